@@ -22,8 +22,8 @@ pub(crate) fn has_json_suffix(content_type: &str) -> bool {
         .is_some_and(|name| !name.is_empty())
 }
 
-/// Whether text labelled so can be read as UTF-8. Another character set would decode into wrong characters without
-/// an error.
+/// Whether text labelled so can be read as UTF-8. Another character set would decode into wrong characters
+/// without an error.
 pub(crate) fn is_utf8(content_type: &str) -> bool {
     content_type
         .split(';')

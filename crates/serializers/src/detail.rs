@@ -2,8 +2,8 @@
 
 /// The harmless part of a serde message: the name of a missing field, or the expectation at its end.
 ///
-/// Serde quotes the offending value before the expectation (`invalid type: string "secret", expected u64`), so
-/// only the text after the last `, expected ` is taken: it comes from the Rust type.
+/// Serde quotes the offending value before the expectation (`invalid type: string "secret", expected u64`),
+/// so only the text after the last `, expected ` is taken: it comes from the Rust type.
 pub(crate) fn expectation(message: &str) -> Option<String> {
     if let Some(rest) = message.strip_prefix("missing field `") {
         return rest

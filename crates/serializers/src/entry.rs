@@ -3,7 +3,8 @@ use std::sync::Arc;
 
 use crate::serializer::Serializer;
 
-/// A serializer submitted by a linked crate; [`Serializers::linked`](crate::Serializers::linked) collects them.
+/// A serializer submitted by a linked crate; [`Serializers::linked`](crate::Serializers::linked) collects
+/// them.
 pub struct SerializerEntry {
     make: fn() -> Arc<dyn Serializer>,
 }
@@ -28,12 +29,12 @@ impl fmt::Debug for SerializerEntry {
 
 inventory::collect!(SerializerEntry);
 
-/// Makes a [`Serializer`](crate::Serializer) part of every [`Serializers::linked`](crate::Serializers::linked) of
-/// the programs that link this crate.
+/// Makes a [`Serializer`](crate::Serializer) part of every
+/// [`Serializers::linked`](crate::Serializers::linked) of the programs that link this crate.
 ///
-/// The argument is an expression that makes the serializer; it may not capture anything. The macro is written at
-/// module level. A crate that is a dependency but not mentioned anywhere may be left out by the linker: refer to
-/// one of its items, or write `use that_crate as _;`.
+/// The argument is an expression that makes the serializer; it may not capture anything. The macro is written
+/// at module level. A crate that is a dependency but not mentioned anywhere may be left out by the linker:
+/// refer to one of its items, or write `use that_crate as _;`.
 ///
 /// It is short for
 ///

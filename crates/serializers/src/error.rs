@@ -33,9 +33,9 @@ pub enum SerializeError {
 
 /// A body could not become a value, or was not allowed to.
 ///
-/// The sentence it displays names what was found, what was expected and what to do. It never shows the body; the
-/// [`source`](std::error::Error::source) of [`Malformed`](Self::Malformed) comes from the format's library and may
-/// quote a fragment.
+/// The sentence it displays names what was found, what was expected and what to do. It never shows the body;
+/// the [`source`](std::error::Error::source) of [`Malformed`](Self::Malformed) comes from the format's
+/// library and may quote a fragment.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {

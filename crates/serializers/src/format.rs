@@ -36,17 +36,17 @@ enum Repr {
 }
 
 impl Format {
-    /// JSON: name `json`, `application/json`, id 1. Also read from `text/json` and `application/*+json`. A float
-    /// that is not finite becomes `null`, which does not decode into a float again.
+    /// JSON: name `json`, `application/json`, id 1. Also read from `text/json` and `application/*+json`. A
+    /// float that is not finite becomes `null`, which does not decode into a float again.
     pub const JSON: Self = Self(Repr::Json);
     /// MessagePack with named fields: name `msgpack`, `application/vnd.msgpack`, id 2. Also read from
     /// `application/msgpack` and `application/x-msgpack`.
     pub const MESSAGE_PACK: Self = Self(Repr::MessagePack);
-    /// Plain UTF-8 text: name `text`, `text/plain; charset=utf-8`, id 3. Carries a string, char, number, bool or
-    /// unit variant; structs, lists, maps and options are refused. Nothing is trimmed.
+    /// Plain UTF-8 text: name `text`, `text/plain; charset=utf-8`, id 3. Carries a string, char, number, bool
+    /// or unit variant; structs, lists, maps and options are refused. Nothing is trimmed.
     pub const TEXT: Self = Self(Repr::Text);
-    /// Bytes as they are: name `bytes`, `application/octet-stream`, id 4. Carries bytes (`Bytes`, `ByteBuf`) and
-    /// lists of `u8` (`Vec<u8>`, `[u8; N]`); all else is refused.
+    /// Bytes as they are: name `bytes`, `application/octet-stream`, id 4. Carries bytes (`Bytes`, `ByteBuf`)
+    /// and lists of `u8` (`Vec<u8>`, `[u8; N]`); all else is refused.
     pub const BYTES: Self = Self(Repr::Bytes);
 
     /// A format that calls a third-party serializer, for use without a registry.
@@ -102,8 +102,8 @@ impl Format {
     ///
     /// # Errors
     ///
-    /// [`SerializeError::Unsupported`] if the format cannot express the value, [`SerializeError::TooLarge`] if the
-    /// body exceeds `limits`.
+    /// [`SerializeError::Unsupported`] if the format cannot express the value, [`SerializeError::TooLarge`]
+    /// if the body exceeds `limits`.
     #[inline]
     pub fn encode<T: Serialize + ?Sized>(&self, value: &T, limits: &Limits) -> Result<Bytes, SerializeError> {
         let body = match &self.0 {

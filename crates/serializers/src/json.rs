@@ -59,8 +59,8 @@ fn too_deep(limits: &Limits) -> DecodeError {
     }
 }
 
-/// Whether more than `max` lists and objects enclose each other. Looks at brackets outside strings only; what else
-/// is wrong with the body is left to the parser.
+/// Whether more than `max` lists and objects enclose each other. Looks at brackets outside strings only; what
+/// else is wrong with the body is left to the parser.
 fn nests_deeper(body: &[u8], max: usize) -> bool {
     if body.len() <= max {
         return false;

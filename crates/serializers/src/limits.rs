@@ -12,14 +12,15 @@
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Limits {
-    /// Largest body in bytes; 16 MiB unless set. Too small refuses honest messages, too large lets one message
-    /// take the memory of many: keep it near the broker's own limit.
+    /// Largest body in bytes; 16 MiB unless set. Too small refuses honest messages, too large lets one
+    /// message take the memory of many: keep it near the broker's own limit.
     pub max_bytes: usize,
-    /// Deepest nesting; 128 unless set. A scalar is one deep, each list or map around it adds one. Values above
-    /// [`DEPTH_CEILING`](Self::DEPTH_CEILING) act as the ceiling.
+    /// Deepest nesting; 128 unless set. A scalar is one deep, each list or map around it adds one. Values
+    /// above [`DEPTH_CEILING`](Self::DEPTH_CEILING) act as the ceiling.
     ///
-    /// At the ceiling, JSON that is skipped (a field the type does not have) is not counted: skipping does not
-    /// recurse. Below it, the whole body is counted. In third-party formats an option or a newtype counts too.
+    /// At the ceiling, JSON that is skipped (a field the type does not have) is not counted: skipping does
+    /// not recurse. Below it, the whole body is counted. In third-party formats an option or a newtype counts
+    /// too.
     pub max_depth: usize,
 }
 

@@ -24,8 +24,8 @@ pub(crate) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Bytes, Serializ
 
 #[inline]
 pub(crate) fn decode<T: DeserializeOwned>(body: &[u8], limits: &Limits) -> Result<T, DecodeError> {
-    // rmp_serde reserves memory for claimed lengths, counts no depth inside enums and ignores trailing bytes: the
-    // scan goes first.
+    // rmp_serde reserves memory for claimed lengths, counts no depth inside enums and ignores trailing bytes:
+    // the scan goes first.
     scan::check(body, limits.max_containers()).map_err(|flaw| refuse::<T>(flaw, limits))?;
     rmp_serde::from_slice(body).map_err(|source| explain::<T>(source))
 }

@@ -13,11 +13,11 @@ pub(crate) static JSON: Format = Format::JSON;
 
 /// The serializers a program knows, and which of them its types use.
 ///
-/// A value, not a global: it is set up, then cloned (cheaply) to whoever needs it. A change to one clone does not
-/// reach the others.
+/// A value, not a global: it is set up, then cloned (cheaply) to whoever needs it. A change to one clone does
+/// not reach the others.
 ///
-/// The serializer of a type is found by the first rule that covers it: bound by [`bind`](Self::bind), in a group of
-/// [`bind_fallback`](Self::bind_fallback), the default (JSON unless changed).
+/// The serializer of a type is found by the first rule that covers it: bound by [`bind`](Self::bind), in a
+/// group of [`bind_fallback`](Self::bind_fallback), the default (JSON unless changed).
 #[derive(Clone, Debug)]
 pub struct Serializers {
     inner: Arc<Inner>,
@@ -49,7 +49,8 @@ impl Serializers {
         }
     }
 
-    /// The built-in ones and every serializer that a linked crate submitted with [`register!`](crate::register).
+    /// The built-in ones and every serializer that a linked crate submitted with
+    /// [`register!`](crate::register).
     ///
     /// # Errors
     ///
@@ -71,8 +72,9 @@ impl Serializers {
     ///
     /// # Errors
     ///
-    /// [`RegistryError::ReservedId`] below [`FIRST_CUSTOM_ID`], [`RegistryError::Invalid`] for a name or content type
-    /// that could not be matched, [`RegistryError::Duplicate`] if its name, content type or id is taken.
+    /// [`RegistryError::ReservedId`] below [`FIRST_CUSTOM_ID`], [`RegistryError::Invalid`] for a name or
+    /// content type that could not be matched, [`RegistryError::Duplicate`] if its name, content type or id
+    /// is taken.
     pub fn add(&mut self, serializer: Arc<dyn Serializer>) -> Result<(), RegistryError> {
         let added = Format::custom(serializer);
         let (name, content_type, id) = (added.name(), added.content_type(), added.id());
@@ -130,7 +132,8 @@ impl Serializers {
         Arc::make_mut(&mut self.inner).bindings.bind::<T>(format)
     }
 
-    /// Binds all types of a group to the serializer called `name`, where no binding of their own says otherwise.
+    /// Binds all types of a group to the serializer called `name`, where no binding of their own says
+    /// otherwise.
     ///
     /// A group is a run of path segments: `orders` covers `shop::orders::Paid` and `orders::v2::Paid`, not
     /// `shop::orders_old::Paid`. Of several groups that cover a type, the one with the most segments wins.
@@ -167,8 +170,8 @@ impl Serializers {
     ///
     /// # Errors
     ///
-    /// [`RegistryError::Ambiguous`] if two groups cover it equally, [`RegistryError::Unbound`] if nothing does and the
-    /// default was cleared.
+    /// [`RegistryError::Ambiguous`] if two groups cover it equally, [`RegistryError::Unbound`] if nothing
+    /// does and the default was cleared.
     #[inline]
     pub fn for_type<T: 'static + ?Sized>(&self) -> Result<&Format, RegistryError> {
         match &self.inner.default {
@@ -201,15 +204,17 @@ impl Serializers {
 
     /// The serializer that reads bodies labelled `content_type`, if there is one.
     ///
-    /// Parameters and case are ignored, except that `text/plain` must be UTF-8. `application/*+json` is JSON unless a
-    /// serializer has that content type itself.
+    /// Parameters and case are ignored, except that `text/plain` must be UTF-8. `application/*+json` is JSON
+    /// unless a serializer has that content type itself.
     pub fn by_content_type(&self, content_type: &str) -> Option<&Format> {
-        let exact = self
-            .inner
-            .formats
+        let formats = &self.inner.formats;
+        // The sender is usually polymq too: its spelling needs no parsing.
+        let verbatim = formats
             .iter()
-            .find(|format| format.reads(content_type));
-        exact.or_else(|| content_type::has_json_suffix(content_type).then_some(&JSON))
+            .find(|format| format.content_type() == content_type);
+        verbatim
+            .or_else(|| formats.iter().find(|format| format.reads(content_type)))
+            .or_else(|| content_type::has_json_suffix(content_type).then_some(&JSON))
     }
 
     /// The serializer with this wire id, if there is one.

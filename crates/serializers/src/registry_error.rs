@@ -1,4 +1,5 @@
-/// A registry of serializers was asked for something it does not have, or set up in a way that contradicts itself.
+/// A registry of serializers was asked for something it does not have, or set up in a way that contradicts
+/// itself.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegistryError {

@@ -8,12 +8,13 @@ use crate::registry::{JSON, Serializers, join};
 use crate::registry_error::RegistryError;
 
 impl Serializers {
-    /// Checks that an allow-list names serializers of this registry, so that a slip of the pen is found at start.
+    /// Checks that an allow-list names serializers of this registry, so that a slip of the pen is found at
+    /// start.
     ///
     /// # Errors
     ///
-    /// [`RegistryError::UnknownName`], or [`RegistryError::Invalid`] if it decodes unlabelled bodies with a serializer
-    /// that it does not accept.
+    /// [`RegistryError::UnknownName`], or [`RegistryError::Invalid`] if it decodes unlabelled bodies with a
+    /// serializer that it does not accept.
     pub fn check(&self, accept: &Accept) -> Result<(), RegistryError> {
         for name in accept.names().into_iter().flatten().chain(accept.unlabelled()) {
             self.by_name(name)?;

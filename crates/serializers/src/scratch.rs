@@ -4,8 +4,8 @@ use bytes::Bytes;
 
 /// Where a body is written before its size is known.
 ///
-/// Most messages are small: they are written on the stack, and the only allocation of an encode is the exact one
-/// of the result. Larger ones move to a `Vec` that becomes the result without a copy.
+/// Most messages are small: they are written on the stack, and the only allocation of an encode is the exact
+/// one of the result. Larger ones move to a `Vec` that becomes the result without a copy.
 pub(crate) struct Scratch {
     inline: [u8; Self::INLINE],
     used: usize,
@@ -13,7 +13,8 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// Bytes kept on the stack: larger costs clearing on every encode, smaller sends usual messages to the heap.
+    /// Bytes kept on the stack: larger costs clearing on every encode, smaller sends usual messages to the
+    /// heap.
     const INLINE: usize = 256;
 
     #[inline]

@@ -9,9 +9,9 @@ pub const FIRST_CUSTOM_ID: u16 = 100;
 
 /// A wire format that another crate brings.
 ///
-/// A serializer must be stateless towards its messages: the same value gives a body that any other process with
-/// this serializer can read. It must not execute code found in a body, and must not reserve memory for a length
-/// that the body only claims. It may assume that the body is no larger than
+/// A serializer must be stateless towards its messages: the same value gives a body that any other process
+/// with this serializer can read. It must not execute code found in a body, and must not reserve memory for a
+/// length that the body only claims. It may assume that the body is no larger than
 /// [`Limits::max_bytes`](crate::Limits::max_bytes), and that nesting deeper than
 /// [`Limits::max_depth`](crate::Limits::max_depth) is stopped for it, as long as it recurses through serde.
 ///
@@ -50,8 +50,8 @@ pub trait Serializer: Send + Sync + Debug {
     /// Short name that configuration uses, such as `cbor`. Unique in a registry.
     fn name(&self) -> &str;
 
-    /// Content type that labels its bodies, such as `application/cbor`. Unique in a registry; parameters after a
-    /// `;` are sent, and ignored when a content type is looked up.
+    /// Content type that labels its bodies, such as `application/cbor`. Unique in a registry; parameters
+    /// after a `;` are sent, and ignored when a content type is looked up.
     fn content_type(&self) -> &str;
 
     /// Number that stands for it where a protocol has no room for a name. Unique in a registry and at least
@@ -65,7 +65,8 @@ pub trait Serializer: Send + Sync + Debug {
     /// Whatever the format cannot express.
     fn encode(&self, value: &dyn erased_serde::Serialize) -> Result<Vec<u8>, BoxError>;
 
-    /// Reads `body`: builds a deserializer over it, calls `visit` with it once, and checks that nothing is left.
+    /// Reads `body`: builds a deserializer over it, calls `visit` with it once, and checks that nothing is
+    /// left.
     ///
     /// # Errors
     ///
