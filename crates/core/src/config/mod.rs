@@ -1,0 +1,19 @@
+//! Settings: one map of texts, however they came in, read into one serde struct by each backend.
+//!
+//! Order of precedence, weakest first: file, environment, query of the URL, code.
+
+mod environment;
+mod redact;
+mod settings;
+mod values;
+
+pub use environment::Environment;
+pub use redact::{Secret, redact_url};
+pub use settings::{Origin, Settings};
+pub use values::duration;
+
+/// The known name that the user most likely meant.
+pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let score = |other: &str| strsim::damerau_levenshtein(&name.to_ascii_lowercase(), &other.to_ascii_lowercase());
+    known.map(|other| (score(other), other)).filter(|(score, other)| *score <= 1 + other.len() / 4).min().map(|(_, other)| other)
+}

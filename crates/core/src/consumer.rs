@@ -1,0 +1,137 @@
+//! What a backend implements to receive and to settle.
+
+use std::{fmt, sync::Arc, time::Duration, time::SystemTime};
+
+use async_trait::async_trait;
+
+use crate::{Address, Completion, Error, Message, Result};
+
+/// What a backend needs to settle a delivery: a delivery tag, a packet id, a key into its own table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Token(pub u64);
+
+/// A message as a backend hands it over, not yet settled.
+#[derive(Debug, Default)]
+pub struct Incoming {
+    /// The message.
+    pub message: Message,
+    /// What settles it.
+    pub token: Token,
+    /// The attempt number that the broker counts, 1-based; without it the header of the message counts.
+    pub attempt: Option<u32>,
+    /// The concrete channel name, where it differs from the consumed one (wildcards).
+    pub channel: Option<Arc<str>>,
+    /// What the broker tells about the delivery, where it tells something.
+    pub details: Option<Box<Details>>,
+}
+
+/// What the broker itself knows about a delivery.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Details {
+    /// When the broker took the message.
+    pub broker_time: Option<SystemTime>,
+    /// Its sequence number or offset.
+    pub sequence: Option<u64>,
+    /// Its partition.
+    pub partition: Option<i32>,
+    /// Whether the broker says that it has delivered the message before.
+    pub redelivered: bool,
+    /// Whether this is the kept last message of a topic.
+    pub retained: bool,
+}
+
+/// The backend's side of receiving from one channel. Users hold a [`Subscription`](crate::Subscription) or write handlers.
+///
+/// A consumer that is created fetches on its own, at most [`ConsumeOptions::prefetch`] messages ahead, and
+/// goes on by itself after a lost connection.
+#[async_trait]
+pub trait Consumer: Send + fmt::Debug + 'static {
+    /// Waits for at least one message and appends up to `max` to `into`.
+    ///
+    /// Must be cancel-safe: dropping the future loses nothing. A lost connection is not an error, the call
+    /// goes on waiting; an error is final (the channel was deleted, permission was withdrawn, the consumer was closed).
+    async fn receive(&mut self, max: usize, into: &mut Vec<Incoming>) -> Result<()>;
+
+    /// What settles the deliveries of this consumer; outlives it.
+    fn settler(&self) -> Arc<dyn Settler>;
+
+    /// Stops fetching, returns to the broker what was fetched and not received, and flushes acknowledgements.
+    /// Deliveries that were received can still be settled or released afterwards. A second call does nothing.
+    async fn close(&mut self) -> Result<()>;
+}
+
+/// Settles deliveries. Every method may be called from any task and must not block.
+///
+/// A token is settled once; core guarantees it. A token of a connection that has ended, or of a lease that
+/// has expired, answers [`ErrorKind::Stale`](crate::ErrorKind::Stale): the broker delivers that message again.
+pub trait Settler: Send + Sync + fmt::Debug + 'static {
+    /// The message is done. Acknowledgements may be coalesced, but never cover an unfinished message.
+    fn ack(&self, token: Token) -> Completion<()>;
+
+    /// Back to the broker, for any consumer, now. Used when a delivery is dropped unsettled and when a consumer
+    /// drains; best effort, because a connection that has ended has returned it already.
+    fn release(&self, token: Token, message: Message);
+
+    /// Another attempt after a delay: `attempt` is the number that the next delivery must carry when the backend
+    /// declares a delivery count. The original is only given up when its successor is safe with the broker.
+    ///
+    /// Answers [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) as the capabilities declare.
+    fn retry(&self, token: Token, message: &Message, attempt: u32, after: Duration) -> Completion<()>;
+
+    /// The broker should hold the message for us for `by` from now on.
+    fn extend(&self, token: Token, by: Duration) -> Completion<()> {
+        let _ = (token, by);
+        Completion::ready(Err(Error::unsupported("this", "lease extension")))
+    }
+}
+
+/// Where a group that has no position yet begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Start {
+    /// With the messages sent from now on.
+    #[default]
+    New,
+    /// With the oldest message that the broker keeps; needs the replay capability.
+    Earliest,
+}
+
+/// How a channel is consumed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConsumeOptions {
+    /// The group that shares a topic's messages. A topic without a group is a subscription of its own that ends
+    /// with the consumer.
+    pub group: Option<String>,
+    /// The most messages fetched and not settled.
+    pub prefetch: usize,
+    /// The most bytes fetched and not settled, where the backend declares it.
+    pub prefetch_bytes: usize,
+    /// Where a new group begins.
+    pub start: Start,
+    /// Messages of one key are handled in their order.
+    pub ordered_by_key: bool,
+    /// The queue for dead letters, made together with the channel; `None` makes none.
+    pub dead_letters: Option<Address>,
+    /// Creates the channel when it does not exist; otherwise a missing channel is
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound).
+    pub declare: bool,
+    /// How long the broker lends a message, where it does.
+    pub lease: Duration,
+    /// Settings that only one backend knows, checked by it.
+    pub extra: Vec<(String, String)>,
+}
+
+impl Default for ConsumeOptions {
+    fn default() -> Self {
+        Self {
+            group: None,
+            prefetch: 256,
+            prefetch_bytes: 64 * 1024 * 1024,
+            start: Start::New,
+            ordered_by_key: false,
+            dead_letters: None,
+            declare: true,
+            lease: Duration::from_secs(30),
+            extra: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Dead letters: the copy that is sent to the dead-letter queue, and sending it back.
+//!
+//! The copy keeps id, body, headers and attributes of the original. What is known about the failure is in system headers.
+
+use std::time::Duration;
+
+use crate::{Address, Bus, ChannelKind, ConsumeOptions, Error, ErrorKind, Message, Result, clock};
+
+/// System header: why the message is here.
+pub const REASON: &str = "polymq-reason";
+/// System header: the channel that it comes from, as `queue orders` or `topic orders`.
+pub const SOURCE: &str = "polymq-source";
+/// System header: the group of the topic that it comes from.
+pub const SOURCE_GROUP: &str = "polymq-source-group";
+/// System header: how often it was tried.
+pub const ATTEMPTS: &str = "polymq-attempts";
+/// System header: the error of its first failed attempt.
+pub const FIRST_ERROR: &str = "polymq-first-error";
+/// System header: the error of its last attempt.
+pub const LAST_ERROR: &str = "polymq-last-error";
+/// System header: when it was given up, RFC 3339.
+pub const DEAD_AT: &str = "polymq-dead-at";
+
+/// What is known about a message that was given up.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Obituary<'a> {
+    pub(crate) reason: &'a str,
+    pub(crate) source: &'a Address,
+    pub(crate) group: Option<&'a str>,
+    pub(crate) attempts: u32,
+    pub(crate) last_error: Option<&'a str>,
+}
+
+/// The copy for the dead-letter queue.
+pub(crate) fn dead_letter(original: &Message, obituary: Obituary<'_>) -> Message {
+    // Its time must not run out while it waits for a person to look at it.
+    let mut copy = original.clone().without_expires_at().without_deliver_at();
+    let first = original.system_headers().get(FIRST_ERROR).or(obituary.last_error).map(str::to_owned);
+    copy.clear_system_headers();
+    copy.set_system_header(REASON, header_text(obituary.reason));
+    copy.set_system_header(SOURCE, obituary.source.to_string());
+    if let Some(group) = obituary.group {
+        copy.set_system_header(SOURCE_GROUP, group.to_owned());
+    }
+    copy.set_system_header(ATTEMPTS, obituary.attempts.to_string());
+    if let Some(first) = first {
+        copy.set_system_header(FIRST_ERROR, header_text(&first));
+    }
+    if let Some(last) = obituary.last_error {
+        copy.set_system_header(LAST_ERROR, header_text(last));
+    }
+    copy.set_system_header(DEAD_AT, humantime::format_rfc3339_millis(clock::now()).to_string());
+    copy
+}
+
+/// The text as a header value: control characters become spaces and it is cut to 1 KiB, so that an error's
+/// text can never make the dead letter itself impossible to send.
+pub(crate) fn header_text(text: &str) -> String {
+    const MAX: usize = 1024;
+    let mut cut = String::with_capacity(text.len().min(MAX));
+    for c in text.chars() {
+        if cut.len() + c.len_utf8() > MAX {
+            break;
+        }
+        cut.push(if c.is_control() { ' ' } else { c });
+    }
+    cut
+}
+
+/// Sends up to `max` dead letters back to the queue they came from and says how many.
+///
+/// Each goes back with its original id, headers and body and starts with attempt 1; it leaves the
+/// dead-letter queue only when the source has accepted it. Ends when the queue has been empty for `patience`.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] for the dead letters of a topic's group, because sending to the topic would reach
+/// the other groups too: consume the dead-letter queue itself instead. Otherwise the errors of receiving and
+/// sending; what was sent back before stays sent back.
+pub async fn replay_dead_letters(bus: &Bus, source: &Address, max: usize, patience: Duration) -> Result<usize> {
+    if source.kind() == ChannelKind::Topic {
+        return Err(Error::unsupported(bus.backend(), "replaying the dead letters of a topic's group")
+            .with_hint("consume the dead-letter queue itself"));
+    }
+    let options = ConsumeOptions { prefetch: max.clamp(1, 64), ..ConsumeOptions::default() };
+    let mut letters = bus.channel(source.dead_letters(None)).subscribe(options).await?;
+    let target = bus.channel(source.clone());
+    let mut replayed = 0;
+    let outcome = async {
+        while replayed < max {
+            let mut batch = letters.receive((max - replayed).min(64), patience).await?;
+            if batch.is_empty() {
+                break;
+            }
+            for letter in batch.drain(..) {
+                let mut message = letter.message().clone();
+                if message.system_headers().get(SOURCE).is_some_and(|from| from != source.to_string()) {
+                    return Err(Error::new(
+                        ErrorKind::InvalidInput,
+                        format!("a dead letter in this queue comes from another channel than {source}"),
+                    )
+                    .with_hint("replay each source on its own"));
+                }
+                message.clear_system_headers();
+                target.send_message(message).await?;
+                letter.ack().await?;
+                replayed += 1;
+            }
+        }
+        Ok(())
+    }
+    .await;
+    letters.close().await?;
+    outcome.map(|()| replayed)
+}

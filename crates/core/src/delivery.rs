@@ -1,0 +1,281 @@
+//! A message that was received and must be settled: once, by value.
+
+use std::{fmt, mem, sync::Arc, time::Duration};
+
+use crate::{
+    Address, Capabilities, Channel, Details, Error, ErrorKind, Incoming, Message, Result, Settler, Support,
+    dead_letter::{FIRST_ERROR, Obituary, dead_letter, header_text},
+};
+
+/// What the deliveries of one consumer share.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    pub(crate) settler: Arc<dyn Settler>,
+    pub(crate) address: Address,
+    pub(crate) group: Option<String>,
+    pub(crate) backend: &'static str,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) dead_letters: Option<Channel>,
+}
+
+/// A received message. Settle it with one of [`ack`](Self::ack), [`retry`](Self::retry), [`reject`](Self::reject) and
+/// [`drop_message`](Self::drop_message); each takes the delivery, so that settling twice does not compile, and
+/// gives it back inside the error when it fails. A delivery that is dropped unsettled returns to the broker, with a warning.
+pub struct Delivery {
+    incoming: Incoming,
+    attempt: u32,
+    origin: Arc<Origin>,
+    settled: bool,
+}
+
+impl Delivery {
+    pub(crate) fn new(incoming: Incoming, origin: Arc<Origin>) -> Self {
+        let attempt = attempt_of(&incoming);
+        Self { incoming, attempt, origin, settled: false }
+    }
+
+    pub(crate) fn with_attempt(mut self, attempt: u32) -> Self {
+        self.attempt = attempt;
+        self
+    }
+
+    /// It is settled already, by other means.
+    pub(crate) fn forget(mut self) {
+        self.settled = true;
+    }
+
+    /// The message.
+    #[must_use]
+    pub fn message(&self) -> &Message {
+        &self.incoming.message
+    }
+
+    /// The number of this attempt, 1-based.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// The concrete name of the channel: with wildcards, the name that was sent to.
+    #[must_use]
+    pub fn channel(&self) -> &str {
+        self.incoming.channel.as_deref().unwrap_or(self.origin.address.name())
+    }
+
+    /// What the broker itself tells about the delivery.
+    #[must_use]
+    pub fn details(&self) -> Option<&Details> {
+        self.incoming.details.as_deref()
+    }
+
+    /// The message is done.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Stale`] when the broker has taken the message back in the meantime: it comes again.
+    pub async fn ack(mut self) -> Result<(), SettleError> {
+        match self.origin.settler.ack(self.incoming.token).await {
+            Ok(()) => {
+                self.settled = true;
+                Ok(())
+            }
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    /// Another attempt, no earlier than `after` from now.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] as the backend declares; [`ErrorKind::Stale`] as for [`ack`](Self::ack).
+    pub async fn retry(self, after: Duration) -> Result<(), SettleError> {
+        let next = self.attempt.saturating_add(1);
+        self.again(next, after, None).await
+    }
+
+    /// Puts the message back behind the others, or for later, without counting an attempt.
+    ///
+    /// # Errors
+    /// As [`retry`](Self::retry).
+    pub async fn defer(self, after: Duration) -> Result<(), SettleError> {
+        let same = self.attempt;
+        self.again(same, after, None).await
+    }
+
+    pub(crate) async fn again(
+        mut self,
+        attempt: u32,
+        after: Duration,
+        error: Option<&str>,
+    ) -> Result<(), SettleError> {
+        if let Err(error) = can_retry(self.origin.backend, &self.origin.capabilities, after) {
+            return Err(self.failed(error));
+        }
+        if let Some(error) = error
+            && self.incoming.message.system_headers().get(FIRST_ERROR).is_none()
+        {
+            self.incoming.message.set_system_header(FIRST_ERROR, header_text(error));
+        }
+        let settling = self.origin.settler.retry(self.incoming.token, &self.incoming.message, attempt, after);
+        match settling.await {
+            Ok(()) => {
+                self.settled = true;
+                Ok(())
+            }
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    /// To the dead-letter queue, with the reason. The copy is accepted by the broker before the original is acknowledged.
+    ///
+    /// # Errors
+    /// Those of sending the copy (the original is untouched then) and of [`ack`](Self::ack).
+    pub async fn reject(self, reason: &str) -> Result<(), SettleError> {
+        self.bury(reason, None).await
+    }
+
+    pub(crate) async fn bury(self, reason: &str, last_error: Option<&str>) -> Result<(), SettleError> {
+        let Some(channel) = &self.origin.dead_letters else {
+            let error = Error::new(ErrorKind::Unsupported, "this channel has no dead-letter queue of polymq's")
+                .with_hint("choose one in the failure policy");
+            return Err(self.failed(error));
+        };
+        let obituary = Obituary {
+            reason,
+            source: &self.origin.address,
+            group: self.origin.group.as_deref(),
+            attempts: self.attempt,
+            last_error,
+        };
+        match channel.send_as_is(dead_letter(&self.incoming.message, obituary)).await {
+            Ok(_) => self.ack().await,
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    /// Acknowledges the message without having handled it; the reason is logged.
+    ///
+    /// # Errors
+    /// As [`ack`](Self::ack).
+    pub async fn drop_message(self, reason: &str) -> Result<(), SettleError> {
+        let message = self.message();
+        tracing::info!(channel = self.channel(), id = ?message.id(), reason, "message dropped");
+        self.ack().await
+    }
+
+    /// The broker should hold the message for us for `by` from now on.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] where the broker lends for no fixed time; [`ErrorKind::Stale`] when the loan is over.
+    pub async fn extend(&self, by: Duration) -> Result<()> {
+        if !self.origin.capabilities.leases {
+            return Err(Error::unsupported(self.origin.backend, "lease extension"));
+        }
+        self.origin.settler.extend(self.incoming.token, by).await
+    }
+
+    /// Returns the message to the broker without a warning.
+    pub(crate) fn release(mut self) {
+        self.settled = true;
+        self.origin.settler.release(self.incoming.token, mem::take(&mut self.incoming.message));
+    }
+
+    #[cold]
+    fn failed(self, error: Error) -> SettleError {
+        let error = error.with_operation("settle").with_channel(self.origin.address.name());
+        SettleError { error, delivery: Box::new(self) }
+    }
+}
+
+/// The broker's count where it counts, the header of the copy otherwise.
+pub(crate) fn attempt_of(incoming: &Incoming) -> u32 {
+    incoming.attempt.unwrap_or_else(|| incoming.message.header_attempt()).max(1)
+}
+
+/// Refuses what the backend declares that it cannot do.
+pub(crate) fn can_retry(backend: &'static str, capabilities: &Capabilities, after: Duration) -> Result<()> {
+    if after.is_zero() {
+        return match capabilities.requeue {
+            Support::None => Err(Error::unsupported(backend, "returning a message for another attempt")),
+            Support::Emulated | Support::Native => Ok(()),
+        };
+    }
+    if !capabilities.delayed_retry.support.is_available() {
+        return Err(Error::unsupported(backend, "returning a message for an attempt after a delay"));
+    }
+    match capabilities.delayed_retry.max {
+        Some(max) if after > max => {
+            Err(Error::unsupported(backend, format_args!("a retry delay of {after:?}, at most {max:?} is possible")))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        if !self.settled {
+            tracing::warn!(
+                channel = self.channel(),
+                id = ?self.incoming.message.id(),
+                "delivery dropped unsettled; the message returns to the broker"
+            );
+            self.origin.settler.release(self.incoming.token, mem::take(&mut self.incoming.message));
+        }
+    }
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery")
+            .field("channel", &self.channel())
+            .field("attempt", &self.attempt)
+            .field("message", &self.incoming.message)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Settling failed; the delivery is inside and can be settled again or dropped.
+#[derive(Debug)]
+pub struct SettleError {
+    error: Error,
+    delivery: Box<Delivery>,
+}
+
+impl SettleError {
+    /// What went wrong.
+    #[must_use]
+    pub fn error(&self) -> &Error {
+        &self.error
+    }
+
+    /// The delivery, unsettled.
+    #[must_use]
+    pub fn into_delivery(self) -> Delivery {
+        *self.delivery
+    }
+
+    /// Both parts.
+    #[must_use]
+    pub fn into_parts(self) -> (Error, Delivery) {
+        (self.error, *self.delivery)
+    }
+}
+
+impl fmt::Display for SettleError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.error, f)
+    }
+}
+
+impl std::error::Error for SettleError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.error)
+    }
+}
+
+impl From<SettleError> for Error {
+    /// Gives the delivery up: it returns to the broker.
+    fn from(settle: SettleError) -> Self {
+        let SettleError { error, delivery } = settle;
+        delivery.release();
+        error
+    }
+}

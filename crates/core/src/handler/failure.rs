@@ -1,0 +1,95 @@
+//! Why a handler failed.
+
+use std::{borrow::Cow, error::Error as StdError, fmt, time::Duration};
+
+use crate::{BoxError, Error, Retry};
+
+/// The error of a handler: anything that implements [`std::error::Error`] becomes one with `?`, and is tried again
+/// unless it is an [`Error`](enum@crate::ErrorKind) whose retry answer is "never" or it was made by [`Failure::permanent`].
+///
+/// Like `anyhow::Error` it does not implement the trait itself, which is what makes that conversion possible.
+pub struct Failure {
+    message: Cow<'static, str>,
+    retry: Retry,
+    source: Option<BoxError>,
+}
+
+impl Failure {
+    /// A failure that another attempt may help.
+    #[must_use]
+    pub fn new(message: impl Into<Cow<'static, str>>) -> Self {
+        Self { message: message.into(), retry: Retry::Now, source: None }
+    }
+
+    /// A failure that no attempt can help: the message goes to the dead letters at once.
+    #[must_use]
+    pub fn permanent(message: impl Into<Cow<'static, str>>) -> Self {
+        Self { message: message.into(), retry: Retry::Never, source: None }
+    }
+
+    /// No attempt can help.
+    #[must_use]
+    pub fn never_retry(mut self) -> Self {
+        self.retry = Retry::Never;
+        self
+    }
+
+    /// The next attempt comes after `delay` instead of the policy's backoff.
+    #[must_use]
+    pub fn retry_after(mut self, delay: Duration) -> Self {
+        self.retry = Retry::After(delay);
+        self
+    }
+
+    /// Whether to try again.
+    #[must_use]
+    pub fn retry(&self) -> Retry {
+        self.retry
+    }
+
+    /// What made it fail.
+    #[must_use]
+    pub fn source(&self) -> Option<&(dyn StdError + Send + Sync + 'static)> {
+        self.source.as_deref()
+    }
+}
+
+impl<E: StdError + Send + Sync + 'static> From<E> for Failure {
+    fn from(error: E) -> Self {
+        let message = error.to_string();
+        let source: BoxError = Box::new(error);
+        let retry = match source.downcast_ref::<Error>() {
+            // An unsupported or invalid operation fails the same way every time.
+            Some(error) => error.retry(),
+            None => Retry::Now,
+        };
+        Self { message: message.into(), retry, source: Some(source) }
+    }
+}
+
+impl From<Failure> for BoxError {
+    fn from(failure: Failure) -> Self {
+        match failure.source {
+            Some(source) => source,
+            None => failure.message.into(),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        let mut source = self.source.as_deref().and_then(|error| error.source());
+        while let Some(error) = source {
+            write!(f, "\ncaused by: {error}")?;
+            source = error.source();
+        }
+        Ok(())
+    }
+}

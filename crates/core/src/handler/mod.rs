@@ -1,0 +1,20 @@
+//! Handlers: ordinary async functions whose arguments extract themselves and whose result settles the message.
+
+mod batch;
+mod extract;
+mod failure;
+mod function;
+mod outcome;
+mod service;
+
+pub use self::{
+    batch::{Batch, BatchHandler, BatchOutcome, IntoBatchOutcome},
+    extract::{Attempt, Body, Context, FromDelivery, Json, State, View},
+    failure::Failure,
+    function::{Blocking, Handler, blocking},
+    outcome::{IntoOutcome, Outcome},
+};
+pub(crate) use self::{
+    extract::States,
+    service::{BatchService, FunctionService, Service, Several},
+};

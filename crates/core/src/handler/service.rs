@@ -1,0 +1,251 @@
+//! Handlers behind one type. The erased boundary is passed once a batch, not once a message: a service drives all
+//! consecutive messages that are for it, and inside it everything is known to the compiler.
+
+use std::{
+    any::TypeId,
+    marker::PhantomData,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use futures_util::{FutureExt, future::BoxFuture};
+
+use super::{Batch, BatchHandler, FromDelivery, Handler, Outcome, View};
+use crate::{
+    Error, Message,
+    layer::NextHandle,
+    runner::{DONE, Tried, Work},
+};
+
+/// A handler of any type.
+pub(crate) trait Service: Send + Sync {
+    /// Handles and settles messages at the front of `work` for as long as they are for the service at `index`.
+    /// Dropping the future leaves what is not settled in `work`.
+    fn drive<'a>(&'a self, index: usize, work: &'a mut Work) -> BoxFuture<'a, ()>;
+
+    /// Calls the handler once, outside of any settling; how [`Several`] reaches its parts.
+    fn call<'a>(&'a self, view: View<'a>) -> BoxFuture<'a, Tried>;
+
+    /// The type that decides which kinds it takes.
+    fn body_type(&self) -> Option<TypeId>;
+}
+
+/// One function, one message.
+pub(crate) struct FunctionService<H, Args>(H, PhantomData<fn(Args)>);
+
+impl<H, Args> FunctionService<H, Args> {
+    pub(crate) fn new(handler: H) -> Self {
+        Self(handler, PhantomData)
+    }
+}
+
+impl<H: Handler<Args>, Args: 'static> FunctionService<H, Args> {
+    async fn attempt(&self, view: View<'_>) -> Tried {
+        let calling = AssertUnwindSafe(async {
+            if view.bus.parts().layers.is_empty() {
+                match self.0.call(&view) {
+                    Ok(running) => Tried::Outcome(running.await),
+                    Err(error) => Tried::Undecodable(error),
+                }
+            } else {
+                self.attempt_with_layers(&view).await
+            }
+        });
+        calling.catch_unwind().await.unwrap_or_else(|panic| Tried::panicked(panic.as_ref()))
+    }
+
+    #[cold]
+    async fn attempt_with_layers(&self, view: &View<'_>) -> Tried {
+        // The layers between see an outcome only; that it was the body's fault is kept aside for the policy.
+        let undecodable = Mutex::new(None::<Error>);
+        let last = |message: Message| -> BoxFuture<'_, Outcome> {
+            let undecodable = &undecodable;
+            Box::pin(async move {
+                let calling = self.0.call(&View { message: &message, ..*view });
+                match calling {
+                    Ok(running) => running.await,
+                    Err(error) => {
+                        let outcome = Outcome::reject(error.to_string());
+                        *undecodable.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                        outcome
+                    }
+                }
+            })
+        };
+        let layers = &view.bus.parts().layers;
+        let next = NextHandle { address: view.address, attempt: view.attempt, layers, last: &last };
+        let outcome = next.handle(view.message.clone()).await;
+        match undecodable.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Tried::Undecodable(error),
+            None => Tried::Outcome(outcome),
+        }
+    }
+}
+
+impl<H: Handler<Args>, Args: 'static> Service for FunctionService<H, Args> {
+    fn drive<'a>(&'a self, index: usize, work: &'a mut Work) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            while work.starts(index) {
+                let env = work.env();
+                let tried = if env.is_plain() {
+                    self.attempt(work.view()).await
+                } else {
+                    env.guard(work.token(), self.attempt(work.view())).await
+                };
+                if matches!(tried, Tried::Outcome(Outcome::Ack)) && work.ack_front() {
+                    continue;
+                }
+                work.settle(self, tried).await;
+            }
+        })
+    }
+
+    fn call<'a>(&'a self, view: View<'a>) -> BoxFuture<'a, Tried> {
+        Box::pin(self.attempt(view))
+    }
+
+    fn body_type(&self) -> Option<TypeId> {
+        H::body_type()
+    }
+}
+
+/// One function, many messages.
+pub(crate) struct BatchService<H, T> {
+    handler: H,
+    max: usize,
+    arguments: PhantomData<fn(T)>,
+}
+
+impl<H, T> BatchService<H, T> {
+    pub(crate) fn new(handler: H, max: usize) -> Self {
+        Self { handler, max: max.max(1), arguments: PhantomData }
+    }
+}
+
+impl<H: BatchHandler<T>, T: FromDelivery + Send + 'static> BatchService<H, T> {
+    /// Extracts from as many messages at the front as are for this service; `Err` when the first cannot be.
+    fn extract(&self, index: usize, work: &Work) -> Result<Vec<T>, Error> {
+        let mut values = Vec::with_capacity(work.len().min(self.max));
+        for at in 0..self.max {
+            if !work.is_for(at, index) {
+                break;
+            }
+            match T::from_delivery(&work.view_at(at)) {
+                Ok(value) => values.push(value),
+                Err(error) if at == 0 => return Err(error),
+                // It is the front of the next batch, where it goes its own way.
+                Err(_) => break,
+            }
+        }
+        Ok(values)
+    }
+}
+
+impl<H: BatchHandler<T>, T: FromDelivery + Send + 'static> Service for BatchService<H, T> {
+    fn drive<'a>(&'a self, index: usize, work: &'a mut Work) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            while work.starts(index) {
+                let values = match std::panic::catch_unwind(AssertUnwindSafe(|| self.extract(index, work))) {
+                    Ok(Ok(values)) => values,
+                    Ok(Err(error)) => {
+                        work.settle(self, Tried::Undecodable(error)).await;
+                        continue;
+                    }
+                    Err(panic) => {
+                        work.settle(self, Tried::panicked(panic.as_ref())).await;
+                        continue;
+                    }
+                };
+                let count = values.len();
+                let calling = AssertUnwindSafe(async { self.handler.call(Batch(values)).await }).catch_unwind();
+                let outcomes = match work.env().within_time(calling).await {
+                    Ok(Ok(outcome)) => outcome.each(count),
+                    Ok(Err(panic)) => Some((0..count).map(|_| Tried::panicked(panic.as_ref()).into_outcome()).collect()),
+                    Err(limit) => Some((0..count).map(|_| Tried::TimedOut(limit).into_outcome()).collect()),
+                };
+                match outcomes {
+                    None => {
+                        for _ in 0..count {
+                            if !work.ack_front() {
+                                work.settle(self, Tried::Outcome(Outcome::Ack)).await;
+                            }
+                        }
+                    }
+                    Some(outcomes) => {
+                        for outcome in outcomes {
+                            work.settle(self, Tried::Outcome(outcome)).await;
+                        }
+                    }
+                }
+            }
+        })
+    }
+
+    fn call<'a>(&'a self, view: View<'a>) -> BoxFuture<'a, Tried> {
+        Box::pin(async move {
+            let value = match T::from_delivery(&view) {
+                Ok(value) => value,
+                Err(error) => return Tried::Undecodable(error),
+            };
+            let calling = AssertUnwindSafe(async { self.handler.call(Batch(vec![value])).await }).catch_unwind();
+            match calling.await {
+                Ok(outcome) => {
+                    let first = outcome.each(1).and_then(|mut outcomes| outcomes.pop());
+                    Tried::Outcome(first.unwrap_or(Outcome::Ack))
+                }
+                Err(panic) => Tried::panicked(panic.as_ref()),
+            }
+        })
+    }
+
+    fn body_type(&self) -> Option<TypeId> {
+        T::body_type()
+    }
+}
+
+/// Several handlers for each message, each with a success of its own: what has succeeded is remembered with the
+/// message and not called again when the others are tried again.
+pub(crate) struct Several(pub(crate) Vec<(String, Arc<dyn Service>)>);
+
+impl Several {
+    async fn attempt(&self, view: View<'_>) -> Tried {
+        let mut done: Vec<&str> = match view.message.system_headers().get(DONE) {
+            Some(names) => names.split(',').collect(),
+            None => Vec::new(),
+        };
+        let mut failed = None;
+        for (name, part) in &self.0 {
+            if done.contains(&name.as_str()) {
+                continue;
+            }
+            match part.call(view).await {
+                Tried::Outcome(Outcome::Ack) => done.push(name),
+                other => failed = failed.or(Some(other)),
+            }
+        }
+        match failed {
+            None => Tried::Outcome(Outcome::Ack),
+            Some(failed) => Tried::Partly { done: done.join(","), failed: Box::new(failed) },
+        }
+    }
+}
+
+impl Service for Several {
+    fn drive<'a>(&'a self, index: usize, work: &'a mut Work) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            while work.starts(index) {
+                let env = work.env();
+                let tried = env.guard(work.token(), self.attempt(work.view())).await;
+                work.settle(self, tried).await;
+            }
+        })
+    }
+
+    fn call<'a>(&'a self, view: View<'a>) -> BoxFuture<'a, Tried> {
+        Box::pin(self.attempt(view))
+    }
+
+    fn body_type(&self) -> Option<TypeId> {
+        self.0.iter().find_map(|(_, part)| part.body_type())
+    }
+}

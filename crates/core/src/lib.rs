@@ -1,0 +1,68 @@
+#![doc = include_str!("../README.md")]
+
+mod address;
+mod backend;
+mod bus;
+mod capability;
+mod channel;
+mod clock;
+mod completion;
+pub mod config;
+mod consumer;
+pub mod dead_letter;
+mod delivery;
+mod error;
+mod factory;
+mod handler;
+mod headers;
+mod health;
+mod kinds;
+pub mod layer;
+pub mod memory;
+mod message;
+mod policy;
+mod producer;
+mod registry;
+mod runner;
+mod subscription;
+
+pub use polymq_serializers as serializers;
+
+pub use crate::{
+    address::{Address, ChannelKind, MAX_NAME_BYTES},
+    backend::{Backend, Connection, Key, Stats},
+    bus::{
+        BACKEND_VARIABLE, Bus, BusBuilder, Identity, SENDER_CLIENT, SENDER_COMPONENT, SENDER_VERSION, UNLABELLED_VARIABLE,
+        URL_VARIABLE,
+    },
+    capability::{Capabilities, Delay, DeliveryCount, Order, RedeliveryOrder, Support, Wildcards},
+    channel::{Channel, WhenFull},
+    clock::{now, until},
+    completion::{Completer, Completion},
+    config::{Environment, Secret, Settings},
+    consumer::{ConsumeOptions, Consumer, Details, Incoming, Settler, Start, Token},
+    dead_letter::replay_dead_letters,
+    delivery::{Delivery, SettleError},
+    error::{BoxError, Error, ErrorKind, Result, Retry},
+    factory::{AckMode, ConsumerEntry, ConsumerFactory, Route},
+    handler::{
+        Attempt, Batch, BatchHandler, BatchOutcome, Blocking, Body, Context, Failure, FromDelivery, Handler,
+        IntoBatchOutcome, IntoOutcome, Json, Outcome, State, View, blocking,
+    },
+    headers::{Headers, MAX_HEADERS, MAX_TOTAL_BYTES, MAX_VALUE_BYTES, SYSTEM_PREFIX, Text},
+    health::{DEGRADED_FOR, Health, HealthReporter, HealthState, HealthWatch},
+    kinds::{Kind, KindEntry, Kinds},
+    layer::{Layer, NextHandle, NextSend},
+    message::{ATTEMPT, Message, MessageId},
+    policy::{Backoff, DeadLetters, FailurePolicy, Fate, Jitter, RetryMode},
+    producer::{ProduceOptions, Producer, Receipt},
+    registry::{BackendEntry, KnownBackend, Registry},
+    runner::{ConsumerRunner, Handled, HandlerError, RouteStats, Running},
+    subscription::Subscription,
+};
+
+/// For the macros of this project only.
+#[doc(hidden)]
+pub mod __private {
+    pub use inventory;
+}

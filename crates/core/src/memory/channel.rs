@@ -1,0 +1,475 @@
+use std::{
+    collections::VecDeque,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard},
+    task::Waker,
+    time::Duration,
+};
+
+use tokio::{sync::oneshot, time::Instant};
+
+use super::{
+    NAME,
+    config::Limits,
+    queue::{Queue, Taken, Ticket},
+    settle::Share,
+    space::lock,
+};
+use crate::{
+    Address, ChannelKind, Completer, Completion, Error, ErrorKind, Incoming, Message, MessageId, Receipt, Result,
+    Stats, clock,
+};
+
+/// A queue, or a topic with the queues of its groups: one lock for all of them, so that a message is in every one
+/// or in none.
+pub(super) struct Channel {
+    address: Address,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// `None` when it is deleted. Declaring it again revives it for the producers that hold it.
+    limits: Option<Limits>,
+    /// One for a queue; for a topic one for each group and each subscription without a group.
+    queues: Vec<Queue>,
+    next_id: u64,
+    parked: VecDeque<Parked>,
+    parked_size: u64,
+    /// From this length on, senders that gave up are looked for.
+    sweep_at: usize,
+}
+
+/// Waits until every queue has room, in the order of calls.
+enum Parked {
+    Send { message: Message, completer: Completer<Receipt>, connection: u64 },
+    /// Answered when everything before it was.
+    Flush { done: oneshot::Sender<()>, connection: u64 },
+}
+
+/// So few may wait for room whatever their size; more may wait as long as all of them would fit into an empty queue.
+const ALWAYS_PARKED: usize = 1024;
+
+impl Channel {
+    pub(super) fn new(address: Address) -> Self {
+        Self { address, state: Mutex::default() }
+    }
+
+    pub(super) fn address(&self) -> &Address {
+        &self.address
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    pub(super) fn exists(&self) -> bool {
+        self.state().limits.is_some()
+    }
+
+    /// Makes it exist.
+    pub(super) fn declare(&self, limits: Limits) {
+        let mut state = self.state();
+        if state.limits.is_none() {
+            state.limits = Some(limits);
+            if self.address.kind() == ChannelKind::Queue {
+                state.add_queue(None);
+            }
+        }
+    }
+
+    /// Makes a group of a topic exist.
+    pub(super) fn declare_group(&self, group: &str) {
+        let mut state = self.state();
+        if state.limits.is_some() && state.group(group).is_none() {
+            state.add_queue(Some(group));
+        }
+    }
+
+    /// Deletes it with all that it holds.
+    #[must_use]
+    pub(super) fn delete(&self) -> After {
+        let mut after = After::default();
+        let mut state = self.state();
+        state.limits = None;
+        for mut queue in std::mem::take(&mut state.queues) {
+            queue.purge(&mut after);
+            after.deleted.extend(queue.shares());
+        }
+        state.parked_size = 0;
+        for parked in std::mem::take(&mut state.parked) {
+            match parked {
+                Parked::Send { completer, .. } => after.answers.push((completer, Err(self.unroutable()))),
+                Parked::Flush { done, .. } => after.flushed.push(done),
+            }
+        }
+        after
+    }
+
+    /// Deletes a group of a topic.
+    pub(super) fn delete_group(&self, group: &str) {
+        let mut after = After::default();
+        let mut state = self.state();
+        if let Some(at) = state.queues.iter().position(|queue| queue.group.as_deref() == Some(group)) {
+            let mut queue = state.queues.remove(at);
+            queue.purge(&mut after);
+            after.deleted.extend(queue.shares());
+            state.admit(&mut after);
+        }
+        drop(state);
+        after.run();
+    }
+
+    /// The queue that a consumer reads; a topic without a group gets one for it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when channel or group does not exist.
+    pub(super) fn queue(&self, group: Option<&str>) -> Result<u64> {
+        let mut state = self.state();
+        if state.limits.is_none() {
+            return Err(self.missing("consume"));
+        }
+        let found = match (self.address.kind(), group) {
+            (ChannelKind::Queue, _) => state.queues.first().map(|queue| queue.id),
+            (ChannelKind::Topic, Some(group)) => state.group(group).map(|queue| queue.id),
+            (ChannelKind::Topic, None) => Some(state.add_queue(None)),
+        };
+        found.ok_or_else(|| self.missing_group(group.unwrap_or_default()))
+    }
+
+    /// Counts the consumer in.
+    pub(super) fn attach(&self, share: &Arc<Share>) -> Result<()> {
+        match self.state().find(share.queue()) {
+            Some(queue) => {
+                queue.attach(share);
+                Ok(())
+            }
+            None => Err(self.missing("consume")),
+        }
+    }
+
+    /// Counts the consumer out; a queue of its own ends with it.
+    pub(super) fn detach(&self, share: &Arc<Share>, waits: bool) {
+        let mut after = After::default();
+        let mut state = self.state();
+        let Some(at) = state.queues.iter().position(|queue| queue.id == share.queue()) else { return };
+        let queue = &mut state.queues[at];
+        queue.consumers = queue.consumers.saturating_sub(1);
+        if waits {
+            queue.stop_waiting(share, &mut after);
+        }
+        if self.address.kind() == ChannelKind::Topic && queue.group.is_none() {
+            let mut queue = state.queues.remove(at);
+            queue.purge(&mut after);
+            state.admit(&mut after);
+        }
+        drop(state);
+        after.run();
+    }
+
+    /// Takes a message into every queue of the channel, or lets it wait.
+    pub(super) fn send(&self, message: Message, connection: u64) -> Completion<Receipt> {
+        let size = Ticket::units(message.size());
+        let receipt = receipt(&message);
+        let mut state = self.state();
+        let Some(limits) = state.limits else {
+            drop(state);
+            return Completion::ready(Err(self.unroutable()));
+        };
+        if !state.parked.is_empty() || !state.fits(size, limits) {
+            return self.park(state, message, size, connection);
+        }
+        let mut after = After::default();
+        state.push(message, size, &mut after);
+        drop(state);
+        after.run();
+        Completion::ready(Ok(receipt))
+    }
+
+    #[cold]
+    fn park(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        message: Message,
+        size: u64,
+        connection: u64,
+    ) -> Completion<Receipt> {
+        if state.parked.len() >= state.sweep_at.max(64) {
+            state.sweep();
+        }
+        let limits = state.limits.unwrap_or(Limits { messages: 0, bytes: 0 });
+        let full = state.parked.len() >= limits.messages || state.parked_size >= limits.bytes as u64 / 64;
+        if full && state.parked.len() >= ALWAYS_PARKED {
+            return Completion::ready(Err(self
+                .error(ErrorKind::Busy, "send", "the queue is full and as many messages wait to be added")
+                .with_hint("bound the sends in flight, or raise capacity")));
+        }
+        let (completer, completion) = Completion::queued();
+        state.parked_size += size;
+        state.parked.push_back(Parked::Send { message, completer, connection });
+        completion
+    }
+
+    /// A signal for when everything sent before was answered; `None`: it was.
+    pub(super) fn flush(&self, connection: u64) -> Option<oneshot::Receiver<()>> {
+        let mut state = self.state();
+        if state.parked.is_empty() {
+            return None;
+        }
+        let (done, flushed) = oneshot::channel();
+        state.parked.push_back(Parked::Flush { done, connection });
+        Some(flushed)
+    }
+
+    /// Gives up what a connection has waiting; its senders are told that nothing was sent.
+    pub(super) fn abandon(&self, connection: u64) {
+        let mut state = self.state();
+        let (mine, others) = std::mem::take(&mut state.parked).into_iter().partition(|parked| {
+            let (Parked::Send { connection: owner, .. } | Parked::Flush { connection: owner, .. }) = parked;
+            *owner == connection
+        });
+        let mine: VecDeque<Parked> = mine;
+        state.parked = others;
+        state.parked_size = state.parked.iter().map(Parked::size).sum();
+        let mut after = After::default();
+        state.admit(&mut after);
+        drop(state);
+        after.run();
+        // Completers that are dropped without having been handed over answer `Closed`.
+        drop(mine);
+    }
+
+    /// Moves messages to a consumer; see [`Queue::take`].
+    pub(super) fn take(
+        &self,
+        max: usize,
+        share: &Arc<Share>,
+        into: &mut Vec<Incoming>,
+        waker: &Waker,
+        waits: bool,
+    ) -> Option<Taken> {
+        let mut after = After::default();
+        let mut state = self.state();
+        let queue = state.find(share.queue())?;
+        let taken = queue.take(max, share, into, waker, waits);
+        if !matches!(taken, Taken::Nothing { .. }) {
+            queue.pass_on(&mut after);
+            state.admit(&mut after);
+        }
+        drop(state);
+        after.run();
+        Some(taken)
+    }
+
+    /// The consumer that waited does so no more.
+    pub(super) fn stop_waiting(&self, share: &Arc<Share>) {
+        let mut after = After::default();
+        let mut state = self.state();
+        if let Some(queue) = state.find(share.queue()) {
+            queue.stop_waiting(share, &mut after);
+        }
+        drop(state);
+        after.run();
+    }
+
+    /// Puts a delivered message back; `false`: its queue exists no more.
+    pub(super) fn give_back(&self, queue: u64, message: Message, ticket: Ticket, delay: Duration) -> bool {
+        let due = (!delay.is_zero()).then(|| Instant::now() + delay);
+        let mut after = After::default();
+        let mut state = self.state();
+        let Some(queue) = state.find(queue) else { return false };
+        queue.give_back(message, ticket, due, &mut after);
+        drop(state);
+        after.run();
+        true
+    }
+
+    pub(super) fn stats(&self, group: Option<&str>) -> Result<Stats> {
+        let state = self.state();
+        if state.limits.is_none() {
+            return Err(self.missing("stats"));
+        }
+        let group = group.filter(|_| self.address.kind() == ChannelKind::Topic);
+        let mut stats = Stats { unsettled: Some(0), ..Stats::default() };
+        let mut found = group.is_none();
+        for queue in state.queues.iter().filter(|queue| group.is_none() || queue.group.as_deref() == group) {
+            found = true;
+            stats.ready += queue.len() as u64;
+            stats.consumers += queue.consumers;
+            stats.unsettled = stats.unsettled.map(|count| count + queue.unsettled());
+        }
+        if found { Ok(stats) } else { Err(self.missing_group(group.unwrap_or_default())) }
+    }
+
+    pub(super) fn purge(&self) -> Result<u64> {
+        let mut after = After::default();
+        let mut state = self.state();
+        if state.limits.is_none() {
+            return Err(self.missing("purge"));
+        }
+        let count = state.queues.iter_mut().map(|queue| queue.purge(&mut after)).sum();
+        state.admit(&mut after);
+        drop(state);
+        after.run();
+        Ok(count)
+    }
+
+    #[cold]
+    fn error(&self, kind: ErrorKind, operation: &'static str, sentence: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+        Error::new(kind, sentence).with_backend(NAME).with_operation(operation).with_channel(self.address.name())
+    }
+
+    #[cold]
+    pub(super) fn missing(&self, operation: &'static str) -> Error {
+        self.error(ErrorKind::NotFound, operation, format!("the {} does not exist", self.address.kind()))
+            .with_hint("declare it first")
+    }
+
+    #[cold]
+    fn missing_group(&self, group: &str) -> Error {
+        self.error(ErrorKind::NotFound, "consume", format!("the topic has no group {group:?}"))
+            .with_hint("declare it first")
+    }
+
+    #[cold]
+    pub(super) fn closed(&self, operation: &'static str) -> Error {
+        Error::closed(operation).with_backend(NAME).with_channel(self.address.name())
+    }
+
+    #[cold]
+    fn unroutable(&self) -> Error {
+        self.error(ErrorKind::Unroutable, "send", format!("the {} was deleted", self.address.kind()))
+            .with_hint("declare it again")
+    }
+}
+
+impl State {
+    fn add_queue(&mut self, group: Option<&str>) -> u64 {
+        self.next_id += 1;
+        self.queues.push(Queue::new(self.next_id, group));
+        self.next_id
+    }
+
+    fn find(&mut self, id: u64) -> Option<&mut Queue> {
+        self.queues.iter_mut().find(|queue| queue.id == id)
+    }
+
+    fn group(&self, group: &str) -> Option<&Queue> {
+        self.queues.iter().find(|queue| queue.group.as_deref() == Some(group))
+    }
+
+    fn fits(&self, size: u64, limits: Limits) -> bool {
+        self.queues.iter().all(|queue| queue.fits(size, limits))
+    }
+
+    fn push(&mut self, mut message: Message, size: u64, after: &mut After) {
+        let due = match message.deliver_at() {
+            None => None,
+            Some(at) => {
+                message = message.without_deliver_at();
+                let delay = clock::until(at);
+                (!delay.is_zero()).then(|| Instant::now() + delay)
+            }
+        };
+        let Some((last, others)) = self.queues.split_last_mut() else { return };
+        for queue in others {
+            queue.push(message.clone(), size, due, after);
+        }
+        last.push(message, size, due, after);
+    }
+
+    /// Takes in what waited for room.
+    fn admit(&mut self, after: &mut After) {
+        if !self.parked.is_empty() {
+            self.admit_parked(after);
+        }
+    }
+
+    #[cold]
+    fn admit_parked(&mut self, after: &mut After) {
+        let Some(limits) = self.limits else { return };
+        while let Some(first) = self.parked.front() {
+            let size = first.size();
+            if !first.is_abandoned() && !matches!(first, Parked::Flush { .. }) && !self.fits(size, limits) {
+                return;
+            }
+            self.parked_size -= size;
+            match self.parked.pop_front() {
+                Some(Parked::Send { message, completer, .. }) if completer.hand_over() => {
+                    let receipt = receipt(&message);
+                    self.push(message, size, after);
+                    after.answers.push((completer, Ok(receipt)));
+                }
+                Some(Parked::Flush { done, .. }) => after.flushed.push(done),
+                _ => {}
+            }
+        }
+    }
+
+    /// Forgets senders that gave up.
+    fn sweep(&mut self) {
+        self.parked.retain(|parked| !parked.is_abandoned());
+        self.parked_size = self.parked.iter().map(Parked::size).sum();
+        self.sweep_at = 2 * self.parked.len();
+    }
+}
+
+impl Parked {
+    fn size(&self) -> u64 {
+        match self {
+            Self::Send { message, .. } => Ticket::units(message.size()),
+            Self::Flush { .. } => 0,
+        }
+    }
+
+    fn is_abandoned(&self) -> bool {
+        match self {
+            Self::Send { completer, .. } => completer.is_abandoned(),
+            Self::Flush { done, .. } => done.is_closed(),
+        }
+    }
+}
+
+fn receipt(message: &Message) -> Receipt {
+    Receipt { id: message.id().cloned().unwrap_or_else(MessageId::new), broker_id: None }
+}
+
+/// What is done after the lock was given back: waking runs code of others.
+#[derive(Default)]
+pub(super) struct After {
+    first: Option<Arc<Share>>,
+    more: Vec<Arc<Share>>,
+    deleted: Vec<Arc<Share>>,
+    answers: Vec<(Completer<Receipt>, Result<Receipt>)>,
+    flushed: Vec<oneshot::Sender<()>>,
+    discarded: Vec<Message>,
+}
+
+impl After {
+    pub(super) fn wake(&mut self, share: Arc<Share>) {
+        match self.first {
+            None => self.first = Some(share),
+            Some(_) => self.more.push(share),
+        }
+    }
+
+    pub(super) fn discard(&mut self, messages: impl Iterator<Item = Message>) {
+        self.discarded.extend(messages);
+    }
+
+    pub(super) fn run(self) {
+        self.first.iter().chain(&self.more).for_each(|share| share.wake());
+        self.deleted.iter().for_each(|share| share.delete());
+        self.answers.into_iter().for_each(|(completer, result)| completer.complete(result));
+        for done in self.flushed {
+            // Whoever flushed may have stopped waiting.
+            let _ = done.send(());
+        }
+    }
+}
+
+impl fmt::Debug for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.address, f)
+    }
+}

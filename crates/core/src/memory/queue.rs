@@ -1,0 +1,340 @@
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt,
+    sync::{Arc, Weak},
+    task::Waker,
+};
+
+use tokio::time::Instant;
+
+use super::{channel::After, config::Limits, settle::Share};
+use crate::{Details, Incoming, Message, Token};
+
+/// Place in the queue, attempt and size of a message in one word: it is the token of a delivery too, so that
+/// settling needs no table of what is in flight.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ticket(u64);
+
+const SIZE_BITS: u32 = 20;
+const ATTEMPT_BITS: u32 = 12;
+const MAX_SIZE: u64 = (1 << SIZE_BITS) - 1;
+const MAX_ATTEMPT: u32 = (1 << ATTEMPT_BITS) - 1;
+
+impl Ticket {
+    /// Sizes are counted in units of 64 bytes, up to 64 MiB a message.
+    pub(super) fn units(bytes: usize) -> u64 {
+        (bytes as u64).div_ceil(64).min(MAX_SIZE)
+    }
+
+    fn new(place: u32, attempt: u32, size: u64) -> Self {
+        let attempt = u64::from(attempt.min(MAX_ATTEMPT));
+        Self(u64::from(place) << 32 | attempt << SIZE_BITS | size)
+    }
+
+    /// Grows with each message sent, and wraps.
+    fn place(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// 1-based; 0 while it was never ready.
+    pub(super) fn attempt(self) -> u32 {
+        (self.0 >> SIZE_BITS) as u32 & MAX_ATTEMPT
+    }
+
+    pub(super) fn size(self) -> u64 {
+        self.0 & MAX_SIZE
+    }
+
+    fn is_before(self, other: Self) -> bool {
+        (self.place().wrapping_sub(other.place()) as i32) < 0
+    }
+
+    pub(super) fn with_attempt(self, attempt: u32) -> Self {
+        Self::new(self.place(), attempt.max(1), self.size())
+    }
+}
+
+impl From<Token> for Ticket {
+    fn from(token: Token) -> Self {
+        Self(token.0)
+    }
+}
+
+struct Entry {
+    message: Message,
+    ticket: Ticket,
+}
+
+impl Entry {
+    fn into_incoming(self) -> Incoming {
+        let attempt = self.ticket.attempt();
+        Incoming {
+            message: self.message,
+            token: Token(self.ticket.0),
+            attempt: Some(attempt),
+            channel: None,
+            details: (attempt > 1).then(|| Box::new(Details { redelivered: true, ..Details::default() })),
+        }
+    }
+}
+
+/// The messages of a queue, or of one group of a topic, and who waits for them. Lives under its channel's lock.
+pub(super) struct Queue {
+    pub(super) id: u64,
+    /// The group of a topic; `None` for a queue and for a subscription that ends with its consumer.
+    pub(super) group: Option<Box<str>>,
+    /// In the order of their places: what came back is before what was never handed out.
+    ready: VecDeque<Entry>,
+    /// Not due yet; the number tells messages of one instant apart.
+    delayed: BTreeMap<(Instant, u64), Entry>,
+    delays: u64,
+    size: u64,
+    next_place: u32,
+    waiting: VecDeque<Arc<Share>>,
+    /// Taken off `waiting` and not seen since.
+    woken: usize,
+    shares: Vec<Weak<Share>>,
+    pub(super) consumers: u64,
+}
+
+impl Queue {
+    pub(super) fn new(id: u64, group: Option<&str>) -> Self {
+        Self {
+            id,
+            group: group.map(Into::into),
+            ready: VecDeque::new(),
+            delayed: BTreeMap::new(),
+            delays: 0,
+            size: 0,
+            next_place: 0,
+            waiting: VecDeque::new(),
+            woken: 0,
+            shares: Vec::new(),
+            consumers: 0,
+        }
+    }
+
+    /// How many messages wait, delayed ones included.
+    pub(super) fn len(&self) -> usize {
+        self.ready.len() + self.delayed.len()
+    }
+
+    /// How many messages are delivered and not settled.
+    pub(super) fn unsettled(&self) -> u64 {
+        self.shares.iter().filter_map(Weak::upgrade).map(|share| share.unsettled()).sum()
+    }
+
+    /// Whether a message of this size may be added. An empty queue takes any, or a large one would wait for ever.
+    pub(super) fn fits(&self, size: u64, limits: Limits) -> bool {
+        let len = self.len();
+        len == 0 || (len < limits.messages && self.size + size <= limits.bytes as u64 / 64)
+    }
+
+    /// Adds a message that was sent.
+    pub(super) fn push(&mut self, message: Message, size: u64, due: Option<Instant>, after: &mut After) {
+        self.size += size;
+        match due {
+            Some(due) => self.delay(Entry { message, ticket: Ticket::new(0, 0, size) }, due, after),
+            None => {
+                self.append(message, size);
+                self.wake_one(after);
+            }
+        }
+    }
+
+    fn append(&mut self, message: Message, size: u64) {
+        let ticket = Ticket::new(self.next_place, 1, size);
+        self.next_place = self.next_place.wrapping_add(1);
+        self.ready.push_back(Entry { message, ticket });
+    }
+
+    /// Puts a delivered message back to its place, now or later.
+    pub(super) fn give_back(&mut self, message: Message, ticket: Ticket, due: Option<Instant>, after: &mut After) {
+        let entry = Entry { message, ticket };
+        self.size += ticket.size();
+        match due {
+            Some(due) => self.delay(entry, due, after),
+            None => {
+                self.insert(entry);
+                self.wake_one(after);
+            }
+        }
+    }
+
+    fn insert(&mut self, entry: Entry) {
+        let at = self.ready.partition_point(|known| known.ticket.is_before(entry.ticket));
+        self.ready.insert(at, entry);
+    }
+
+    fn delay(&mut self, entry: Entry, due: Instant, after: &mut After) {
+        let first = self.delayed.first_key_value().is_none_or(|((first, _), _)| due < *first);
+        self.delays += 1;
+        self.delayed.insert((due, self.delays), entry);
+        if first {
+            // Each consumer that waits has a timer for what was first until now.
+            self.woken += self.waiting.len();
+            self.waiting.drain(..).for_each(|share| after.wake(share));
+        }
+    }
+
+    /// Makes ready what is due; tells when the next one is.
+    fn promote(&mut self) -> Option<Instant> {
+        if self.delayed.is_empty() {
+            return None;
+        }
+        let now = Instant::now();
+        while let Some(first) = self.delayed.first_entry() {
+            if first.key().0 > now {
+                return Some(first.key().0);
+            }
+            let entry = first.remove();
+            match entry.ticket.attempt() {
+                // Sent for later: its place is where it would be if it were sent now.
+                0 => self.append(entry.message, entry.ticket.size()),
+                _ => self.insert(entry),
+            }
+        }
+        None
+    }
+
+    /// Moves up to `max` messages to a consumer, within its prefetch. When there is none, it waits, and is told
+    /// when the next delayed message is due.
+    pub(super) fn take(
+        &mut self,
+        max: usize,
+        share: &Arc<Share>,
+        into: &mut Vec<Incoming>,
+        waker: &Waker,
+        waits: bool,
+    ) -> Taken {
+        let due = self.promote();
+        let listed = waits && self.unlist(share);
+        // Who else has nothing to do gets a part of a batch.
+        let idle = self.waiting.len() + self.woken;
+        let fair = if idle == 0 { max } else { max.min(self.ready.len().div_ceil(idle + 1)) };
+        let room = share.room();
+        let (mut count, mut size) = (0, 0);
+        while count < fair.min(room.messages) {
+            let Some(first) = self.ready.front() else { break };
+            let next = size + first.ticket.size();
+            if next > room.size && !(count == 0 && room.is_whole) {
+                break;
+            }
+            let Some(entry) = self.ready.pop_front() else { break };
+            into.push(entry.into_incoming());
+            count += 1;
+            size = next;
+        }
+        if count > 0 {
+            share.charge(count, size);
+            self.size -= size;
+            return Taken::Some;
+        }
+        if !self.ready.is_empty() {
+            return Taken::NoRoom;
+        }
+        share.set_waker(waker);
+        if waits && !listed {
+            // Woken for a message that another consumer has taken: its turn is still next.
+            self.waiting.push_front(Arc::clone(share));
+        } else {
+            self.waiting.push_back(Arc::clone(share));
+        }
+        Taken::Nothing { due }
+    }
+
+    /// Takes a consumer that waited off the list; `false` when a wake-up has done so before.
+    fn unlist(&mut self, share: &Arc<Share>) -> bool {
+        match self.waiting.iter().position(|waiting| Arc::ptr_eq(waiting, share)) {
+            Some(at) => self.waiting.remove(at).is_some(),
+            None => {
+                self.woken = self.woken.saturating_sub(1);
+                false
+            }
+        }
+    }
+
+    /// The consumer waits no more; a wake-up that it had goes to another.
+    pub(super) fn stop_waiting(&mut self, share: &Arc<Share>, after: &mut After) {
+        if !self.unlist(share) && !self.ready.is_empty() {
+            self.wake_one(after);
+        }
+    }
+
+    fn wake_one(&mut self, after: &mut After) {
+        if let Some(share) = self.waiting.pop_front() {
+            self.woken += 1;
+            after.wake(share);
+        }
+    }
+
+    /// Wakes another consumer while messages are left.
+    pub(super) fn pass_on(&mut self, after: &mut After) {
+        if !self.ready.is_empty() && !self.waiting.is_empty() {
+            self.wake_one(after);
+        }
+    }
+
+    pub(super) fn attach(&mut self, share: &Arc<Share>) {
+        self.shares.retain(|known| known.strong_count() > 0);
+        self.shares.push(Arc::downgrade(share));
+        self.consumers += 1;
+    }
+
+    /// Every consumer, for when the queue is deleted.
+    pub(super) fn shares(&self) -> impl Iterator<Item = Arc<Share>> {
+        self.shares.iter().filter_map(Weak::upgrade)
+    }
+
+    /// Empties the queue.
+    pub(super) fn purge(&mut self, after: &mut After) -> u64 {
+        let count = self.len() as u64;
+        self.size = 0;
+        let delayed = std::mem::take(&mut self.delayed).into_values();
+        after.discard(std::mem::take(&mut self.ready).into_iter().chain(delayed).map(|entry| entry.message));
+        count
+    }
+}
+
+/// What [`Queue::take`] has done.
+pub(super) enum Taken {
+    Some,
+    /// Messages wait that the consumer's prefetch does not allow.
+    NoRoom,
+    /// The consumer is on the list of those who wait.
+    Nothing {
+        due: Option<Instant>,
+    },
+}
+
+impl fmt::Debug for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue")
+            .field("id", &self.id)
+            .field("group", &self.group)
+            .field("ready", &self.ready.len())
+            .field("delayed", &self.delayed.len())
+            .field("consumers", &self.consumers)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ticket_holds_place_attempt_and_size() {
+        let ticket = Ticket::new(u32::MAX, 7, Ticket::units(100_000));
+        assert_eq!((ticket.place(), ticket.attempt(), ticket.size()), (u32::MAX, 7, 1563));
+        assert_eq!(ticket.with_attempt(u32::MAX).attempt(), 4095);
+        assert_eq!(Ticket::units(usize::MAX), MAX_SIZE);
+        assert_eq!(Ticket::new(1, 1, Ticket::units(usize::MAX)).attempt(), 1);
+    }
+
+    #[test]
+    fn places_wrap() {
+        let (old, new) = (Ticket::new(u32::MAX, 1, 0), Ticket::new(0, 1, 0));
+        assert!(old.is_before(new) && !new.is_before(old) && !old.is_before(old));
+    }
+}

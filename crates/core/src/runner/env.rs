@@ -1,0 +1,111 @@
+//! The surroundings of one running subscription, shared by all its calls.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::{Callbacks, Control, Tried};
+use crate::{
+    AckMode, Bus, ErrorKind, FailurePolicy, Message, Token,
+    delivery::Origin,
+    factory::Entry,
+    handler::States,
+    serializers::Accept,
+};
+
+/// The surroundings of one running subscription.
+pub(crate) struct Env {
+    pub(crate) bus: Bus,
+    pub(crate) origin: Arc<Origin>,
+    pub(crate) entries: Vec<Entry>,
+    pub(crate) policy: FailurePolicy,
+    pub(crate) ack_mode: AckMode,
+    pub(crate) timeout: Option<Duration>,
+    /// How long the broker lends a message, when it does.
+    pub(crate) lease: Option<Duration>,
+    pub(crate) states: States,
+    pub(crate) accept: Accept,
+    pub(crate) callbacks: Callbacks,
+    pub(crate) control: Arc<Control>,
+    pub(crate) retries: Option<Arc<Semaphore>>,
+    /// No further handler starts.
+    pub(crate) stop: CancellationToken,
+    /// Handlers that run are dropped.
+    pub(crate) cancelled: CancellationToken,
+}
+
+impl Env {
+    /// The index of the entry that takes this message: exact version first, then any version, then any kind.
+    pub(crate) fn find(&self, message: &Message) -> Option<usize> {
+        if let [only] = self.entries.as_slice()
+            && only.kind.is_none()
+        {
+            return Some(0);
+        }
+        let kind = message.kind();
+        let position = |test: &dyn Fn(&Entry) -> bool| self.entries.iter().position(test);
+        let named = |entry: &Entry| entry.kind.as_ref().map(|kind| kind.name.as_ref()) == kind && kind.is_some();
+        let version = |entry: &Entry| entry.kind.as_ref().and_then(|kind| kind.version);
+        position(&|entry| named(entry) && version(entry).is_some() && version(entry) == message.version())
+            .or_else(|| position(&|entry| named(entry) && version(entry).is_none()))
+            .or_else(|| {
+                // A version that nobody takes must not reach a handler of anything.
+                let known = self.entries.iter().any(named);
+                if known { None } else { position(&|entry| entry.kind.is_none()) }
+            })
+    }
+
+    /// Whether handlers need nothing around them: no time-out, no lease, no limit of retries.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.timeout.is_none() && self.lease.is_none() && self.retries.is_none()
+    }
+
+    /// Runs a call with what is around it.
+    pub(crate) async fn guard(&self, token: Token, call: impl Future<Output = Tried>) -> Tried {
+        let call = async {
+            match self.within_time(call).await {
+                Ok(tried) => tried,
+                Err(limit) => Tried::TimedOut(limit),
+            }
+        };
+        self.lent(token, call).await
+    }
+
+    /// Extends the loan of a message, where it is lent, until `until` is done.
+    pub(crate) async fn lent<T>(&self, token: Token, until: impl Future<Output = T>) -> T {
+        let Some(lease) = self.lease else { return until.await };
+        tokio::select! {
+            biased;
+            done = until => done,
+            never = self.keep(token, lease) => match never {},
+        }
+    }
+
+    async fn keep(&self, token: Token, lease: Duration) -> std::convert::Infallible {
+        loop {
+            tokio::time::sleep(lease / 3).await;
+            if let Err(error) = self.origin.settler.extend(token, lease).await {
+                tracing::warn!(channel = self.origin.address.name(), %error, "the loan of a message could not be extended");
+                self.callbacks.transport_error(&self.origin.address, &error);
+                if error.kind() == ErrorKind::Stale {
+                    return std::future::pending().await;
+                }
+            }
+        }
+    }
+
+    /// `Err` is the limit that has passed.
+    pub(crate) async fn within_time<T>(&self, future: impl Future<Output = T>) -> Result<T, Duration> {
+        match self.timeout {
+            None => Ok(future.await),
+            Some(limit) => tokio::time::timeout(limit, future).await.map_err(|_| limit),
+        }
+    }
+}
+
+impl std::fmt::Debug for Env {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Env").field("address", &self.origin.address).finish_non_exhaustive()
+    }
+}

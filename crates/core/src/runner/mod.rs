@@ -1,0 +1,27 @@
+//! Running handlers: fetching, calling, settling, pausing and stopping.
+
+mod control;
+mod env;
+mod events;
+#[cfg(feature = "ops")]
+mod ops;
+mod running;
+mod start;
+mod tried;
+mod work;
+mod worker;
+
+pub(crate) use self::{
+    control::Control,
+    env::Env,
+    events::Callbacks,
+    tried::Tried,
+    work::{DONE, Work},
+    worker::Worker,
+};
+pub use self::{
+    control::RouteStats,
+    events::{Handled, HandlerError},
+    running::Running,
+    start::ConsumerRunner,
+};

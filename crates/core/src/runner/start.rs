@@ -1,0 +1,103 @@
+//! Starts every subscription of a service and stops it in order.
+
+use std::{net::SocketAddr, time::Duration};
+
+use super::Running;
+use crate::{Bus, ConsumerFactory, Error, ErrorKind, Result};
+
+/// Runs the handlers of one or more factories.
+#[derive(Debug)]
+pub struct ConsumerRunner {
+    factories: Vec<ConsumerFactory>,
+    bind: Option<String>,
+    drain_timeout: Duration,
+}
+
+impl ConsumerRunner {
+    /// Runs the handlers of this factory.
+    #[must_use]
+    pub fn new(factory: ConsumerFactory) -> Self {
+        Self { factories: vec![factory], bind: None, drain_timeout: Duration::from_secs(30) }
+    }
+
+    /// Runs those of another factory too, which may use another bus.
+    #[must_use]
+    pub fn and(mut self, factory: ConsumerFactory) -> Self {
+        self.factories.push(factory);
+        self
+    }
+
+    /// Serves `/health`, `/ready` and `/metrics` on this address while it runs; needs the feature `ops`.
+    #[must_use]
+    pub fn bind(mut self, address: impl Into<String>) -> Self {
+        self.bind = Some(address.into());
+        self
+    }
+
+    /// How long handlers that run may go on after a stop; 30 seconds without it.
+    #[must_use]
+    pub fn drain_timeout(mut self, limit: Duration) -> Self {
+        self.drain_timeout = limit;
+        self
+    }
+
+    /// Starts every subscription and returns when all of them are live.
+    ///
+    /// # Errors
+    /// Those of [`ConsumerFactory::check`] before the broker is asked for anything; then those of subscribing. What
+    /// was started is stopped again.
+    pub async fn start(self) -> Result<Running> {
+        let mut plans = Vec::new();
+        for factory in &self.factories {
+            plans.extend(factory.plans()?.into_iter().map(|plan| (factory.bus().clone(), plan)));
+        }
+        if plans.is_empty() {
+            return Err(Error::new(ErrorKind::Config, "there is no handler to run").with_operation("start").with_hint(
+                "mark a function with #[consumer(\"queue\")] or call ConsumerFactory::route",
+            ));
+        }
+        let address = match &self.bind {
+            Some(text) => Some(resolve(text)?),
+            None => None,
+        };
+        let buses: Vec<Bus> = self.factories.iter().map(|factory| factory.bus().clone()).collect();
+        let running = Running::new(buses, self.drain_timeout);
+        for (bus, plan) in plans {
+            if let Err(error) = running.attach_plan(bus, plan).await {
+                running.stop().await?;
+                return Err(error);
+            }
+        }
+        #[cfg(feature = "ops")]
+        if let Some(address) = address {
+            super::ops::serve(&running, address).await?;
+        }
+        #[cfg(not(feature = "ops"))]
+        let _ = address;
+        Ok(running)
+    }
+
+    /// Runs until SIGINT or SIGTERM, then drains: no further message is fetched, handlers that run may end within
+    /// the drain time-out, the rest is cancelled and returns to the broker, producers are flushed. A second signal
+    /// cancels at once.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start), and the first one met while stopping.
+    pub async fn run(self) -> Result<()> {
+        self.start().await?.until_signal().await
+    }
+}
+
+fn resolve(text: &str) -> Result<SocketAddr> {
+    let problem = |error: &dyn std::fmt::Display| {
+        Error::new(ErrorKind::Config, format!("{text:?} is no address to serve health and metrics on: {error}"))
+            .with_operation("start")
+            .with_hint("write it as host:port")
+    };
+    if !cfg!(feature = "ops") {
+        return Err(Error::new(ErrorKind::NotCompiledIn, "health and metrics over HTTP are not compiled in")
+            .with_operation("start")
+            .with_hint("add the feature \"ops\""));
+    }
+    text.parse().map_err(|error: std::net::AddrParseError| problem(&error))
+}

@@ -1,0 +1,397 @@
+//! Messages that were fetched, and how each is settled by the failure policy.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use super::{Env, Handled, HandlerError, Tried};
+use crate::{
+    AckMode, Delivery, ErrorKind, Fate, Incoming, Outcome, Result, RetryMode, SettleError, Token, View,
+    delivery::attempt_of,
+    handler::Service,
+};
+
+/// System header: the handlers of several that have succeeded with the message.
+pub(crate) const DONE: &str = "polymq-done";
+
+/// Messages that were fetched and not settled, in order; the front is the one being handled. What is left when
+/// this is dropped returns to the broker, so that a cancelled handler is not a failed one.
+#[derive(Debug)]
+pub(crate) struct Work {
+    env: Arc<Env>,
+    pending: VecDeque<Incoming>,
+    /// Attempts of the front that were made in place.
+    in_place: u32,
+    /// The front was acknowledged before it was handled.
+    acked: bool,
+}
+
+impl Work {
+    pub(crate) fn new(env: Arc<Env>) -> Self {
+        Self { env, pending: VecDeque::new(), in_place: 0, acked: false }
+    }
+
+    pub(crate) fn one(env: Arc<Env>, incoming: Incoming) -> Self {
+        let mut work = Self::new(env);
+        work.pending.push_back(incoming);
+        work
+    }
+
+    pub(crate) fn extend(&mut self, fetched: impl Iterator<Item = Incoming>) {
+        self.pending.extend(fetched);
+    }
+
+    pub(crate) fn take_all(&mut self) -> VecDeque<Incoming> {
+        std::mem::take(&mut self.pending)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.pending.len()
+    }
+
+    pub(crate) fn env(&self) -> &Env {
+        &self.env
+    }
+
+    pub(crate) fn token(&self) -> Token {
+        self.pending.front().map(|front| front.token).unwrap_or_default()
+    }
+
+    /// What the handler of the front sees.
+    pub(crate) fn view(&self) -> View<'_> {
+        self.view_at(0)
+    }
+
+    pub(crate) fn view_at(&self, at: usize) -> View<'_> {
+        let (env, incoming) = (&*self.env, &self.pending[at]);
+        View {
+            message: &incoming.message,
+            attempt: attempt_of(incoming) + if at == 0 { self.in_place } else { 0 },
+            channel: incoming.channel.as_deref().unwrap_or(env.origin.address.name()),
+            details: incoming.details.as_deref(),
+            address: &env.origin.address,
+            bus: &env.bus,
+            states: &env.states,
+            accept: &env.accept,
+            cancelled: &env.cancelled,
+        }
+    }
+
+    fn attempt(&self) -> u32 {
+        self.pending.front().map_or(1, attempt_of) + self.in_place
+    }
+
+    /// Whether the message at `at` is for the entry at `index` and nothing else is to be decided about it.
+    pub(crate) fn is_for(&self, at: usize, index: usize) -> bool {
+        let Some(incoming) = self.pending.get(at) else { return false };
+        !incoming.message.is_expired()
+            && attempt_of(incoming) <= self.env.policy.max_attempts
+            && self.env.find(&incoming.message) == Some(index)
+    }
+
+    /// Whether the entry at `index` goes on with the front.
+    pub(crate) fn starts(&mut self, index: usize) -> bool {
+        self.is_for(0, index) && self.may_start() && (self.env.retries.is_none() || self.attempt() == 1)
+    }
+
+    fn may_start(&self) -> bool {
+        !self.env.stop.is_cancelled() && !self.env.control.is_paused()
+    }
+
+    /// Handles everything, as long as handlers may start. Dropping the future keeps what is not settled.
+    pub(crate) async fn process(&mut self) {
+        while !self.pending.is_empty() && self.may_start() {
+            self.process_front().await;
+            // One message at a time ends here when the limit was raised meanwhile.
+            if self.env.control.concurrency() > 1 && self.pending.len() > 1 {
+                return;
+            }
+        }
+    }
+
+    async fn process_front(&mut self) {
+        let Some(front) = self.pending.front() else { return };
+        if front.message.is_expired() {
+            self.env.control.counters.expired.fetch_add(1, Ordering::Relaxed);
+            return self.give_up(self.env.policy.expired, "expired", None).await;
+        }
+        let attempt = attempt_of(front);
+        if attempt > self.env.policy.max_attempts {
+            // Its last attempt ended without an answer: the process was killed, or the connection lost.
+            let reason = format!("{} attempts were made without an answer", attempt - 1);
+            return self.give_up(self.env.policy.exhausted, &reason, None).await;
+        }
+        let Some(index) = self.env.find(&front.message) else {
+            self.env.control.counters.unwanted.fetch_add(1, Ordering::Relaxed);
+            let reason = match (front.message.kind(), front.message.version()) {
+                (Some(kind), Some(version)) => format!("no handler for the kind {kind} version {version}"),
+                (Some(kind), None) => format!("no handler for the kind {kind}"),
+                (None, _) => "no handler for a message without a kind".to_owned(),
+            };
+            return self.give_up(self.env.policy.unwanted, &reason, None).await;
+        };
+        let service = Arc::clone(&self.env.entries[index].service);
+        let env = Arc::clone(&self.env);
+        let retry_place = match &env.retries {
+            Some(limit) if attempt > 1 => limit.acquire().await.ok(),
+            _ => None,
+        };
+        if self.env.ack_mode == AckMode::AfterSuccess && retry_place.is_none() {
+            return service.drive(index, self).await;
+        }
+        if self.env.ack_mode == AckMode::OnReceipt {
+            let token = self.token();
+            if let Err(error) = self.env.origin.settler.ack(token).await {
+                tracing::warn!(channel = self.env.origin.address.name(), %error, "not acknowledged on receipt; it comes again");
+                self.pop();
+                return;
+            }
+            self.acked = true;
+        }
+        let tried = env.guard(self.token(), service.call(self.view())).await;
+        self.settle(service.as_ref(), tried).await;
+    }
+
+    /// Acknowledges the front when the answer is at hand, which costs nothing. `false`: settle it the long way.
+    pub(crate) fn ack_front(&mut self) -> bool {
+        if self.env.callbacks.handled.is_some() {
+            return false;
+        }
+        let mut settling = self.env.origin.settler.ack(self.token());
+        match settling.try_take() {
+            Some(Ok(())) => {
+                self.env.control.succeeded();
+                self.pop();
+                true
+            }
+            Some(Err(error)) => {
+                self.stale(&error);
+                true
+            }
+            None => {
+                // The answer comes later and can only be that the message comes again: nobody needs to wait for it.
+                self.env.control.succeeded();
+                self.pop();
+                true
+            }
+        }
+    }
+
+    fn pop(&mut self) -> Option<Incoming> {
+        self.in_place = 0;
+        self.acked = false;
+        self.pending.pop_front()
+    }
+
+    fn stale(&mut self, error: &crate::Error) {
+        tracing::warn!(channel = self.env.origin.address.name(), %error, "not acknowledged; the message comes again");
+        self.env.callbacks.transport_error(&self.env.origin.address, error);
+        self.pop();
+    }
+
+    /// Settles the front by what its handler did, trying again in place as the policy says.
+    pub(crate) async fn settle<S: Service + ?Sized>(&mut self, service: &S, mut tried: Tried) {
+        loop {
+            match self.decide(tried).await {
+                None => return,
+                Some(delay) => {
+                    let env = Arc::clone(&self.env);
+                    tokio::select! {
+                        biased;
+                        // Not settled: it returns to the broker with what else is left.
+                        () = env.stop.cancelled() => return,
+                        () = self.wait(delay) => {}
+                    }
+                    self.in_place += 1;
+                    let _place = match &env.retries {
+                        Some(limit) => limit.acquire().await.ok(),
+                        None => None,
+                    };
+                    tried = env.guard(self.token(), service.call(self.view())).await;
+                }
+            }
+        }
+    }
+
+    /// Waits in place; a loan is extended meanwhile.
+    async fn wait(&self, delay: Duration) {
+        self.env.lent(self.token(), tokio::time::sleep(delay)).await;
+    }
+
+    /// Does what the policy says; `Some` is the delay before another attempt in place.
+    async fn decide(&mut self, tried: Tried) -> Option<Duration> {
+        let env = Arc::clone(&self.env);
+        let counters = &env.control.counters;
+        let attempt = self.attempt();
+        let tried = match tried {
+            Tried::Undecodable(error) => {
+                counters.undecodable.fetch_add(1, Ordering::Relaxed);
+                let reason = format!("undecodable: {}", error.message());
+                self.report(&reason, attempt);
+                self.give_up(env.policy.undecodable, &reason, None).await;
+                return None;
+            }
+            Tried::Partly { done, failed } => {
+                if let Some(front) = self.pending.front_mut() {
+                    front.message.set_system_header(DONE, done);
+                }
+                *failed
+            }
+            other => other,
+        };
+        match &tried {
+            Tried::Panicked(_) => counters.panicked.fetch_add(1, Ordering::Relaxed),
+            Tried::TimedOut(_) => counters.timed_out.fetch_add(1, Ordering::Relaxed),
+            _ => 0,
+        };
+        match tried.into_outcome() {
+            Outcome::Ack => {
+                env.control.succeeded();
+                self.finish(Settlement::Ack).await;
+            }
+            Outcome::Drop { reason } => {
+                counters.dropped.fetch_add(1, Ordering::Relaxed);
+                self.finish(Settlement::Drop(&reason)).await;
+            }
+            Outcome::Reject { reason } => {
+                env.control.failed(env.policy.pause_after_failures);
+                self.report(&reason, attempt);
+                self.give_up(env.policy.exhausted, &reason, Some(&reason)).await;
+            }
+            Outcome::Defer { after } => {
+                counters.deferred.fetch_add(1, Ordering::Relaxed);
+                self.finish(Settlement::Defer(after)).await;
+            }
+            Outcome::Retry { after, error } => {
+                let error = error.to_string();
+                if env.control.failed(env.policy.pause_after_failures) {
+                    tracing::error!(channel = env.origin.address.name(), "paused after too many failures in a row");
+                }
+                self.report(&error, attempt);
+                if attempt >= env.policy.max_attempts {
+                    let reason = format!("{attempt} attempts failed, the last with: {error}");
+                    self.give_up(env.policy.exhausted, &reason, Some(&error)).await;
+                    return None;
+                }
+                let delay = after.unwrap_or_else(|| env.policy.backoff.delay(attempt));
+                counters.retried.fetch_add(1, Ordering::Relaxed);
+                if env.policy.mode == RetryMode::InPlace && !self.acked {
+                    return Some(delay);
+                }
+                self.finish(Settlement::Retry(delay, &error)).await;
+            }
+        }
+        None
+    }
+
+    fn report(&self, error: &str, attempt: u32) {
+        let Some(front) = self.pending.front() else { return };
+        let (address, message) = (&self.env.origin.address, &front.message);
+        tracing::warn!(channel = address.name(), id = ?message.id(), attempt, error, "message not handled");
+        self.env.callbacks.handler_error(HandlerError { address, message, attempt, error });
+    }
+
+    async fn give_up(&mut self, fate: Fate, reason: &str, last_error: Option<&str>) {
+        let counters = &Arc::clone(&self.env).control.counters;
+        match fate {
+            Fate::DeadLetter => {
+                self.finish(Settlement::Bury(reason, last_error)).await;
+                counters.dead_lettered.fetch_add(1, Ordering::Relaxed);
+            }
+            Fate::Drop => {
+                self.finish(Settlement::Drop(reason)).await;
+                counters.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Settles the front, trying for as long as it takes: the message stays unsettled meanwhile, so nothing is lost.
+    async fn finish(&mut self, settlement: Settlement<'_>) {
+        let (env, attempt, acked) = (Arc::clone(&self.env), self.attempt(), self.acked);
+        if let Some(front) = self.pending.front() {
+            let (address, message) = (&env.origin.address, &front.message);
+            env.callbacks.handled(Handled { address, message, attempt, outcome: settlement.name() });
+        }
+        let Some(incoming) = self.pop() else { return };
+        let mut delivery = Delivery::new(incoming, Arc::clone(&env.origin)).with_attempt(attempt);
+        if acked || env.ack_mode == AckMode::Always {
+            // The mode says that the first settlement is the last, whatever the handler did.
+            if acked {
+                delivery.forget();
+            } else if let Err(error) = delivery.ack().await {
+                drop(crate::Error::from(error));
+            }
+            return;
+        }
+        let mut pause = Duration::from_millis(100);
+        loop {
+            let (error, again) = match settlement.apply(delivery).await {
+                Ok(()) => return,
+                Err(error) => error.into_parts(),
+            };
+            env.callbacks.transport_error(&env.origin.address, &error);
+            if matches!(error.kind(), ErrorKind::Stale | ErrorKind::Closed) {
+                tracing::warn!(channel = env.origin.address.name(), %error, "not settled; the message comes again");
+                again.release();
+                return;
+            }
+            tracing::warn!(channel = env.origin.address.name(), %error, "not settled yet; trying again");
+            tokio::select! {
+                biased;
+                () = env.stop.cancelled() => return again.release(),
+                () = tokio::time::sleep(pause) => {}
+            }
+            pause = (pause * 2).min(Duration::from_secs(10));
+            delivery = again;
+        }
+    }
+}
+
+/// What is to be done with a delivery.
+#[derive(Clone, Copy)]
+enum Settlement<'a> {
+    Ack,
+    Drop(&'a str),
+    Defer(Duration),
+    Retry(Duration, &'a str),
+    Bury(&'a str, Option<&'a str>),
+}
+
+impl Settlement<'_> {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ack => "acked",
+            Self::Drop(_) => "dropped",
+            Self::Defer(_) => "deferred",
+            Self::Retry(..) => "retried",
+            Self::Bury(..) => "dead-lettered",
+        }
+    }
+
+    async fn apply(self, delivery: Delivery) -> Result<(), SettleError> {
+        let attempt = delivery.attempt();
+        match self {
+            Self::Ack => delivery.ack().await,
+            Self::Drop(reason) => delivery.drop_message(reason).await,
+            Self::Defer(after) => delivery.again(attempt, after, None).await,
+            Self::Retry(after, error) => delivery.again(attempt.saturating_add(1), after, Some(error)).await,
+            Self::Bury(reason, last_error) => delivery.bury(reason, last_error).await,
+        }
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        for (at, incoming) in self.pending.drain(..).enumerate() {
+            if !(at == 0 && self.acked) {
+                self.env.origin.settler.release(incoming.token, incoming.message);
+            }
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Receiving without handlers: the caller settles each delivery.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use futures_util::stream::{self, Stream};
+
+use crate::{
+    Address, Capabilities, Channel, ChannelKind, ConsumeOptions, Consumer, Delivery, Error, ErrorKind, Incoming, Order,
+    ProduceOptions, Result, Start, WhenFull, bus::Parts, delivery::Origin,
+};
+
+/// A live subscription. Messages are fetched ahead, at most the prefetch; it goes on by itself after a lost connection.
+#[derive(Debug)]
+pub struct Subscription {
+    consumer: Box<dyn Consumer>,
+    origin: Arc<Origin>,
+    buffer: VecDeque<Delivery>,
+    received: Vec<Incoming>,
+    closed: bool,
+}
+
+impl Subscription {
+    pub(crate) async fn open(parts: Arc<Parts>, address: Address, options: ConsumeOptions) -> Result<Self> {
+        let (consumer, origin) = open(&parts, address, &options).await?;
+        Ok(Self { consumer, origin, buffer: VecDeque::new(), received: Vec::new(), closed: false })
+    }
+
+    /// Waits for the next message. Cancel-safe: dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// Final ones only: [`ErrorKind::Closed`], [`ErrorKind::NotFound`] when the channel was deleted. A lost
+    /// connection is waited out.
+    pub async fn next(&mut self) -> Result<Delivery> {
+        loop {
+            if let Some(delivery) = self.buffer.pop_front() {
+                return Ok(delivery);
+            }
+            self.fill(1).await?;
+        }
+    }
+
+    /// Waits up to `wait` for a message and returns what is there, at most `max`; empty when there was none.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next).
+    pub async fn receive(&mut self, max: usize, wait: Duration) -> Result<Vec<Delivery>> {
+        if self.buffer.is_empty() {
+            match tokio::time::timeout(wait, self.fill(max)).await {
+                Ok(result) => result?,
+                Err(_) => return Ok(Vec::new()),
+            }
+        }
+        let count = self.buffer.len().min(max);
+        Ok(self.buffer.drain(..count).collect())
+    }
+
+    /// Messages without end, across reconnects; ends with the first error.
+    pub fn stream(self) -> impl Stream<Item = Result<Delivery>> + Send {
+        stream::unfold(Some(self), |subscription| async {
+            let mut subscription = subscription?;
+            match subscription.next().await {
+                Ok(delivery) => Some((Ok(delivery), Some(subscription))),
+                Err(error) => Some((Err(error), None)),
+            }
+        })
+    }
+
+    /// Stops fetching and returns to the broker what was fetched and not received. Deliveries that were received
+    /// can still be settled. A second call does nothing.
+    ///
+    /// # Errors
+    /// As the broker answers.
+    pub async fn close(&mut self) -> Result<()> {
+        self.closed = true;
+        self.buffer.drain(..).for_each(Delivery::release);
+        self.consumer.close().await.map_err(|error| locate(error, &self.origin))
+    }
+
+    async fn fill(&mut self, max: usize) -> Result<()> {
+        if self.closed {
+            return Err(locate(Error::closed("receive"), &self.origin));
+        }
+        // Cancel-safe: what a cancelled call has appended stays in `received`.
+        if self.received.is_empty() {
+            self.consumer.receive(max, &mut self.received).await.map_err(|error| locate(error, &self.origin))?;
+        }
+        let origin = &self.origin;
+        self.buffer.extend(self.received.drain(..).map(|incoming| Delivery::new(incoming, Arc::clone(origin))));
+        Ok(())
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.buffer.drain(..).for_each(Delivery::release);
+        for incoming in self.received.drain(..) {
+            self.origin.settler.release(incoming.token, incoming.message);
+        }
+    }
+}
+
+/// Opens a consumer after its options were checked, with what its deliveries share.
+pub(crate) async fn open(
+    parts: &Arc<Parts>,
+    address: Address,
+    options: &ConsumeOptions,
+) -> Result<(Box<dyn Consumer>, Arc<Origin>)> {
+    let connection = &parts.connection;
+    let consumer = connection.consumer(&address, options).await.map_err(|error| {
+        error.with_backend(connection.backend()).with_operation("consume").with_channel(address.name())
+    })?;
+    let origin = Origin {
+        settler: consumer.settler(),
+        group: options.group.clone(),
+        backend: connection.backend(),
+        capabilities: parts.capabilities.clone(),
+        dead_letters: options
+            .dead_letters
+            .clone()
+            .map(|queue| Channel::new(Arc::clone(parts), queue, ProduceOptions::default(), WhenFull::Wait)),
+        address,
+    };
+    Ok((consumer, Arc::new(origin)))
+}
+
+/// Refuses, before anything is done, what the backend declares that it cannot do.
+pub(crate) fn check_options(
+    backend: &'static str,
+    capabilities: &Capabilities,
+    address: &Address,
+    options: &ConsumeOptions,
+) -> Result<()> {
+    let refuse = |what: &str| Err(Error::unsupported(backend, what).with_operation("consume").with_channel(address.name()));
+    if options.prefetch == 0 || options.prefetch_bytes == 0 {
+        return Err(Error::new(ErrorKind::InvalidInput, "a prefetch of 0 would never receive anything")
+            .with_operation("consume")
+            .with_channel(address.name())
+            .with_hint("use at least 1"));
+    }
+    match address.kind() {
+        ChannelKind::Queue if !capabilities.queues => return refuse("queues"),
+        ChannelKind::Topic if !capabilities.topics => return refuse("topics"),
+        ChannelKind::Queue if options.group.is_some() => {
+            return Err(Error::new(ErrorKind::InvalidInput, "a queue has no groups: its consumers share the messages")
+                .with_operation("consume")
+                .with_channel(address.name())
+                .with_hint("use a topic"));
+        }
+        ChannelKind::Topic if options.group.is_some() && !capabilities.groups => return refuse("groups of a topic"),
+        _ => {}
+    }
+    if options.start == Start::Earliest && !capabilities.replay {
+        return refuse("starting with messages from before the group existed");
+    }
+    if options.ordered_by_key && capabilities.order == Order::None {
+        return refuse("order by key");
+    }
+    Ok(())
+}
+
+fn locate(error: Error, origin: &Origin) -> Error {
+    error.with_backend(origin.backend).with_operation("receive").with_channel(origin.address.name())
+}
