@@ -64,7 +64,6 @@ impl Bus {
     }
 
     /// Everything that can be chosen.
-    #[must_use]
     pub fn builder() -> BusBuilder {
         BusBuilder::default()
     }
@@ -213,6 +212,8 @@ impl Identity {
     }
 }
 
+type HealthCallback = Box<dyn Fn(&Health) + Send + Sync>;
+
 /// Builds a [`Bus`]. What is said here overrides the environment, which overrides a file's settings.
 #[derive(Default)]
 #[must_use = "nothing is connected before connect is called"]
@@ -228,7 +229,7 @@ pub struct BusBuilder {
     limits: Limits,
     layers: Vec<Arc<dyn Layer>>,
     identity: Option<Identity>,
-    on_health: Vec<Box<dyn Fn(&Health) + Send + Sync>>,
+    on_health: Vec<HealthCallback>,
 }
 
 impl BusBuilder {
@@ -422,7 +423,7 @@ fn scheme(url: &str) -> Result<&str> {
     }
 }
 
-fn report_health(mut watch: HealthWatch, callbacks: Vec<Box<dyn Fn(&Health) + Send + Sync>>) {
+fn report_health(mut watch: HealthWatch, callbacks: Vec<HealthCallback>) {
     if callbacks.is_empty() {
         return;
     }
@@ -439,7 +440,7 @@ fn report_health(mut watch: HealthWatch, callbacks: Vec<Box<dyn Fn(&Health) + Se
 }
 
 fn warn_about_unknown(environment: &Environment, registry: &Registry) {
-    let own = [BACKEND_VARIABLE, URL_VARIABLE, UNLABELLED_VARIABLE];
+    let own = [BACKEND_VARIABLE, URL_VARIABLE, UNLABELLED_VARIABLE, crate::BIND_VARIABLE];
     for (variable, _) in environment.with_prefix("POLYMQ_") {
         let of_backend = registry.names().any(|name| variable.starts_with(&format!("POLYMQ_{}_", name.to_ascii_uppercase())));
         if !of_backend && !own.contains(&variable) && !variable.starts_with("POLYMQ_TEST_") {

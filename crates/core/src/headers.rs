@@ -13,7 +13,7 @@ pub const SYSTEM_PREFIX: &str = "polymq-";
 /// The most headers one message may carry.
 pub const MAX_HEADERS: usize = 64;
 /// The longest header name, in bytes.
-pub const MAX_NAME_BYTES: usize = 128;
+const MAX_NAME_BYTES: usize = 128;
 /// The longest header value, in bytes.
 pub const MAX_VALUE_BYTES: usize = 4096;
 /// Names and values together, in bytes; the smallest header area of the supported brokers.

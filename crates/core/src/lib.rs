@@ -20,11 +20,14 @@ mod kinds;
 pub mod layer;
 pub mod memory;
 mod message;
+mod pair;
 mod policy;
 mod producer;
 mod registry;
 mod runner;
+mod service;
 mod subscription;
+mod table;
 
 pub use polymq_serializers as serializers;
 
@@ -54,11 +57,14 @@ pub use crate::{
     kinds::{Kind, KindEntry, Kinds},
     layer::{Layer, NextHandle, NextSend},
     message::{ATTEMPT, Message, MessageId},
+    pair::{HandlerFactory, HandlerPair},
     policy::{Backoff, DeadLetters, FailurePolicy, Fate, Jitter, RetryMode},
     producer::{ProduceOptions, Producer, Receipt},
     registry::{BackendEntry, KnownBackend, Registry},
     runner::{ConsumerRunner, Handled, HandlerError, RouteStats, Running},
+    service::{BIND_VARIABLE, run_service},
     subscription::Subscription,
+    table::{QueueEntry, QueueTable, Scalar},
 };
 
 /// For the macros of this project only.
