@@ -93,7 +93,7 @@ async fn drain_returns_what_was_not_handled() {
     let results = queue.send_all((0..10).map(|id| queue.message(&Order { id, total: 1.0 }).unwrap())).await;
     assert!(results.iter().all(Result::is_ok));
     tokio::time::sleep(Duration::from_millis(10)).await;
-    assert_eq!(queue.stats(None).await.unwrap().unsettled.unwrap() > 0, true);
+    assert!(queue.stats(None).await.unwrap().unsettled.unwrap() > 0);
     running.stop().await.unwrap();
     let stats = queue.stats(None).await.unwrap();
     assert_eq!((stats.ready, stats.unsettled), (10, Some(0)));

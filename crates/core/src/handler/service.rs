@@ -28,6 +28,11 @@ pub(crate) trait Service: Send + Sync {
 
     /// The type that decides which kinds it takes.
     fn body_type(&self) -> Option<TypeId>;
+
+    /// The most messages that one call takes.
+    fn max_batch(&self) -> usize {
+        1
+    }
 }
 
 /// One function, one message.
@@ -200,6 +205,10 @@ impl<H: BatchHandler<T>, T: FromDelivery + Send + 'static> Service for BatchServ
 
     fn body_type(&self) -> Option<TypeId> {
         T::body_type()
+    }
+
+    fn max_batch(&self) -> usize {
+        self.max
     }
 }
 

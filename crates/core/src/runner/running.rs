@@ -30,6 +30,8 @@ struct Inner {
     subscribed: Mutex<BTreeMap<String, Subscribed>>,
     stop: CancellationToken,
     cancelled: CancellationToken,
+    /// A subscription has ended with an error that opening it again cannot help.
+    failed: CancellationToken,
 }
 
 struct Subscribed {
@@ -47,6 +49,7 @@ impl Running {
             subscribed: Mutex::default(),
             stop: CancellationToken::new(),
             cancelled: CancellationToken::new(),
+            failed: CancellationToken::new(),
         }))
     }
 
@@ -84,7 +87,14 @@ impl Running {
             stop: stop.clone(),
             cancelled: cancelled.clone(),
         };
-        let task = tokio::spawn(opening.supervise(consumer, origin));
+        let failed = self.0.failed.clone();
+        let task = tokio::spawn(async move {
+            let outcome = opening.supervise(consumer, origin).await;
+            if outcome.is_err() {
+                failed.cancel();
+            }
+            outcome
+        });
         self.subscribed().insert(name, Subscribed { control, stop, cancelled, task: Some(task) });
         Ok(())
     }
@@ -180,15 +190,15 @@ impl Running {
         self.0.cancelled.cancel();
     }
 
-    /// Runs until SIGINT or SIGTERM, or until every subscription has ended by itself, and stops; a second signal forces.
+    /// Runs until SIGINT or SIGTERM, or until a subscription has ended for good, and stops; a second signal forces.
     ///
     /// # Errors
-    /// Those of stopping, or the one that ended the subscriptions.
+    /// Those of stopping, or the one that ended a subscription: a service that consumes less than it should does not stay.
     pub async fn until_signal(self) -> Result<()> {
         let mut signals = Signals::new()?;
         tokio::select! {
             () = signals.next() => tracing::info!("stopping; a second signal forces"),
-            () = self.all_ended() => tracing::error!("every subscription has ended"),
+            () = self.0.failed.cancelled() => tracing::error!("a subscription has ended for good; stopping"),
         }
         let stopping = self.stop();
         tokio::pin!(stopping);
@@ -199,16 +209,6 @@ impl Running {
                 self.force();
                 stopping.await
             }
-        }
-    }
-
-    async fn all_ended(&self) {
-        loop {
-            let ended = self.subscribed().values().all(|subscribed| subscribed.task.as_ref().is_none_or(JoinHandle::is_finished));
-            if ended {
-                return;
-            }
-            tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 

@@ -108,10 +108,13 @@ impl Work {
     pub(crate) async fn process(&mut self) {
         while !self.pending.is_empty() && self.may_start() {
             self.process_front().await;
-            // One message at a time ends here when the limit was raised meanwhile.
-            if self.env.control.concurrency() > 1 && self.pending.len() > 1 {
-                return;
-            }
+        }
+    }
+
+    /// As [`process`](Self::process), until the limit is raised above one message at a time.
+    pub(crate) async fn process_alone(&mut self) {
+        while !self.pending.is_empty() && self.may_start() && self.env.control.concurrency() == 1 {
+            self.process_front().await;
         }
     }
 

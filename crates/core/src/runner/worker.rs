@@ -30,11 +30,14 @@ pub(crate) struct Worker {
     keys: HashMap<String, VecDeque<Incoming>>,
     waiting_for_key: usize,
     prefetch: usize,
+    /// The most messages that one call of a handler takes.
+    batch: usize,
 }
 
 impl Worker {
     pub(crate) fn new(env: Arc<Env>, consumer: Box<dyn Consumer>, ordered_by_key: bool, prefetch: usize) -> Self {
         Self {
+            batch: env.entries.iter().map(|entry| entry.service.max_batch()).max().unwrap_or(1),
             work: Work::new(Arc::clone(&env)),
             env,
             consumer,
@@ -74,14 +77,19 @@ impl Worker {
                 }
             }
             let room = self.room(limit);
-            tokio::select! {
+            let outcome = tokio::select! {
                 biased;
-                () = env.stop.cancelled() => {}
-                Some(ended) = self.running.join_next(), if !self.running.is_empty() => self.ended(ended.ok().flatten()),
-                () = env.control.changed() => {}
-                received = self.consumer.receive(room, &mut self.fetched), if room > 0 && !paused => received?,
-            }
+                () = env.stop.cancelled() => Ok(()),
+                Some(ended) = self.running.join_next(), if !self.running.is_empty() => {
+                    self.ended(ended.ok().flatten());
+                    Ok(())
+                }
+                () = env.control.changed() => Ok(()),
+                received = self.consumer.receive(room, &mut self.fetched), if room > 0 && !paused => received,
+            };
+            // Also what a call has fetched that was given up or failed.
             self.work.extend(self.fetched.drain(..));
+            outcome?;
         }
         Ok(())
     }
@@ -89,14 +97,14 @@ impl Worker {
     /// How many more messages to fetch: what can start soon, and within the prefetch in all.
     fn room(&self, limit: usize) -> usize {
         let held = self.ready.len() + self.waiting_for_key + self.running.len() + self.work.len();
-        if limit == 1 || self.ready.len() < limit { self.prefetch.saturating_sub(held).min(BATCH) } else { 0 }
+        if limit == 1 || self.ready.len() < limit * self.batch { self.prefetch.saturating_sub(held).min(BATCH) } else { 0 }
     }
 
     async fn work_alone(&mut self) {
         let env = Arc::clone(&self.env);
         tokio::select! {
             biased;
-            () = self.work.process() => {}
+            () = self.work.process_alone() => {}
             () = env.cancelled.cancelled() => {}
         }
     }
@@ -113,14 +121,18 @@ impl Worker {
                 }
                 self.keys.insert(key.clone(), VecDeque::new());
             }
-            self.start(incoming, key);
+            let mut work = Work::one(Arc::clone(&self.env), incoming);
+            if !self.ordered_by_key {
+                let more = self.ready.len().min(self.batch - 1);
+                work.extend(self.ready.drain(..more));
+            }
+            self.start(work, key);
         }
     }
 
-    fn start(&mut self, incoming: Incoming, key: Option<String>) {
+    fn start(&mut self, mut work: Work, key: Option<String>) {
         let env = Arc::clone(&self.env);
         self.running.spawn(async move {
-            let mut work = Work::one(Arc::clone(&env), incoming);
             tokio::select! {
                 biased;
                 () = work.process() => {}
@@ -138,7 +150,7 @@ impl Worker {
             Some(next) => {
                 // Takes the place of the one that has ended, so the limit holds.
                 self.waiting_for_key -= 1;
-                self.start(next, Some(key));
+                self.start(Work::one(Arc::clone(&self.env), next), Some(key));
             }
             None => drop(self.keys.remove(&key)),
         }
