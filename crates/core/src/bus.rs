@@ -357,7 +357,10 @@ impl BusBuilder {
             if !backend.schemes().contains(&scheme) {
                 return Err(Error::new(
                     ErrorKind::Config,
-                    format!("a URL with the scheme {scheme:?} {origin}, expected one of: {}", backend.schemes().join(", ")),
+                    format!(
+                        "a URL with the scheme {scheme:?} {origin}, expected one of: {}",
+                        backend.schemes().join(", ")
+                    ),
                 )
                 .with_backend(backend.name())
                 .with_hint("change the URL or the backend"));
@@ -392,8 +395,10 @@ impl BusBuilder {
             },
         };
         serializers.check(&accept)?;
-        let connection =
-            backend.connect(&settings).await.map_err(|error| error.with_backend(backend.name()).with_operation("connect"))?;
+        let connection = backend
+            .connect(&settings)
+            .await
+            .map_err(|error| error.with_backend(backend.name()).with_operation("connect"))?;
         report_health(connection.health(), self.on_health);
         let parts = Parts {
             capabilities: connection.capabilities().clone(),
@@ -411,7 +416,10 @@ impl BusBuilder {
 
 impl fmt::Debug for BusBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BusBuilder").field("backend", &self.backend).field("settings", &self.settings).finish_non_exhaustive()
+        f.debug_struct("BusBuilder")
+            .field("backend", &self.backend)
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
     }
 }
 
@@ -442,7 +450,8 @@ fn report_health(mut watch: HealthWatch, callbacks: Vec<HealthCallback>) {
 fn warn_about_unknown(environment: &Environment, registry: &Registry) {
     let own = [BACKEND_VARIABLE, URL_VARIABLE, UNLABELLED_VARIABLE, crate::BIND_VARIABLE];
     for (variable, _) in environment.with_prefix("POLYMQ_") {
-        let of_backend = registry.names().any(|name| variable.starts_with(&format!("POLYMQ_{}_", name.to_ascii_uppercase())));
+        let of_backend =
+            registry.names().any(|name| variable.starts_with(&format!("POLYMQ_{}_", name.to_ascii_uppercase())));
         if !of_backend && !own.contains(&variable) && !variable.starts_with("POLYMQ_TEST_") {
             let near = nearest(variable, own.into_iter()).unwrap_or("none");
             tracing::warn!(variable, near, "unknown variable with polymq's prefix is ignored");

@@ -16,9 +16,7 @@ use tokio::sync::{Notify, OnceCell};
 
 use crate::{
     Address, Completion, Connection, ConsumeOptions, Error, ErrorKind, HealthState, Message, ProduceOptions, Producer,
-    Receipt, Result, Stats, Subscription, Text,
-    bus::Parts,
-    layer::NextSend,
+    Receipt, Result, Stats, Subscription, Text, bus::Parts, layer::NextSend,
 };
 
 /// What a send does when the window of unconfirmed messages is full.
@@ -47,7 +45,14 @@ struct Inner {
 
 impl Channel {
     pub(crate) fn new(parts: Arc<Parts>, address: Address, options: ProduceOptions, when_full: WhenFull) -> Self {
-        Self(Arc::new(Inner { parts, address, options, when_full, producer: OnceCell::new(), window: Window::default() }))
+        Self(Arc::new(Inner {
+            parts,
+            address,
+            options,
+            when_full,
+            producer: OnceCell::new(),
+            window: Window::default(),
+        }))
     }
 
     fn changed(&self, change: impl FnOnce(&mut ProduceOptions, &mut WhenFull)) -> Self {
@@ -234,7 +239,12 @@ impl Channel {
         if options.dead_letters.is_none() && options.declare {
             options.dead_letters = Some(self.0.address.dead_letters(options.group.as_deref()));
         }
-        crate::subscription::check_options(self.backend(), self.connection().capabilities(), &self.0.address, &options)?;
+        crate::subscription::check_options(
+            self.backend(),
+            self.connection().capabilities(),
+            &self.0.address,
+            &options,
+        )?;
         Subscription::open(Arc::clone(&self.0.parts), self.0.address.clone(), options).await
     }
 

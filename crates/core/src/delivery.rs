@@ -100,12 +100,7 @@ impl Delivery {
         self.again(same, after, None).await
     }
 
-    pub(crate) async fn again(
-        mut self,
-        attempt: u32,
-        after: Duration,
-        error: Option<&str>,
-    ) -> Result<(), SettleError> {
+    pub(crate) async fn again(mut self, attempt: u32, after: Duration, error: Option<&str>) -> Result<(), SettleError> {
         if let Err(error) = can_retry(self.origin.backend, &self.origin.capabilities, after) {
             return Err(self.failed(error));
         }

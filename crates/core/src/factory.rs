@@ -1,12 +1,6 @@
 //! Handlers by channel: what a service consumes, before it runs.
 
-use std::{
-    any::type_name,
-    collections::BTreeMap,
-    fmt,
-    sync::Arc,
-    time::Duration,
-};
+use std::{any::type_name, collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use crate::{
     Address, BatchHandler, Bus, Capabilities, ConsumeOptions, Error, ErrorKind, FailurePolicy, FromDelivery, Handled,

@@ -104,7 +104,11 @@ impl HealthReporter {
             }
             health.state = HealthState::Up;
             health.since = Instant::now();
-            if health.connected_before { health.reconnects += 1 } else { health.reason = None }
+            if health.connected_before {
+                health.reconnects += 1
+            } else {
+                health.reason = None
+            }
             health.connected_before = true;
             true
         });

@@ -100,6 +100,9 @@ impl<'a> NextHandle<'a> {
 
 impl fmt::Debug for NextHandle<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NextHandle").field("address", self.address).field("layers", &self.layers).finish_non_exhaustive()
+        f.debug_struct("NextHandle")
+            .field("address", self.address)
+            .field("layers", &self.layers)
+            .finish_non_exhaustive()
     }
 }

@@ -36,8 +36,8 @@ pub use crate::{
     address::{Address, ChannelKind, MAX_NAME_BYTES},
     backend::{Backend, Connection, Key, Stats},
     bus::{
-        BACKEND_VARIABLE, Bus, BusBuilder, Identity, SENDER_CLIENT, SENDER_COMPONENT, SENDER_VERSION, UNLABELLED_VARIABLE,
-        URL_VARIABLE,
+        BACKEND_VARIABLE, Bus, BusBuilder, Identity, SENDER_CLIENT, SENDER_COMPONENT, SENDER_VERSION,
+        UNLABELLED_VARIABLE, URL_VARIABLE,
     },
     capability::{Capabilities, Delay, DeliveryCount, Order, RedeliveryOrder, Support, Wildcards},
     channel::{Channel, WhenFull},

@@ -60,11 +60,7 @@ impl HandlerFactory {
             });
         };
         let name = entry.name.clone().unwrap_or_else(|| queue.to_owned());
-        Ok(HandlerPair {
-            name,
-            consumer: self.bus(&entry.consumer).await?,
-            producer: self.bus(&entry.producer).await?,
-        })
+        Ok(HandlerPair { name, consumer: self.bus(&entry.consumer).await?, producer: self.bus(&entry.producer).await? })
     }
 
     async fn bus(&self, backend: &str) -> Result<Bus> {
@@ -175,7 +171,9 @@ async fn forward(mut message: Message, target: State<Channel>) -> Outcome {
     match target.send_message(message).await {
         Ok(_) => Outcome::Ack,
         // The target can never carry this message; the dead letters of the source keep it.
-        Err(error) if matches!(error.kind(), InvalidInput | TooLarge | Unsupported) => Outcome::reject(error.to_string()),
+        Err(error) if matches!(error.kind(), InvalidInput | TooLarge | Unsupported) => {
+            Outcome::reject(error.to_string())
+        }
         Err(error) => Outcome::Retry { after: None, error: Failure::new(error.to_string()) },
     }
 }

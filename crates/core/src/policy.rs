@@ -65,7 +65,11 @@ impl Backoff {
         let exponent = i32::try_from(attempt.saturating_sub(1)).unwrap_or(i32::MAX);
         let seconds = self.initial.as_secs_f64() * self.factor.powi(exponent);
         // Not finite after many attempts; the bound is meant then.
-        if seconds.is_finite() && seconds < self.max.as_secs_f64() { Duration::from_secs_f64(seconds) } else { self.max }
+        if seconds.is_finite() && seconds < self.max.as_secs_f64() {
+            Duration::from_secs_f64(seconds)
+        } else {
+            self.max
+        }
     }
 }
 

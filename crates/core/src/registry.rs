@@ -73,12 +73,17 @@ impl Registry {
     /// [`ErrorKind::Conflict`] naming the name, alias or scheme that is taken and by whom.
     pub fn add(&mut self, backend: Arc<dyn Backend>) -> Result<()> {
         for known in self.backends.values() {
-            let taken = names(backend.as_ref()).find(|name| names(known.as_ref()).any(|other| other.eq_ignore_ascii_case(name)));
+            let taken = names(backend.as_ref())
+                .find(|name| names(known.as_ref()).any(|other| other.eq_ignore_ascii_case(name)));
             let scheme = || backend.schemes().iter().find(|scheme| known.schemes().contains(scheme));
             if let Some(taken) = taken.or_else(|| scheme().copied()) {
                 return Err(Error::new(
                     ErrorKind::Conflict,
-                    format!("backend {:?} claims {taken:?}, which backend {:?} has already", backend.name(), known.name()),
+                    format!(
+                        "backend {:?} claims {taken:?}, which backend {:?} has already",
+                        backend.name(),
+                        known.name()
+                    ),
                 )
                 .with_hint("register each backend once, under its own name"));
             }
@@ -105,7 +110,9 @@ impl Registry {
     pub fn backend(&self, name: &str) -> Result<&Arc<dyn Backend>> {
         let wanted = name.trim();
         let matches = |backend: &&Arc<dyn Backend>| {
-            names(backend.as_ref()).chain(backend.schemes().iter().copied()).any(|known| known.eq_ignore_ascii_case(wanted))
+            names(backend.as_ref())
+                .chain(backend.schemes().iter().copied())
+                .any(|known| known.eq_ignore_ascii_case(wanted))
         };
         self.backends.values().find(matches).ok_or_else(|| self.unknown(wanted))
     }
@@ -126,8 +133,11 @@ impl Registry {
         let lower = name.to_ascii_lowercase();
         let offered = |name: &str| inventory::iter::<KnownBackend>.into_iter().find(|known| known.name == name);
         if let Some(known) = offered(&lower) {
-            return Error::new(ErrorKind::NotCompiledIn, format!("backend {lower:?} is not compiled in; linked: {linked}"))
-                .with_hint(known.hint);
+            return Error::new(
+                ErrorKind::NotCompiledIn,
+                format!("backend {lower:?} is not compiled in; linked: {linked}"),
+            )
+            .with_hint(known.hint);
         }
         let all = inventory::iter::<KnownBackend>.into_iter().map(|known| known.name);
         let error = Error::new(ErrorKind::UnknownBackend, format!("unknown backend {name:?}; linked: {linked}"));

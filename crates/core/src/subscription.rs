@@ -130,7 +130,8 @@ pub(crate) fn check_options(
     address: &Address,
     options: &ConsumeOptions,
 ) -> Result<()> {
-    let refuse = |what: &str| Err(Error::unsupported(backend, what).with_operation("consume").with_channel(address.name()));
+    let refuse =
+        |what: &str| Err(Error::unsupported(backend, what).with_operation("consume").with_channel(address.name()));
     if options.prefetch == 0 || options.prefetch_bytes == 0 {
         return Err(Error::new(ErrorKind::InvalidInput, "a prefetch of 0 would never receive anything")
             .with_operation("consume")

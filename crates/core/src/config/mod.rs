@@ -15,5 +15,9 @@ pub use values::duration;
 /// The known name that the user most likely meant.
 pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let score = |other: &str| strsim::damerau_levenshtein(&name.to_ascii_lowercase(), &other.to_ascii_lowercase());
-    known.map(|other| (score(other), other)).filter(|(score, other)| *score <= 1 + other.len() / 4).min().map(|(_, other)| other)
+    known
+        .map(|other| (score(other), other))
+        .filter(|(score, other)| *score <= 1 + other.len() / 4)
+        .min()
+        .map(|(_, other)| other)
 }

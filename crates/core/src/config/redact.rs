@@ -50,7 +50,8 @@ pub fn redact_url(text: &str) -> String {
         return "***".into();
     }
     if url.query().is_some() {
-        let secret = |key: &str| ["pass", "secret", "token", "key"].iter().any(|word| key.to_ascii_lowercase().contains(word));
+        let secret =
+            |key: &str| ["pass", "secret", "token", "key"].iter().any(|word| key.to_ascii_lowercase().contains(word));
         let pairs: Vec<(String, String)> = url
             .query_pairs()
             .map(|(key, value)| (key.to_string(), if secret(&key) { "***".into() } else { value.to_string() }))

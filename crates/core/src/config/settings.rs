@@ -64,7 +64,8 @@ impl Settings {
     /// Sets `key`, unless a stronger origin has set it.
     pub fn set(&mut self, key: impl Into<String>, value: impl Into<String>, origin: Origin) {
         let key = key.into();
-        let weaker = |known: &Origin| std::mem::discriminant(known) != std::mem::discriminant(&origin) && *known > origin;
+        let weaker =
+            |known: &Origin| std::mem::discriminant(known) != std::mem::discriminant(&origin) && *known > origin;
         if !self.0.get(&key).is_some_and(|(_, known)| weaker(known)) {
             self.0.insert(key, (value.into(), origin));
         }

@@ -16,7 +16,8 @@ pub(super) fn parse<'a, T: DeserializeOwned>(
     backend: &str,
 ) -> Result<T> {
     let current = RefCell::new(None);
-    let entries = pairs.map(|(key, text, origin)| (Name { key, origin, current: &current }, Value { key, text, origin }));
+    let entries =
+        pairs.map(|(key, text, origin)| (Name { key, origin, current: &current }, Value { key, text, origin }));
     T::deserialize(MapDeserializer::new(entries)).map_err(|Problem(problem)| {
         let place = match *current.borrow() {
             Some((_, origin)) if problem.starts_with("unknown") => format!(" {origin}"),

@@ -234,7 +234,9 @@ impl Context {
     /// [`ErrorKind::InvalidInput`] when the message asks for no reply; then those of sending.
     pub async fn reply<T: serde::Serialize + 'static>(&self, value: &T) -> Result<()> {
         let Some(reply_to) = self.message.reply_to() else {
-            return Err(Error::new(ErrorKind::InvalidInput, "the message names no queue for a reply").with_operation("reply"));
+            return Err(
+                Error::new(ErrorKind::InvalidInput, "the message names no queue for a reply").with_operation("reply")
+            );
         };
         let queue = self.bus.queue(reply_to);
         let mut reply = queue.message(value)?;

@@ -165,7 +165,9 @@ impl<H: BatchHandler<T>, T: FromDelivery + Send + 'static> Service for BatchServ
                 let calling = AssertUnwindSafe(async { self.handler.call(Batch(values)).await }).catch_unwind();
                 let outcomes = match work.env().within_time(calling).await {
                     Ok(Ok(outcome)) => outcome.each(count),
-                    Ok(Err(panic)) => Some((0..count).map(|_| Tried::panicked(panic.as_ref()).into_outcome()).collect()),
+                    Ok(Err(panic)) => {
+                        Some((0..count).map(|_| Tried::panicked(panic.as_ref()).into_outcome()).collect())
+                    }
                     Err(limit) => Some((0..count).map(|_| Tried::TimedOut(limit).into_outcome()).collect()),
                 };
                 match outcomes {

@@ -42,9 +42,16 @@ struct State {
 
 /// Waits until every queue has room, in the order of calls.
 enum Parked {
-    Send { message: Message, completer: Completer<Receipt>, connection: u64 },
+    Send {
+        message: Message,
+        completer: Completer<Receipt>,
+        connection: u64,
+    },
     /// Answered when everything before it was.
-    Flush { done: oneshot::Sender<()>, connection: u64 },
+    Flush {
+        done: oneshot::Sender<()>,
+        connection: u64,
+    },
 }
 
 /// So few may wait for room whatever their size; more may wait as long as all of them would fit into an empty queue.
@@ -315,7 +322,12 @@ impl Channel {
     }
 
     #[cold]
-    fn error(&self, kind: ErrorKind, operation: &'static str, sentence: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    fn error(
+        &self,
+        kind: ErrorKind,
+        operation: &'static str,
+        sentence: impl Into<std::borrow::Cow<'static, str>>,
+    ) -> Error {
         Error::new(kind, sentence).with_backend(NAME).with_operation(operation).with_channel(self.address.name())
     }
 

@@ -1,7 +1,9 @@
 use serde::Deserialize;
 
 use super::NAME;
-use crate::{Capabilities, Delay, DeliveryCount, Error, ErrorKind, Key, Order, RedeliveryOrder, Result, Settings, Support};
+use crate::{
+    Capabilities, Delay, DeliveryCount, Error, ErrorKind, Key, Order, RedeliveryOrder, Result, Settings, Support,
+};
 
 pub(super) const KEYS: &[Key] = &[
     Key { name: "url", default: "memory://", help: "memory:// or memory://name for a space of its own" },

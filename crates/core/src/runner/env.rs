@@ -7,10 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Callbacks, Control, Tried};
 use crate::{
-    AckMode, Bus, ErrorKind, FailurePolicy, Message, Token,
-    delivery::Origin,
-    factory::Entry,
-    handler::States,
+    AckMode, Bus, ErrorKind, FailurePolicy, Message, Token, delivery::Origin, factory::Entry, handler::States,
     serializers::Accept,
 };
 

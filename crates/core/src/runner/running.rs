@@ -11,11 +11,7 @@ use tokio::{sync::Semaphore, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::{Control, Env, RouteStats, Worker, worker};
-use crate::{
-    Bus, ConsumerFactory, Consumer, Error, ErrorKind, Result,
-    factory::Plan,
-    subscription,
-};
+use crate::{Bus, Consumer, ConsumerFactory, Error, ErrorKind, Result, factory::Plan, subscription};
 
 /// How long handlers that were cancelled get to end, and consumers to close.
 const CANCEL_GRACE: Duration = Duration::from_secs(5);
@@ -275,11 +271,7 @@ struct Opening {
 
 impl Opening {
     /// Runs the subscription; opens it again when it ends with an error, so that it never dies in silence.
-    async fn supervise(
-        self,
-        mut consumer: Box<dyn Consumer>,
-        mut origin: Arc<crate::delivery::Origin>,
-    ) -> Result<()> {
+    async fn supervise(self, mut consumer: Box<dyn Consumer>, mut origin: Arc<crate::delivery::Origin>) -> Result<()> {
         let mut failures = 0;
         loop {
             let started = tokio::time::Instant::now();

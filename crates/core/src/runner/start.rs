@@ -52,9 +52,9 @@ impl ConsumerRunner {
             plans.extend(factory.plans()?.into_iter().map(|plan| (factory.bus().clone(), plan)));
         }
         if plans.is_empty() {
-            return Err(Error::new(ErrorKind::Config, "there is no handler to run").with_operation("start").with_hint(
-                "mark a function with #[consumer(\"queue\")] or call ConsumerFactory::route",
-            ));
+            return Err(Error::new(ErrorKind::Config, "there is no handler to run")
+                .with_operation("start")
+                .with_hint("mark a function with #[consumer(\"queue\")] or call ConsumerFactory::route"));
         }
         let address = match &self.bind {
             Some(text) => Some(resolve(text)?),

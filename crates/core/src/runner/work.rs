@@ -9,8 +9,7 @@ use std::{
 use super::{Env, Handled, HandlerError, Tried};
 use crate::{
     AckMode, Delivery, ErrorKind, Fate, Incoming, Outcome, Result, RetryMode, SettleError, Token, View,
-    delivery::attempt_of,
-    handler::Service,
+    delivery::attempt_of, handler::Service,
 };
 
 /// System header: the handlers of several that have succeeded with the message.

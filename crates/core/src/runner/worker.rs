@@ -97,7 +97,11 @@ impl Worker {
     /// How many more messages to fetch: what can start soon, and within the prefetch in all.
     fn room(&self, limit: usize) -> usize {
         let held = self.ready.len() + self.waiting_for_key + self.running.len() + self.work.len();
-        if limit == 1 || self.ready.len() < limit * self.batch { self.prefetch.saturating_sub(held).min(BATCH) } else { 0 }
+        if limit == 1 || self.ready.len() < limit * self.batch {
+            self.prefetch.saturating_sub(held).min(BATCH)
+        } else {
+            0
+        }
     }
 
     async fn work_alone(&mut self) {
