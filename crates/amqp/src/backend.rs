@@ -1,0 +1,412 @@
+//! The backend, and what its connections do.
+
+use std::{
+    fmt,
+    future::Future,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use async_trait::async_trait;
+use lapin::options::{QueueDeleteOptions, QueuePurgeOptions};
+use polymq_core::{
+    Address, Backend, Capabilities, ChannelKind, Connection, ConsumeOptions, Consumer, Delay, DeliveryCount, Error,
+    ErrorKind, HealthWatch, Key, Order, ProduceOptions, Producer, RedeliveryOrder, Result, Settings, Stats, Support,
+    Wildcards,
+};
+use tokio::{sync::OnceCell, time::timeout};
+
+use crate::{
+    NAME,
+    config::{AmqpConfig, Declare, KEYS, QueueType},
+    connection::{CLOSE_TIMEOUT, HealthBoard, LinkHandle, Role},
+    consumer::{AmqpConsumer, ConsumerHandle, Subscription},
+    convert::short,
+    error::{self, Stage},
+    producer::AmqpProducer,
+    publisher::{Publishers, Route},
+    topology::{self, Binding, MAX_DELAY, QueuePlan},
+};
+
+/// RabbitMQ, and other brokers that speak AMQP 0-9-1.
+#[derive(Debug, Default)]
+pub struct AmqpBackend;
+
+#[async_trait]
+impl Backend for AmqpBackend {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn aliases(&self) -> &'static [&'static str] {
+        &["rabbitmq", "rmq", "RMQIOHandler"]
+    }
+
+    fn schemes(&self) -> &'static [&'static str] {
+        &["amqp", "amqps"]
+    }
+
+    fn foreign_variables(&self) -> &'static [(&'static str, &'static str)] {
+        &[("RMQ_HOST", "host"), ("RMQ_PORT", "port"), ("RMQ_USER", "user"), ("RMQ_PASS", "pass"), ("RMQ_VHOST", "vhost")]
+    }
+
+    fn keys(&self) -> &'static [Key] {
+        KEYS
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        capabilities(&AmqpConfig::default())
+    }
+
+    fn check(&self, settings: &Settings) -> Result<()> {
+        AmqpConfig::parse(settings).map(drop)
+    }
+
+    async fn connect(&self, settings: &Settings) -> Result<Arc<dyn Connection>> {
+        Ok(Arc::new(AmqpConnection::connect(settings).await?))
+    }
+}
+
+fn capabilities(config: &AmqpConfig) -> Capabilities {
+    let delay = Delay { support: Support::Emulated, max: Some(MAX_DELAY) };
+    Capabilities {
+        persistent: config.persistent,
+        queues: true,
+        topics: true,
+        groups: true,
+        order: Order::SingleConsumer,
+        requeue: Support::Emulated,
+        redelivery: RedeliveryOrder::Back,
+        delayed_retry: delay,
+        delayed_send: delay,
+        delivery_count: DeliveryCount::Header,
+        native_dead_letter: true,
+        confirms: true,
+        detects_unroutable: true,
+        wildcards: Some(Wildcards { one: "*", many: "#", separator: "." }),
+        request_reply: true,
+        expiry: Support::Native,
+        max_payload: Some(config.max_payload),
+        creates_channels: config.declare == Declare::Auto,
+        stats: true,
+        purge: true,
+        tls: cfg!(feature = "tls"),
+        mutual_tls: cfg!(feature = "tls"),
+        ..Capabilities::default()
+    }
+}
+
+/// A connection to a RabbitMQ broker: in fact up to two, one that publishes and one that consumes.
+pub struct AmqpConnection {
+    config: Arc<AmqpConfig>,
+    capabilities: Capabilities,
+    health: Arc<HealthBoard>,
+    publish: Arc<LinkHandle>,
+    consume: OnceCell<Arc<LinkHandle>>,
+    publishers: Arc<Publishers>,
+    consumers: Mutex<Vec<ConsumerHandle>>,
+}
+
+impl AmqpConnection {
+    /// Connects, as [`Backend::connect`] does, and keeps the type, for [`native`](Self::native).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] for settings that are not valid, [`ErrorKind::Unauthenticated`] for a login that was
+    /// refused, [`ErrorKind::PermissionDenied`] for a virtual host that does not exist or is not allowed,
+    /// [`ErrorKind::Disconnected`] when nobody answers in time.
+    pub async fn connect(settings: &Settings) -> Result<Self> {
+        let config = Arc::new(AmqpConfig::parse(settings)?);
+        let health = Arc::new(HealthBoard::default());
+        let publish = start(Role::Publish, &config, &health).await?;
+        Ok(Self {
+            capabilities: capabilities(&config),
+            publishers: Publishers::new(Arc::clone(&publish), Arc::clone(&config)),
+            config,
+            health,
+            publish,
+            consume: OnceCell::new(),
+            consumers: Mutex::default(),
+        })
+    }
+
+    /// The client library's own connection, the one that publishes, for what polymq does not do. It ends when it is
+    /// lost: ask again then.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Disconnected`] while there is none.
+    pub async fn native(&self) -> Result<Arc<lapin::Connection>> {
+        Ok(self.publish.live_soon("connect").await?.connection)
+    }
+
+    /// Runs an operation on the publishing connection, bounded.
+    async fn bounded<T, F>(&self, operation: &'static str, run: impl FnOnce(Arc<lapin::Connection>) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let live = self.publish.live_soon(operation).await?;
+        match timeout(self.config.connect_timeout, run(live.connection)).await {
+            Ok(result) => {
+                if result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Disconnected) {
+                    self.publish.suspect();
+                }
+                result.map_err(|error| error.with_operation(operation))
+            }
+            Err(_) => Err(error::timeout(operation)),
+        }
+    }
+
+    async fn consume_link(&self) -> Result<Arc<LinkHandle>> {
+        let link = self.consume.get_or_try_init(|| start(Role::Consume, &self.config, &self.health)).await?;
+        Ok(Arc::clone(link))
+    }
+
+    /// How a call may differ from the settings.
+    fn extra(&self, extra: &[(String, String)], declare: bool) -> Result<Extra> {
+        let mut found = Extra {
+            exchange: self.config.exchange.as_str().into(),
+            queue_type: self.config.queue_type,
+            persistent: self.config.persistent,
+            declare: match self.config.declare {
+                Declare::Auto if !declare => Declare::Passive,
+                configured => configured,
+            },
+        };
+        for (key, value) in extra {
+            match (key.as_str(), value.as_str()) {
+                ("exchange", name) if (1..=255).contains(&name.len()) => found.exchange = name.into(),
+                ("queue_type", "classic") => found.queue_type = QueueType::Classic,
+                ("queue_type", "quorum") => found.queue_type = QueueType::Quorum,
+                ("persistent", "true") => found.persistent = true,
+                ("persistent", "false") => found.persistent = false,
+                ("exchange" | "queue_type" | "persistent", _) => {
+                    return Err(config(format!("option {key:?}: {value:?} is not valid"))
+                        .with_hint("exchange is a name, queue_type is classic or quorum, persistent is true or false"));
+                }
+                _ => {
+                    return Err(config(format!("unknown option {key:?}; known: exchange, queue_type, persistent")));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The queue behind an address, its binding and its dead-letter queue.
+    fn plan(&self, address: &Address, group: Option<&str>, dead_letters: Option<&Address>, extra: &Extra) -> Result<QueuePlan> {
+        let name = topology::queue_name(address, group)?;
+        let exclusive = name.is_none();
+        let name = name.unwrap_or_else(|| address.name().to_owned());
+        let binding = (address.kind() == ChannelKind::Topic)
+            .then(|| Binding { exchange: Arc::clone(&extra.exchange), pattern: address.shared_name() });
+        // Producers make the same queue as consumers, though only these know of dead letters: the arguments of a queue
+        // cannot be changed later.
+        let by_default = (!exclusive && !name.ends_with(".dlq")).then(|| address.dead_letters(group));
+        let dead_letters = dead_letters.cloned().or(by_default).filter(|queue| queue.name() != name);
+        if let Some(queue) = &dead_letters {
+            topology::check_queue_name(queue.name())?;
+        }
+        Ok(QueuePlan {
+            name: name.into(),
+            dead_letters: dead_letters.map(|queue| queue.shared_name()),
+            binding,
+            exclusive,
+            queue_type: extra.queue_type,
+            declare: extra.declare,
+        })
+    }
+
+    /// The queue that counts, purges and deletes are about.
+    fn named(address: &Address, group: Option<&str>) -> Result<String> {
+        topology::queue_name(address, group)?.ok_or_else(|| {
+            error::invalid(format!("the topic {:?} has no queue of its own", address.name())).with_hint("name a group")
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Extra {
+    exchange: Arc<str>,
+    queue_type: QueueType,
+    persistent: bool,
+    declare: Declare,
+}
+
+async fn start(role: Role, config: &Arc<AmqpConfig>, health: &Arc<HealthBoard>) -> Result<Arc<LinkHandle>> {
+    crate::connection::Link::start(role, Arc::clone(config), Arc::clone(health)).await
+}
+
+#[async_trait]
+impl Connection for AmqpConnection {
+    fn backend(&self) -> &'static str {
+        NAME
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn health(&self) -> HealthWatch {
+        self.health.reporter.watch()
+    }
+
+    fn check_address(&self, address: &Address) -> Result<()> {
+        match address.kind() {
+            ChannelKind::Queue => topology::check_queue_name(address.name()),
+            ChannelKind::Topic => Ok(()),
+        }
+    }
+
+    async fn producer(&self, address: &Address, options: &ProduceOptions) -> Result<Box<dyn Producer>> {
+        let extra = self.extra(&options.extra, options.declare)?;
+        let route = match address.kind() {
+            ChannelKind::Queue => {
+                let plan = self.plan(address, None, None, &extra)?;
+                Route {
+                    exchange: "".into(),
+                    routing_key: address.shared_name(),
+                    plan: (extra.declare == Declare::Auto).then_some(plan),
+                    declare_exchange: false,
+                    persistent: extra.persistent,
+                }
+            }
+            ChannelKind::Topic => {
+                if topology::has_wildcard(address.name()) {
+                    let problem = format!("{:?} holds a wildcard; messages are sent to one topic", address.name());
+                    return Err(error::invalid(problem).with_hint("name the topic"));
+                }
+                Route {
+                    declare_exchange: extra.declare == Declare::Auto,
+                    exchange: Arc::clone(&extra.exchange),
+                    routing_key: address.shared_name(),
+                    plan: None,
+                    persistent: extra.persistent,
+                }
+            }
+        };
+        // While the first connection is still being made, what is to be made is made before the first message.
+        if self.publish.is_up() || !self.config.connect_retry {
+            let exchange = Arc::clone(&extra.exchange);
+            let plan = self.plan(address, None, None, &extra).ok().filter(|plan| !plan.exclusive);
+            let ensured = self.bounded("declare", |connection| async move {
+                match plan {
+                    Some(plan) => topology::ensure(&connection, &plan).await,
+                    None => topology::ensure_exchange(&connection, &exchange, extra.declare).await,
+                }
+            });
+            ensured.await.map_err(|error| error.with_channel(address.name()))?;
+        }
+        Ok(Box::new(AmqpProducer::new(Arc::clone(&self.publishers), Arc::new(route))))
+    }
+
+    async fn consumer(&self, address: &Address, options: &ConsumeOptions) -> Result<Box<dyn Consumer>> {
+        let extra = self.extra(&options.extra, options.declare)?;
+        let group = options.group.as_deref();
+        let plan = self.plan(address, group, options.dead_letters.as_ref(), &extra)?;
+        let subscription = Subscription {
+            // Zero would mean no bound at all.
+            prefetch: u16::try_from(options.prefetch).unwrap_or(u16::MAX).max(1),
+            wildcard: plan.binding.is_some() && topology::has_wildcard(address.name()),
+            plan,
+        };
+        let link = self.consume_link().await?;
+        let (consumer, handle) = AmqpConsumer::start(
+            link,
+            Arc::clone(&self.publishers),
+            subscription,
+            self.config.connect_retry,
+            self.config.connect_timeout,
+        )
+        .await
+        .map_err(|error| error.with_channel(address.name()))?;
+        let mut consumers = self.consumers.lock().unwrap_or_else(PoisonError::into_inner);
+        consumers.retain(|consumer| !consumer.is_gone());
+        consumers.push(handle);
+        Ok(Box::new(consumer))
+    }
+
+    async fn declare(&self, address: &Address, options: &ConsumeOptions) -> Result<()> {
+        let extra = self.extra(&options.extra, options.declare)?;
+        let plan = self.plan(address, options.group.as_deref(), options.dead_letters.as_ref(), &extra)?;
+        let declared = self.bounded("declare", |connection| async move {
+            if let Some(binding) = &plan.binding {
+                topology::ensure_exchange(&connection, &binding.exchange, plan.declare).await?;
+            }
+            // A queue that belongs to one consumer is made by it.
+            if plan.exclusive { Ok(()) } else { topology::ensure(&connection, &plan).await }
+        });
+        declared.await.map_err(|error| error.with_channel(address.name()))
+    }
+
+    async fn delete(&self, address: &Address, group: Option<&str>) -> Result<()> {
+        let Some(queue) = topology::queue_name(address, group)? else { return Ok(()) };
+        let deleted = self.bounded("delete", |connection| async move {
+            let channel = connection.create_channel().await.map_err(failed("delete"))?;
+            // RabbitMQ takes the deletion of a queue that does not exist for done.
+            let delete = channel.queue_delete(short(&queue)?, QueueDeleteOptions::default());
+            delete.await.map_err(failed("delete"))?;
+            let _ = channel.close(200, "done".into()).await;
+            Ok(())
+        });
+        match deleted.await {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            deleted => deleted.map_err(|error| error.with_channel(address.name())),
+        }
+    }
+
+    async fn stats(&self, address: &Address, group: Option<&str>) -> Result<Stats> {
+        let queue = Self::named(address, group)?;
+        let counted = self.bounded("stats", |connection| async move {
+            let found = topology::inspect(&connection, &queue).await?;
+            let found = found.ok_or_else(|| topology::not_found("queue", &queue))?;
+            let (ready, consumers) = (found.message_count().into(), found.consumer_count().into());
+            Ok(Stats { ready, unsettled: None, consumers })
+        });
+        counted.await.map_err(|error| error.with_channel(address.name()))
+    }
+
+    async fn purge(&self, address: &Address) -> Result<u64> {
+        let queue = Self::named(address, None)?;
+        let purged = self.bounded("purge", |connection| async move {
+            let channel = connection.create_channel().await.map_err(failed("purge"))?;
+            let purge = channel.queue_purge(short(&queue)?, QueuePurgeOptions::default());
+            let count = purge.await.map_err(failed("purge"))?;
+            let _ = channel.close(200, "done".into()).await;
+            Ok(count.into())
+        });
+        purged.await.map_err(|error| error.with_channel(address.name()))
+    }
+
+    async fn ping(&self) -> Result<()> {
+        self.bounded("ping", |connection| async move {
+            let channel = connection.create_channel().await.map_err(failed("ping"))?;
+            channel.close(200, "pong".into()).await.map_err(failed("ping"))
+        })
+        .await
+    }
+
+    async fn close(&self) -> Result<()> {
+        let consumers = std::mem::take(&mut *self.consumers.lock().unwrap_or_else(PoisonError::into_inner));
+        futures_util::future::join_all(consumers.into_iter().map(ConsumerHandle::close)).await;
+        // Bounded for a broker that does not answer: what it has not confirmed is answered with "unknown outcome".
+        let flushed = timeout(CLOSE_TIMEOUT, self.publishers.flush_all()).await;
+        if let Some(consume) = self.consume.get() {
+            consume.close().await;
+        }
+        self.publish.close().await;
+        self.health.closed("closed by this program");
+        flushed.map_err(|_| error::timeout("close"))
+    }
+}
+
+fn failed(operation: &'static str) -> impl Fn(lapin::Error) -> Error {
+    move |error| error::native(operation, error, Stage::Operation)
+}
+
+#[cold]
+fn config(sentence: String) -> Error {
+    Error::new(ErrorKind::Config, sentence).with_backend(NAME)
+}
+
+impl fmt::Debug for AmqpConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AmqpConnection").field("config", &self.config).finish_non_exhaustive()
+    }
+}

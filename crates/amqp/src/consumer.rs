@@ -1,0 +1,321 @@
+//! Receiving: a background task per consumer that subscribes, feeds, acknowledges, and subscribes again after a loss.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use futures_util::{FutureExt, StreamExt};
+use lapin::{
+    Channel,
+    message::Delivery,
+    options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
+    types::FieldTable,
+};
+use polymq_core::{Consumer, Details, Error, ErrorKind, Incoming, Result, Settler, Token};
+use tokio::{
+    sync::{oneshot, watch},
+    time::{Instant, sleep, sleep_until, timeout},
+};
+
+use crate::{
+    config::Declare,
+    connection::{CLOSE_TIMEOUT, LinkHandle, Live},
+    convert::{self, short},
+    error::{self, Stage},
+    publisher::Publishers,
+    settle::{AmqpSettler, Shared, TICK},
+    topology::{self, QueuePlan},
+};
+
+/// The most messages moved at a time from the connection to the reader.
+const BATCH: usize = 256;
+/// Wait before a subscription that the broker refused is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// What a consumer reads.
+#[derive(Debug, Clone)]
+pub(crate) struct Subscription {
+    pub(crate) plan: QueuePlan,
+    pub(crate) prefetch: u16,
+    /// The routing key of each message is its channel.
+    pub(crate) wildcard: bool,
+}
+
+/// A consumer of a queue.
+#[derive(Debug)]
+pub(crate) struct AmqpConsumer {
+    shared: Arc<Shared>,
+    settler: Arc<AmqpSettler>,
+    stopped: watch::Receiver<bool>,
+}
+
+/// What the connection needs to close a consumer that is still open.
+#[derive(Debug)]
+pub(crate) struct ConsumerHandle {
+    shared: Arc<Shared>,
+    stopped: watch::Receiver<bool>,
+}
+
+impl ConsumerHandle {
+    pub(crate) fn is_gone(&self) -> bool {
+        self.stopped.has_changed().is_err()
+    }
+
+    pub(crate) async fn close(mut self) {
+        self.shared.start_close();
+        wait(&mut self.stopped).await;
+        self.shared.abandon();
+    }
+}
+
+async fn wait(stopped: &mut watch::Receiver<bool>) {
+    // Bounded for a broker that does not answer; without a connection there is nothing to return.
+    let _ = timeout(CLOSE_TIMEOUT, stopped.wait_for(|stopped| *stopped)).await;
+}
+
+impl AmqpConsumer {
+    /// Subscribes; with `background`, a connection that is down is waited for there.
+    pub(crate) async fn start(
+        link: Arc<LinkHandle>,
+        publishers: Arc<Publishers>,
+        subscription: Subscription,
+        background: bool,
+        bound: Duration,
+    ) -> Result<(Self, ConsumerHandle)> {
+        let queue = Arc::clone(&subscription.plan.name);
+        let shared = Shared::new(queue, subscription.prefetch.into(), publishers);
+        let settler = Arc::new(AmqpSettler(Arc::clone(&shared)));
+        let (stop, stopped) = watch::channel(false);
+        let (ready, first) = oneshot::channel();
+        let task = Task { link: Arc::clone(&link), shared: Arc::clone(&shared), subscription, stop };
+        // Dropped on every early return below, which ends the task.
+        let consumer = Self { shared: Arc::clone(&shared), settler, stopped: stopped.clone() };
+        tokio::spawn(task.run(Some(ready)));
+        if !background || link.is_up() {
+            match timeout(bound, first).await {
+                Ok(Ok(answer)) => answer?,
+                Ok(Err(_)) => return Err(error::closed("consume")),
+                Err(_) => return Err(error::disconnected("consume", &link.reason())),
+            }
+        }
+        Ok((consumer, ConsumerHandle { shared, stopped }))
+    }
+}
+
+#[async_trait]
+impl Consumer for AmqpConsumer {
+    async fn receive(&mut self, max: usize, into: &mut Vec<Incoming>) -> Result<()> {
+        loop {
+            // Nothing is taken while this waits, so dropping the future loses nothing.
+            if let Some(result) = self.shared.take(max, into) {
+                return result;
+            }
+            self.shared.arrived.notified().await;
+        }
+    }
+
+    fn settler(&self) -> Arc<dyn Settler> {
+        Arc::clone(&self.settler) as Arc<dyn Settler>
+    }
+
+    async fn close(&mut self) -> Result<()> {
+        self.shared.start_close();
+        wait(&mut self.stopped).await;
+        Ok(())
+    }
+}
+
+impl Drop for AmqpConsumer {
+    fn drop(&mut self) {
+        self.shared.start_close();
+    }
+}
+
+struct Task {
+    link: Arc<LinkHandle>,
+    shared: Arc<Shared>,
+    subscription: Subscription,
+    stop: watch::Sender<bool>,
+}
+
+/// How a subscription ended.
+enum End {
+    Lost,
+    Closing,
+}
+
+impl Task {
+    async fn run(self, mut ready: Option<oneshot::Sender<Result<()>>>) {
+        loop {
+            let shared = Arc::clone(&self.shared);
+            let live = tokio::select! {
+                live = self.link.live() => live,
+                () = closing(&shared) => break,
+            };
+            let live = match live {
+                Ok(live) => live,
+                Err(error) => {
+                    self.fail(&mut ready, error);
+                    break;
+                }
+            };
+            match self.subscribe(&live).await {
+                Ok((channel, stream, queue)) => {
+                    if let Some(ready) = ready.take() {
+                        let _ = ready.send(Ok(()));
+                    }
+                    match self.feed(&live, channel, stream, queue).await {
+                        End::Lost => self.shared.end(),
+                        End::Closing => break,
+                    }
+                }
+                Err(error) if ready.is_some() || self.is_final(&error) => {
+                    self.fail(&mut ready, error);
+                    break;
+                }
+                Err(error) => {
+                    tracing::warn!(queue = %self.subscription.plan.name, %error, "cannot subscribe, trying again");
+                    self.link.suspect();
+                    tokio::select! {
+                        () = sleep(RETRY_AFTER) => {}
+                        () = closing(&shared) => break,
+                    }
+                }
+            }
+        }
+        self.shared.end();
+        self.stop.send_replace(true);
+    }
+
+    fn fail(&self, ready: &mut Option<oneshot::Sender<Result<()>>>, error: Error) {
+        self.shared.fail(&error);
+        if let Some(ready) = ready.take() {
+            let _ = ready.send(Err(error));
+        }
+    }
+
+    /// Errors that trying again does not mend. While a node of a cluster starts, its queues are "not found": with
+    /// `declare` that is not final.
+    fn is_final(&self, error: &Error) -> bool {
+        match error.kind() {
+            ErrorKind::NotFound => self.subscription.plan.declare != Declare::Auto,
+            kind => matches!(
+                kind,
+                ErrorKind::PermissionDenied | ErrorKind::Conflict | ErrorKind::Unsupported | ErrorKind::InvalidInput
+            ),
+        }
+    }
+
+    async fn subscribe(&self, live: &Live) -> Result<(Channel, lapin::Consumer, Arc<str>)> {
+        let failed = |error| error::native("consume", error, Stage::Operation);
+        let mut plan = self.subscription.plan.clone();
+        if plan.exclusive {
+            // The queue of a lost connection may live on for a while, so each connection has its own.
+            plan.name = format!("{}@{}", plan.name, uuid::Uuid::from_u128(fastrand::u128(..)).simple()).into();
+        }
+        if let Some(binding) = &plan.binding {
+            topology::ensure_exchange(&live.connection, &binding.exchange, plan.declare).await?;
+        }
+        topology::ensure(&live.connection, &plan).await?;
+        let channel = live.connection.create_channel().await.map_err(failed)?;
+        channel.basic_qos(self.subscription.prefetch, BasicQosOptions::default()).await.map_err(failed)?;
+        // Unique, so that two processes are never taken for one.
+        let tag = format!("polymq-{}-{:016x}", std::process::id(), fastrand::u64(..));
+        let consume = channel.basic_consume(short(&plan.name)?, short(&tag)?, BasicConsumeOptions::default(), FieldTable::default());
+        let stream = consume.await.map_err(|error| failed(error).with_channel(&*plan.name))?;
+        Ok((channel, stream, plan.name))
+    }
+
+    async fn feed(&self, live: &Live, channel: Channel, mut stream: lapin::Consumer, queue: Arc<str>) -> End {
+        let generation = self.shared.begin(channel.clone(), queue);
+        let mut changes = self.link.watch();
+        let mut batch = Vec::new();
+        let mut deadline = Instant::now();
+        loop {
+            // Not a sleep of its own for each turn: under load that would never end.
+            let armed = self.shared.is_armed();
+            if armed && deadline < Instant::now() {
+                deadline = Instant::now() + TICK;
+            }
+            tokio::select! {
+                delivery = stream.next() => {
+                    let mut next = Some(delivery);
+                    while let Some(Some(Ok(delivery))) = next {
+                        batch.push(self.incoming(delivery));
+                        next = if batch.len() < BATCH { stream.next().now_or_never() } else { None };
+                    }
+                    if !batch.is_empty() {
+                        self.shared.push(generation, &mut batch);
+                    }
+                    match next {
+                        Some(None) => return self.lost("the broker ended the subscription"),
+                        Some(Some(Err(error))) => return self.lost(&error::text(&error)),
+                        _ => {}
+                    }
+                }
+                () = sleep_until(deadline), if armed => self.shared.tick(),
+                () = self.shared.work.notified() => {
+                    if self.shared.is_closing() {
+                        return self.wind_up(live, channel, stream, generation).await;
+                    }
+                }
+                () = changes.lost(live) => return self.lost("the connection was lost"),
+            }
+        }
+    }
+
+    fn lost(&self, reason: &str) -> End {
+        tracing::info!(queue = %self.subscription.plan.name, reason, "subscription ended, subscribing again");
+        self.link.suspect();
+        End::Lost
+    }
+
+    /// Stops fetching, returns what nobody received, and stays until the rest is settled.
+    async fn wind_up(&self, live: &Live, channel: Channel, mut stream: lapin::Consumer, generation: u64) -> End {
+        let mut batch = Vec::new();
+        let cancel = async {
+            let cancelled = channel.basic_cancel(stream.tag(), BasicCancelOptions::default()).await;
+            while let Some(Ok(delivery)) = stream.next().await {
+                batch.push(self.incoming(delivery));
+            }
+            cancelled
+        };
+        let cancelled = timeout(CLOSE_TIMEOUT, cancel).await;
+        self.shared.push(generation, &mut batch);
+        self.shared.wind_up();
+        if matches!(cancelled, Ok(Ok(()))) {
+            // An answered request proves that the broker has read every frame before it.
+            let barrier = channel.basic_qos(self.subscription.prefetch, BasicQosOptions::default());
+            let _ = timeout(CLOSE_TIMEOUT, barrier).await;
+        }
+        self.stop.send_replace(true);
+        let mut changes = self.link.watch();
+        while !self.shared.is_finished() {
+            tokio::select! {
+                () = self.shared.work.notified() => {}
+                () = changes.lost(live) => return End::Closing,
+            }
+        }
+        self.shared.wind_up();
+        let _ = timeout(CLOSE_TIMEOUT, channel.close(200, "done".into())).await;
+        End::Closing
+    }
+
+    fn incoming(&self, delivery: Delivery) -> Incoming {
+        let mut message = convert::message(&delivery.properties, delivery.data);
+        let channel = self.subscription.wildcard.then(|| {
+            let known = message.system_headers().get(convert::CHANNEL).map(Arc::from);
+            known.unwrap_or_else(|| Arc::<str>::from(delivery.routing_key.as_str()))
+        });
+        if let Some(channel) = &channel {
+            message.set_system_header(convert::CHANNEL, channel.to_string());
+        }
+        let details = delivery.redelivered.then(|| Box::new(Details { redelivered: true, ..Details::default() }));
+        Incoming { message, token: Token(delivery.delivery_tag), attempt: None, channel, details }
+    }
+}
+
+async fn closing(shared: &Shared) {
+    while !shared.is_closing() {
+        shared.work.notified().await;
+    }
+}

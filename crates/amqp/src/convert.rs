@@ -1,0 +1,286 @@
+//! A message as AMQP properties and back. The body is never touched.
+
+use std::time::{Duration, SystemTime};
+
+use lapin::{
+    BasicProperties,
+    types::{AMQPValue, FieldTable, ShortString},
+};
+use polymq_core::{Message, MessageId, Result, until};
+
+use crate::error;
+
+const KEY: &str = "cloudEvents:partitionkey";
+const VERSION: &str = "cloudEvents:dataversion";
+/// AMQP's own timestamp has whole seconds only.
+const TIME: &str = "cloudEvents:time";
+/// Tells the consumer what `expiration`, a duration, cannot: when a message in its prefetch window expires.
+const EXPIRES: &str = "cloudEvents:expirytime";
+
+/// System header: the routing key under which a message reached a wildcard subscription. A copy that is sent
+/// straight to the queue would lose it.
+pub(crate) const CHANNEL: &str = "polymq-channel";
+
+/// Longest text of a property, from the protocol's one length byte.
+const MAX_SHORT: usize = 255;
+
+/// Checks what the protocol cannot carry, before anything is sent.
+pub(crate) fn check(message: &Message) -> Result<()> {
+    let fields = [
+        ("content type", message.content_type()),
+        ("kind", message.kind()),
+        ("correlation id", message.correlation_id()),
+        ("reply address", message.reply_to()),
+        ("message id", match message.id() {
+            Some(MessageId::Text(text)) => Some(&**text),
+            _ => None,
+        }),
+    ];
+    for (name, value) in fields {
+        if let Some(value) = value.filter(|value| value.len() > MAX_SHORT) {
+            return Err(error::invalid(format!("the {name} has {} bytes, AMQP carries {MAX_SHORT}", value.len())));
+        }
+    }
+    match message.headers().iter().find(|(name, _)| is_brokers_own(name)) {
+        Some((name, _)) => Err(error::invalid(format!("RabbitMQ itself uses the header {name:?}; choose another name"))),
+        None => Ok(()),
+    }
+}
+
+/// The properties of a message; `expires` says whether the broker is told to drop it in time.
+pub(crate) fn properties(message: &Message, persistent: bool, expires: bool) -> Result<BasicProperties> {
+    let mut properties = BasicProperties::default().with_delivery_mode(if persistent { 2 } else { 1 });
+    if let Some(value) = message.content_type() {
+        properties = properties.with_content_type(short(value)?);
+    }
+    if let Some(value) = message.kind() {
+        properties = properties.with_type(short(value)?);
+    }
+    if let Some(value) = message.correlation_id() {
+        properties = properties.with_correlation_id(short(value)?);
+    }
+    if let Some(value) = message.reply_to() {
+        properties = properties.with_reply_to(short(value)?);
+    }
+    if let Some(value) = message.id() {
+        properties = properties.with_message_id(short(&value.to_string())?);
+    }
+    let mut table = FieldTable::default();
+    let mut put = |name: &str, value: &str| -> Result<()> {
+        table.insert(short(name)?, AMQPValue::LongString(value.into()));
+        Ok(())
+    };
+    for (name, value) in message.wire_headers() {
+        put(name, value)?;
+    }
+    if let Some(value) = message.key() {
+        put(KEY, value)?;
+    }
+    if let Some(value) = message.version() {
+        put(VERSION, &value.to_string())?;
+    }
+    if let Some(time) = message.time() {
+        if let Ok(since) = time.duration_since(SystemTime::UNIX_EPOCH) {
+            properties = properties.with_timestamp(since.as_secs());
+            put(TIME, &humantime::format_rfc3339(time).to_string())?;
+        }
+    }
+    if let Some(at) = message.expires_at() {
+        if at >= SystemTime::UNIX_EPOCH {
+            put(EXPIRES, &humantime::format_rfc3339(at).to_string())?;
+        }
+        if expires {
+            let millis = until(at).as_millis().min(u128::from(u32::MAX));
+            properties = properties.with_expiration(short(&millis.to_string())?);
+        }
+    }
+    if !table.inner().is_empty() {
+        properties = properties.with_headers(table);
+    }
+    Ok(properties)
+}
+
+/// The message of a delivery. Whatever a foreign producer left out or wrote in another way, it is a message.
+pub(crate) fn message(properties: &BasicProperties, body: Vec<u8>) -> Message {
+    let mut message = Message::new(body);
+    let mut precise = None;
+    for (name, value) in properties.headers().iter().flatten() {
+        let name = name.as_str();
+        let Some(value) = text(value).filter(|_| !is_brokers_own(name)) else { continue };
+        message = match name {
+            KEY => message.with_key(value),
+            VERSION => match value.parse() {
+                Ok(version) => message.with_version(version),
+                Err(_) => message,
+            },
+            TIME => {
+                precise = humantime::parse_rfc3339(&value).ok();
+                message
+            }
+            EXPIRES => match humantime::parse_rfc3339(&value) {
+                Ok(at) => message.with_expires_at(at),
+                Err(_) => message,
+            },
+            _ => {
+                message.add_wire_header(name.to_owned(), value);
+                message
+            }
+        };
+    }
+    let seconds = || properties.timestamp().map(|seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
+    if let Some(time) = precise.or_else(|| seconds().flatten()) {
+        message = message.with_time(time);
+    }
+    let owned = |value: &Option<ShortString>| value.as_ref().map(|value| value.as_str().to_owned());
+    if let Some(value) = owned(properties.content_type()) {
+        message = message.with_content_type(value);
+    }
+    if let Some(value) = owned(properties.kind()) {
+        message = message.with_kind(value);
+    }
+    if let Some(value) = owned(properties.correlation_id()) {
+        message = message.with_correlation_id(value);
+    }
+    if let Some(value) = owned(properties.reply_to()) {
+        message = message.with_reply_to(value);
+    }
+    match properties.message_id() {
+        Some(id) => message.with_id(id.as_str()),
+        None => message,
+    }
+}
+
+/// Headers by which the broker steers or in which it keeps its own history: `CC` and `BCC` route, the others
+/// tell of dead-lettering, which polymq's delay queues use. None of them is the user's.
+fn is_brokers_own(name: &str) -> bool {
+    matches!(name, "CC" | "BCC" | "x-death" | "x-delivery-count" | "x-acquired-count")
+        || name.starts_with("x-first-death-")
+        || name.starts_with("x-last-death-")
+}
+
+/// A header of a foreign producer as text, where it is one or has an obvious one.
+fn text(value: &AMQPValue) -> Option<String> {
+    Some(match value {
+        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok()?.to_owned(),
+        AMQPValue::ShortString(text) => text.as_str().to_owned(),
+        AMQPValue::Boolean(value) => value.to_string(),
+        AMQPValue::ShortShortInt(value) => value.to_string(),
+        AMQPValue::ShortShortUInt(value) => value.to_string(),
+        AMQPValue::ShortInt(value) => value.to_string(),
+        AMQPValue::ShortUInt(value) => value.to_string(),
+        AMQPValue::LongInt(value) => value.to_string(),
+        AMQPValue::LongUInt(value) => value.to_string(),
+        AMQPValue::LongLongInt(value) => value.to_string(),
+        AMQPValue::Timestamp(value) => value.to_string(),
+        AMQPValue::Float(value) => value.to_string(),
+        AMQPValue::Double(value) => value.to_string(),
+        _ => return None,
+    })
+}
+
+pub(crate) fn short(text: &str) -> Result<ShortString> {
+    ShortString::try_new(text)
+        .map_err(|_| error::invalid(format!("a text of {} bytes, AMQP carries {MAX_SHORT} here", text.len())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use polymq_core::ErrorKind;
+
+    const ID: &str = "0190b5a3-6c1e-7d11-8f2b-7c0d3f1a2b3c";
+
+    fn full() -> Message {
+        let time = SystemTime::UNIX_EPOCH + Duration::from_micros(1_700_000_000_250_000);
+        let mut message = Message::new("{}")
+            .with_id(ID)
+            .with_content_type("application/json")
+            .with_kind("order.created")
+            .with_version(3)
+            .with_time(time)
+            .with_key("customer-7")
+            .with_correlation_id("c-1")
+            .with_reply_to("replies")
+            .with_expires_at(time + Duration::from_secs(60))
+            .with_header("tenant", "ácme");
+        message.set_system_header(polymq_core::ATTEMPT, "2");
+        message
+    }
+
+    #[test]
+    fn a_full_message_has_these_properties() {
+        let written = properties(&full(), true, false).expect("fits");
+        let mut table = FieldTable::default();
+        for (name, value) in [
+            ("tenant", "ácme"),
+            ("polymq-attempt", "2"),
+            ("cloudEvents:partitionkey", "customer-7"),
+            ("cloudEvents:dataversion", "3"),
+            ("cloudEvents:time", "2023-11-14T22:13:20.250Z"),
+            ("cloudEvents:expirytime", "2023-11-14T22:14:20.250Z"),
+        ] {
+            table.insert(name.into(), AMQPValue::LongString(value.into()));
+        }
+        let golden = BasicProperties::default()
+            .with_content_type("application/json".into())
+            .with_headers(table)
+            .with_delivery_mode(2)
+            .with_correlation_id("c-1".into())
+            .with_reply_to("replies".into())
+            .with_message_id(ID.into())
+            .with_timestamp(1_700_000_000)
+            .with_type("order.created".into());
+        assert_eq!(written, golden);
+        assert_eq!(message(&golden, b"{}".to_vec()), full());
+    }
+
+    #[test]
+    fn the_broker_is_told_how_long_a_message_lives() {
+        let soon = Message::new("").expires_in(Duration::from_secs(5));
+        let written = properties(&soon, false, true).expect("fits");
+        let millis: u64 = written.expiration().as_ref().and_then(|text| text.as_str().parse().ok()).expect("a number");
+        assert!((4_000..=5_000).contains(&millis), "{millis}");
+        assert_eq!(written.delivery_mode(), &Some(1));
+        let late = Message::new("").with_expires_at(SystemTime::UNIX_EPOCH);
+        assert_eq!(properties(&late, true, true).expect("fits").expiration(), &Some("0".into()));
+    }
+
+    #[test]
+    fn a_message_without_any_property_is_a_message() {
+        let read = message(&BasicProperties::default(), vec![0, 159, 255]);
+        assert_eq!(read, Message::new(vec![0, 159, 255]));
+        let written = properties(&read, true, true).expect("fits");
+        assert_eq!(written, BasicProperties::default().with_delivery_mode(2));
+    }
+
+    #[test]
+    fn foreign_headers_are_read_as_text_where_they_have_one() {
+        let mut table = FieldTable::default();
+        table.insert("n".into(), AMQPValue::LongInt(-7));
+        table.insert("b".into(), AMQPValue::Boolean(true));
+        table.insert("t".into(), AMQPValue::LongString("text".into()));
+        table.insert("raw".into(), AMQPValue::LongString(vec![0xff, 0xfe].into()));
+        table.insert("deep".into(), AMQPValue::FieldTable(FieldTable::default()));
+        table.insert("x-death".into(), AMQPValue::LongString("x".into()));
+        table.insert("x-first-death-queue".into(), AMQPValue::LongString("x".into()));
+        table.insert(TIME.into(), AMQPValue::LongString("yesterday".into()));
+        let properties = BasicProperties::default().with_headers(table).with_timestamp(5);
+        let read = message(&properties, Vec::new());
+        assert_eq!(read.headers().iter().collect::<Vec<_>>(), [("b", "true"), ("n", "-7"), ("t", "text")]);
+        assert_eq!(read.time(), Some(SystemTime::UNIX_EPOCH + Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn what_the_protocol_cannot_carry_is_refused() {
+        let long = "x".repeat(256);
+        for message in [
+            Message::new("").with_kind(long.clone()),
+            Message::new("").with_id(long.as_str()),
+            Message::new("").with_header("CC", "elsewhere"),
+            Message::new("").with_header("x-death", "1"),
+        ] {
+            assert_eq!(check(&message).expect_err("too long").kind(), ErrorKind::InvalidInput);
+        }
+        assert!(check(&full()).is_ok());
+    }
+}

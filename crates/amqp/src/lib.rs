@@ -1,0 +1,24 @@
+#![doc = include_str!("../README.md")]
+
+mod backend;
+mod config;
+mod connection;
+mod consumer;
+mod convert;
+mod error;
+mod producer;
+mod publisher;
+mod settle;
+mod topology;
+
+pub use crate::{
+    backend::{AmqpBackend, AmqpConnection},
+    config::{AmqpConfig, Declare, KEYS, QueueType},
+};
+/// The client library, for [`AmqpConnection::native`].
+pub use lapin;
+
+/// The name of this backend.
+pub const NAME: &str = "amqp";
+
+polymq_core::register_backend!(AmqpBackend);

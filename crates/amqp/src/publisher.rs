@@ -1,0 +1,623 @@
+//! The confirm channels that all producers share: each is a task that writes in the order of its queue, keeps what is
+//! unconfirmed, and starts afresh on the next connection.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::{DefaultHasher, Hash, Hasher},
+    ops::ControlFlow,
+    pin::pin,
+    sync::{Arc, OnceLock},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use futures_util::{
+    FutureExt, StreamExt,
+    future::BoxFuture,
+    stream::FuturesUnordered,
+};
+use lapin::{
+    Channel, Confirmation,
+    options::{BasicPublishOptions, ConfirmSelectOptions},
+};
+use polymq_core::{Completer, Error, ErrorKind, Message, MessageId, Receipt, Result, Retry, Token, until};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep},
+};
+
+use crate::{
+    NAME,
+    config::{AmqpConfig, QueueType},
+    connection::{Change, LinkHandle, Live},
+    convert::{self, short},
+    error::{self, Stage},
+    settle::Shared,
+    topology::{self, DELAY_MARGIN, DelayQueue, QueuePlan, delay_step},
+};
+
+/// Wait before a channel that could not be opened is tried again.
+const RETRY_AFTER: Duration = Duration::from_millis(200);
+/// How many withdrawn messages may lie about before they are looked for while nothing can be sent.
+const SWEEP_FROM: usize = 1024;
+
+/// Where messages go.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Route {
+    /// Empty for the default exchange, which leads to the queue that the routing key names.
+    pub(crate) exchange: Arc<str>,
+    pub(crate) routing_key: Arc<str>,
+    /// What to make before the first message on a new connection.
+    pub(crate) plan: Option<QueuePlan>,
+    pub(crate) declare_exchange: bool,
+    pub(crate) persistent: bool,
+}
+
+impl Route {
+    /// Straight to one queue, which exists.
+    pub(crate) fn to_queue(queue: Arc<str>) -> Arc<Self> {
+        Arc::new(Self { exchange: "".into(), routing_key: queue, plan: None, declare_exchange: false, persistent: true })
+    }
+
+    fn is_queue(&self) -> bool {
+        self.exchange.is_empty()
+    }
+}
+
+/// A message on its way to the broker.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    pub(crate) message: Message,
+    pub(crate) route: Arc<Route>,
+    pub(crate) answer: Answer,
+}
+
+/// Who waits for the confirm.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// A producer.
+    Send(Completer<Receipt>),
+    /// A consumer that gives the original up afterwards.
+    Retry { completer: Completer<()>, shared: Arc<Shared>, token: Token },
+}
+
+impl Answer {
+    fn hand_over(&self) -> bool {
+        match self {
+            Self::Send(completer) => completer.hand_over(),
+            Self::Retry { completer, .. } => completer.hand_over(),
+        }
+    }
+
+    fn take_back(&self) {
+        match self {
+            Self::Send(completer) => completer.take_back(),
+            Self::Retry { completer, .. } => completer.take_back(),
+        }
+    }
+
+    fn is_abandoned(&self) -> bool {
+        match self {
+            Self::Send(completer) => completer.is_abandoned(),
+            Self::Retry { completer, .. } => completer.is_abandoned(),
+        }
+    }
+
+    fn complete(self, result: Result<Option<MessageId>>) {
+        match self {
+            Self::Send(completer) => completer.complete(result.map(|id| Receipt { id: id.unwrap_or_default(), broker_id: None })),
+            Self::Retry { completer, shared, token } => completer.complete(result.and_then(|_| shared.finish(token))),
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Item {
+    Publish(Outgoing),
+    Flush(oneshot::Sender<()>),
+}
+
+/// The pool. A route always uses the same channel, so messages of one route keep their order.
+#[derive(Debug)]
+pub(crate) struct Publishers {
+    link: Arc<LinkHandle>,
+    config: Arc<AmqpConfig>,
+    channels: Vec<OnceLock<mpsc::UnboundedSender<Item>>>,
+}
+
+impl Publishers {
+    pub(crate) fn new(link: Arc<LinkHandle>, config: Arc<AmqpConfig>) -> Arc<Self> {
+        let channels = (0..config.channels).map(|_| OnceLock::new()).collect();
+        Arc::new(Self { link, config, channels })
+    }
+
+    fn of(&self, route: &Route) -> &mpsc::UnboundedSender<Item> {
+        let mut hasher = DefaultHasher::new();
+        (&route.exchange, &route.routing_key).hash(&mut hasher);
+        // The remainder fits in any usize.
+        let at = (hasher.finish() % self.channels.len() as u64) as usize;
+        self.channels[at].get_or_init(|| {
+            let (sender, receiver) = mpsc::unbounded_channel();
+            tokio::spawn(Publisher::new(Arc::clone(&self.link), Arc::clone(&self.config), receiver).run());
+            sender
+        })
+    }
+
+    pub(crate) fn send(&self, outgoing: Outgoing) {
+        let channel = self.of(&outgoing.route);
+        if let Err(mpsc::error::SendError(Item::Publish(outgoing))) = channel.send(Item::Publish(outgoing)) {
+            outgoing.answer.complete(Err(error::closed("send")));
+        }
+    }
+
+    /// Waits until everything handed over for this route before has been answered.
+    pub(crate) async fn flush(&self, route: &Route) {
+        flush(self.of(route)).await;
+    }
+
+    pub(crate) async fn flush_all(&self) {
+        for channel in self.channels.iter().filter_map(OnceLock::get) {
+            flush(channel).await;
+        }
+    }
+}
+
+async fn flush(channel: &mpsc::UnboundedSender<Item>) {
+    let (done, answered) = oneshot::channel();
+    // A publisher that has ended has answered everything.
+    if channel.send(Item::Flush(done)).is_ok() {
+        let _ = answered.await;
+    }
+}
+
+/// Written and not confirmed.
+#[derive(Debug)]
+struct Entry {
+    outgoing: Outgoing,
+    /// The broker's reason for having returned it.
+    returned: Option<String>,
+    /// Its delay queue, and when that was declared.
+    delay: Option<(Duration, Instant)>,
+}
+
+type Confirm = (u64, lapin::Result<Confirmation>);
+
+struct Publisher {
+    link: Arc<LinkHandle>,
+    config: Arc<AmqpConfig>,
+    inbox: mpsc::UnboundedReceiver<Item>,
+    /// Not written yet, in order.
+    waiting: VecDeque<Item>,
+    sweep_at: usize,
+    /// Written, by sequence number from `base` on.
+    entries: VecDeque<Option<Entry>>,
+    base: u64,
+    confirms: FuturesUnordered<BoxFuture<'static, Confirm>>,
+    /// Confirmed, and not yet certain whether returned before.
+    ready: Vec<Confirm>,
+    flushes: VecDeque<(u64, oneshot::Sender<()>)>,
+    /// Routes whose topology this connection has seen.
+    declared: HashMap<usize, Arc<Route>>,
+}
+
+/// A channel with confirms, and what ends it.
+struct Session {
+    live: Live,
+    channel: Arc<Channel>,
+    /// Where delay queues are declared: the broker ends a channel on a refusal, and with it every unconfirmed message.
+    declares: Option<Channel>,
+    failure: Option<lapin::Error>,
+}
+
+impl Session {
+    async fn declare_delay(&mut self, route: &Route, ttl: Duration, queue_type: QueueType) -> Result<String> {
+        let channel = match self.declares.take().filter(|channel| channel.status().connected()) {
+            Some(channel) => channel,
+            None => {
+                let opened = self.live.connection.create_channel().await;
+                opened.map_err(|error| error::native("declare", error, Stage::Operation))?
+            }
+        };
+        let delay = DelayQueue { exchange: &route.exchange, routing_key: &route.routing_key, ttl };
+        topology::ensure_delay(&channel, &delay, queue_type).await?;
+        self.declares = Some(channel);
+        Ok(delay.name())
+    }
+
+    /// The first failure counts, but the broker's own words count more than their consequences.
+    fn fail(&mut self, error: lapin::Error) {
+        if self.failure.as_ref().is_none_or(|known| !error::is_channel_only(known) && error::is_channel_only(&error)) {
+            self.failure = Some(error);
+        }
+    }
+
+    fn fail_disconnected(&mut self) {
+        self.fail(lapin::ErrorKind::InvalidConnectionState(lapin::ConnectionState::Error).into());
+    }
+}
+
+impl Publisher {
+    fn new(link: Arc<LinkHandle>, config: Arc<AmqpConfig>, inbox: mpsc::UnboundedReceiver<Item>) -> Self {
+        Self {
+            link,
+            config,
+            inbox,
+            waiting: VecDeque::new(),
+            sweep_at: SWEEP_FROM,
+            entries: VecDeque::new(),
+            base: 0,
+            confirms: FuturesUnordered::new(),
+            ready: Vec::new(),
+            flushes: VecDeque::new(),
+            declared: HashMap::new(),
+        }
+    }
+
+    async fn run(mut self) {
+        while let ControlFlow::Continue(()) = self.session().await {}
+        self.inbox.close();
+        while let Ok(item) = self.inbox.try_recv() {
+            self.waiting.push_back(item);
+        }
+        for item in self.waiting.drain(..) {
+            if let Item::Publish(outgoing) = item {
+                outgoing.answer.complete(Err(error::closed("send")));
+            }
+        }
+    }
+
+    /// From one connection, or channel, to its end.
+    async fn session(&mut self) -> ControlFlow<()> {
+        let link = Arc::clone(&self.link);
+        let mut connecting = pin!(link.live());
+        let live = loop {
+            tokio::select! {
+                live = &mut connecting => match live {
+                    Ok(live) => break live,
+                    Err(_) => return ControlFlow::Break(()),
+                },
+                item = self.inbox.recv() => match item {
+                    Some(item) => self.wait(item),
+                    None => return ControlFlow::Break(()),
+                },
+            }
+        };
+        let opened = async {
+            let channel = live.connection.create_channel().await?;
+            channel.confirm_select(ConfirmSelectOptions::default()).await?;
+            Ok::<_, lapin::Error>(Arc::new(channel))
+        };
+        let channel = match opened.await {
+            Ok(channel) => channel,
+            Err(error) => {
+                tracing::debug!(%error, "cannot open a channel, trying again");
+                self.link.suspect();
+                sleep(RETRY_AFTER).await;
+                return ControlFlow::Continue(());
+            }
+        };
+        let mut session = Session { live, channel, declares: None, failure: None };
+        let end = self.serve(&mut session).await;
+        self.settle(&mut session).await;
+        self.fail_written(&session);
+        end
+    }
+
+    async fn serve(&mut self, session: &mut Session) -> ControlFlow<()> {
+        let mut changes = self.link.watch();
+        let mut batch = Vec::new();
+        loop {
+            if session.live.blocked.is_none() {
+                self.write(session).await;
+            }
+            self.settle(session).await;
+            if session.failure.is_some() {
+                return ControlFlow::Continue(());
+            }
+            tokio::select! {
+                change = changes.changed(&session.live) => match change {
+                    Change::Lost => {
+                        session.fail_disconnected();
+                        return ControlFlow::Continue(());
+                    }
+                    Change::Blocked(blocked) => session.live.blocked = blocked,
+                },
+                Some(confirm) = self.confirms.next(), if !self.confirms.is_empty() => self.ready.push(confirm),
+                count = self.inbox.recv_many(&mut batch, 256) => {
+                    if count == 0 {
+                        // Every handle is gone; what was written is still to be answered.
+                        return self.finish(session).await;
+                    }
+                    batch.drain(..).for_each(|item| self.wait(item));
+                }
+            }
+        }
+    }
+
+    async fn finish(&mut self, session: &mut Session) -> ControlFlow<()> {
+        while session.failure.is_none() {
+            let Some(confirm) = self.confirms.next().await else { break };
+            self.ready.push(confirm);
+            self.settle(session).await;
+        }
+        ControlFlow::Break(())
+    }
+
+    /// Queues an item. While nothing can be sent, withdrawn messages are dropped now and then, so that an outage of an
+    /// hour does not hold an hour of messages.
+    fn wait(&mut self, item: Item) {
+        self.waiting.push_back(item);
+        if self.waiting.len() >= self.sweep_at {
+            self.waiting.retain(|item| !matches!(item, Item::Publish(outgoing) if outgoing.answer.is_abandoned()));
+            self.sweep_at = (self.waiting.len() * 2).max(SWEEP_FROM);
+        }
+    }
+
+    async fn write(&mut self, session: &mut Session) {
+        while session.failure.is_none() {
+            let Some(item) = self.waiting.pop_front() else { break };
+            match item {
+                Item::Flush(done) => {
+                    self.flushes.push_back((self.next(), done));
+                    self.answer_flushes();
+                }
+                Item::Publish(outgoing) => self.publish(session, outgoing).await,
+            }
+        }
+    }
+
+    fn next(&self) -> u64 {
+        self.base + self.entries.len() as u64
+    }
+
+    async fn publish(&mut self, session: &mut Session, outgoing: Outgoing) {
+        if outgoing.answer.is_abandoned() {
+            return;
+        }
+        let prepared = self.prepare(session, &outgoing).await;
+        let (target, delay) = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) if error.kind() == ErrorKind::Disconnected => {
+                // Nothing was written: it waits for the next connection.
+                self.waiting.push_front(Item::Publish(outgoing));
+                session.fail_disconnected();
+                return;
+            }
+            Err(error) => {
+                outgoing.answer.complete(Err(error.with_operation("send").with_channel(&*outgoing.route.routing_key)));
+                return;
+            }
+        };
+        if !outgoing.answer.hand_over() {
+            return;
+        }
+        let sequence = self.next();
+        let channel = Arc::clone(&session.channel);
+        let payload = outgoing.message.payload().clone();
+        let mut confirm: BoxFuture<'static, Confirm> = Box::pin(async move {
+            let Target { exchange, routing_key, options, properties } = target;
+            let written = channel.basic_publish(exchange, routing_key, options, &payload, properties).await;
+            match written {
+                Ok(confirm) => (sequence, confirm.await),
+                Err(error) => (sequence, Err(error)),
+            }
+        });
+        // The first poll hands the frames to the connection, so that polls keep the order of messages. It does not wait
+        // for the socket: many messages go out with one system call.
+        match confirm.poll_unpin(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready((_, Err(error))) => {
+                // Refused before a single byte was queued.
+                outgoing.answer.take_back();
+                self.waiting.push_front(Item::Publish(outgoing));
+                session.fail(error);
+            }
+            Poll::Ready(confirm) => {
+                self.entries.push_back(Some(Entry { outgoing, returned: None, delay }));
+                self.ready.push(confirm);
+            }
+            Poll::Pending => {
+                self.entries.push_back(Some(Entry { outgoing, returned: None, delay }));
+                self.confirms.push(confirm);
+            }
+        }
+    }
+
+    /// Makes what the message needs, and says where it goes.
+    async fn prepare(&mut self, session: &mut Session, outgoing: &Outgoing) -> Result<(Target, Option<(Duration, Instant)>)> {
+        let route = &outgoing.route;
+        self.ensure(session, route).await?;
+        let wait = outgoing.message.deliver_at().map(until).filter(|wait| !wait.is_zero());
+        let mandatory = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let Some(wait) = wait else {
+            let target = Target {
+                exchange: short(&route.exchange)?,
+                routing_key: short(&route.routing_key)?,
+                options: BasicPublishOptions { mandatory: route.is_queue(), ..BasicPublishOptions::default() },
+                properties: convert::properties(&outgoing.message, route.persistent, true)?,
+            };
+            return Ok((target, None));
+        };
+        let ttl = delay_step(wait);
+        let name = session.declare_delay(route, ttl, self.config.queue_type).await?;
+        let target = Target {
+            exchange: short("")?,
+            routing_key: short(&name)?,
+            options: mandatory,
+            // Expiring in the delay queue would mean being delivered early.
+            properties: convert::properties(&outgoing.message, route.persistent, false)?,
+        };
+        Ok((target, Some((ttl, Instant::now()))))
+    }
+
+    async fn ensure(&mut self, session: &Session, route: &Arc<Route>) -> Result<()> {
+        if (route.plan.is_none() && !route.declare_exchange) || self.declared.contains_key(&key(route)) {
+            return Ok(());
+        }
+        if route.declare_exchange {
+            topology::ensure_exchange(&session.live.connection, &route.exchange, self.config.declare).await?;
+        }
+        if let Some(plan) = &route.plan {
+            topology::ensure(&session.live.connection, plan).await?;
+        }
+        self.declared.insert(key(route), Arc::clone(route));
+        Ok(())
+    }
+
+    /// Answers what has been confirmed.
+    ///
+    /// The client library hands a returned message to whichever confirm it reads next, which with many in flight is
+    /// often another message's. So returned messages are matched here, and a confirm only counts when it is certain
+    /// that no return is still on its way from the library: the library settles a whole acknowledgement under one
+    /// lock, hence what is ready before that lock was seen free is complete after it.
+    async fn settle(&mut self, session: &mut Session) {
+        loop {
+            self.drain();
+            let certain = self.ready.len();
+            if certain == 0 {
+                return;
+            }
+            // Takes the lock and returns at once; there is no other way to it.
+            let _ = session.channel.wait_for_confirms().now_or_never();
+            self.drain();
+            for at in 0..self.ready.len() {
+                self.note_return(at);
+            }
+            for (sequence, result) in self.ready.drain(..certain).collect::<Vec<_>>() {
+                match result {
+                    Ok(confirmation) => self.confirmed(session, sequence, confirmation.is_nack()).await,
+                    // The rest of the channel fails with it, together.
+                    Err(error) => session.fail(error),
+                }
+            }
+            self.answer_flushes();
+        }
+    }
+
+    fn drain(&mut self) {
+        while let Some(Some(confirm)) = self.confirms.next().now_or_never() {
+            self.ready.push(confirm);
+        }
+    }
+
+    fn note_return(&mut self, at: usize) {
+        let (carrier, result) = &mut self.ready[at];
+        let Ok(Confirmation::Ack(message) | Confirmation::Nack(message)) = result else { return };
+        let Some(message) = message.take() else { return };
+        let id = message.properties.message_id().as_ref().map(|id| id.as_str().to_owned());
+        let is_it = |entry: &Entry| {
+            let known = entry.outgoing.message.id().map(MessageId::to_string);
+            entry.returned.is_none() && known == id && entry.outgoing.message.payload() == &message.data
+        };
+        let found = self.entries.iter().position(|entry| entry.as_ref().is_some_and(is_it));
+        let at = found.map_or(*carrier, |at| self.base + at as u64);
+        if let Some(entry) = self.entry(at) {
+            entry.returned = Some(message.reply_text.to_string());
+        }
+    }
+
+    fn entry(&mut self, sequence: u64) -> Option<&mut Entry> {
+        let at = usize::try_from(sequence.checked_sub(self.base)?).ok()?;
+        self.entries.get_mut(at)?.as_mut()
+    }
+
+    fn take(&mut self, sequence: u64) -> Option<Entry> {
+        let at = usize::try_from(sequence.checked_sub(self.base)?).ok()?;
+        let entry = self.entries.get_mut(at)?.take();
+        while let Some(None) = self.entries.front() {
+            self.entries.pop_front();
+            self.base += 1;
+        }
+        entry
+    }
+
+    async fn confirmed(&mut self, session: &mut Session, sequence: u64, nack: bool) {
+        let Some(Entry { outgoing, returned, delay }) = self.take(sequence) else { return };
+        let name = || outgoing.route.routing_key.to_string();
+        let result = if let Some(reason) = returned {
+            Err(Error::new(ErrorKind::Unroutable, format!("the broker returned the message: {reason}"))
+                .with_hint("no queue of that name exists any more; declare it"))
+        } else if nack {
+            Err(Error::new(ErrorKind::Refused, "the broker refused the message")
+                .with_retry(Retry::Now)
+                .with_hint("the queue may be full (x-max-length) or its node in trouble; look at the broker's log"))
+        } else {
+            outlive(session, &outgoing, delay, self.config.queue_type).await.map(|()| outgoing.message.id().cloned())
+        };
+        let result = result.map_err(|error| error.with_backend(NAME).with_operation("send").with_channel(name()));
+        outgoing.answer.complete(result);
+    }
+
+    fn answer_flushes(&mut self) {
+        while self.flushes.front().is_some_and(|(until, _)| *until <= self.base) {
+            if let Some((_, done)) = self.flushes.pop_front() {
+                let _ = done.send(());
+            }
+        }
+    }
+
+    /// The channel has ended: what was written and not confirmed gets its answer.
+    fn fail_written(&mut self, session: &Session) {
+        let failure = session.failure.as_ref();
+        let blamed = failure.filter(|error| error::is_channel_only(error));
+        let reason = match failure {
+            Some(error) if self.link.is_up() => error::text(error),
+            _ => self.link.reason().to_string(),
+        };
+        for entry in self.entries.drain(..).flatten() {
+            self.base += 1;
+            let Outgoing { route, answer, message } = entry.outgoing;
+            let error = match blamed {
+                Some(error) if is_blamed(error, &route, &message) => {
+                    // Which of several such messages the broker refused, it does not say.
+                    error::native("send", error.clone(), Stage::Operation).with_retry(Retry::UnknownOutcome)
+                }
+                _ => error::unknown("send", &reason),
+            };
+            answer.complete(Err(error.with_channel(&*route.routing_key)));
+        }
+        self.base = self.base.max(self.next());
+        self.confirms.clear();
+        self.ready.clear();
+        self.declared.clear();
+        self.answer_flushes();
+        if !session.channel.status().connected() && blamed.is_none() {
+            self.link.suspect();
+        }
+    }
+}
+
+/// A route by its address, which no other route can have while the route is kept.
+fn key(route: &Arc<Route>) -> usize {
+    Arc::as_ptr(route).addr()
+}
+
+struct Target {
+    exchange: lapin::types::ShortString,
+    routing_key: lapin::types::ShortString,
+    options: BasicPublishOptions,
+    properties: lapin::BasicProperties,
+}
+
+/// A delay queue must live longer than the message in it: when the confirm took long, its life is renewed.
+async fn outlive(session: &mut Session, outgoing: &Outgoing, delay: Option<(Duration, Instant)>, queue_type: QueueType) -> Result<()> {
+    match delay {
+        Some((ttl, since)) if since.elapsed() > DELAY_MARGIN / 4 => {
+            let renewed = session.declare_delay(&outgoing.route, ttl, queue_type).await;
+            renewed.map(|_| ()).map_err(|error| error.with_kind(ErrorKind::UnknownOutcome))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a channel error can be about this message.
+fn is_blamed(error: &lapin::Error, route: &Route, message: &Message) -> bool {
+    let text = error::text(error);
+    match error::kind(error, Stage::Operation) {
+        ErrorKind::TooLarge => text.contains(&format!("size {} ", message.payload().len())),
+        // "no exchange 'x' in vhost", "access to exchange 'x' in vhost".
+        ErrorKind::NotFound | ErrorKind::PermissionDenied => {
+            text.contains(&format!("'{}'", route.exchange)) || (route.is_queue() && text.contains("'amq.default'"))
+        }
+        _ => true,
+    }
+}

@@ -1,0 +1,508 @@
+//! Acknowledgements: as few frames as the broker allows, and never one that covers an unfinished message.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures_util::FutureExt;
+use lapin::{
+    Channel,
+    options::{BasicAckOptions, BasicNackOptions},
+};
+use polymq_core::{ATTEMPT, Completion, Error, ErrorKind, Incoming, Message, Result, Settler, Token, now};
+use tokio::{sync::Notify, time::Instant};
+
+use crate::{
+    error,
+    publisher::{Answer, Outgoing, Publishers, Route},
+};
+
+/// How long an acknowledgement may wait for company. Longer saves no more frames, shorter makes more of them.
+pub(crate) const TICK: Duration = Duration::from_millis(1);
+/// The most acknowledgements that wait; half the prefetch window if that is less, so that it never runs dry.
+const MAX_PENDING: usize = 64;
+
+/// Which deliveries of a channel are finished, and what may be told to the broker about them.
+///
+/// Holds only deliveries that the broker still counts as ours, so its size is bounded by the prefetch window, however
+/// long one handler is stuck.
+#[derive(Debug, Default)]
+pub(crate) struct AckWindow {
+    /// Unsettled deliveries in the order of their tags; the front one is never finished.
+    open: VecDeque<(u64, Slot)>,
+    /// The last of the finished deliveries in front of `open`, and how many they are.
+    prefix: Option<u64>,
+    in_prefix: usize,
+    /// Finished deliveries in `open`: behind an unfinished one.
+    behind: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Slot {
+    Open,
+    /// Finished behind an unfinished one.
+    Done,
+    /// So for a whole tick: whatever is in front takes its time.
+    Aged,
+}
+
+/// One acknowledgement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ack {
+    pub(crate) tag: u64,
+    /// With every unsettled delivery before it.
+    pub(crate) multiple: bool,
+}
+
+impl AckWindow {
+    /// A delivery arrived. Tags of a channel only grow.
+    pub(crate) fn delivered(&mut self, tag: u64) {
+        self.open.push_back((tag, Slot::Open));
+    }
+
+    /// A delivery is finished; `false` when it is not ours.
+    pub(crate) fn done(&mut self, tag: u64) -> bool {
+        let Some(at) = self.find_open(tag) else { return false };
+        self.open[at].1 = Slot::Done;
+        self.behind += 1;
+        self.sweep();
+        true
+    }
+
+    /// A delivery goes back to the broker by a frame of its own; `false` when it is not ours.
+    pub(crate) fn returned(&mut self, tag: u64) -> bool {
+        let Some(at) = self.find_open(tag) else { return false };
+        self.open.remove(at);
+        self.sweep();
+        true
+    }
+
+    /// Whether a delivery is ours and not finished.
+    pub(crate) fn is_open(&self, tag: u64) -> bool {
+        self.find_open(tag).is_some()
+    }
+
+    fn find_open(&self, tag: u64) -> Option<usize> {
+        // Deliveries are mostly finished in their order.
+        let at = match self.open.front() {
+            Some((front, _)) if *front == tag => 0,
+            _ => self.open.binary_search_by_key(&tag, |(tag, _)| *tag).ok()?,
+        };
+        (self.open[at].1 == Slot::Open).then_some(at)
+    }
+
+    fn sweep(&mut self) {
+        while let Some((tag, Slot::Done | Slot::Aged)) = self.open.front() {
+            self.prefix = Some(*tag);
+            self.in_prefix += 1;
+            self.behind -= 1;
+            self.open.pop_front();
+        }
+    }
+
+    /// What to tell now: everything before the first unfinished delivery, with one frame. What is finished behind it
+    /// gets frames of its own when it has waited for a whole tick, or at once with `all`; until then a gap usually closes.
+    pub(crate) fn flush(&mut self, tick: bool, all: bool) -> Vec<Ack> {
+        let mut acks = Vec::new();
+        // The tag itself is always unsettled at the broker, as it demands; some before it may be settled already.
+        acks.extend(self.prefix.take().map(|tag| Ack { tag, multiple: true }));
+        self.in_prefix = 0;
+        if self.behind > 0 && (tick || all) {
+            self.open.retain_mut(|(tag, slot)| match slot {
+                Slot::Open => true,
+                Slot::Done if !all => {
+                    *slot = Slot::Aged;
+                    true
+                }
+                Slot::Done | Slot::Aged => {
+                    acks.push(Ack { tag: *tag, multiple: false });
+                    false
+                }
+            });
+            self.behind = self.open.iter().filter(|(_, slot)| *slot != Slot::Open).count();
+        }
+        acks
+    }
+
+    /// Finished and not yet told.
+    pub(crate) fn pending(&self) -> usize {
+        self.in_prefix + self.behind
+    }
+
+    fn has_prefix(&self) -> bool {
+        self.prefix.is_some()
+    }
+
+    /// Nothing is unsettled.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.open.is_empty() && self.in_prefix == 0
+    }
+}
+
+/// What one consumer's reader, handlers and background task share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    /// Something arrived, or reading is over.
+    pub(crate) arrived: Notify,
+    /// The background task has something to do.
+    pub(crate) work: Notify,
+    publishers: Arc<Publishers>,
+    limit: usize,
+}
+
+#[derive(Debug)]
+struct State {
+    generation: u64,
+    channel: Option<Channel>,
+    queue: Arc<str>,
+    window: AckWindow,
+    buffer: VecDeque<Incoming>,
+    last_flush: Instant,
+    /// The background task will come back within a tick.
+    armed: bool,
+    closing: bool,
+    /// Nobody can settle any more.
+    abandoned: bool,
+    /// Why reading is over.
+    end: Option<(ErrorKind, String)>,
+}
+
+/// Tags are counted from one on every channel; the generation of the channel makes them unique.
+const TAG_BITS: u32 = 40;
+
+fn split(token: Token) -> (u64, u64) {
+    (token.0 >> TAG_BITS, token.0 & ((1 << TAG_BITS) - 1))
+}
+
+impl State {
+    fn tag(&self, token: Token) -> Option<u64> {
+        let (generation, tag) = split(token);
+        (self.channel.is_some() && generation == self.generation).then_some(tag)
+    }
+
+    fn flush(&mut self, tick: bool, all: bool) {
+        let Some(channel) = &self.channel else { return };
+        for Ack { tag, multiple } in self.window.flush(tick, all) {
+            // The first poll hands the frame to the connection. If there is none any more, its end is on its way.
+            let _ = channel.basic_ack(tag, BasicAckOptions { multiple }).now_or_never();
+        }
+        self.last_flush = Instant::now();
+    }
+
+    fn give_back(&mut self, tag: u64) {
+        if let Some(channel) = self.channel.as_ref().filter(|_| self.window.returned(tag)) {
+            let requeue = BasicNackOptions { requeue: true, multiple: false };
+            let _ = channel.basic_nack(tag, requeue).now_or_never();
+        }
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(queue: Arc<str>, prefetch: usize, publishers: Arc<Publishers>) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::new(State {
+                generation: 0,
+                channel: None,
+                queue,
+                window: AckWindow::default(),
+                buffer: VecDeque::new(),
+                last_flush: Instant::now(),
+                armed: false,
+                closing: false,
+                abandoned: false,
+                end: None,
+            }),
+            arrived: Notify::new(),
+            work: Notify::new(),
+            publishers,
+            limit: MAX_PENDING.min(prefetch / 2).max(1),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A new channel reads now; tokens of before are stale.
+    pub(crate) fn begin(&self, channel: Channel, queue: Arc<str>) -> u64 {
+        let mut state = self.lock();
+        state.generation += 1;
+        state.channel = Some(channel);
+        state.queue = queue;
+        state.window = AckWindow::default();
+        state.generation
+    }
+
+    /// The channel is gone, and with it everything that was fetched: the broker delivers it again.
+    pub(crate) fn end(&self) {
+        let mut state = self.lock();
+        state.channel = None;
+        state.buffer.clear();
+        state.window = AckWindow::default();
+    }
+
+    pub(crate) fn push(&self, generation: u64, batch: &mut Vec<Incoming>) {
+        let mut state = self.lock();
+        for incoming in batch.drain(..) {
+            let tag = incoming.token.0;
+            state.window.delivered(tag);
+            state.buffer.push_back(Incoming { token: Token(generation << TAG_BITS | tag), ..incoming });
+        }
+        drop(state);
+        self.arrived.notify_one();
+    }
+
+    /// Up to `max` messages; `None` when there is none yet.
+    pub(crate) fn take(&self, max: usize, into: &mut Vec<Incoming>) -> Option<Result<()>> {
+        let mut state = self.lock();
+        if let Some((kind, reason)) = &state.end {
+            let error = Error::new(*kind, reason.clone()).with_backend(crate::NAME).with_operation("receive");
+            return Some(Err(error.with_channel(&*state.queue)));
+        }
+        if state.closing {
+            return Some(Err(error::closed("receive")));
+        }
+        if state.buffer.is_empty() {
+            return None;
+        }
+        let count = max.max(1).min(state.buffer.len());
+        into.extend(state.buffer.drain(..count));
+        Some(Ok(()))
+    }
+
+    /// Reading is over for good.
+    pub(crate) fn fail(&self, error: &Error) {
+        self.lock().end = Some((error.kind(), error.message().to_owned()));
+        self.arrived.notify_one();
+    }
+
+    /// Asks the background task to stop fetching.
+    pub(crate) fn start_close(&self) {
+        self.lock().closing = true;
+        self.arrived.notify_one();
+        self.work.notify_one();
+    }
+
+    /// Asks the background task to end, settled or not.
+    pub(crate) fn abandon(&self) {
+        self.lock().abandoned = true;
+        self.work.notify_one();
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        self.lock().closing
+    }
+
+    /// Nothing is left to settle, or nobody who could.
+    pub(crate) fn is_finished(&self) -> bool {
+        let state = self.lock();
+        state.abandoned || state.window.is_empty()
+    }
+
+    /// Returns what was fetched and not received, and hands all acknowledgements over.
+    pub(crate) fn wind_up(&self) {
+        let mut state = self.lock();
+        let unread: Vec<Token> = state.buffer.drain(..).map(|incoming| incoming.token).collect();
+        for token in unread {
+            state.give_back(split(token).1);
+        }
+        state.flush(false, true);
+    }
+
+    /// Whether acknowledgements wait for company.
+    pub(crate) fn is_armed(&self) -> bool {
+        self.lock().armed
+    }
+
+    /// Sends what has waited long enough.
+    pub(crate) fn tick(&self) {
+        let mut state = self.lock();
+        state.flush(true, false);
+        state.armed = state.window.pending() > 0;
+    }
+
+    /// The queue that a delivery came from, while it is ours.
+    fn queue_of(&self, token: Token) -> Result<Arc<str>> {
+        let state = self.lock();
+        match state.tag(token) {
+            Some(tag) if state.window.is_open(tag) => Ok(Arc::clone(&state.queue)),
+            _ => Err(error::stale()),
+        }
+    }
+
+    /// The message is done.
+    pub(crate) fn finish(&self, token: Token) -> Result<()> {
+        let mut state = self.lock();
+        match state.tag(token) {
+            Some(tag) if state.window.done(tag) => {}
+            _ => return Err(error::stale()),
+        }
+        let full = state.window.pending() >= self.limit;
+        // After a pause there is no company to wait for.
+        if full || (state.window.has_prefix() && state.last_flush.elapsed() >= TICK) || state.closing {
+            let all = !state.window.has_prefix();
+            state.flush(false, all);
+        }
+        let wake = state.closing || (!state.armed && state.window.pending() > 0);
+        if wake {
+            state.armed = true;
+            drop(state);
+            self.work.notify_one();
+        }
+        Ok(())
+    }
+
+    fn release(&self, token: Token) {
+        let mut state = self.lock();
+        if let Some(tag) = state.tag(token) {
+            state.give_back(tag);
+            if state.closing {
+                self.work.notify_one();
+            }
+        }
+    }
+}
+
+/// The settler of one consumer. An acknowledgement of AMQP has no answer, so it is done when it is handed over; if the
+/// connection ends before it is written, the broker delivers the message again, as it does when it ends right after.
+#[derive(Debug)]
+pub(crate) struct AmqpSettler(pub(crate) Arc<Shared>);
+
+impl Settler for AmqpSettler {
+    fn ack(&self, token: Token) -> Completion<()> {
+        Completion::ready(self.0.finish(token))
+    }
+
+    fn release(&self, token: Token, _message: Message) {
+        self.0.release(token);
+    }
+
+    fn retry(&self, token: Token, message: &Message, attempt: u32, after: Duration) -> Completion<()> {
+        let queue = match self.0.queue_of(token) {
+            Ok(queue) => queue,
+            Err(error) => return Completion::ready(Err(error)),
+        };
+        let mut copy = message.clone().without_deliver_at();
+        copy.set_system_header(ATTEMPT, attempt.to_string());
+        if !after.is_zero() {
+            copy = copy.with_deliver_at(now() + after);
+        }
+        let (completer, completion) = Completion::queued();
+        let answer = Answer::Retry { completer, shared: Arc::clone(&self.0), token };
+        self.0.publishers.send(Outgoing { message: copy, route: Route::to_queue(queue), answer });
+        completion
+    }
+}
+
+impl Drop for AmqpSettler {
+    fn drop(&mut self) {
+        self.0.abandon();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn acks(pairs: &[(u64, bool)]) -> Vec<Ack> {
+        pairs.iter().map(|(tag, multiple)| Ack { tag: *tag, multiple: *multiple }).collect()
+    }
+
+    fn window(tags: u64) -> AckWindow {
+        let mut window = AckWindow::default();
+        (1..=tags).for_each(|tag| window.delivered(tag));
+        window
+    }
+
+    #[test]
+    fn what_is_finished_in_order_takes_one_frame() {
+        let mut window = window(4);
+        assert!(window.done(1) && window.done(2) && window.done(3));
+        assert_eq!((window.pending(), window.flush(false, false)), (3, acks(&[(3, true)])));
+        assert_eq!((window.pending(), window.flush(true, true)), (0, acks(&[])));
+        assert!(!window.done(3) && !window.is_empty());
+        assert!(window.done(4) && !window.is_empty());
+        window.flush(false, false);
+        assert!(window.is_empty());
+    }
+
+    #[test]
+    fn a_gap_is_waited_for_one_tick_and_then_passed_by() {
+        let mut window = window(4);
+        assert!(window.done(2) && window.done(3));
+        assert_eq!(window.flush(true, false), []);
+        assert!(window.done(4));
+        assert_eq!(window.flush(true, false), acks(&[(2, false), (3, false)]));
+        assert_eq!(window.pending(), 1);
+        assert!(window.done(1));
+        assert_eq!(window.flush(false, false), acks(&[(4, true)]));
+        assert!(window.is_empty());
+    }
+
+    #[test]
+    fn a_returned_delivery_closes_the_gap() {
+        let mut window = window(3);
+        assert!(window.done(2) && window.returned(1) && !window.returned(1) && !window.returned(2));
+        assert_eq!(window.flush(false, false), acks(&[(2, true)]));
+    }
+
+    /// Any order of finishing, returning and flushing: what the broker is told never covers an unfinished delivery,
+    /// names no tag twice, and in the end covers every finished one.
+    #[test]
+    fn an_unfinished_delivery_is_never_covered() {
+        let mut random = fastrand::Rng::with_seed(7);
+        for round in 0..2_000 {
+            let mut window = AckWindow::default();
+            // What the broker holds unsettled, and whether it is finished.
+            let mut broker = std::collections::BTreeMap::new();
+            let mut next = 1;
+            let tell = |broker: &mut std::collections::BTreeMap<u64, bool>, told: Vec<Ack>| {
+                for ack in told {
+                    assert!(broker.contains_key(&ack.tag), "round {round}: {ack:?} is settled already");
+                    let covered: Vec<u64> = if ack.multiple {
+                        broker.range(..=ack.tag).map(|(tag, _)| *tag).collect()
+                    } else {
+                        vec![ack.tag]
+                    };
+                    for tag in covered {
+                        assert_eq!(broker.remove(&tag), Some(true), "round {round}: {ack:?} covers {tag}");
+                    }
+                }
+            };
+            for _ in 0..random.usize(1..60) {
+                let pick = |random: &mut fastrand::Rng| random.u64(1..next + 1);
+                match random.u8(0..8) {
+                    0..3 => {
+                        window.delivered(next);
+                        broker.insert(next, false);
+                        next += 1;
+                    }
+                    3..6 => {
+                        let tag = pick(&mut random);
+                        let expected = broker.get(&tag) == Some(&false);
+                        assert_eq!(window.done(tag), expected);
+                        broker.entry(tag).and_modify(|done| *done = true);
+                    }
+                    6 => {
+                        let tag = pick(&mut random);
+                        let expected = broker.get(&tag) == Some(&false);
+                        assert_eq!(window.returned(tag), expected);
+                        if expected {
+                            broker.remove(&tag);
+                        }
+                    }
+                    _ => tell(&mut broker, window.flush(random.bool(), random.bool())),
+                }
+                let unfinished = broker.values().filter(|done| !**done).count();
+                assert_eq!(window.pending(), broker.len() - unfinished);
+                assert!(window.open.len() <= broker.len());
+            }
+            tell(&mut broker, window.flush(true, true));
+            assert!(broker.values().all(|done| !done));
+            assert_eq!(window.is_empty(), broker.is_empty());
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! Queues, the topic exchange, dead-letter queues and delay queues: what they are called and how they come to be.
+
+use std::{sync::Arc, time::Duration};
+
+use lapin::{
+    Channel, Connection, ExchangeKind,
+    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
+    types::{AMQPValue, FieldTable, LongString},
+};
+use polymq_core::{Address, ChannelKind, Error, ErrorKind, Result};
+
+use crate::{
+    config::{Declare, QueueType},
+    convert::short,
+    error::{self, Stage},
+};
+
+/// Longest name that AMQP carries.
+const MAX_NAME: usize = 255;
+/// Room for `.delay.<millis>` behind a queue's name.
+const MAX_DELAY_SUFFIX: usize = 17;
+
+/// The longest delay: TTLs and expiry times of RabbitMQ are milliseconds in 32 bits, 49 days, and a delay queue must
+/// outlive its messages.
+pub(crate) const MAX_DELAY: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// How long a delay queue outlives the last message that it may hold. Too small, and a publisher that stalls between
+/// declaring it and writing to it loses the queue under its message.
+pub(crate) const DELAY_MARGIN: Duration = Duration::from_secs(120);
+
+/// A queue to be, or to be found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct QueuePlan {
+    pub(crate) name: Arc<str>,
+    /// Where the broker itself puts what a foreign consumer rejects.
+    pub(crate) dead_letters: Option<Arc<str>>,
+    pub(crate) binding: Option<Binding>,
+    /// Belongs to this connection and ends with it.
+    pub(crate) exclusive: bool,
+    pub(crate) queue_type: QueueType,
+    pub(crate) declare: Declare,
+}
+
+/// A queue's share of a topic exchange.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Binding {
+    pub(crate) exchange: Arc<str>,
+    pub(crate) pattern: Arc<str>,
+}
+
+/// The queue of a group of a topic.
+pub(crate) fn group_queue(topic: &str, group: &str) -> String {
+    format!("{topic}@{group}")
+}
+
+/// The queue from which an address is consumed; `None` for a topic without a group, whose queue is its own.
+pub(crate) fn queue_name(address: &Address, group: Option<&str>) -> Result<Option<String>> {
+    let name = match (address.kind(), group) {
+        (ChannelKind::Queue, _) => address.name().to_owned(),
+        (ChannelKind::Topic, Some(group)) => {
+            if group.is_empty() || group.contains('@') {
+                let problem = format!("the group name {group:?} is empty or holds an @, which separates topic and group");
+                return Err(error::invalid(problem).with_hint("use another name"));
+            }
+            group_queue(address.name(), group)
+        }
+        (ChannelKind::Topic, None) => return Ok(None),
+    };
+    check_queue_name(&name)?;
+    Ok(Some(name))
+}
+
+pub(crate) fn check_queue_name(name: &str) -> Result<()> {
+    if name.starts_with("amq.") {
+        return Err(error::invalid(format!("the queue name {name:?} starts with amq., which RabbitMQ keeps for itself")));
+    }
+    if name.len() + MAX_DELAY_SUFFIX > MAX_NAME {
+        let problem = format!("the queue name of {} bytes leaves no room for the names of its delay queues", name.len());
+        return Err(error::invalid(problem).with_hint("shorten the topic or the group"));
+    }
+    Ok(())
+}
+
+/// Wildcards are for those who consume.
+pub(crate) fn has_wildcard(topic: &str) -> bool {
+    topic.split('.').any(|word| word == "*" || word == "#")
+}
+
+/// The delay that a queue exists for: at least as long as asked, in steps, so that jitter does not make a queue a message.
+pub(crate) fn delay_step(delay: Duration) -> Duration {
+    let millis = u64::try_from(delay.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+    let step = match millis {
+        0..=10_000 => 100,
+        10_001..=600_000 => 1_000,
+        600_001..=3_600_000 => 10_000,
+        3_600_001..=86_400_000 => 60_000,
+        _ => 600_000,
+    };
+    Duration::from_millis(millis.div_ceil(step).max(1).saturating_mul(step))
+}
+
+/// Makes sure that the plan's queue, its binding and its dead-letter queue exist.
+///
+/// A queue that exists is taken as it is: another tool may have made it with arguments that we do not know, and
+/// asking for ours would be refused. Only a missing queue is made, and always with the same arguments, whoever of
+/// producer and consumer comes first.
+pub(crate) async fn ensure(connection: &Connection, plan: &QueuePlan) -> Result<()> {
+    if plan.declare == Declare::None {
+        return Ok(());
+    }
+    let missing = plan.exclusive || inspect(connection, &plan.name).await?.is_none();
+    if missing && plan.declare == Declare::Passive {
+        return Err(not_found("queue", &plan.name));
+    }
+    if plan.declare == Declare::Passive {
+        return Ok(());
+    }
+    let channel = open(connection).await?;
+    if let Some(dead_letters) = &plan.dead_letters {
+        if inspect(connection, dead_letters).await?.is_none() {
+            create(&channel, dead_letters, plan.queue_type, false, FieldTable::default()).await?;
+        }
+    }
+    if missing {
+        let mut arguments = FieldTable::default();
+        if let Some(dead_letters) = &plan.dead_letters {
+            dead_letter_to(&mut arguments, "", dead_letters);
+        }
+        create(&channel, &plan.name, plan.queue_type, plan.exclusive, arguments).await?;
+    }
+    if let Some(binding) = &plan.binding {
+        let (queue, exchange, pattern) = (short(&plan.name)?, short(&binding.exchange)?, short(&binding.pattern)?);
+        let bound = channel.queue_bind(queue, exchange, pattern, QueueBindOptions::default(), FieldTable::default());
+        bound.await.map_err(|error| failed(error, &plan.name))?;
+    }
+    close(&channel).await;
+    Ok(())
+}
+
+/// Makes sure that the topic exchange exists. RabbitMQ's own (`amq.*`) always does.
+pub(crate) async fn ensure_exchange(connection: &Connection, exchange: &str, declare: Declare) -> Result<()> {
+    if declare == Declare::None || exchange.starts_with("amq.") {
+        return Ok(());
+    }
+    let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+    let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+    let found = declare_exchange(connection, exchange, passive).await;
+    match found {
+        Err(error) if error.kind() == ErrorKind::NotFound && declare == Declare::Auto => {
+            declare_exchange(connection, exchange, durable).await
+        }
+        found => found,
+    }
+}
+
+async fn declare_exchange(connection: &Connection, exchange: &str, options: ExchangeDeclareOptions) -> Result<()> {
+    let channel = open(connection).await?;
+    let declared = channel.exchange_declare(short(exchange)?, ExchangeKind::Topic, options, FieldTable::default()).await;
+    declared.map_err(|error| failed(error, exchange))?;
+    close(&channel).await;
+    Ok(())
+}
+
+/// Counts of a queue, `None` when it does not exist. Uses a channel of its own, because the broker ends it on a no.
+pub(crate) async fn inspect(connection: &Connection, queue: &str) -> Result<Option<lapin::Queue>> {
+    let channel = open(connection).await?;
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    match channel.queue_declare(short(queue)?, passive, FieldTable::default()).await {
+        Ok(found) => {
+            close(&channel).await;
+            Ok(Some(found))
+        }
+        Err(error) => match failed(error, queue) {
+            error if error.kind() == ErrorKind::NotFound => Ok(None),
+            error => Err(error),
+        },
+    }
+}
+
+/// A queue that holds messages for `delay` and then sends them on. It goes away by itself when nobody declares it
+/// again for longer than its messages live, so it is declared before every use.
+pub(crate) async fn ensure_delay(channel: &Channel, delay: &DelayQueue<'_>, queue_type: QueueType) -> Result<()> {
+    let mut arguments = FieldTable::default();
+    let millis = |duration: Duration| AMQPValue::LongLongInt(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX));
+    arguments.insert("x-message-ttl".into(), millis(delay.ttl));
+    arguments.insert("x-expires".into(), millis(delay.ttl + DELAY_MARGIN));
+    dead_letter_to(&mut arguments, delay.exchange, delay.routing_key);
+    if queue_type == QueueType::Quorum {
+        // Classic queues give a message up before its target has it on disk; quorum queues can wait for that.
+        arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
+        arguments.insert("x-overflow".into(), text("reject-publish"));
+    }
+    create(channel, &delay.name(), queue_type, false, arguments).await
+}
+
+/// Where a delayed message goes afterwards.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DelayQueue<'a> {
+    pub(crate) exchange: &'a str,
+    pub(crate) routing_key: &'a str,
+    pub(crate) ttl: Duration,
+}
+
+impl DelayQueue<'_> {
+    pub(crate) fn name(&self) -> String {
+        delay_name(self.exchange, self.routing_key, self.ttl)
+    }
+}
+
+/// `<queue>.delay.<millis>`; for a topic `<topic>@.delay.<millis>`, which is no group's queue.
+pub(crate) fn delay_name(exchange: &str, routing_key: &str, ttl: Duration) -> String {
+    let topic = if exchange.is_empty() { "" } else { "@" };
+    format!("{routing_key}{topic}.delay.{}", ttl.as_millis())
+}
+
+async fn create(
+    channel: &Channel,
+    name: &str,
+    queue_type: QueueType,
+    exclusive: bool,
+    mut arguments: FieldTable,
+) -> Result<()> {
+    let options = QueueDeclareOptions { durable: !exclusive, exclusive, auto_delete: exclusive, ..QueueDeclareOptions::default() };
+    if queue_type == QueueType::Quorum && !exclusive {
+        arguments.insert("x-queue-type".into(), text("quorum"));
+    }
+    channel.queue_declare(short(name)?, options, arguments).await.map_err(|error| failed(error, name))?;
+    Ok(())
+}
+
+fn dead_letter_to(arguments: &mut FieldTable, exchange: &str, routing_key: &str) {
+    arguments.insert("x-dead-letter-exchange".into(), text(exchange));
+    arguments.insert("x-dead-letter-routing-key".into(), text(routing_key));
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(LongString::from(value))
+}
+
+async fn open(connection: &Connection) -> Result<Channel> {
+    connection.create_channel().await.map_err(|error| error::native("declare", error, Stage::Operation))
+}
+
+async fn close(channel: &Channel) {
+    // A channel that is gone already is as closed as it can be.
+    let _ = channel.close(200, "done".into()).await;
+}
+
+fn failed(error: lapin::Error, name: &str) -> Error {
+    error::native("declare", error, Stage::Operation).with_channel(name)
+}
+
+#[cold]
+pub(crate) fn not_found(what: &str, name: &str) -> Error {
+    Error::new(ErrorKind::NotFound, format!("the {what} does not exist and is not to be made"))
+        .with_backend(crate::NAME)
+        .with_operation("declare")
+        .with_channel(name)
+        .with_hint("create it, or allow it with declare")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_are_rounded_up_to_steps_and_never_shortened() {
+        let ms = Duration::from_millis;
+        for (asked, given) in [
+            (ms(1), ms(100)),
+            (ms(100), ms(100)),
+            (ms(101), ms(200)),
+            (Duration::from_nanos(100_000_001), ms(200)),
+            (ms(10_000), ms(10_000)),
+            (ms(10_001), ms(11_000)),
+            (ms(600_001), ms(610_000)),
+            (ms(3_600_001), ms(3_660_000)),
+            (ms(86_400_001), ms(87_000_000)),
+            (MAX_DELAY, MAX_DELAY),
+        ] {
+            assert_eq!(delay_step(asked), given, "{asked:?}");
+        }
+        for millis in (0..200_000_000).step_by(9_973) {
+            let (asked, given) = (ms(millis), delay_step(ms(millis)));
+            assert!(given >= asked && given <= asked + asked / 10 + ms(100), "{asked:?} {given:?}");
+        }
+        // The timers of the broker have 32 bits.
+        assert!(u32::try_from((MAX_DELAY + DELAY_MARGIN).as_millis()).is_ok());
+    }
+
+    #[test]
+    fn names_fit_and_do_not_collide() {
+        let longest = "q".repeat(200);
+        assert!(check_queue_name(&longest).is_ok());
+        assert!(delay_name("", &"q".repeat(MAX_NAME - MAX_DELAY_SUFFIX), MAX_DELAY).len() <= MAX_NAME);
+        assert!(delay_name("e", &"q".repeat(200), MAX_DELAY).len() <= MAX_NAME);
+        assert!(queue_name(&Address::topic("t".repeat(200)), Some(&"g".repeat(100))).is_err());
+        assert!(queue_name(&Address::topic("t"), Some("a@b")).is_err());
+        assert!(queue_name(&Address::queue("amq.mine"), None).is_err());
+        assert_eq!(queue_name(&Address::topic("a.b"), Some("g")).expect("valid").as_deref(), Some("a.b@g"));
+        assert!(has_wildcard("a.*.c") && has_wildcard("#") && !has_wildcard("a.b*") && !has_wildcard("a.#b"));
+    }
+}
