@@ -40,7 +40,9 @@ impl fmt::Debug for Secret {
 /// Text that is no URL is cut at the first `@`, so that a mistyped URL does not leak either.
 #[must_use]
 pub fn redact_url(text: &str) -> String {
-    let Ok(mut url) = url::Url::parse(text) else {
+    // `me:secret@host` parses too, as a URL of the scheme `me` without a host.
+    let parsed = url::Url::parse(text).ok().filter(|url| !url.cannot_be_a_base());
+    let Some(mut url) = parsed else {
         return match text.rsplit_once('@') {
             Some((_, host)) => format!("***@{host}"),
             None => text.to_owned(),

@@ -1,0 +1,146 @@
+//! Configuration: where settings come from, which wins, and what a wrong one gets.
+#![allow(missing_docs)]
+
+use std::time::Duration;
+
+use polymq_core::{
+    Environment, ErrorKind, Registry, Secret, Settings,
+    config::{Origin, redact_url},
+};
+use serde::Deserialize;
+
+#[derive(Debug, Deserialize, Default, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+struct Config {
+    url: String,
+    prefetch: u16,
+    declare: bool,
+    #[serde(with = "polymq_core::config::duration")]
+    heartbeat: Duration,
+    mode: Mode,
+    password: Secret,
+    group: Option<String>,
+}
+
+#[derive(Debug, Deserialize, Default, PartialEq)]
+#[serde(rename_all = "lowercase")]
+enum Mode {
+    #[default]
+    Classic,
+    Quorum,
+}
+
+fn refused(settings: &Settings) -> String {
+    let error = settings.parse::<Config>("toy").expect_err("must be refused");
+    assert_eq!(error.kind(), ErrorKind::Config);
+    error.to_string()
+}
+
+#[test]
+fn j1_precedence_rises_from_file_to_code() {
+    let origins = [
+        Origin::File("polymq.toml".into()),
+        Origin::ForeignVariable("TOY_PREFETCH".into()),
+        Origin::Variable("POLYMQ_TOY_PREFETCH".into()),
+        Origin::Url,
+        Origin::Code,
+    ];
+    for strong in 0..origins.len() {
+        for weak in 0..strong {
+            for order in [[strong, weak], [weak, strong]] {
+                let mut settings = Settings::new();
+                for at in order {
+                    settings.set("prefetch", at.to_string(), origins[at].clone());
+                }
+                assert_eq!(settings.get("prefetch"), Some(strong.to_string().as_str()), "{strong} beats {weak}");
+            }
+        }
+    }
+}
+
+#[test]
+fn j1_a_url_the_environment_and_code_feed_one_struct() {
+    let mut settings = Settings::from_url("toy://host?prefetch=50&heartbeat=250ms").expect("a URL");
+    settings.set("declare", "on", Origin::Variable("POLYMQ_TOY_DECLARE".into()));
+    let settings = settings.with("mode", "quorum").with("group", "a");
+    let config: Config = settings.parse("toy").expect("valid");
+    assert_eq!((config.prefetch, config.declare, config.heartbeat), (50, true, Duration::from_millis(250)));
+    assert_eq!((config.mode, config.group.as_deref()), (Mode::Quorum, Some("a")));
+    assert_eq!(config.url, "toy://host");
+}
+
+#[test]
+fn j2_booleans_numbers_and_durations_are_strict() {
+    for (text, expected) in [("0", false), ("no", false), ("false", false), ("OFF", false), ("1", true), ("Yes", true)]
+    {
+        let config: Config = Settings::new().with("declare", text).parse("toy").expect("valid");
+        assert_eq!(config.declare, expected, "{text}");
+    }
+    let mut settings = Settings::new();
+    settings.set("declare", "maybe", Origin::Variable("POLYMQ_TOY_DECLARE".into()));
+    assert_eq!(
+        refused(&settings),
+        "toy: setting \"declare\" in the variable POLYMQ_TOY_DECLARE: \"maybe\" is not valid, expected true or false"
+    );
+    assert!(refused(&Settings::new().with("prefetch", "70000")).contains("\"70000\" is not valid"));
+    assert!(refused(&Settings::new().with("heartbeat", "10")).contains("with its unit, such as 250ms"));
+    assert!(refused(&Settings::new().with("mode", "stream")).contains("expected one of classic, quorum"));
+}
+
+#[test]
+fn unknown_keys_name_the_near_ones() {
+    let mut settings = Settings::new();
+    settings.set("prefech", "5", Origin::File("polymq.toml".into()));
+    let text = refused(&settings);
+    assert!(text.contains("unknown setting \"prefech\", did you mean \"prefetch\"?"), "{text}");
+    assert!(text.ends_with("in polymq.toml"), "{text}");
+}
+
+#[test]
+fn j8_secrets_are_in_no_error_and_no_debug_output() {
+    let config: Config = Settings::new().with("password", "s3cr3t").parse("toy").expect("valid");
+    assert_eq!(config.password.expose(), "s3cr3t");
+    assert!(!format!("{config:?}").contains("s3cr3t"));
+    let settings = Settings::from_url("toy://me:s3cr3t@host?password=s3cr3t&prefetch=x").expect("a URL");
+    assert!(!format!("{settings:?}").contains("s3cr3t"));
+    assert!(!refused(&settings).contains("s3cr3t"));
+    for url in ["amqp://me:s3cr3t@host/v", "amqp://host?token=s3cr3t", "me:s3cr3t@host", "amqp//me:s3cr3t@host"] {
+        assert!(!redact_url(url).contains("s3cr3t"), "{}", redact_url(url));
+    }
+    let error = Settings::from_url("://me:s3cr3t@host").expect_err("no URL");
+    assert!(!format!("{error} {error:?}").contains("s3cr3t"));
+}
+
+#[test]
+fn a4_unknown_backends_list_what_is_linked_and_guess() {
+    let registry = Registry::linked().expect("consistent");
+    assert!(registry.names().any(|name| name == "memory"));
+    let error = registry.backend("memroy").expect_err("unknown");
+    assert_eq!(error.kind(), ErrorKind::UnknownBackend);
+    let text = error.to_string();
+    assert!(text.contains("unknown backend \"memroy\"; linked: memory"), "{text}");
+    assert!(text.contains("did you mean \"memory\"?"), "{text}");
+    assert!(registry.backend("MEMORY").is_ok(), "names are compared without case");
+}
+
+#[test]
+fn a5_double_registration_is_refused() {
+    let mut registry = Registry::linked().expect("consistent");
+    let memory = registry.backend("memory").expect("linked").clone();
+    let error = registry.add(memory).expect_err("taken");
+    assert_eq!(error.kind(), ErrorKind::Conflict);
+    assert!(error.to_string().contains("\"memory\""), "{error}");
+}
+
+#[tokio::test]
+async fn j3_settings_are_checked_before_any_connection() {
+    let environment: Environment =
+        [("POLYMQ_BACKEND", "memory"), ("POLYMQ_MEMORY_CAPACITI", "5")].into_iter().collect();
+    let error = polymq_core::Bus::builder().environment(environment).check().expect_err("unknown key");
+    let text = error.to_string();
+    assert!(text.contains("\"capaciti\", did you mean \"capacity\"?"), "{text}");
+    assert!(text.contains("POLYMQ_MEMORY_CAPACITI"), "{text}");
+    let error = polymq_core::Bus::builder().backend("memory").url("amqp://host").environment(Environment::default());
+    let text = error.check().expect_err("another backend's URL").to_string();
+    assert!(text.contains("scheme \"amqp\"") && text.contains("expected one of: memory"), "{text}");
+}
