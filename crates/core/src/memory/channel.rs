@@ -80,7 +80,7 @@ impl Channel {
         if state.limits.is_none() {
             state.limits = Some(limits);
             if self.address.kind() == ChannelKind::Queue {
-                state.add_queue(None);
+                state.add_queue(None, limits);
             }
         }
     }
@@ -88,8 +88,8 @@ impl Channel {
     /// Makes a group of a topic exist.
     pub(super) fn declare_group(&self, group: &str) {
         let mut state = self.state();
-        if state.limits.is_some() && state.group(group).is_none() {
-            state.add_queue(Some(group));
+        if let (Some(limits), None) = (state.limits, state.group(group)) {
+            state.add_queue(Some(group), limits);
         }
     }
 
@@ -101,13 +101,13 @@ impl Channel {
         state.limits = None;
         for mut queue in std::mem::take(&mut state.queues) {
             queue.purge(&mut after);
-            after.deleted.extend(queue.shares());
+            after.rest().deleted.extend(queue.shares());
         }
         state.parked_size = 0;
         for parked in std::mem::take(&mut state.parked) {
             match parked {
-                Parked::Send { completer, .. } => after.answers.push((completer, Err(self.unroutable()))),
-                Parked::Flush { done, .. } => after.flushed.push(done),
+                Parked::Send { completer, .. } => after.rest().answers.push((completer, Err(self.unroutable()))),
+                Parked::Flush { done, .. } => after.rest().flushed.push(done),
             }
         }
         after
@@ -120,7 +120,7 @@ impl Channel {
         if let Some(at) = state.queues.iter().position(|queue| queue.group.as_deref() == Some(group)) {
             let mut queue = state.queues.remove(at);
             queue.purge(&mut after);
-            after.deleted.extend(queue.shares());
+            after.rest().deleted.extend(queue.shares());
             state.admit(&mut after);
         }
         drop(state);
@@ -133,13 +133,11 @@ impl Channel {
     /// [`ErrorKind::NotFound`] when channel or group does not exist.
     pub(super) fn queue(&self, group: Option<&str>) -> Result<u64> {
         let mut state = self.state();
-        if state.limits.is_none() {
-            return Err(self.missing("consume"));
-        }
+        let Some(limits) = state.limits else { return Err(self.missing("consume")) };
         let found = match (self.address.kind(), group) {
             (ChannelKind::Queue, _) => state.queues.first().map(|queue| queue.id),
             (ChannelKind::Topic, Some(group)) => state.group(group).map(|queue| queue.id),
-            (ChannelKind::Topic, None) => Some(state.add_queue(None)),
+            (ChannelKind::Topic, None) => Some(state.add_queue(None, limits)),
         };
         found.ok_or_else(|| self.missing_group(group.unwrap_or_default()))
     }
@@ -174,39 +172,42 @@ impl Channel {
         after.run();
     }
 
-    /// Takes a message into every queue of the channel, or lets it wait.
-    pub(super) fn send(&self, message: Message, connection: u64) -> Completion<Receipt> {
-        let size = Ticket::units(message.size());
-        let receipt = receipt(&message);
-        let mut state = self.state();
-        let Some(limits) = state.limits else {
-            drop(state);
-            return Completion::ready(Err(self.unroutable()));
-        };
-        if !state.parked.is_empty() || !state.fits(size, limits) {
-            return self.park(state, message, size, connection);
-        }
-        let mut after = After::default();
-        state.push(message, size, &mut after);
-        drop(state);
-        after.run();
-        Completion::ready(Ok(receipt))
+    /// Locks the channel for a message of this size, to be delivered `now` or later.
+    #[inline]
+    pub(super) fn lock(&self, size: u64, now: bool) -> Locked<'_> {
+        let state = self.state();
+        let is_simple =
+            now && state.parked.is_empty() && matches!(state.queues.as_slice(), [queue] if queue.fits(size));
+        Locked { state, is_simple }
     }
 
-    #[cold]
-    fn park(
+    /// Takes a message into every queue of the channel, or lets it wait.
+    #[inline(never)]
+    pub(super) fn send(
         &self,
-        mut state: MutexGuard<'_, State>,
+        Locked { mut state, .. }: Locked<'_>,
         message: Message,
         size: u64,
         connection: u64,
     ) -> Completion<Receipt> {
+        let Some(limits) = state.limits else {
+            drop(state);
+            return Completion::ready(Err(self.unroutable()));
+        };
+        if state.parked.is_empty() && state.fits(size) {
+            let receipt = receipt(&message);
+            let mut after = After::default();
+            state.push(message, size, &mut after);
+            drop(state);
+            after.run();
+            return Completion::ready(Ok(receipt));
+        }
         if state.parked.len() >= state.sweep_at.max(64) {
             state.sweep();
         }
-        let limits = state.limits.unwrap_or(Limits { messages: 0, bytes: 0 });
-        let full = state.parked.len() >= limits.messages || state.parked_size >= limits.bytes as u64 / 64;
+        let full = state.parked.len() >= limits.messages || state.parked_size >= limits.size;
         if full && state.parked.len() >= ALWAYS_PARKED {
+            drop(state);
             return Completion::ready(Err(self
                 .error(ErrorKind::Busy, "send", "the queue is full and as many messages wait to be added")
                 .with_hint("bound the sends in flight, or raise capacity")));
@@ -355,10 +356,24 @@ impl Channel {
     }
 }
 
+/// A channel that a message is being sent to.
+pub(super) struct Locked<'a> {
+    state: MutexGuard<'a, State>,
+    is_simple: bool,
+}
+
+impl Locked<'_> {
+    /// The only queue of the channel, when the message can go there at once.
+    #[inline]
+    pub(super) fn queue(&mut self) -> Option<&mut Queue> {
+        if self.is_simple { self.state.queues.first_mut() } else { None }
+    }
+}
+
 impl State {
-    fn add_queue(&mut self, group: Option<&str>) -> u64 {
+    fn add_queue(&mut self, group: Option<&str>, limits: Limits) -> u64 {
         self.next_id += 1;
-        self.queues.push(Queue::new(self.next_id, group));
+        self.queues.push(Queue::new(self.next_id, group, limits));
         self.next_id
     }
 
@@ -370,10 +385,11 @@ impl State {
         self.queues.iter().find(|queue| queue.group.as_deref() == Some(group))
     }
 
-    fn fits(&self, size: u64, limits: Limits) -> bool {
-        self.queues.iter().all(|queue| queue.fits(size, limits))
+    fn fits(&self, size: u64) -> bool {
+        self.queues.iter().all(|queue| queue.fits(size))
     }
 
+    #[inline(never)]
     fn push(&mut self, mut message: Message, size: u64, after: &mut After) {
         let due = match message.deliver_at() {
             None => None,
@@ -385,9 +401,9 @@ impl State {
         };
         let Some((last, others)) = self.queues.split_last_mut() else { return };
         for queue in others {
-            queue.push(message.clone(), size, due, after);
+            queue.push_at(message.clone(), size, due, after);
         }
-        last.push(message, size, due, after);
+        last.push_at(message, size, due, after);
     }
 
     /// Takes in what waited for room.
@@ -399,10 +415,9 @@ impl State {
 
     #[cold]
     fn admit_parked(&mut self, after: &mut After) {
-        let Some(limits) = self.limits else { return };
         while let Some(first) = self.parked.front() {
             let size = first.size();
-            if !first.is_abandoned() && !matches!(first, Parked::Flush { .. }) && !self.fits(size, limits) {
+            if !first.is_abandoned() && !matches!(first, Parked::Flush { .. }) && !self.fits(size) {
                 return;
             }
             self.parked_size -= size;
@@ -410,9 +425,9 @@ impl State {
                 Some(Parked::Send { message, completer, .. }) if completer.hand_over() => {
                     let receipt = receipt(&message);
                     self.push(message, size, after);
-                    after.answers.push((completer, Ok(receipt)));
+                    after.rest().answers.push((completer, Ok(receipt)));
                 }
-                Some(Parked::Flush { done, .. }) => after.flushed.push(done),
+                Some(Parked::Flush { done, .. }) => after.rest().flushed.push(done),
                 _ => {}
             }
         }
@@ -429,7 +444,7 @@ impl State {
 impl Parked {
     fn size(&self) -> u64 {
         match self {
-            Self::Send { message, .. } => Ticket::units(message.size()),
+            Self::Send { message, .. } => Ticket::size_of(message),
             Self::Flush { .. } => 0,
         }
     }
@@ -442,15 +457,22 @@ impl Parked {
     }
 }
 
-fn receipt(message: &Message) -> Receipt {
+#[inline]
+pub(super) fn receipt(message: &Message) -> Receipt {
     Receipt { id: message.id().cloned().unwrap_or_else(MessageId::new), broker_id: None }
 }
 
-/// What is done after the lock was given back: waking runs code of others.
+/// What is done after the lock was given back, because waking runs code of others. Small while there is nothing
+/// but one consumer to wake.
 #[derive(Default)]
 pub(super) struct After {
-    first: Option<Arc<Share>>,
-    more: Vec<Arc<Share>>,
+    wake: Option<Arc<Share>>,
+    rest: Option<Box<Rest>>,
+}
+
+#[derive(Default)]
+struct Rest {
+    wake: Vec<Arc<Share>>,
     deleted: Vec<Arc<Share>>,
     answers: Vec<(Completer<Receipt>, Result<Receipt>)>,
     flushed: Vec<oneshot::Sender<()>>,
@@ -458,19 +480,37 @@ pub(super) struct After {
 }
 
 impl After {
+    #[inline]
     pub(super) fn wake(&mut self, share: Arc<Share>) {
-        match self.first {
-            None => self.first = Some(share),
-            Some(_) => self.more.push(share),
+        match self.wake {
+            None => self.wake = Some(share),
+            Some(_) => self.rest().wake.push(share),
         }
     }
 
     pub(super) fn discard(&mut self, messages: impl Iterator<Item = Message>) {
-        self.discarded.extend(messages);
+        self.rest().discarded.extend(messages);
     }
 
+    fn rest(&mut self) -> &mut Rest {
+        self.rest.get_or_insert_default()
+    }
+
+    #[inline]
     pub(super) fn run(self) {
-        self.first.iter().chain(&self.more).for_each(|share| share.wake());
+        if let Some(share) = self.wake {
+            share.wake();
+        }
+        if let Some(rest) = self.rest {
+            rest.run();
+        }
+    }
+}
+
+impl Rest {
+    #[cold]
+    fn run(self) {
+        self.wake.iter().for_each(|share| share.wake());
         self.deleted.iter().for_each(|share| share.delete());
         self.answers.into_iter().for_each(|(completer, result)| completer.complete(result));
         for done in self.flushed {

@@ -1,6 +1,6 @@
 use serde::Deserialize;
 
-use super::NAME;
+use super::{NAME, queue::UNIT};
 use crate::{
     Capabilities, Delay, DeliveryCount, Error, ErrorKind, Key, Order, RedeliveryOrder, Result, Settings, Support,
 };
@@ -37,11 +37,12 @@ impl Default for Config {
     }
 }
 
-/// What a queue may hold and accept.
+/// What a queue may hold.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     pub(super) messages: usize,
-    pub(super) bytes: usize,
+    /// In the units of [`UNIT`].
+    pub(super) size: u64,
 }
 
 impl Config {
@@ -62,7 +63,7 @@ impl Config {
     }
 
     pub(super) fn limits(&self) -> Limits {
-        Limits { messages: self.capacity, bytes: self.capacity_bytes }
+        Limits { messages: self.capacity, size: self.capacity_bytes as u64 / UNIT }
     }
 
     pub(super) fn max_payload(&self) -> usize {

@@ -8,7 +8,12 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::{NAME, channel::Channel, connection::Link};
+use super::{
+    NAME,
+    channel::{Channel, receipt},
+    connection::Link,
+    queue::{Ticket, first_attempt},
+};
 use crate::{Completion, Error, ErrorKind, Message, MessageId, Producer, Receipt, Result};
 
 pub(super) struct MemoryProducer {
@@ -24,6 +29,12 @@ impl MemoryProducer {
     }
 
     #[cold]
+    #[inline(never)]
+    fn send_unnamed(&self, message: Message) -> Completion<Receipt> {
+        Producer::send(self, message.with_id(MessageId::new()))
+    }
+
+    #[cold]
     fn too_large(&self, bytes: usize) -> Error {
         Error::new(ErrorKind::TooLarge, format!("body of {bytes} bytes, at most {} are allowed", self.max_payload))
             .with_backend(NAME)
@@ -35,7 +46,7 @@ impl MemoryProducer {
 
 #[async_trait]
 impl Producer for MemoryProducer {
-    fn send(&self, mut message: Message) -> Completion<Receipt> {
+    fn send(&self, message: Message) -> Completion<Receipt> {
         if self.closed.load(Ordering::Acquire) || self.link.is_closed() {
             return Completion::ready(Err(self.channel.closed("send")));
         }
@@ -43,9 +54,20 @@ impl Producer for MemoryProducer {
             return Completion::ready(Err(self.too_large(message.payload().len())));
         }
         if message.id().is_none() {
-            message = message.with_id(MessageId::new());
+            return self.send_unnamed(message);
         }
-        self.channel.send(message, self.link.id())
+        let size = Ticket::size_of(&message);
+        let mut channel = self.channel.lock(size, message.deliver_at().is_none());
+        let Some(queue) = channel.queue() else { return self.channel.send(channel, message, size, self.link.id()) };
+        // Written out here because each function on the way moves the message once more.
+        let receipt = receipt(&message);
+        let token = queue.next_token(size);
+        let waiting = queue.push(first_attempt(message, token));
+        drop(channel);
+        if let Some(waiting) = waiting {
+            waiting.wake();
+        }
+        Completion::ready(Ok(receipt))
     }
 
     async fn flush(&self) -> Result<()> {

@@ -15,15 +15,18 @@ use crate::{Details, Incoming, Message, Token};
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ticket(u64);
 
+/// Sizes are counted in units of so many bytes.
+pub(super) const UNIT: u64 = 64;
 const SIZE_BITS: u32 = 20;
 const ATTEMPT_BITS: u32 = 12;
 const MAX_SIZE: u64 = (1 << SIZE_BITS) - 1;
 const MAX_ATTEMPT: u32 = (1 << ATTEMPT_BITS) - 1;
 
 impl Ticket {
-    /// Sizes are counted in units of 64 bytes, up to 64 MiB a message.
-    pub(super) fn units(bytes: usize) -> u64 {
-        (bytes as u64).div_ceil(64).min(MAX_SIZE)
+    /// The size of a message; one of more than 64 MiB counts as 64 MiB.
+    #[inline]
+    pub(super) fn size_of(message: &Message) -> u64 {
+        units(message.size())
     }
 
     fn new(place: u32, attempt: u32, size: u64) -> Self {
@@ -54,28 +57,31 @@ impl Ticket {
     }
 }
 
+fn units(bytes: usize) -> u64 {
+    (bytes as u64).div_ceil(UNIT).min(MAX_SIZE)
+}
+
 impl From<Token> for Ticket {
     fn from(token: Token) -> Self {
         Self(token.0)
     }
 }
 
-struct Entry {
-    message: Message,
-    ticket: Ticket,
+/// What waits is kept as it is handed out, so that handing out is a plain move.
+fn entry(message: Message, ticket: Ticket) -> Incoming {
+    let attempt = ticket.attempt();
+    let details = (attempt > 1).then(|| Box::new(Details { redelivered: true, ..Details::default() }));
+    Incoming { message, token: Token(ticket.0), attempt: Some(attempt), channel: None, details }
 }
 
-impl Entry {
-    fn into_incoming(self) -> Incoming {
-        let attempt = self.ticket.attempt();
-        Incoming {
-            message: self.message,
-            token: Token(self.ticket.0),
-            attempt: Some(attempt),
-            channel: None,
-            details: (attempt > 1).then(|| Box::new(Details { redelivered: true, ..Details::default() })),
-        }
-    }
+/// A message that was sent just now, as it is handed out.
+#[inline(always)]
+pub(super) fn first_attempt(message: Message, token: Token) -> Incoming {
+    Incoming { message, token, attempt: Some(1), channel: None, details: None }
+}
+
+fn ticket(entry: &Incoming) -> Ticket {
+    Ticket(entry.token.0)
 }
 
 /// The messages of a queue, or of one group of a topic, and who waits for them. Lives under its channel's lock.
@@ -84,9 +90,9 @@ pub(super) struct Queue {
     /// The group of a topic; `None` for a queue and for a subscription that ends with its consumer.
     pub(super) group: Option<Box<str>>,
     /// In the order of their places: what came back is before what was never handed out.
-    ready: VecDeque<Entry>,
+    ready: VecDeque<Incoming>,
     /// Not due yet; the number tells messages of one instant apart.
-    delayed: BTreeMap<(Instant, u64), Entry>,
+    delayed: BTreeMap<(Instant, u64), Incoming>,
     delays: u64,
     size: u64,
     next_place: u32,
@@ -95,10 +101,11 @@ pub(super) struct Queue {
     woken: usize,
     shares: Vec<Weak<Share>>,
     pub(super) consumers: u64,
+    limits: Limits,
 }
 
 impl Queue {
-    pub(super) fn new(id: u64, group: Option<&str>) -> Self {
+    pub(super) fn new(id: u64, group: Option<&str>, limits: Limits) -> Self {
         Self {
             id,
             group: group.map(Into::into),
@@ -111,6 +118,7 @@ impl Queue {
             woken: 0,
             shares: Vec::new(),
             consumers: 0,
+            limits,
         }
     }
 
@@ -125,32 +133,47 @@ impl Queue {
     }
 
     /// Whether a message of this size may be added. An empty queue takes any, or a large one would wait for ever.
-    pub(super) fn fits(&self, size: u64, limits: Limits) -> bool {
+    #[inline]
+    pub(super) fn fits(&self, size: u64) -> bool {
         let len = self.len();
-        len == 0 || (len < limits.messages && self.size + size <= limits.bytes as u64 / 64)
+        len == 0 || (len < self.limits.messages && self.size + size <= self.limits.size)
     }
 
-    /// Adds a message that was sent.
-    pub(super) fn push(&mut self, message: Message, size: u64, due: Option<Instant>, after: &mut After) {
+    /// The token of the next message that is sent, which takes up this size from now on.
+    #[inline]
+    pub(super) fn next_token(&mut self, size: u64) -> Token {
+        let ticket = Ticket::new(self.next_place, 1, size);
+        self.next_place = self.next_place.wrapping_add(1);
         self.size += size;
+        Token(ticket.0)
+    }
+
+    /// Adds a message that was sent, with its token; gives back who is to be woken.
+    #[inline(always)] // A call would move the message once more.
+    pub(super) fn push(&mut self, entry: Incoming) -> Option<Arc<Share>> {
+        self.ready.push_back(entry);
+        let first = self.waiting.pop_front()?;
+        self.woken += 1;
+        Some(first)
+    }
+
+    /// The same, now or when it is due.
+    pub(super) fn push_at(&mut self, message: Message, size: u64, due: Option<Instant>, after: &mut After) {
         match due {
-            Some(due) => self.delay(Entry { message, ticket: Ticket::new(0, 0, size) }, due, after),
             None => {
-                self.append(message, size);
-                self.wake_one(after);
+                let token = self.next_token(size);
+                self.push(first_attempt(message, token)).into_iter().for_each(|share| after.wake(share));
+            }
+            Some(due) => {
+                self.size += size;
+                self.delay(entry(message, Ticket::new(0, 0, size)), due, after);
             }
         }
     }
 
-    fn append(&mut self, message: Message, size: u64) {
-        let ticket = Ticket::new(self.next_place, 1, size);
-        self.next_place = self.next_place.wrapping_add(1);
-        self.ready.push_back(Entry { message, ticket });
-    }
-
     /// Puts a delivered message back to its place, now or later.
     pub(super) fn give_back(&mut self, message: Message, ticket: Ticket, due: Option<Instant>, after: &mut After) {
-        let entry = Entry { message, ticket };
+        let entry = entry(message, ticket);
         self.size += ticket.size();
         match due {
             Some(due) => self.delay(entry, due, after),
@@ -161,12 +184,12 @@ impl Queue {
         }
     }
 
-    fn insert(&mut self, entry: Entry) {
-        let at = self.ready.partition_point(|known| known.ticket.is_before(entry.ticket));
+    fn insert(&mut self, entry: Incoming) {
+        let at = self.ready.partition_point(|known| ticket(known).is_before(ticket(&entry)));
         self.ready.insert(at, entry);
     }
 
-    fn delay(&mut self, entry: Entry, due: Instant, after: &mut After) {
+    fn delay(&mut self, entry: Incoming, due: Instant, after: &mut After) {
         let first = self.delayed.first_key_value().is_none_or(|((first, _), _)| due < *first);
         self.delays += 1;
         self.delayed.insert((due, self.delays), entry);
@@ -188,9 +211,14 @@ impl Queue {
                 return Some(first.key().0);
             }
             let entry = first.remove();
-            match entry.ticket.attempt() {
+            match entry.attempt {
                 // Sent for later: its place is where it would be if it were sent now.
-                0 => self.append(entry.message, entry.ticket.size()),
+                Some(0) => {
+                    let size = ticket(&entry).size();
+                    self.size -= size;
+                    let token = self.next_token(size);
+                    self.ready.push_back(Incoming { token, attempt: Some(1), ..entry });
+                }
                 _ => self.insert(entry),
             }
         }
@@ -213,19 +241,26 @@ impl Queue {
         let idle = self.waiting.len() + self.woken;
         let fair = if idle == 0 { max } else { max.min(self.ready.len().div_ceil(idle + 1)) };
         let room = share.room();
+        let most = fair.min(room.messages);
+        if self.ready.len() <= most && self.delayed.is_empty() && self.size <= room.size && !self.ready.is_empty() {
+            share.charge(self.ready.len(), std::mem::take(&mut self.size));
+            self.move_all(into);
+            return Taken::Some;
+        }
         let (mut count, mut size) = (0, 0);
-        while count < fair.min(room.messages) {
-            let Some(first) = self.ready.front() else { break };
-            let next = size + first.ticket.size();
+        for entry in self.ready.iter().take(most) {
+            let next = size + ticket(entry).size();
             if next > room.size && !(count == 0 && room.is_whole) {
                 break;
             }
-            let Some(entry) = self.ready.pop_front() else { break };
-            into.push(entry.into_incoming());
             count += 1;
             size = next;
         }
         if count > 0 {
+            match count {
+                1 => into.extend(self.ready.pop_front()),
+                _ => into.extend(self.ready.drain(..count)),
+            }
             share.charge(count, size);
             self.size -= size;
             return Taken::Some;
@@ -241,6 +276,19 @@ impl Queue {
             self.waiting.push_back(Arc::clone(share));
         }
         Taken::Nothing { due }
+    }
+
+    /// Hands out everything that is ready; exchanges the buffers instead of moving messages where it can.
+    fn move_all(&mut self, into: &mut Vec<Incoming>) {
+        let len = self.ready.len();
+        if len == 1 {
+            into.extend(self.ready.pop_front());
+        } else if into.is_empty() && self.ready.capacity() <= 2 * into.capacity().max(len) {
+            let empty = std::mem::take(into);
+            *into = std::mem::replace(&mut self.ready, empty.into()).into();
+        } else {
+            into.extend(self.ready.drain(..));
+        }
     }
 
     /// Takes a consumer that waited off the list; `false` when a wake-up has done so before.
@@ -325,11 +373,11 @@ mod tests {
 
     #[test]
     fn a_ticket_holds_place_attempt_and_size() {
-        let ticket = Ticket::new(u32::MAX, 7, Ticket::units(100_000));
+        let ticket = Ticket::new(u32::MAX, 7, units(100_000));
         assert_eq!((ticket.place(), ticket.attempt(), ticket.size()), (u32::MAX, 7, 1563));
         assert_eq!(ticket.with_attempt(u32::MAX).attempt(), 4095);
-        assert_eq!(Ticket::units(usize::MAX), MAX_SIZE);
-        assert_eq!(Ticket::new(1, 1, Ticket::units(usize::MAX)).attempt(), 1);
+        assert_eq!(units(usize::MAX), MAX_SIZE);
+        assert_eq!(Ticket::new(1, 1, units(usize::MAX)).attempt(), 1);
     }
 
     #[test]

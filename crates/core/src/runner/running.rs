@@ -284,12 +284,18 @@ impl Opening {
             let mut error = error;
             (consumer, origin) = loop {
                 self.plan.callbacks.transport_error(&self.plan.address, &error);
-                if self.stop.is_cancelled() || worker::is_final(&error) {
+                let channel = self.plan.address.name();
+                if self.stop.is_cancelled() {
+                    // Whatever was not settled is back with the broker, or comes back when the connection ends.
+                    tracing::warn!(channel, %error, "the subscription was stopped while it failed");
+                    return Ok(());
+                }
+                if worker::is_final(&error) {
                     return Err(error);
                 }
-                tracing::error!(channel = self.plan.address.name(), %error, "the subscription ended; opening it again");
+                tracing::error!(channel, %error, "the subscription ended; opening it again");
                 tokio::select! {
-                    () = self.stop.cancelled() => return Err(error),
+                    () = self.stop.cancelled() => return Ok(()),
                     () = tokio::time::sleep(worker::reopen_after(failures)) => {}
                 }
                 failures += 1;

@@ -25,11 +25,13 @@ pub(crate) struct Work {
     in_place: u32,
     /// The front was acknowledged before it was handled.
     acked: bool,
+    /// To be given up for more workers when the limit is raised above one message at a time.
+    alone: bool,
 }
 
 impl Work {
     pub(crate) fn new(env: Arc<Env>) -> Self {
-        Self { env, pending: VecDeque::new(), in_place: 0, acked: false }
+        Self { env, pending: VecDeque::new(), in_place: 0, acked: false, alone: false }
     }
 
     pub(crate) fn one(env: Arc<Env>, incoming: Incoming) -> Self {
@@ -100,7 +102,8 @@ impl Work {
     }
 
     fn may_start(&self) -> bool {
-        !self.env.stop.is_cancelled() && !self.env.control.is_paused()
+        let control = &self.env.control;
+        !self.env.stop.is_cancelled() && !control.is_paused() && (!self.alone || control.concurrency() == 1)
     }
 
     /// Handles everything, as long as handlers may start. Dropping the future keeps what is not settled.
@@ -112,9 +115,8 @@ impl Work {
 
     /// As [`process`](Self::process), until the limit is raised above one message at a time.
     pub(crate) async fn process_alone(&mut self) {
-        while !self.pending.is_empty() && self.may_start() && self.env.control.concurrency() == 1 {
-            self.process_front().await;
-        }
+        self.alone = true;
+        self.process().await;
     }
 
     async fn process_front(&mut self) {
@@ -211,6 +213,10 @@ impl Work {
                         () = self.wait(delay) => {}
                     }
                     self.in_place += 1;
+                    if env.control.is_paused() {
+                        // It stays at the front, for when the channel is resumed.
+                        return;
+                    }
                     let _place = match &env.retries {
                         Some(limit) => limit.acquire().await.ok(),
                         None => None,

@@ -150,6 +150,12 @@ impl Worker {
     fn ended(&mut self, key: Option<String>) {
         let Some(key) = key else { return };
         let Some(behind) = self.keys.get_mut(&key) else { return };
+        if self.env.control.is_paused() {
+            let behind = self.keys.remove(&key).unwrap_or_default();
+            self.waiting_for_key -= behind.len();
+            behind.into_iter().rev().for_each(|incoming| self.ready.push_front(incoming));
+            return;
+        }
         match behind.pop_front() {
             Some(next) => {
                 // Takes the place of the one that has ended, so the limit holds.
