@@ -506,7 +506,8 @@ async fn closing_a_connection_ends_everything_with_a_typed_error() {
     let blocked = tokio::spawn(async move { reader.receive(1, &mut Vec::new()).await });
     sleep(SECOND).await;
     let (one, two) = tokio::join!(connection.close(), connection.close());
-    (one.unwrap(), two.unwrap());
+    one.unwrap();
+    two.unwrap();
     let closed = |kind| assert_eq!(kind, ErrorKind::Closed);
     closed(blocked.await.unwrap().unwrap_err().kind());
     closed(producer.send(message(9)).await.unwrap_err().kind());
