@@ -1,0 +1,2 @@
+#[polymq::main]
+fn main() {}

@@ -1,0 +1,2 @@
+#[polymq::main]
+async fn main() {}

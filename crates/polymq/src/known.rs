@@ -1,0 +1,25 @@
+//! The backends of this project, linked or not, so that a name that is not compiled in is not called unknown.
+
+use polymq_core::{__private::inventory, KnownBackend};
+
+const fn feature(name: &'static str, hint: &'static str) -> KnownBackend {
+    KnownBackend { name, hint }
+}
+
+const fn planned(name: &'static str) -> KnownBackend {
+    KnownBackend { name, hint: "it is planned and not available in this release" }
+}
+
+const AMQP: &str = "add the feature \"amqp\" of the crate polymq";
+const MQTT: &str = "add the feature \"mqtt\" of the crate polymq";
+
+// Schemes too: they are what stands in a URL.
+inventory::submit! { feature("amqp", AMQP) }
+inventory::submit! { feature("amqps", AMQP) }
+inventory::submit! { feature("mqtt", MQTT) }
+inventory::submit! { feature("mqtts", MQTT) }
+inventory::submit! { planned("kafka") }
+inventory::submit! { planned("sqs") }
+inventory::submit! { planned("http") }
+inventory::submit! { planned("https") }
+inventory::submit! { planned("kubemq") }
