@@ -252,6 +252,20 @@ async fn released_messages_come_back_in_their_order_before_the_others() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_retry_goes_to_its_place_and_a_deferral_behind_the_others() {
+    let connection = connect(&url()).await;
+    let (producer, mut consumer) = (producer(&connection, &queue()).await, consumer(&connection, &queue()).await);
+    send_all(producer.as_ref(), 0..4).await;
+    let (settler, came) = (consumer.settler(), receive(consumer.as_mut(), 3).await);
+    for (incoming, attempt) in came.iter().zip([1, 2, 2]).rev() {
+        settler.retry(incoming.token, &incoming.message, attempt, Duration::ZERO).await.unwrap();
+    }
+    let again = receive(consumer.as_mut(), 9).await;
+    assert_eq!(texts(&again), ["1", "2", "3", "0"]);
+    assert_eq!(again.iter().map(|incoming| incoming.attempt.unwrap()).collect::<Vec<_>>(), [2, 2, 1, 1]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_attempt_moves_between_consumers_and_connections() {
     let name = url();
     let connection = connect(&name).await;

@@ -281,12 +281,19 @@ impl Channel {
     }
 
     /// Puts a delivered message back; `false`: its queue exists no more.
-    pub(super) fn give_back(&self, queue: u64, message: Message, ticket: Ticket, delay: Duration) -> bool {
+    pub(super) fn give_back(
+        &self,
+        queue: u64,
+        message: Message,
+        ticket: Ticket,
+        attempt: u32,
+        delay: Duration,
+    ) -> bool {
         let due = (!delay.is_zero()).then(|| Instant::now() + delay);
         let mut after = After::default();
         let mut state = self.state();
         let Some(queue) = state.find(queue) else { return false };
-        queue.give_back(message, ticket, due, &mut after);
+        queue.give_back(message, ticket, attempt, due, &mut after);
         drop(state);
         after.run();
         true

@@ -27,6 +27,7 @@
 //! | topic without any group or consumer | the message is dropped and the send is `Ok` |
 //! | deleted channel | `Unroutable` for senders, `NotFound` for consumers, until it is declared again |
 //! | release, retry now | back to its old place, before what waits |
+//! | retry without a new attempt (defer) | behind what waits |
 //! | retry later, delayed send | kept aside by the queue until it is due, then the same |
 //! | attempt | counted by the queue; a released delivery counts as an attempt |
 //! | expiry | handed out; the failure policy decides |

@@ -51,10 +51,6 @@ impl Ticket {
     fn is_before(self, other: Self) -> bool {
         (self.place().wrapping_sub(other.place()) as i32) < 0
     }
-
-    pub(super) fn with_attempt(self, attempt: u32) -> Self {
-        Self::new(self.place(), attempt.max(1), self.size())
-    }
 }
 
 fn units(bytes: usize) -> u64 {
@@ -171,10 +167,18 @@ impl Queue {
         }
     }
 
-    /// Puts a delivered message back to its place, now or later.
-    pub(super) fn give_back(&mut self, message: Message, ticket: Ticket, due: Option<Instant>, after: &mut After) {
-        let entry = entry(message, ticket);
-        self.size += ticket.size();
+    /// Puts a delivered message back, now or later: to its place, or behind the others when this is no new attempt.
+    pub(super) fn give_back(
+        &mut self,
+        message: Message,
+        old: Ticket,
+        attempt: u32,
+        due: Option<Instant>,
+        after: &mut After,
+    ) {
+        let place = if attempt > old.attempt() { old } else { Ticket::from(self.next_token(0)) }.place();
+        let entry = entry(message, Ticket::new(place, attempt.max(1), old.size()));
+        self.size += old.size();
         match due {
             Some(due) => self.delay(entry, due, after),
             None => {
@@ -375,7 +379,7 @@ mod tests {
     fn a_ticket_holds_place_attempt_and_size() {
         let ticket = Ticket::new(u32::MAX, 7, units(100_000));
         assert_eq!((ticket.place(), ticket.attempt(), ticket.size()), (u32::MAX, 7, 1563));
-        assert_eq!(ticket.with_attempt(u32::MAX).attempt(), 4095);
+        assert_eq!(Ticket::new(0, u32::MAX, 0).attempt(), 4095);
         assert_eq!(units(usize::MAX), MAX_SIZE);
         assert_eq!(Ticket::new(1, 1, units(usize::MAX)).attempt(), 1);
     }

@@ -154,7 +154,7 @@ impl Settler for Share {
     fn release(&self, token: Token, message: Message) {
         // Also after the connection was closed: nobody else has the message.
         let ticket = Ticket::from(token);
-        self.channel.give_back(self.queue, message, ticket.with_attempt(ticket.attempt() + 1), Duration::ZERO);
+        self.channel.give_back(self.queue, message, ticket, ticket.attempt() + 1, Duration::ZERO);
         self.discharge(ticket);
     }
 
@@ -163,7 +163,7 @@ impl Settler for Share {
             return Completion::ready(Err(self.channel.closed("settle")));
         }
         let ticket = Ticket::from(token);
-        if !self.channel.give_back(self.queue, message.clone(), ticket.with_attempt(attempt), after) {
+        if !self.channel.give_back(self.queue, message.clone(), ticket, attempt, after) {
             return Completion::ready(Err(self.channel.missing("settle")));
         }
         self.discharge(ticket);
