@@ -10,7 +10,7 @@ use polymq_serializers::{Accept, Limits, Serializers};
 
 use crate::{
     Address, Capabilities, Channel, Connection, Environment, Error, ErrorKind, Health, HealthWatch, Kinds, Layer,
-    Message, ProduceOptions, Registry, Result, Settings, WhenFull,
+    Message, Registry, Result, Settings,
     config::{Origin, nearest},
     layer::Layers,
 };
@@ -83,7 +83,7 @@ impl Bus {
     /// A queue or topic. Calls with the same address share one producer.
     #[must_use]
     pub fn channel(&self, address: Address) -> Channel {
-        let make = || Channel::new(Arc::clone(&self.parts), address.clone(), ProduceOptions::default(), WhenFull::Wait);
+        let make = || Channel::new(Arc::clone(&self.parts), address.clone());
         self.known_channels().entry(address.clone()).or_insert_with(make).clone()
     }
 

@@ -15,8 +15,8 @@ use serde::Serialize;
 use tokio::sync::{Notify, OnceCell};
 
 use crate::{
-    Address, Completion, Connection, ConsumeOptions, Error, ErrorKind, HealthState, Message, ProduceOptions, Producer,
-    Receipt, Result, Stats, Subscription, Text, bus::Parts, layer::NextSend,
+    Address, Backoff, Completion, Connection, ConsumeOptions, Error, ErrorKind, HealthState, Message, ProduceOptions, Producer,
+    Receipt, Result, Retry, Stats, Subscription, Text, bus::Parts, layer::NextSend,
 };
 
 /// What a send does when the window of unconfirmed messages is full.
@@ -38,27 +38,33 @@ struct Inner {
     parts: Arc<Parts>,
     address: Address,
     options: ProduceOptions,
-    when_full: WhenFull,
+    sending: Sending,
     producer: OnceCell<Box<dyn Producer>>,
     window: Window,
 }
 
+/// How the handle sends, whatever the backend.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sending {
+    when_full: WhenFull,
+    repeats: u32,
+    backoff: Backoff,
+}
+
 impl Channel {
-    pub(crate) fn new(parts: Arc<Parts>, address: Address, options: ProduceOptions, when_full: WhenFull) -> Self {
-        Self(Arc::new(Inner {
-            parts,
-            address,
-            options,
-            when_full,
-            producer: OnceCell::new(),
-            window: Window::default(),
-        }))
+    pub(crate) fn new(parts: Arc<Parts>, address: Address) -> Self {
+        Self::with_options(parts, address, ProduceOptions::default(), Sending::default())
     }
 
-    fn changed(&self, change: impl FnOnce(&mut ProduceOptions, &mut WhenFull)) -> Self {
-        let (mut options, mut when_full) = (self.0.options.clone(), self.0.when_full);
-        change(&mut options, &mut when_full);
-        Self::new(Arc::clone(&self.0.parts), self.0.address.clone(), options, when_full)
+    fn with_options(parts: Arc<Parts>, address: Address, options: ProduceOptions, sending: Sending) -> Self {
+        let (producer, window) = (OnceCell::new(), Window::default());
+        Self(Arc::new(Inner { parts, address, options, sending, producer, window }))
+    }
+
+    fn changed(&self, change: impl FnOnce(&mut ProduceOptions, &mut Sending)) -> Self {
+        let (mut options, mut sending) = (self.0.options.clone(), self.0.sending);
+        change(&mut options, &mut sending);
+        Self::with_options(Arc::clone(&self.0.parts), self.0.address.clone(), options, sending)
     }
 
     /// The same channel with another time-out for each send; has a producer of its own.
@@ -70,10 +76,18 @@ impl Channel {
     /// The same channel with at most `messages` unconfirmed, and what to do when that many are.
     #[must_use]
     pub fn with_window(&self, messages: usize, full: WhenFull) -> Self {
-        self.changed(|options, when_full| {
+        self.changed(|options, sending| {
             options.window = messages.max(1);
-            *when_full = full;
+            sending.when_full = full;
         })
+    }
+
+    /// The same channel, where a send that failed is repeated up to `repeats` times after this backoff. It is
+    /// repeated when it certainly had no effect. When its outcome is unknown it is repeated only if the caller gave
+    /// the message an id: a receiver can then tell the copies from two messages.
+    #[must_use]
+    pub fn with_repeats(&self, repeats: u32, backoff: Backoff) -> Self {
+        self.changed(|_, sending| (sending.repeats, sending.backoff) = (repeats, backoff))
     }
 
     /// The same channel, not created when it does not exist: sending then fails with [`ErrorKind::NotFound`] or
@@ -128,7 +142,27 @@ impl Channel {
     /// [`ErrorKind::UnknownOutcome`] when it may have been; [`ErrorKind::Unroutable`], [`ErrorKind::Refused`] and
     /// others as the broker answers.
     pub async fn send_message(&self, mut message: Message) -> Result<Receipt> {
+        let has_own_id = message.id().is_some();
         self.prepare(&mut message)?;
+        let Sending { repeats, backoff, .. } = self.0.sending;
+        for attempt in 1..=repeats {
+            let error = match self.send_once(message.clone()).await {
+                Ok(receipt) => return Ok(receipt),
+                Err(error) => error,
+            };
+            let pause = match error.retry() {
+                Retry::Now => backoff.delay(attempt),
+                Retry::After(least) => backoff.delay(attempt).max(least),
+                Retry::UnknownOutcome if has_own_id => backoff.delay(attempt),
+                Retry::UnknownOutcome | Retry::Never => return Err(error),
+            };
+            tracing::warn!(channel = self.0.address.name(), %error, attempt, "not sent; trying again");
+            tokio::time::sleep(pause).await;
+        }
+        self.send_once(message).await
+    }
+
+    async fn send_once(&self, message: Message) -> Result<Receipt> {
         if self.0.parts.layers.is_empty() {
             return self.hand_over(message).await;
         }
@@ -400,7 +434,7 @@ impl Channel {
         if window.try_enter(limit) {
             return Ok(());
         }
-        if self.0.when_full == WhenFull::Refuse {
+        if self.0.sending.when_full == WhenFull::Refuse {
             return Err(self.locate(Error::new(
                 ErrorKind::Busy,
                 format!("{limit} messages wait for the broker's answer already"),

@@ -6,7 +6,7 @@ use futures_util::stream::{self, Stream};
 
 use crate::{
     Address, Capabilities, Channel, ChannelKind, ConsumeOptions, Consumer, Delivery, Error, ErrorKind, Incoming, Order,
-    ProduceOptions, Result, Start, WhenFull, bus::Parts, delivery::Origin,
+    Result, Start, bus::Parts, delivery::Origin,
 };
 
 /// A live subscription. Messages are fetched ahead, at most the prefetch; it goes on by itself after a lost connection.
@@ -117,7 +117,7 @@ pub(crate) async fn open(
         dead_letters: options
             .dead_letters
             .clone()
-            .map(|queue| Channel::new(Arc::clone(parts), queue, ProduceOptions::default(), WhenFull::Wait)),
+            .map(|queue| Channel::new(Arc::clone(parts), queue)),
         address,
     };
     Ok((consumer, Arc::new(origin)))

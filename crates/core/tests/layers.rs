@@ -1,0 +1,102 @@
+//! Layers around sending and handling.
+#![allow(missing_docs)]
+
+mod common;
+
+use async_trait::async_trait;
+use common::{Log, Order, order};
+use polymq_core::{
+    Bus, ConsumeOptions, ConsumerFactory, ConsumerRunner, Environment, Layer, Message, NextHandle, NextSend, Outcome,
+    Receipt, Result, State,
+};
+
+#[derive(Debug)]
+struct Numbered(u8, Log);
+
+#[async_trait]
+impl Layer for Numbered {
+    async fn send(&self, message: Message, next: NextSend<'_>) -> Result<Receipt> {
+        self.1.add(format!("send {} before", self.0));
+        let result = next.send(message).await;
+        self.1.add(format!("send {} after", self.0));
+        result
+    }
+
+    async fn handle(&self, message: Message, next: NextHandle<'_>) -> Outcome {
+        self.1.add(format!("handle {} before", self.0));
+        let outcome = next.handle(message).await;
+        self.1.add(format!("handle {} after", self.0));
+        outcome
+    }
+}
+
+/// Stands for encryption: the body is not readable on the wire.
+#[derive(Debug)]
+struct Inverting;
+
+fn invert(message: Message) -> Message {
+    let body: Vec<u8> = message.payload().iter().map(|byte| !byte).collect();
+    message.with_payload(body)
+}
+
+#[async_trait]
+impl Layer for Inverting {
+    async fn send(&self, message: Message, next: NextSend<'_>) -> Result<Receipt> {
+        next.send(invert(message)).await
+    }
+
+    async fn handle(&self, message: Message, next: NextHandle<'_>) -> Outcome {
+        next.handle(invert(message)).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn d15_layers_nest_in_the_documented_order() {
+    let log = Log::default();
+    let builder = Bus::builder().url("memory://d15").environment(Environment::default());
+    let builder = builder.layer(Numbered(1, log.clone())).layer(Numbered(2, log.clone())).layer(Numbered(3, log.clone()));
+    let bus = builder.connect().await.expect("connects");
+    bus.queue("orders").send(&order(1)).await.expect("sent");
+    let sent: Vec<String> = log.entries();
+    let expected =
+        ["send 1 before", "send 2 before", "send 3 before", "send 3 after", "send 2 after", "send 1 after"];
+    assert_eq!(sent, expected);
+
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers.state(log.clone());
+    consumers.route("orders", async |order: Order, log: State<Log>| log.add(format!("handler {}", order.id)));
+    let running = ConsumerRunner::new(consumers).start().await.expect("starts");
+    let all = log.wait(13).await;
+    let expected = [
+        "handle 3 before",
+        "handle 2 before",
+        "handle 1 before",
+        "handler 1",
+        "handle 1 after",
+        "handle 2 after",
+        "handle 3 after",
+    ];
+    assert_eq!(all[6..], expected);
+    running.stop().await.expect("stops");
+}
+
+#[tokio::test(start_paused = true)]
+async fn d16_no_message_passes_before_the_stack_is_complete() {
+    let plain = common::bus("d16").await;
+    let builder = Bus::builder().url("memory://d16").environment(Environment::default());
+    let bus = builder.layer(Inverting).connect().await.expect("connects");
+    bus.queue("orders").send(&order(1)).await.expect("sent");
+    let mut wire = plain.queue("orders").subscribe(ConsumeOptions::default()).await.expect("subscribes");
+    let delivery = wire.next().await.expect("received");
+    assert_eq!(delivery.message().payload()[0], !b'{', "f26: on the wire it is never bare");
+    delivery.retry(std::time::Duration::ZERO).await.expect("returned");
+    wire.close().await.expect("closed");
+
+    let log = Log::default();
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers.state(log.clone());
+    consumers.route("orders", async |order: Order, log: State<Log>| log.add(order.id.to_string()));
+    let running = ConsumerRunner::new(consumers).start().await.expect("starts");
+    assert_eq!(log.wait(1).await, ["1"]);
+    running.stop().await.expect("stops");
+}

@@ -1,0 +1,346 @@
+//! Sending: what `Ok` means, what each error means, and what bounds it. A stub stands for brokers that misbehave.
+#![allow(missing_docs)]
+
+mod common;
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use common::{bus, order};
+use polymq_core::{
+    Address, Backend, Backoff, Bus, Capabilities, Completion, Connection, ConsumeOptions, Consumer, Environment, Error,
+    ErrorKind, HealthReporter, HealthWatch, Identity, Key, Message, ProduceOptions, Producer, Receipt, Registry, Result,
+    Retry, SENDER_CLIENT, SENDER_COMPONENT, SENDER_VERSION, Settings, WhenFull,
+};
+
+/// What the stub does with a message.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Behaviour {
+    /// Takes it and never answers.
+    Silent,
+    /// Never takes it, as while a connection is down.
+    Stuck,
+    /// Takes the first one, then loses the connection; answers later ones. Knows ids, like a broker that deduplicates.
+    CutsAfterReceipt,
+    /// Answers after a second.
+    Slow,
+}
+
+#[derive(Debug)]
+struct Stub {
+    behaviour: Behaviour,
+    health: HealthReporter,
+    state: Arc<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    taken: Mutex<Vec<String>>,
+    in_flight: AtomicUsize,
+    most: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct StubProducer(Behaviour, Arc<State>);
+
+#[async_trait]
+impl Producer for StubProducer {
+    fn send(&self, message: Message) -> Completion<Receipt> {
+        let (completer, completion) = Completion::queued();
+        let id = message.id().cloned().expect("an id was given");
+        let (behaviour, state) = (self.0, Arc::clone(&self.1));
+        let now = state.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
+        state.most.fetch_max(now, Ordering::SeqCst);
+        tokio::spawn(async move {
+            if behaviour == Behaviour::Stuck {
+                tokio::time::sleep(Duration::from_secs(3600)).await;
+            }
+            if !completer.hand_over() {
+                return;
+            }
+            let mut known = true;
+            let first = {
+                let mut taken = state.taken.lock().expect("not poisoned");
+                if !taken.contains(&id.to_string()) {
+                    taken.push(id.to_string());
+                    known = false;
+                }
+                taken.len() == 1 && !known
+            };
+            match behaviour {
+                Behaviour::Silent => std::future::pending().await,
+                // Dropping the completer after the hand-over is what a lost connection does.
+                Behaviour::CutsAfterReceipt if first => return,
+                Behaviour::Slow => tokio::time::sleep(Duration::from_secs(1)).await,
+                Behaviour::CutsAfterReceipt | Behaviour::Stuck => {}
+            }
+            state.in_flight.fetch_sub(1, Ordering::SeqCst);
+            completer.complete(Ok(Receipt { id, broker_id: Some("7".into()) }));
+        });
+        completion
+    }
+
+    async fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Connection for Stub {
+    fn backend(&self) -> &'static str {
+        "stub"
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        static CAPABILITIES: std::sync::LazyLock<Capabilities> =
+            std::sync::LazyLock::new(|| Capabilities { queues: true, ..Capabilities::default() });
+        &CAPABILITIES
+    }
+
+    fn health(&self) -> HealthWatch {
+        self.health.watch()
+    }
+
+    async fn producer(&self, _: &Address, _: &ProduceOptions) -> Result<Box<dyn Producer>> {
+        Ok(Box::new(StubProducer(self.behaviour, Arc::clone(&self.state))))
+    }
+
+    async fn consumer(&self, _: &Address, _: &ConsumeOptions) -> Result<Box<dyn Consumer>> {
+        Err(Error::unsupported("stub", "consuming"))
+    }
+
+    async fn declare(&self, _: &Address, _: &ConsumeOptions) -> Result<()> {
+        Ok(())
+    }
+
+    async fn delete(&self, _: &Address, _: Option<&str>) -> Result<()> {
+        Ok(())
+    }
+
+    async fn ping(&self) -> Result<()> {
+        Ok(())
+    }
+
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct StubBackend(Behaviour, Arc<State>);
+
+#[async_trait]
+impl Backend for StubBackend {
+    fn name(&self) -> &'static str {
+        "stub"
+    }
+
+    fn schemes(&self) -> &'static [&'static str] {
+        &["stub"]
+    }
+
+    fn keys(&self) -> &'static [Key] {
+        &[]
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default()
+    }
+
+    fn check(&self, _: &Settings) -> Result<()> {
+        Ok(())
+    }
+
+    async fn connect(&self, _: &Settings) -> Result<Arc<dyn Connection>> {
+        let health = HealthReporter::new();
+        if self.0 != Behaviour::Stuck {
+            health.up();
+        }
+        Ok(Arc::new(Stub { behaviour: self.0, health, state: Arc::clone(&self.1) }))
+    }
+}
+
+async fn stub(behaviour: Behaviour) -> (Bus, Arc<State>) {
+    let state = Arc::new(State::default());
+    let mut registry = Registry::new();
+    registry.add(Arc::new(StubBackend(behaviour, Arc::clone(&state)))).expect("free");
+    let builder = Bus::builder().registry(registry).backend("stub").environment(Environment::default());
+    (builder.connect().await.expect("connects"), state)
+}
+
+#[tokio::test(start_paused = true)]
+async fn b3_while_the_broker_is_away_nothing_is_reported_sent() {
+    let (bus, state) = stub(Behaviour::Stuck).await;
+    let queue = bus.queue("orders").with_timeout(Duration::from_secs(2));
+    let started = tokio::time::Instant::now();
+    let error = queue.send(&order(1)).await.expect_err("not sent");
+    assert_eq!((error.kind(), error.retry()), (ErrorKind::Disconnected, Retry::Now));
+    assert!(started.elapsed() < Duration::from_secs(3));
+    let text = error.to_string();
+    assert_eq!(text, "stub: send \"orders\": not sent within 2s (down: not connected yet)");
+    tokio::time::sleep(Duration::from_secs(7200)).await;
+    assert!(state.taken.lock().expect("not poisoned").is_empty(), "what was reported as not sent is never sent");
+}
+
+#[tokio::test(start_paused = true)]
+async fn b4_no_answer_is_an_unknown_outcome() {
+    let (bus, state) = stub(Behaviour::Silent).await;
+    let error = bus.queue("orders").with_timeout(Duration::from_secs(2)).send(&order(1)).await.expect_err("no answer");
+    assert_eq!((error.kind(), error.retry()), (ErrorKind::UnknownOutcome, Retry::UnknownOutcome));
+    assert_eq!(state.taken.lock().expect("not poisoned").len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn f23_an_unknown_outcome_is_repeated_only_under_an_id_of_the_callers() {
+    let backoff = Backoff::fixed(Duration::from_millis(10));
+    let (bus, state) = stub(Behaviour::CutsAfterReceipt).await;
+    let error = bus.queue("orders").with_repeats(3, backoff).send(&order(1)).await.expect_err("not repeated");
+    assert_eq!(error.kind(), ErrorKind::UnknownOutcome);
+    assert_eq!(state.taken.lock().expect("not poisoned").len(), 1);
+
+    let (bus, state) = stub(Behaviour::CutsAfterReceipt).await;
+    let queue = bus.queue("orders").with_repeats(3, backoff);
+    let message = queue.message(&order(1)).expect("encodes").with_id("order-1");
+    let receipt = queue.send_message(message).await.expect("sent at the second attempt");
+    assert_eq!(receipt.id.to_string(), "order-1");
+    assert_eq!(*state.taken.lock().expect("not poisoned"), ["order-1"], "one copy");
+}
+
+#[tokio::test(start_paused = true)]
+async fn b18_the_window_bounds_what_is_in_flight() {
+    let (bus, state) = stub(Behaviour::Slow).await;
+    let queue = bus.queue("orders").with_window(8, WhenFull::Wait);
+    let sends = (0..40).map(|id| {
+        let queue = queue.clone();
+        tokio::spawn(async move { queue.send(&order(id)).await })
+    });
+    for send in sends.collect::<Vec<_>>() {
+        send.await.expect("no panic").expect("sent");
+    }
+    assert_eq!(state.most.load(Ordering::SeqCst), 8);
+
+    let refusing = bus.queue("orders").with_window(2, WhenFull::Refuse);
+    let results = futures_util::future::join_all((0..5).map(|id| {
+        let refusing = refusing.clone();
+        async move { refusing.send(&order(id)).await }
+    }))
+    .await;
+    let refused = results.iter().filter(|result| result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Busy));
+    assert_eq!(refused.count(), 3);
+
+    state.most.store(0, Ordering::SeqCst);
+    let messages = (0..40).map(|id| queue.message(&order(id)).expect("encodes"));
+    assert!(queue.send_all(messages).await.iter().all(Result::is_ok));
+    assert_eq!(state.most.load(Ordering::SeqCst), 8, "a sliding window");
+}
+
+#[tokio::test]
+async fn b16_an_oversize_body_is_refused_with_both_sizes() {
+    let bus = Bus::builder().url("memory://b16?max_payload=1000").environment(Environment::default());
+    let bus = bus.connect().await.expect("connects");
+    let queue = bus.queue("orders");
+    queue.send_message(Message::new(vec![0; 1000])).await.expect("fits");
+    let error = queue.send_message(Message::new(vec![0; 1001])).await.expect_err("too large");
+    assert_eq!((error.kind(), error.retry()), (ErrorKind::TooLarge, Retry::Never));
+    assert!(error.to_string().contains("1001 bytes, at most 1000 bytes"), "{error}");
+    assert_eq!(queue.stats(None).await.expect("counts").ready, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn b19_many_tasks_share_one_producer() {
+    let bus = bus("b19").await;
+    let queue = bus.queue("orders");
+    let tasks = (0..64).map(|task| {
+        let queue = queue.clone();
+        tokio::spawn(async move {
+            for n in 0..100 {
+                queue.send(&order(task * 100 + n)).await.expect("sent");
+            }
+        })
+    });
+    for task in tasks.collect::<Vec<_>>() {
+        task.await.expect("no panic");
+    }
+    let mut subscription = queue.subscribe(ConsumeOptions { prefetch: 10_000, ..Default::default() }).await.expect("subscribes");
+    let mut ids = std::collections::BTreeSet::new();
+    while ids.len() < 6_400 {
+        for delivery in subscription.receive(1000, Duration::from_secs(5)).await.expect("works") {
+            ids.insert(delivery.message().payload().to_vec());
+            delivery.ack().await.expect("acked");
+        }
+    }
+    assert_eq!(queue.stats(None).await.expect("counts").ready, 0);
+}
+
+#[tokio::test]
+async fn b20_the_sender_is_on_every_message() {
+    let identity = Identity { component: "billing".into(), version: "1.2".into(), client_id: "billing-0".into() };
+    let bus = Bus::builder().url("memory://b20").environment(Environment::default()).identity(identity);
+    let bus = bus.connect().await.expect("connects");
+    bus.queue("orders").send(&order(1)).await.expect("sent");
+    let mut subscription = bus.queue("orders").subscribe(ConsumeOptions::default()).await.expect("subscribes");
+    let delivery = subscription.next().await.expect("received");
+    let headers = delivery.message().headers();
+    assert_eq!(headers.get(SENDER_COMPONENT), Some("billing"));
+    assert_eq!(headers.get(SENDER_VERSION), Some("1.2"));
+    assert_eq!(headers.get(SENDER_CLIENT), Some("billing-0"));
+    delivery.ack().await.expect("acked");
+}
+
+#[tokio::test]
+async fn a10_an_option_that_the_backend_cannot_honour_is_refused() {
+    let (bus, state) = stub(Behaviour::Slow).await;
+    let queue = bus.queue("orders");
+    let later = queue.message(&order(1)).expect("encodes").deliver_in(Duration::from_secs(5));
+    let error = queue.send_message(later).await.expect_err("no delay");
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().contains("the stub backend cannot do this"), "{error}");
+    let options = ConsumeOptions { group: Some("g".into()), ..ConsumeOptions::default() };
+    let error = bus.topic("t").subscribe(options).await.expect_err("no topics");
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(state.taken.lock().expect("not poisoned").is_empty());
+}
+
+#[tokio::test]
+async fn a6_code_overrides_the_environment() {
+    let environment: Environment =
+        [("POLYMQ_BACKEND", "stub"), ("POLYMQ_URL", "stub://nowhere")].into_iter().collect();
+    let bus = Bus::builder().backend("memory").environment(environment).connect().await.expect("connects");
+    assert_eq!(bus.backend(), "memory");
+}
+
+#[tokio::test]
+async fn a8_the_default_bus_is_injectable() {
+    let error = Bus::current().expect_err("none is set");
+    assert_eq!(error.kind(), ErrorKind::Config);
+    Bus::set_current(Some(bus("a8").await));
+    Bus::current().expect("set").queue("orders").send(&order(1)).await.expect("sent");
+    assert_eq!(bus("a8").await.queue("orders").stats(None).await.expect("counts").ready, 1);
+    Bus::set_current(None);
+    assert!(Bus::current().is_err());
+}
+
+#[tokio::test]
+async fn l4_after_close_everything_is_a_typed_error() {
+    let bus = bus("l4").await;
+    let queue = bus.queue("orders");
+    queue.send(&order(1)).await.expect("sent");
+    let mut subscription = queue.subscribe(ConsumeOptions::default()).await.expect("subscribes");
+    let delivery = subscription.next().await.expect("received");
+    bus.close().await.expect("closes");
+    bus.close().await.expect("a second call does nothing");
+    assert_eq!(queue.send(&order(2)).await.expect_err("closed").kind(), ErrorKind::Closed);
+    assert_eq!(subscription.next().await.expect_err("closed").kind(), ErrorKind::Closed);
+    assert_eq!(delivery.ack().await.expect_err("closed").error().kind(), ErrorKind::Closed);
+    assert_eq!(queue.subscribe(ConsumeOptions::default()).await.expect_err("closed").kind(), ErrorKind::Closed);
+}
