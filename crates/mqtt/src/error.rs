@@ -1,0 +1,136 @@
+//! From reason codes and native errors to kinds: one table for each.
+
+use polymq_core::{Error, ErrorKind};
+use rumqttc::v5::mqttbytes::v5::{ConnectReturnCode, DisconnectReasonCode, PubAckReason, SubscribeReasonCode};
+
+use crate::NAME;
+
+/// An error of this backend.
+#[cold]
+pub(crate) fn error(kind: ErrorKind, sentence: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(kind, sentence).with_backend(NAME)
+}
+
+/// What a refused CONNECT means.
+#[cold]
+pub(crate) fn refused_connect(code: ConnectReturnCode) -> Error {
+    use ConnectReturnCode as C;
+    let (kind, hint) = match code {
+        C::BadUserNamePassword | C::BadAuthenticationMethod => (ErrorKind::Unauthenticated, "check user and password"),
+        // MQTT 3.1.1 brokers, and mosquitto under MQTT 5 too, answer "not authorized" to a wrong password.
+        C::NotAuthorized | C::Banned => {
+            (ErrorKind::Unauthenticated, "check user, password and the broker's access list")
+        }
+        C::UnsupportedProtocolVersion | C::RefusedProtocolVersion => (ErrorKind::Unsupported, "set protocol=3.1.1"),
+        C::ClientIdentifierNotValid | C::BadClientId => (ErrorKind::Refused, "choose another client_id or session"),
+        C::ServerUnavailable | C::ServiceUnavailable | C::ServerBusy | C::ConnectionRateExceeded => {
+            (ErrorKind::Disconnected, "try again later")
+        }
+        C::QuotaExceeded => (ErrorKind::Busy, "the broker allows no more connections"),
+        C::UseAnotherServer | C::ServerMoved => (ErrorKind::Refused, "the broker has moved"),
+        _ => (ErrorKind::Refused, "see the broker's log"),
+    };
+    error(kind, format!("the broker refused the connection: {code:?}")).with_hint(hint)
+}
+
+/// What the answer to a PUBLISH means; `None` when the broker has taken responsibility.
+pub(crate) fn refused_publish(reason: PubAckReason, must_be_held: bool) -> Option<Error> {
+    use PubAckReason as R;
+    let (kind, sentence) = match reason {
+        R::Success => return None,
+        R::NoMatchingSubscribers if !must_be_held => return None,
+        R::NoMatchingSubscribers => (ErrorKind::Unroutable, "no session holds messages of this queue"),
+        R::NotAuthorized => (ErrorKind::PermissionDenied, "the broker does not allow this topic to this user"),
+        R::QuotaExceeded => (ErrorKind::Busy, "a quota of the broker is used up"),
+        R::TopicNameInvalid => (ErrorKind::InvalidInput, "the broker refuses this topic name"),
+        R::PayloadFormatInvalid => (ErrorKind::InvalidInput, "the broker refuses this body as text"),
+        R::UnspecifiedError | R::ImplementationSpecificError => (ErrorKind::Refused, "the broker refused the message"),
+        // Our packet ids are free again only after their answer: the session's state is broken.
+        R::PacketIdentifierInUse => (ErrorKind::UnknownOutcome, "the broker knows this packet id already"),
+    };
+    let refused = error(kind, sentence).with_operation("send");
+    Some(match kind {
+        ErrorKind::Unroutable => refused.with_hint("declare the queue, or send to a topic if nobody need be there"),
+        _ => refused,
+    })
+}
+
+/// What the answer to a SUBSCRIBE means; `None` when it was granted.
+pub(crate) fn refused_subscribe(reason: SubscribeReasonCode) -> Option<Error> {
+    use SubscribeReasonCode as R;
+    let (kind, sentence) = match reason {
+        R::Success(_) => return None,
+        R::NotAuthorized => (ErrorKind::PermissionDenied, "the broker does not allow this subscription to this user"),
+        // All that MQTT 3.1.1 says; an access list is by far the most likely reason.
+        R::Failure => (ErrorKind::PermissionDenied, "the broker refused the subscription"),
+        R::TopicFilterInvalid => (ErrorKind::InvalidInput, "the broker refuses this topic filter"),
+        R::QuotaExceeded => (ErrorKind::Busy, "a quota of the broker is used up"),
+        R::SharedSubscriptionsNotSupported => (ErrorKind::Unsupported, "the broker has no shared subscriptions"),
+        R::WildcardSubscriptionsNotSupported => (ErrorKind::Unsupported, "the broker has no wildcards"),
+        R::Unspecified | R::ImplementationSpecific | R::PkidInUse | R::SubscriptionIdNotSupported => {
+            (ErrorKind::Refused, "the broker refused the subscription")
+        }
+    };
+    Some(error(kind, sentence))
+}
+
+/// What a DISCONNECT of the broker says, for the health of the connection.
+pub(crate) fn disconnect_reason(reason: DisconnectReasonCode) -> String {
+    format!("the broker closed the connection: {reason:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_to_a_publish() {
+        use PubAckReason as R;
+        for (reason, queue, topic) in [
+            (R::Success, None, None),
+            (R::NoMatchingSubscribers, Some(ErrorKind::Unroutable), None),
+            (R::NotAuthorized, Some(ErrorKind::PermissionDenied), Some(ErrorKind::PermissionDenied)),
+            (R::QuotaExceeded, Some(ErrorKind::Busy), Some(ErrorKind::Busy)),
+            (R::TopicNameInvalid, Some(ErrorKind::InvalidInput), Some(ErrorKind::InvalidInput)),
+            (R::PayloadFormatInvalid, Some(ErrorKind::InvalidInput), Some(ErrorKind::InvalidInput)),
+            (R::UnspecifiedError, Some(ErrorKind::Refused), Some(ErrorKind::Refused)),
+            (R::ImplementationSpecificError, Some(ErrorKind::Refused), Some(ErrorKind::Refused)),
+            (R::PacketIdentifierInUse, Some(ErrorKind::UnknownOutcome), Some(ErrorKind::UnknownOutcome)),
+        ] {
+            assert_eq!(refused_publish(reason, true).map(|error| error.kind()), queue, "{reason:?} of a queue");
+            assert_eq!(refused_publish(reason, false).map(|error| error.kind()), topic, "{reason:?} of a topic");
+        }
+    }
+
+    #[test]
+    fn answers_to_a_connect() {
+        use ConnectReturnCode as C;
+        for (code, kind) in [
+            (C::BadUserNamePassword, ErrorKind::Unauthenticated),
+            (C::NotAuthorized, ErrorKind::Unauthenticated),
+            (C::UnsupportedProtocolVersion, ErrorKind::Unsupported),
+            (C::ServerBusy, ErrorKind::Disconnected),
+            (C::QuotaExceeded, ErrorKind::Busy),
+            (C::ClientIdentifierNotValid, ErrorKind::Refused),
+            (C::UnspecifiedError, ErrorKind::Refused),
+        ] {
+            assert_eq!(refused_connect(code).kind(), kind, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn answers_to_a_subscribe() {
+        use SubscribeReasonCode as R;
+        for (reason, kind) in [
+            (R::Success(rumqttc::v5::mqttbytes::QoS::AtLeastOnce), None),
+            (R::NotAuthorized, Some(ErrorKind::PermissionDenied)),
+            (R::Failure, Some(ErrorKind::PermissionDenied)),
+            (R::TopicFilterInvalid, Some(ErrorKind::InvalidInput)),
+            (R::SharedSubscriptionsNotSupported, Some(ErrorKind::Unsupported)),
+            (R::QuotaExceeded, Some(ErrorKind::Busy)),
+            (R::Unspecified, Some(ErrorKind::Refused)),
+        ] {
+            assert_eq!(refused_subscribe(reason).map(|error| error.kind()), kind, "{reason:?}");
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! Keeps the sessions of one queue or group connected, as long as this process consumes it.
+//!
+//! A broker deals a shared subscription's messages out to every session that has it, connected or not. So every
+//! session of a row must be somebody's, or its share waits. A keeper holds one session (the lowest that is free) for
+//! the consumers of its process, and takes over those that others have left behind: it unsubscribes them, hands out
+//! what they hold, and lets go when nothing more comes.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use polymq_core::{ErrorKind, Result};
+use rumqttc::v5::mqttbytes::{QoS, v5::Filter};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+
+use crate::{
+    claims::Claim,
+    connection::Bus,
+    error::error,
+    hub::{Ended, Fate, Hub},
+    link::{Link, LinkOptions},
+    topology::{Durable, OWN_SESSION},
+};
+
+/// How often sessions are looked for that were left behind without a word: when the broker and a consumer die at once.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// A session that was left behind is empty when nothing has come for this long and nothing is unsettled. Being wrong
+/// only means looking again.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// A hub, and when its keeper has let everything go.
+#[derive(Debug, Clone)]
+pub(crate) struct Kept {
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) closed: watch::Receiver<bool>,
+}
+
+impl Kept {
+    pub(crate) async fn closed(&self) {
+        let _ = self.closed.clone().wait_for(|closed| *closed).await;
+    }
+}
+
+/// What a keeper keeps.
+#[derive(Debug, Clone)]
+pub(crate) enum Source {
+    /// A row of durable sessions.
+    Row(Durable),
+    /// One session of our own under this client id, that ends with the consumer.
+    Own(String),
+}
+
+#[derive(Debug)]
+struct Session {
+    number: u16,
+    link: Link,
+    lender: u16,
+    fate: Fate,
+    receive_maximum: u16,
+    /// Dropped last, when the connection is closed.
+    claim: Option<Claim>,
+}
+
+struct Keeper {
+    bus: Arc<Bus>,
+    hub: Arc<Hub>,
+    source: Source,
+    own: Option<Session>,
+    left_behind: Vec<Session>,
+    /// Sessions that were found empty since somebody left.
+    empty: BTreeSet<u16>,
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        // The connections and the hub hold each other.
+        self.hub.clear();
+    }
+}
+
+/// Takes a session and keeps it until the hub is closed.
+pub(crate) async fn start(bus: Arc<Bus>, hub: Arc<Hub>, source: Source, create: bool) -> Result<Kept> {
+    let mut keeper =
+        Keeper { bus, hub: Arc::clone(&hub), source, own: None, left_behind: Vec::new(), empty: BTreeSet::new() };
+    keeper.take(create).await?;
+    let (done, closed) = watch::channel(false);
+    tokio::spawn(async move {
+        keeper.run().await;
+        keeper.let_go().await;
+        let _ = done.send(true);
+    });
+    Ok(Kept { hub, closed })
+}
+
+impl Keeper {
+    async fn run(&mut self) {
+        let bus = Arc::clone(&self.bus);
+        let mut gone = bus.claims.gone();
+        let mut stop = bus.stopping();
+        // Not at once: a process that starts often opens several queues.
+        let mut look = Instant::now() + jitter(Duration::from_millis(50));
+        loop {
+            if self.hub.close_if_done() || *stop.borrow() {
+                return;
+            }
+            self.tend().await;
+            let hub = Arc::clone(&self.hub);
+            let soon = Instant::now() + QUIET / 4;
+            tokio::select! {
+                () = hub.changed.notified() => {}
+                _ = stop.changed() => {}
+                changed = gone.changed() => {
+                    if changed.is_ok() {
+                        self.empty.clear();
+                        look = look.min(Instant::now() + jitter(Duration::from_millis(200)));
+                    }
+                }
+                () = sleep_until(look), if matches!(self.source, Source::Row(_)) => {
+                    if let Err(cause) = self.look().await {
+                        tracing::debug!(%cause, "cannot look for sessions that were left behind");
+                    }
+                    look = Instant::now() + jitter(LOOK_EVERY);
+                }
+                () = sleep_until(soon), if !self.left_behind.is_empty() || self.own.is_none() => {}
+            }
+        }
+    }
+
+    /// Reacts to what has changed.
+    async fn tend(&mut self) {
+        match self.own.as_ref().map(|own| own.fate.ended()) {
+            Some(Some(Ended::TakenOver)) => {
+                tracing::warn!(channel = &*self.hub.name, "another connection took over this consumer's session");
+                if let Some(own) = self.own.take() {
+                    self.hub.remove_lender(own.lender);
+                }
+                // The other one needs a moment to say that the session is its own.
+                sleep(jitter(Duration::from_millis(300))).await;
+            }
+            Some(Some(Ended::GivenUp)) => {
+                self.hub.fail(&error(ErrorKind::Disconnected, "given up after reconnect_limit attempts"));
+                return;
+            }
+            Some(None) | None => {}
+        }
+        if self.own.is_none() {
+            if let Err(cause) = self.take(true).await {
+                tracing::debug!(%cause, "cannot take a session");
+            }
+        }
+        self.widen().await;
+        let quiet = |session: &Session| {
+            let since = self.hub.quiet_since(session.lender);
+            session.fate.ended().is_some() || since.is_some_and(|since| since.elapsed() >= QUIET)
+        };
+        let (done, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.left_behind).into_iter().partition(quiet);
+        self.left_behind = kept;
+        for session in done {
+            if session.fate.ended().is_none() && !self.hub.suspend_if_empty(session.lender) {
+                self.left_behind.push(session);
+                continue;
+            }
+            session.link.close(false).await;
+            self.hub.remove_lender(session.lender);
+            self.empty.insert(session.number);
+        }
+    }
+
+    /// The consumers of this process together want more in flight than the connection was made for.
+    async fn widen(&mut self) {
+        let wanted = self.receive_maximum();
+        let Some(own) = self.own.as_mut().filter(|own| own.receive_maximum < wanted) else { return };
+        if !self.hub.suspend_if_empty(own.lender) {
+            return;
+        }
+        own.link.close(false).await;
+        self.hub.remove_lender(own.lender);
+        let (number, claim) = (own.number, own.claim.take());
+        self.own = None;
+        match self.open(number, claim).await {
+            Ok(session) => self.own = Some(session),
+            Err(cause) => tracing::debug!(%cause, "cannot connect with a larger window"),
+        }
+    }
+
+    /// Takes the lowest session that nobody has.
+    async fn take(&mut self, create: bool) -> Result<()> {
+        let Source::Row(row) = self.source.clone() else {
+            let session = self.open(0, None).await?;
+            let subscribed = self.subscribe(&session, self.hub.name.to_string()).await;
+            return self.keep_if(session, subscribed).await;
+        };
+        for number in 0..u16::MAX {
+            if self.left_behind.iter().any(|session| session.number == number) {
+                continue;
+            }
+            let Some(claim) = self.bus.claims.claim(&row.claim(number)).await? else { continue };
+            let session = self.open(number, Some(claim)).await?;
+            if number == 0 && !create && !session.fate.session_present() {
+                self.end(session).await;
+                return Err(error(ErrorKind::NotFound, "no session holds messages of this channel")
+                    .with_hint("declare it, or send to it with declare"));
+            }
+            let subscribed = self.subscribe(&session, row.filter.clone()).await;
+            return self.keep_if(session, subscribed).await;
+        }
+        Err(error(ErrorKind::Busy, "every session of this channel is taken"))
+    }
+
+    async fn keep_if(&mut self, session: Session, subscribed: Result<()>) -> Result<()> {
+        match subscribed {
+            Ok(()) => {
+                self.own = Some(session);
+                Ok(())
+            }
+            Err(cause) => {
+                match session.fate.session_present() {
+                    true => {
+                        session.link.close(false).await;
+                        self.hub.remove_lender(session.lender);
+                    }
+                    false => self.end(session).await,
+                }
+                Err(cause)
+            }
+        }
+    }
+
+    /// Takes over sessions that nobody uses.
+    async fn look(&mut self) -> Result<()> {
+        let Source::Row(row) = self.source.clone() else { return Ok(()) };
+        for number in 0..u16::MAX {
+            let mine = self.own.iter().chain(&self.left_behind).any(|session| session.number == number);
+            if mine || self.empty.contains(&number) {
+                continue;
+            }
+            let Some(claim) = self.bus.claims.claim(&row.claim(number)).await? else { continue };
+            let session = self.open(number, Some(claim)).await?;
+            if !session.fate.session_present() {
+                // The row ends here.
+                self.end(session).await;
+                return Ok(());
+            }
+            tracing::debug!(channel = &*self.hub.name, number, "took over a session that was left behind");
+            match &self.own {
+                // The lowest stays subscribed, so that a row of consumers that shrinks ends at session 0.
+                Some(own) if own.number > number => {
+                    self.subscribe(&session, row.filter.clone()).await?;
+                    let former = self.own.replace(session);
+                    if let Some(former) = former {
+                        self.bounded(former.link.unsubscribe(row.filter.clone())).await?;
+                        self.left_behind.push(former);
+                    }
+                }
+                _ => {
+                    let unsubscribed = self.bounded(session.link.unsubscribe(row.filter.clone())).await;
+                    self.left_behind.push(session);
+                    unsubscribed?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Connects as a session.
+    async fn open(&self, number: u16, claim: Option<Claim>) -> Result<Session> {
+        let (lender, events) = self.hub.add_lender();
+        let fate = events.fate();
+        let receive_maximum = self.receive_maximum();
+        let own = matches!(self.source, Source::Own(_));
+        let options = LinkOptions {
+            client_id: match &self.source {
+                Source::Row(row) => row.session(number),
+                Source::Own(client_id) => client_id.clone(),
+            },
+            // Mosquitto does not write a session to disk that was opened with a clean start. Under 3.1.1 a session
+            // that is not clean never expires, so one of our own has to be.
+            clean_start: own && self.bus.config.protocol == crate::config::Protocol::V311,
+            session_expiry: if own { OWN_SESSION } else { self.bus.config.session_expiry },
+            receive_maximum,
+            will: None,
+            gated: false,
+            first_must_succeed: true,
+        };
+        let health = self.bus.board.member();
+        let (link, first) = Link::start(Arc::clone(&self.bus.config), options, health, events);
+        self.hub.attach(lender, link.clone());
+        let connected = first.await.unwrap_or_else(|_| Err(error(ErrorKind::Closed, "the connection was closed")));
+        if let Err(cause) = connected {
+            self.hub.remove_lender(lender);
+            return Err(cause);
+        }
+        Ok(Session { number, link, lender, fate, receive_maximum, claim })
+    }
+
+    async fn subscribe(&self, session: &Session, filter: String) -> Result<()> {
+        self.bounded(session.link.subscribe(Filter::new(filter, QoS::AtLeastOnce))).await
+    }
+
+    /// Ends a session that was empty.
+    async fn end(&self, session: Session) {
+        session.link.close(true).await;
+        self.hub.remove_lender(session.lender);
+    }
+
+    /// Closes everything; the sessions stay with the broker.
+    async fn let_go(&mut self) {
+        self.hub.fail(&polymq_core::Error::closed("receive"));
+        let filter = match &self.source {
+            Source::Row(row) => Some(row.filter.clone()),
+            Source::Own(_) => None,
+        };
+        for session in self.own.take().into_iter().chain(std::mem::take(&mut self.left_behind)) {
+            match &filter {
+                // Session 0 holds what is sent while nobody consumes; the others must not get more.
+                Some(filter) if session.number > 0 => {
+                    let _ = self.bounded(session.link.unsubscribe(filter.clone())).await;
+                    session.link.close(false).await;
+                }
+                Some(_) => session.link.close(false).await,
+                None => session.link.close(true).await,
+            }
+            self.hub.remove_lender(session.lender);
+        }
+        if filter.is_some() {
+            self.bus.claims.say_gone();
+        }
+    }
+
+    fn receive_maximum(&self) -> u16 {
+        u16::try_from(self.hub.prefetch().max(1)).unwrap_or(u16::MAX).min(self.bus.config.receive_maximum)
+    }
+
+    async fn bounded(&self, operation: impl Future<Output = Result<()>>) -> Result<()> {
+        let limit = self.bus.config.operation_timeout;
+        timeout(limit, operation)
+            .await
+            .unwrap_or_else(|_| Err(error(ErrorKind::Timeout, format!("no answer in {limit:?}"))))
+    }
+}
+
+/// Up to half more or less, so that many processes do not act at once.
+fn jitter(around: Duration) -> Duration {
+    around.mul_f64(0.5 + fastrand::f64())
+}

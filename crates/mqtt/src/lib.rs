@@ -1,0 +1,27 @@
+#![doc = include_str!("../README.md")]
+
+mod backend;
+mod claims;
+mod config;
+mod connection;
+mod consumer;
+mod convert;
+mod error;
+mod health;
+mod hub;
+mod keeper;
+mod link;
+mod producer;
+mod settle;
+mod slots;
+mod topology;
+mod wire;
+
+pub use rumqttc;
+
+pub use crate::{
+    backend::{MqttBackend, NAME},
+    config::{KEYS, MqttConfig, Protocol},
+};
+
+polymq_core::register_backend!(MqttBackend);
