@@ -54,7 +54,7 @@ pub enum DeliveryCount {
     Native,
 }
 
-/// Where a returned message comes again.
+/// Where a message comes again that is retried without a delay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RedeliveryOrder {
@@ -104,7 +104,7 @@ pub struct Capabilities {
     pub order: Order,
     /// Immediate return of a message for another attempt.
     pub requeue: Support,
-    /// Where a returned message comes again.
+    /// Where a message comes again that is retried without a delay.
     pub redelivery: RedeliveryOrder,
     /// Return of a message for another attempt after a delay.
     pub delayed_retry: Delay,

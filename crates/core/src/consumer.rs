@@ -69,11 +69,12 @@ pub trait Settler: Send + Sync + fmt::Debug + 'static {
     fn ack(&self, token: Token) -> Completion<()>;
 
     /// Back to the broker, for any consumer, now. Used when a delivery is dropped unsettled and when a consumer
-    /// drains; best effort, because a connection that has ended has returned it already.
+    /// drains; best effort, because a connection that has ended has returned it already. Counts no attempt where
+    /// polymq counts: what was not tried, or was cancelled, has not failed.
     fn release(&self, token: Token, message: Message);
 
-    /// Another attempt after a delay: `attempt` is the number that the next delivery must carry when the backend
-    /// declares a delivery count. The original is only given up when its successor is safe with the broker.
+    /// Another attempt after a delay, behind the messages that wait unless the backend declares otherwise:
+    /// `attempt` is the number that the next delivery must carry when the backend declares a delivery count. The original is only given up when its successor is safe with the broker.
     ///
     /// Answers [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) as the capabilities declare.
     fn retry(&self, token: Token, message: &Message, attempt: u32, after: Duration) -> Completion<()>;

@@ -9,7 +9,7 @@ pub const BIND_VARIABLE: &str = "POLYMQ_BIND";
 
 /// Runs a program: connects to what the environment chooses, starts every `#[consumer]` function that is linked,
 /// then calls `main`. When `main` returns `Ok`, the consumers go on until SIGINT or SIGTERM and are drained; without
-/// any consumer the program ends. What `#[polymq::main]` expands to.
+/// any consumer the program ends. A signal while `main` still runs drains the consumers beside it, then drops it.
 ///
 /// # Errors
 /// The first of: connecting, starting the consumers, `main` itself, stopping. An error of `main` stops the consumers.
@@ -28,9 +28,17 @@ where
             runner = runner.bind(address);
         }
         let running = runner.start().await?;
-        match main(bus.clone()).await {
-            Ok(()) => running.until_signal().await.map_err(Failure::from),
-            Err(failure) => running.stop().await.map_err(Failure::from).and(Err(failure)),
+        // Listens for signals from the first moment, so that a main that does not return is stopped in order too.
+        let stopping = running.clone().until_signal();
+        let main = main(bus.clone());
+        tokio::pin!(stopping, main);
+        tokio::select! {
+            biased;
+            stopped = &mut stopping => stopped.map_err(Failure::from),
+            outcome = &mut main => match outcome {
+                Ok(()) => stopping.await.map_err(Failure::from),
+                Err(failure) => running.stop().await.map_err(Failure::from).and(Err(failure)),
+            },
         }
     };
     let closed = bus.close().await.map_err(Failure::from);

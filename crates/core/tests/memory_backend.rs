@@ -247,12 +247,11 @@ async fn released_messages_come_back_in_their_order_before_the_others() {
     let again = receive(consumer.as_mut(), 9).await;
     assert_eq!(texts(&again), ["0", "2", "3", "4", "5"]);
     let attempts: Vec<_> = again.iter().map(|incoming| incoming.attempt.unwrap()).collect();
-    assert_eq!(attempts, [2, 2, 2, 1, 1]);
-    assert!(again[0].details.as_ref().unwrap().redelivered);
+    assert_eq!(attempts, [1, 1, 1, 1, 1], "what was released was not tried");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_retry_goes_to_its_place_and_a_deferral_behind_the_others() {
+async fn a_retry_and_a_deferral_go_behind_the_others() {
     let connection = connect(&url()).await;
     let (producer, mut consumer) = (producer(&connection, &queue()).await, consumer(&connection, &queue()).await);
     send_all(producer.as_ref(), 0..4).await;
@@ -261,8 +260,8 @@ async fn a_retry_goes_to_its_place_and_a_deferral_behind_the_others() {
         settler.retry(incoming.token, &incoming.message, attempt, Duration::ZERO).await.unwrap();
     }
     let again = receive(consumer.as_mut(), 9).await;
-    assert_eq!(texts(&again), ["1", "2", "3", "0"]);
-    assert_eq!(again.iter().map(|incoming| incoming.attempt.unwrap()).collect::<Vec<_>>(), [2, 2, 1, 1]);
+    assert_eq!(texts(&again), ["3", "2", "1", "0"]);
+    assert_eq!(again.iter().map(|incoming| incoming.attempt.unwrap()).collect::<Vec<_>>(), [1, 2, 2, 1]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -505,7 +504,7 @@ async fn deliveries_of_a_closed_consumer_can_be_settled() {
     settler.retry(came[1].token, &came[1].message, 2, Duration::ZERO).await.unwrap();
     settler.release(came[2].token, came[2].message.clone());
     let mut second = consumer(&connection, &queue()).await;
-    assert_eq!(texts(&receive(second.as_mut(), 9).await), ["1", "2"]);
+    assert_eq!(texts(&receive(second.as_mut(), 9).await), ["2", "1"]);
 }
 
 #[tokio::test(start_paused = true)]

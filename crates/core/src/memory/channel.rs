@@ -286,7 +286,7 @@ impl Channel {
         queue: u64,
         message: Message,
         ticket: Ticket,
-        attempt: u32,
+        attempt: Option<u32>,
         delay: Duration,
     ) -> bool {
         let due = (!delay.is_zero()).then(|| Instant::now() + delay);

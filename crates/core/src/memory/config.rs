@@ -77,7 +77,7 @@ impl Config {
             groups: true,
             order: Order::SingleConsumer,
             requeue: Support::Native,
-            redelivery: RedeliveryOrder::Front,
+            redelivery: RedeliveryOrder::Back,
             delayed_retry: Delay { support: Support::Native, max: None },
             delayed_send: Delay { support: Support::Native, max: None },
             delivery_count: DeliveryCount::Native,

@@ -167,17 +167,20 @@ impl Queue {
         }
     }
 
-    /// Puts a delivered message back, now or later: to its place, or behind the others when this is no new attempt.
+    /// Puts a delivered message back: to its place, or behind the others, now or later, with the attempt it is given.
     pub(super) fn give_back(
         &mut self,
         message: Message,
         old: Ticket,
-        attempt: u32,
+        attempt: Option<u32>,
         due: Option<Instant>,
         after: &mut After,
     ) {
-        let place = if attempt > old.attempt() { old } else { Ticket::from(self.next_token(0)) }.place();
-        let entry = entry(message, Ticket::new(place, attempt.max(1), old.size()));
+        let ticket = match attempt {
+            None => old,
+            Some(attempt) => Ticket::new(Ticket::from(self.next_token(0)).place(), attempt.max(1), old.size()),
+        };
+        let entry = entry(message, ticket);
         self.size += old.size();
         match due {
             Some(due) => self.delay(entry, due, after),

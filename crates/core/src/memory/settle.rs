@@ -154,7 +154,8 @@ impl Settler for Share {
     fn release(&self, token: Token, message: Message) {
         // Also after the connection was closed: nobody else has the message.
         let ticket = Ticket::from(token);
-        self.channel.give_back(self.queue, message, ticket, ticket.attempt() + 1, Duration::ZERO);
+        // What was not tried, or was cancelled, has not failed: the attempt stays the same, and so does its place.
+        self.channel.give_back(self.queue, message, ticket, None, Duration::ZERO);
         self.discharge(ticket);
     }
 
@@ -163,7 +164,7 @@ impl Settler for Share {
             return Completion::ready(Err(self.channel.closed("settle")));
         }
         let ticket = Ticket::from(token);
-        if !self.channel.give_back(self.queue, message.clone(), ticket, attempt, after) {
+        if !self.channel.give_back(self.queue, message.clone(), ticket, Some(attempt), after) {
             return Completion::ready(Err(self.channel.missing("settle")));
         }
         self.discharge(ticket);
