@@ -26,7 +26,8 @@
 //! | send | done when every queue of the channel holds the message; waits, in the order of calls, while one is full |
 //! | topic without any group or consumer | the message is dropped and the send is `Ok` |
 //! | deleted channel | `Unroutable` for senders, `NotFound` for consumers, until it is declared again |
-//! | release, retry now | back to its old place, before what waits |
+//! | release | back to its old place, before what waits; counts no attempt |
+//! | retry | behind what waits, now or when it is due |
 //! | retry without a new attempt (defer) | behind what waits |
 //! | retry later, delayed send | kept aside by the queue until it is due, then the same |
 //! | attempt | counted by the queue; a released delivery counts as an attempt |
