@@ -28,9 +28,8 @@
 //! | deleted channel | `Unroutable` for senders, `NotFound` for consumers, until it is declared again |
 //! | release | back to its old place, before what waits; counts no attempt |
 //! | retry | behind what waits, now or when it is due |
-//! | retry without a new attempt (defer) | behind what waits |
 //! | retry later, delayed send | kept aside by the queue until it is due, then the same |
-//! | attempt | counted by the queue; a released delivery counts as an attempt |
+//! | attempt | kept by the queue, as the last retry gave it |
 //! | expiry | handed out; the failure policy decides |
 //! | several consumers with `ordered_by_key` | refused nothing, promised nothing: order is that of one consumer |
 //!
