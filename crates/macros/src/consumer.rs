@@ -63,15 +63,20 @@ fn register(options: TokenStream, function: &ItemFn) -> Result<TokenStream> {
 
     let name = &function.sig.ident;
     let text = name.to_string();
-    let handler = if blocking { quote_spanned!(name.span()=> #krate::blocking(#name)) } else { name.to_token_stream() };
+    // Errors point at the function; names resolve here, whichever macro the function came from.
+    let span = Span::call_site().located_at(name.span());
+    let handler = if blocking { quote_spanned!(span=> #krate::blocking(#name)) } else { name.to_token_stream() };
     let start = match &batch {
-        Some(max) => quote_spanned!(name.span()=> factory.route_batch(#channel, #max, #handler)),
-        None => quote_spanned!(name.span()=> factory.route(#channel, #handler)),
+        Some(max) => quote_spanned!(span=> factory.route_batch(#channel, #max, #handler)),
+        None => quote_spanned!(span=> factory.route(#channel, #handler)),
     };
     let conditions = function.attrs.iter().filter(|attribute| attribute.path().is_ident("cfg"));
     // Errors about an argument point at its type instead of at the whole function.
     let arguments = if batch.is_some() { Vec::new() } else { argument_types(function) };
-    let checks = arguments.iter().map(|ty| quote_spanned!(ty.span()=> argument::<#ty>();));
+    let checks = arguments.iter().map(|ty| {
+        let span = Span::call_site().located_at(ty.span());
+        quote_spanned!(span=> argument::<#ty>();)
+    });
     let check = (!arguments.is_empty()).then(|| {
         quote! {
             fn argument<T: #krate::FromDelivery>() {}
@@ -127,7 +132,11 @@ fn calls(options: &Options) -> Result<Calls> {
         (Some(_), Some(span)) => Err(Error::new(span, format!("`{one}` and `{other}` exclude each other: {fix}"))),
         _ => Ok(()),
     };
-    problems.take(exclusive("group", "broadcast", "a group shares the messages, broadcast gives each process all of them"));
+    problems.take(exclusive(
+        "group",
+        "broadcast",
+        "a group shares the messages, broadcast gives each process all of them",
+    ));
     problems.take(exclusive("batch", "blocking", "a function of batches is async"));
     problems.take(exclusive("policy", "attempts", "set max_attempts in the policy"));
     problems.take(exclusive("policy", "retry", "set mode in the policy"));
@@ -198,7 +207,9 @@ fn duration(options: &Options) -> Result<Option<TokenStream>> {
             let (seconds, nanos) = (limit.as_secs(), limit.subsec_nanos());
             Ok(Some(quote!(::core::time::Duration::new(#seconds, #nanos))))
         }
-        Ok(_) => Err(Error::new(text.span(), "a `timeout` of nothing would cancel every attempt; leave it out for no limit")),
+        Ok(_) => {
+            Err(Error::new(text.span(), "a `timeout` of nothing would cancel every attempt; leave it out for no limit"))
+        }
         Err(_) => Err(Error::new(text.span(), format!("`timeout` needs {expected}"))),
     }
 }
@@ -214,7 +225,10 @@ fn policy(options: &Options, krate: &Path) -> Result<Option<TokenStream>> {
     if let Some(mode) = choice(options, "retry", RETRY_MODES)? {
         if let (Some(_), "Redeliver") = (options.span("ordered_by_key"), mode) {
             let span = options.span("retry").unwrap_or_else(Span::call_site);
-            return Err(Error::new(span, "`ordered_by_key` retries in place: a message that is sent again loses its place"));
+            return Err(Error::new(
+                span,
+                "`ordered_by_key` retries in place: a message that is sent again loses its place",
+            ));
         }
         let mode = syn::Ident::new(mode, Span::call_site());
         fields.push(quote!(mode: #krate::RetryMode::#mode));
@@ -268,7 +282,10 @@ fn check_function(function: &ItemFn, blocking: bool, batch: bool, problems: &mut
     if batch && signature.inputs.len() != 1 {
         problems.at(&signature.ident, "a function of batches has one argument: Batch<T>");
     } else if signature.inputs.len() > MOST_ARGUMENTS {
-        problems.at(&signature.ident, "a handler has at most eight arguments: put several into one type that implements FromDelivery");
+        problems.at(
+            &signature.ident,
+            "a handler has at most eight arguments: put several into one type that implements FromDelivery",
+        );
     }
 }
 
@@ -279,4 +296,3 @@ fn argument_types(function: &ItemFn) -> Vec<&Type> {
     });
     typed.collect()
 }
-

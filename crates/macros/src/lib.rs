@@ -44,7 +44,15 @@ use proc_macro::TokenStream;
 /// | `with("qos", "2")` | a setting that only one backend knows; may be repeated | `Route::with` |
 /// | `crate = mq` | the path of the crate `polymq`, where it has another name | |
 ///
-/// A value may also be a constant or another expression: `#[consumer(QUEUE, concurrency = WORKERS)]`.
+/// A value may also be a constant or another expression: `#[consumer(QUEUE, concurrency = WORKERS)]`. An argument
+/// that cannot be extracted does not compile, and the compiler points at its type:
+///
+/// ```compile_fail,E0277
+/// struct NotDeserializable;
+///
+/// #[polymq::consumer("orders")]
+/// async fn handle(order: NotDeserializable) {}
+/// ```
 #[proc_macro_attribute]
 pub fn consumer(options: TokenStream, item: TokenStream) -> TokenStream {
     consumer::expand(options.into(), item.into()).into()

@@ -8,7 +8,9 @@ use crate::options::{Options, Problems};
 
 pub(crate) fn expand(options: TokenStream, item: TokenStream) -> TokenStream {
     let wrapped = syn::parse2::<ItemFn>(item)
-        .map_err(|error| Error::new(error.span(), "#[polymq::main] goes on a function: async fn main(bus: Bus) -> Result<()>"))
+        .map_err(|error| {
+            Error::new(error.span(), "#[polymq::main] goes on a function: async fn main(bus: Bus) -> Result<()>")
+        })
         .and_then(|function| wrap(options, &function));
     wrapped.unwrap_or_else(|error| {
         let error = error.to_compile_error();

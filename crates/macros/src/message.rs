@@ -15,10 +15,7 @@ pub(crate) fn expand(item: TokenStream) -> TokenStream {
 fn submit(input: &DeriveInput) -> Result<TokenStream> {
     let mut problems = Problems::default();
     if !input.generics.params.is_empty() {
-        problems.at(
-            &input.generics,
-            "a generic type has no kind of its own: bind each concrete type with Kinds::bind",
-        );
+        problems.at(&input.generics, "a generic type has no kind of its own: bind each concrete type with Kinds::bind");
     }
     let mut attributes = input.attrs.iter().filter(|attribute| attribute.path().is_ident("message"));
     let read = |input: ParseStream<'_>| Options::parse(input, KNOWN, &[]);

@@ -53,11 +53,7 @@ pub(crate) struct Options {
 
 impl Options {
     /// Reads the options; `known` is every name, those in `repeatable` may come more than once.
-    pub(crate) fn parse(
-        input: ParseStream<'_>,
-        known: &'static [&'static str],
-        repeatable: &[&str],
-    ) -> Result<Self> {
+    pub(crate) fn parse(input: ParseStream<'_>, known: &'static [&'static str], repeatable: &[&str]) -> Result<Self> {
         let given: Vec<Given> = Punctuated::<Given, Token![,]>::parse_terminated(input)?.into_iter().collect();
         let mut seen = HashMap::new();
         let mut problems = Problems::default();
@@ -109,7 +105,9 @@ impl Options {
         let expected = format!("a whole number of 1 or more: {name} = {example}");
         let Some(expr) = self.expr(name, &expected)? else { return Ok(None) };
         let good = match bare(expr) {
-            Expr::Lit(ExprLit { lit: Lit::Int(number), .. }) => number.base10_parse::<u32>().is_ok_and(|number| number > 0),
+            Expr::Lit(ExprLit { lit: Lit::Int(number), .. }) => {
+                number.base10_parse::<u32>().is_ok_and(|number| number > 0)
+            }
             Expr::Lit(_) | Expr::Unary(_) => false,
             _ => true,
         };
@@ -178,7 +176,11 @@ pub(crate) fn check_text(expr: &Expr, expected: impl Fn() -> String, what: &str)
 fn unknown(name: &str, known: &[&str]) -> String {
     let list = known.join(", ");
     // The nearest word is worth more than the list alone; a distance above 2 would only guess.
-    let near = known.iter().map(|other| (strsim::levenshtein(name, other), other)).min().filter(|(distance, _)| *distance <= 2);
+    let near = known
+        .iter()
+        .map(|other| (strsim::levenshtein(name, other), other))
+        .min()
+        .filter(|(distance, _)| *distance <= 2);
     match near {
         Some((_, near)) => format!("unknown option `{name}`, did you mean `{near}`? known: {list}"),
         None => format!("unknown option `{name}`; known: {list}"),

@@ -1,6 +1,4 @@
-use polymq::prelude::*;
-
 #[polymq::main(threads = 4)]
-async fn main(bus: Bus, second: u8) -> Result<()> {
+async fn main(bus: polymq::Bus, second: u8) -> Result<(), polymq::Failure> {
     Ok(())
 }

@@ -30,7 +30,7 @@ async fn plain(order: Order) -> Result<()> {
     retry = "redeliver",
     dead_letters = "audit.failed",
     existing,
-    ack = "on_receipt",
+    ack = "on_receipt"
 )]
 async fn everything(_order: Order, _context: Context, _id: MessageId, _headers: Headers, _attempt: Attempt) {}
 
@@ -84,7 +84,8 @@ fn main() {
     // The functions are ordinary functions still.
     let _ = plain(Order { id: 1 });
     let _ = inner::handle();
-    let mut names: Vec<_> = polymq::__private::inventory::iter::<ConsumerEntry>.into_iter().map(|entry| entry.name).collect();
+    let mut names: Vec<_> =
+        polymq::__private::inventory::iter::<ConsumerEntry>.into_iter().map(|entry| entry.name).collect();
     names.sort();
     assert_eq!(names.len(), 10, "{names:?}");
     assert!(names.iter().any(|name| name.ends_with("::inner::handle")), "{names:?}");

@@ -10,7 +10,7 @@ async fn facade() {}
 async fn core_alone(_order: ::std::string::String) {}
 
 #[derive(mq::Message)]
-#[message(crate = polymq_core)]
+#[message(crate = ::polymq_core)]
 struct Order;
 
 #[mq::main(crate = mq)]
