@@ -25,8 +25,8 @@ pub use crate::run::run;
 /// or `#[serde(crate = "polymq::serde")]` on the type.
 pub mod prelude {
     pub use polymq_core::{
-        Batch, Body, Bus, ConsumerFactory, ConsumerRunner, Context, Failure, FailurePolicy, HandlerFactory, Json, Message,
-        Outcome, Registry, State,
+        Batch, Body, Bus, ConsumerFactory, ConsumerRunner, Context, Failure, FailurePolicy, HandlerFactory, Json,
+        Message, Outcome, Registry, State,
     };
     #[cfg(feature = "macros")]
     pub use polymq_macros::{Message, consumer};

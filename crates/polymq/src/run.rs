@@ -41,7 +41,8 @@ where
 
 fn fail(sentence: &str) -> ExitCode {
     use std::io::Write;
-    let line = sentence.split(['\n', '\r']).map(str::trim).filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ");
+    let line =
+        sentence.split(['\n', '\r']).map(str::trim).filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ");
     // Nobody can be told about a stderr that is closed.
     let _ = writeln!(std::io::stderr(), "error: {line}");
     ExitCode::FAILURE
