@@ -248,6 +248,8 @@ async fn released_messages_come_back_in_their_order_before_the_others() {
     assert_eq!(texts(&again), ["0", "2", "3", "4", "5"]);
     let attempts: Vec<_> = again.iter().map(|incoming| incoming.attempt.unwrap()).collect();
     assert_eq!(attempts, [1, 1, 1, 1, 1], "what was released was not tried");
+    let redelivered: Vec<_> = again.iter().map(|incoming| incoming.details.is_some()).collect();
+    assert_eq!(redelivered, [true, true, true, false, false]);
 }
 
 #[tokio::test(start_paused = true)]

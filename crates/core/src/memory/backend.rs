@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use super::{NAME, config, config::Config, connection::MemoryConnection};
 use crate::{Backend, Capabilities, Connection, Key, Result, Settings};
 
-/// Queues and topics inside this process; see the [module](self).
+/// Queues and topics inside this process; see [`memory`](crate::memory).
 #[derive(Debug, Clone, Copy, Default)]
 pub struct MemoryBackend;
 

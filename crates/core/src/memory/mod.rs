@@ -31,7 +31,7 @@
 //! | retry later, delayed send | kept aside by the queue until it is due, then the same |
 //! | attempt | kept by the queue, as the last retry gave it |
 //! | expiry | handed out; the failure policy decides |
-//! | several consumers with `ordered_by_key` | refused nothing, promised nothing: order is that of one consumer |
+//! | order | of one consumer; `ordered_by_key` holds within a consumer, not among several |
 //!
 //! # Watch
 //!

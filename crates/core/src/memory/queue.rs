@@ -39,7 +39,6 @@ impl Ticket {
         (self.0 >> 32) as u32
     }
 
-    /// 1-based; 0 while it was never ready.
     pub(super) fn attempt(self) -> u32 {
         (self.0 >> SIZE_BITS) as u32 & MAX_ATTEMPT
     }
@@ -63,11 +62,14 @@ impl From<Token> for Ticket {
     }
 }
 
-/// What waits is kept as it is handed out, so that handing out is a plain move.
-fn entry(message: Message, ticket: Ticket) -> Incoming {
-    let attempt = ticket.attempt();
-    let details = (attempt > 1).then(|| Box::new(Details { redelivered: true, ..Details::default() }));
-    Incoming { message, token: Token(ticket.0), attempt: Some(attempt), channel: None, details }
+/// What waits is kept as it is handed out, so that handing out is a plain move. This one was handed out before.
+fn redelivery(message: Message, ticket: Ticket) -> Incoming {
+    let details = Details { redelivered: true, ..Details::default() };
+    Incoming {
+        attempt: Some(ticket.attempt()),
+        details: Some(Box::new(details)),
+        ..first_attempt(message, Token(ticket.0))
+    }
 }
 
 /// A message that was sent just now, as it is handed out.
@@ -162,7 +164,8 @@ impl Queue {
             }
             Some(due) => {
                 self.size += size;
-                self.delay(entry(message, Ticket::new(0, 0, size)), due, after);
+                let entry = Incoming { attempt: None, ..first_attempt(message, Token(Ticket::new(0, 0, size).0)) };
+                self.delay(entry, due, after);
             }
         }
     }
@@ -180,7 +183,7 @@ impl Queue {
             None => old,
             Some(attempt) => Ticket::new(Ticket::from(self.next_token(0)).place(), attempt.max(1), old.size()),
         };
-        let entry = entry(message, ticket);
+        let entry = redelivery(message, ticket);
         self.size += old.size();
         match due {
             Some(due) => self.delay(entry, due, after),
@@ -220,13 +223,13 @@ impl Queue {
             let entry = first.remove();
             match entry.attempt {
                 // Sent for later: its place is where it would be if it were sent now.
-                Some(0) => {
+                None => {
                     let size = ticket(&entry).size();
                     self.size -= size;
                     let token = self.next_token(size);
                     self.ready.push_back(Incoming { token, attempt: Some(1), ..entry });
                 }
-                _ => self.insert(entry),
+                Some(_) => self.insert(entry),
             }
         }
         None
