@@ -1,0 +1,5 @@
+//! F1 to F15.
+
+use crate::Case;
+
+pub(super) const CASES: &[Case] = &[];

@@ -1,0 +1,422 @@
+//! L1 to L8: stopping, closing, and starting again.
+
+use std::time::Duration;
+
+use polymq_core::{Attempt, Bus, Channel, ConsumerFactory, ConsumerRunner, ErrorKind, Message, State};
+use tokio::time::Instant;
+
+use crate::{
+    Case, Cx, Ledger, PATIENCE,
+    case::run,
+    child::{self, Mode},
+    drive::{Log, bodies, counted, next, publish, quiet, refused, start, subscribe, take_acked, text},
+    eventually,
+};
+
+pub(super) const CASES: &[Case] = &[
+    Case::new("L1_drain_under_load", run!(drain_under_load)),
+    Case::new("L1_deadline_returns_the_rest", run!(deadline_returns_the_rest)),
+    Case::new("L2_force", run!(force)),
+    Case::new("L2_second_signal_forces", run!(second_signal_forces)),
+    Case::new("L3_close_flushes", run!(close_flushes)),
+    Case::new("L4_after_close", run!(after_close)),
+    Case::new("L5_close_is_idempotent", run!(close_is_idempotent)),
+    Case::new("L5_close_with_a_blocked_consumer", run!(close_with_a_blocked_consumer)),
+    Case::new("L6_open_and_close", run!(open_and_close)).alone(),
+    Case::new("L7_add_again_under_load", run!(add_again_under_load)),
+    Case::new("L8_cancelled_sends", run!(cancelled_sends)),
+    Case::new("L8_cancelled_receives", run!(cancelled_receives)),
+];
+
+/// What waits in a queue, taken over a fresh connection until nothing comes for a while.
+async fn rest(cx: &Cx, queue: &Channel) -> Vec<String> {
+    let bus = cx.bus().await;
+    let mut subscription = subscribe(&bus.channel(queue.address().clone())).await;
+    let mut seen = Vec::new();
+    loop {
+        let batch = subscription.receive(100, Duration::from_secs(2)).await.expect("receive");
+        if batch.is_empty() {
+            break;
+        }
+        for delivery in batch {
+            seen.push(text(&delivery));
+            delivery.ack().await.expect("ack");
+        }
+    }
+    bus.close().await.expect("close");
+    seen
+}
+
+/// A stop under load: every handler that was started ends, what was not started is back with the broker, nothing is
+/// lost, nothing comes twice, and it is soon over.
+pub async fn drain_under_load(cx: Cx) {
+    const COUNT: usize = 600;
+    async fn handle(message: Message, started: State<Log>, ended: State<Ended>) {
+        started.add(&message, 1);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        ended.0.0.add(&message, 1);
+    }
+    let bus = cx.bus().await;
+    let queue = cx.queue(&bus);
+    let (started, ended) = (Log::default(), Log::default());
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers.state(started.clone()).state(Ended(ended.clone()));
+    consumers.route(queue.address().name(), handle).concurrency(8);
+    let running = start(consumers).await;
+    let sending = tokio::spawn({
+        let queue = queue.clone();
+        async move { publish(&queue, bodies(COUNT)).await }
+    });
+    started.reaches(COUNT / 6).await;
+    let stopping = Instant::now();
+    running.stop().await.expect("stop");
+    assert!(stopping.elapsed() < Duration::from_secs(10), "the stop took {:?}", stopping.elapsed());
+    assert_eq!(started.len(), ended.len(), "every handler that was started has ended");
+    sending.await.expect("the sender");
+    let mut ledger = Ledger::sent(bodies(COUNT));
+    ended.bodies().into_iter().for_each(|body| ledger.see(body));
+    bus.close().await.expect("close");
+    rest(&cx, &queue).await.into_iter().for_each(|body| ledger.see(body));
+    ledger.assert_exact();
+}
+
+#[derive(Debug)]
+struct Ended(Log);
+
+/// Handlers that do not end within the drain time-out are cancelled, their messages come again, and the stop is over
+/// soon after the time-out.
+pub async fn deadline_returns_the_rest(cx: Cx) {
+    async fn handle(message: Message, started: State<Log>, ended: State<Ended>) {
+        started.add(&message, 1);
+        if message.payload().ends_with(b"3") {
+            std::future::pending::<()>().await;
+        }
+        ended.0.0.add(&message, 1);
+    }
+    let bus = cx.bus().await;
+    let queue = cx.queue(&bus);
+    publish(&queue, bodies(40)).await;
+    let (started, ended) = (Log::default(), Log::default());
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers.state(started.clone()).state(Ended(ended.clone()));
+    consumers.route(queue.address().name(), handle).concurrency(3);
+    let running =
+        ConsumerRunner::new(consumers).drain_timeout(Duration::from_millis(500)).start().await.expect("start");
+    started.reaches(24).await;
+    eventually(PATIENCE, || async { if ended.len() == 21 { Ok(()) } else { Err(format!("{} ended", ended.len())) } })
+        .await;
+    let stopping = Instant::now();
+    running.stop().await.expect("stop");
+    let took = stopping.elapsed();
+    assert!(took >= Duration::from_millis(500), "handlers got only {took:?}");
+    assert!(took < Duration::from_secs(6), "the stop took {took:?}");
+    bus.close().await.expect("close");
+    let mut ledger = Ledger::sent(bodies(40));
+    ended.bodies().into_iter().for_each(|body| ledger.see(body));
+    rest(&cx, &queue).await.into_iter().for_each(|body| ledger.see(body));
+    ledger.assert_exact();
+}
+
+async fn stuck(message: Message, attempt: Attempt, log: State<Log>) {
+    log.add(&message, attempt.0);
+    std::future::pending::<()>().await;
+}
+
+/// A stop that waits for handlers ends at once when it is forced, and the messages come again.
+pub async fn force(cx: Cx) {
+    let bus = cx.bus().await;
+    let queue = cx.queue(&bus);
+    publish(&queue, bodies(10)).await;
+    let log = Log::default();
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers.state(log.clone()).route(queue.address().name(), stuck).concurrency(4);
+    let running = ConsumerRunner::new(consumers).drain_timeout(Duration::from_secs(120)).start().await.expect("start");
+    log.reaches(4).await;
+    let stopping = tokio::spawn({
+        let running = running.clone();
+        async move { running.stop().await }
+    });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!stopping.is_finished(), "the stop did not wait for its handlers");
+    let forced = Instant::now();
+    running.force();
+    stopping.await.expect("the stop").expect("stop");
+    assert!(forced.elapsed() < Duration::from_secs(4), "the forced stop took {:?}", forced.elapsed());
+    bus.close().await.expect("close");
+    let mut seen = rest(&cx, &queue).await;
+    seen.sort();
+    assert_eq!(seen, bodies(10).collect::<Vec<_>>());
+}
+
+/// A process that drains after SIGTERM goes on until a second one, which ends it at once, in order.
+pub async fn second_signal_forces(cx: Cx) {
+    let queue = cx.name();
+    let work = move |cx: Cx| {
+        let within = PATIENCE;
+        let mut child = child::Running::start(&cx, Mode::Stuck, &queue);
+        assert_eq!(child.line(within).as_deref(), Some("handling stuck"), "the child handles a message");
+        child.signal("TERM");
+        std::thread::sleep(Duration::from_millis(700));
+        assert!(child.ended().is_none(), "the child did not wait for its handler");
+        let second = std::time::Instant::now();
+        child.signal("TERM");
+        assert_eq!(child.line(within).as_deref(), Some("ended: Ok(())"));
+        while child.ended().is_none() {
+            assert!(second.elapsed() < within, "the child goes on after the second signal");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(second.elapsed() < Duration::from_secs(6), "the second signal took {:?}", second.elapsed());
+        assert!(child.ended().is_some_and(|status| status.success()));
+    };
+    tokio::task::spawn_blocking(move || work(cx)).await.expect("the child's watcher");
+}
+
+/// Closing a bus waits for what was handed over before: every message is with the broker.
+pub async fn close_flushes(cx: Cx) {
+    let bus = cx.bus().await;
+    let queue = cx.queue(&bus).with_window(1000, polymq_core::WhenFull::Wait);
+    let shared = bus.channel(queue.address().clone());
+    let mut answers = Vec::new();
+    for body in bodies(300) {
+        answers.push(shared.enqueue(Message::new(body)).await.expect("enqueue"));
+    }
+    bus.close().await.expect("close");
+    for answer in answers {
+        answer.await.expect("answered before the close was over");
+    }
+    let mut ledger = Ledger::sent(bodies(300));
+    rest(&cx, &queue).await.into_iter().for_each(|body| ledger.see(body));
+    ledger.assert_exact();
+}
+
+/// Everything that is used after it was closed answers `Closed`, at once.
+pub async fn after_close(cx: Cx) {
+    let closed = &[ErrorKind::Closed];
+    let bus = cx.bus().await;
+    let queue = cx.queue(&bus);
+    publish(&queue, bodies(1)).await;
+    let mut subscription = subscribe(&queue).await;
+    subscription.close().await.expect("close");
+    refused(subscription.next().await, closed);
+    refused(subscription.receive(1, Duration::ZERO).await, closed);
+
+    queue.close().await.expect("close");
+    refused(queue.send_message(Message::new("late")).await, closed);
+    let other = cx.queue(&bus);
+    publish(&other, bodies(1)).await;
+
+    let mut subscription = subscribe(&other).await;
+    let used = Instant::now();
+    bus.close().await.expect("close");
+    refused(subscription.next().await, closed);
+    refused(other.send_message(Message::new("late")).await, closed);
+    refused(cx.queue(&bus).send_message(Message::new("late")).await, closed);
+    for result in other.send_all([Message::new("late"), Message::new("later")]).await {
+        refused(result, closed);
+    }
+    match other.enqueue(Message::new("late")).await {
+        Ok(answer) => drop(refused(answer.await, closed)),
+        Err(error) => drop(refused::<()>(Err(error), closed)),
+    }
+    refused(other.subscribe(polymq_core::ConsumeOptions::default()).await, closed);
+    refused(other.declare(polymq_core::ConsumeOptions::default()).await, closed);
+    refused(bus.ping().await, closed);
+    assert_eq!(bus.health().state, polymq_core::HealthState::Closed);
+    assert!(used.elapsed() < Duration::from_secs(5), "refusing took {:?}", used.elapsed());
+    let mut seen = rest(&cx, &other).await;
+    seen.extend(rest(&cx, &queue).await);
+    assert_eq!(seen, ["m-000000", "m-000000"], "nothing was sent after the close");
+}
+
+async fn closes(bus: &Bus) {
+    tokio::time::timeout(Duration::from_secs(10), bus.close()).await.expect("closing is bounded").expect("close");
+}
+
+/// Closing twice, and by many tasks at once, is the same as closing once.
+pub async fn close_is_idempotent(cx: Cx) {
+    let bus = cx.bus().await;
+    let queue = cx.queue(&bus);
+    publish(&queue, bodies(3)).await;
+    let mut subscription = subscribe(&queue).await;
+    let delivery = next(&mut subscription).await;
+    let closers: Vec<_> = (0..5)
+        .map(|_| {
+            let bus = bus.clone();
+            tokio::spawn(async move { closes(&bus).await })
+        })
+        .collect();
+    for closer in closers {
+        closer.await.expect("a closer");
+    }
+    closes(&bus).await;
+    queue.close().await.expect("close of a channel after its bus");
+    tokio::time::timeout(Duration::from_secs(10), subscription.close()).await.expect("bounded").expect("close");
+    subscription.close().await.expect("the second close");
+    drop(delivery);
+    let mut seen = rest(&cx, &queue).await;
+    seen.sort();
+    assert_eq!(seen, bodies(3).collect::<Vec<_>>(), "what was fetched and not settled");
+}
+
+/// Closing works while a consumer waits for a message, which answers `Closed` then.
+pub async fn close_with_a_blocked_consumer(cx: Cx) {
+    let bus = cx.bus().await;
+    let queue = cx.queue(&bus);
+    let mut subscription = subscribe(&queue).await;
+    let waiting = tokio::spawn(async move { subscription.next().await.map(drop) });
+    quiet(&mut subscribe(&queue).await).await;
+    closes(&bus).await;
+    let answer = tokio::time::timeout(Duration::from_secs(5), waiting).await.expect("the consumer wakes up");
+    refused(answer.expect("the waiting task"), &[ErrorKind::Closed]);
+}
+
+fn open_files() -> usize {
+    std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
+}
+
+/// 50 connections that are opened, used and closed leave no task, no socket, no consumer and no unsettled message.
+pub async fn open_and_close(cx: Cx) {
+    async fn cycle(cx: &Cx, queue: &str) {
+        let bus = cx.bus().await;
+        let queue = bus.queue(queue);
+        let mut subscription = subscribe(&queue).await;
+        publish(&queue, bodies(1)).await;
+        take_acked(&mut subscription, 1).await;
+        subscription.close().await.expect("close");
+        bus.close().await.expect("close");
+    }
+    let queue = cx.name();
+    for _ in 0..3 {
+        cycle(&cx, &queue).await;
+    }
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    eventually(PATIENCE, || async { if tasks() <= 3 { Ok(()) } else { Err(format!("{} tasks", tasks())) } }).await;
+    let before = (tasks(), open_files());
+    for _ in 0..50 {
+        cycle(&cx, &queue).await;
+    }
+    eventually(PATIENCE, || async {
+        let after = (tasks(), open_files());
+        if after.0 <= before.0 && after.1 <= before.1 + 2 { Ok(()) } else { Err(format!("{after:?} after {before:?}")) }
+    })
+    .await;
+    let bus = cx.bus().await;
+    if cx.capabilities().stats {
+        eventually(PATIENCE, || async {
+            let stats = bus.queue(queue.as_str()).stats(None).await.map_err(|error| error.to_string())?;
+            let left = (stats.ready, stats.consumers, stats.unsettled.unwrap_or(0));
+            if left == (0, 0, 0) { Ok(()) } else { Err(format!("{stats:?}")) }
+        })
+        .await;
+    }
+    quiet(&mut subscribe(&bus.queue(queue.as_str())).await).await;
+}
+
+/// A subscription that is taken away and added again, over and over, under load: nothing is lost, nothing comes twice.
+pub async fn add_again_under_load(cx: Cx) {
+    const COUNT: usize = 800;
+    async fn handle(message: Message, log: State<Log>) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        log.add(&message, 1);
+    }
+    async fn other(_: Message) {}
+    let bus = cx.bus().await;
+    let (queue, beside) = (cx.queue(&bus), cx.queue(&bus));
+    let log = Log::default();
+    let make = || {
+        let mut consumers = ConsumerFactory::new(&bus);
+        consumers.state(log.clone()).route(queue.address().name(), handle).concurrency(4);
+        consumers
+    };
+    let mut first = make();
+    first.route(beside.address().name(), other);
+    let running = start(first).await;
+    let sending = tokio::spawn({
+        let queue = queue.clone();
+        async move {
+            for chunk in 0..8 {
+                publish(&queue, bodies(COUNT).skip(chunk * COUNT / 8).take(COUNT / 8)).await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    });
+    for round in 1..=4 {
+        log.reaches(COUNT / 8 * round).await;
+        running.detach(queue.address().name()).await.expect("detach");
+        publish(&beside, bodies(5)).await;
+        counted(&running, beside.address().name(), "handled", 5 * round as u64).await;
+        running.attach(make()).await.expect("attach");
+    }
+    sending.await.expect("the sender");
+    log.reaches(COUNT).await;
+    running.stop().await.expect("stop");
+    let mut ledger = Ledger::sent(bodies(COUNT));
+    log.bodies().into_iter().for_each(|body| ledger.see(body));
+    rest(&cx, &queue).await.into_iter().for_each(|body| ledger.see(body));
+    ledger.assert_exact();
+}
+
+/// Sends whose futures are dropped leave the channel in order: no place of its window is lost, no message comes twice.
+pub async fn cancelled_sends(cx: Cx) {
+    let bus = cx.bus().await;
+    let queue = cx.queue(&bus).with_window(4, polymq_core::WhenFull::Wait);
+    publish(&queue, ["first".to_owned()]).await;
+    for body in bodies(100) {
+        tokio::select! {
+            biased;
+            result = queue.send_message(Message::new(body)) => drop(result.expect("sent")),
+            () = std::future::ready(()) => {}
+        }
+    }
+    for body in ["second", "third", "fourth", "fifth", "sixth"] {
+        publish(&queue, [body.to_owned()]).await;
+    }
+    eventually(PATIENCE, || async {
+        match queue.in_flight() {
+            0 => Ok(()),
+            count => Err(format!("{count} places of the window are taken")),
+        }
+    })
+    .await;
+    bus.close().await.expect("close");
+    let seen = rest(&cx, &queue).await;
+    let of_ours = |body: &&String| !body.starts_with("m-");
+    let ours: Vec<_> = seen.iter().filter(of_ours).map(String::as_str).collect();
+    assert_eq!(ours, ["first", "second", "third", "fourth", "fifth", "sixth"], "those that were awaited");
+    let mut cancelled: Vec<_> = seen.iter().filter(|body| !of_ours(body)).collect();
+    let count = cancelled.len();
+    cancelled.sort();
+    cancelled.dedup();
+    assert_eq!(cancelled.len(), count, "a cancelled one came twice");
+    cx.note(format_args!("{count} of 100 cancelled sends were sent all the same"));
+}
+
+/// Receives whose futures are dropped lose nothing.
+pub async fn cancelled_receives(cx: Cx) {
+    const COUNT: usize = 200;
+    let bus = cx.bus().await;
+    let queue = cx.queue(&bus);
+    let mut subscription = subscribe(&queue).await;
+    let sending = tokio::spawn({
+        let queue = queue.clone();
+        async move {
+            for body in bodies(COUNT) {
+                publish(&queue, [body]).await;
+                tokio::task::yield_now().await;
+            }
+        }
+    });
+    let mut seen = Vec::new();
+    let deadline = Instant::now() + PATIENCE;
+    while seen.len() < COUNT && Instant::now() < deadline {
+        let patience = Duration::from_micros(fastrand::u64(0..2000));
+        if let Ok(delivery) = tokio::time::timeout(patience, subscription.next()).await {
+            let delivery = delivery.expect("receive");
+            seen.push(text(&delivery));
+            delivery.ack().await.expect("ack");
+        }
+    }
+    sending.await.expect("the sender");
+    assert_eq!(seen, bodies(COUNT).collect::<Vec<_>>());
+    quiet(&mut subscription).await;
+}

@@ -1,0 +1,36 @@
+//! The cases, one function each. The name of a case begins with its number in the contract's list.
+
+pub mod basics;
+pub mod connecting;
+pub mod dead_letters;
+pub mod faults;
+pub mod handling;
+pub mod lifecycle;
+pub mod order;
+pub mod retry;
+pub mod settlement;
+
+use crate::Case;
+
+const ALL: &[&[Case]] = &[
+    basics::CASES,
+    connecting::CASES,
+    settlement::CASES,
+    handling::CASES,
+    retry::CASES,
+    dead_letters::CASES,
+    order::CASES,
+    lifecycle::CASES,
+    faults::CASES,
+];
+
+/// Every case, in the order of the list.
+pub fn all() -> impl Iterator<Item = &'static Case> {
+    ALL.iter().copied().flatten()
+}
+
+/// The case of this name.
+#[must_use]
+pub fn find(id: &str) -> Option<&'static Case> {
+    all().find(|case| case.id == id)
+}

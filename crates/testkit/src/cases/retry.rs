@@ -1,0 +1,239 @@
+//! R1, R2, R7, R9: retries through the runner.
+
+use std::time::Duration;
+
+use polymq_core::{
+    Attempt, Backoff, ConsumerFactory, DeliveryCount, Failure, FailurePolicy, Jitter, Message, RetryMode, State,
+};
+
+use crate::{
+    Case, Cx,
+    case::run,
+    drive::{
+        Log, bodies, counted, counts, dead_letters, next, publish, quiet, retry_every, start, subscribe, take_acked,
+    },
+};
+
+pub(super) const CASES: &[Case] = &[
+    Case::new("R1_schedule", run!(schedule)).when(
+        "delayed_retry",
+        |c| c.delayed_retry.support.is_available(),
+        run!(refused_at_start),
+    ),
+    Case::new("R1_jitter", run!(jitter)).when(
+        "delayed_retry",
+        |c| c.delayed_retry.support.is_available(),
+        run!(refused_at_start),
+    ),
+    Case::new("R1_in_place_schedule", run!(in_place_schedule)),
+    Case::new("R2_permanent_goes_at_once", run!(permanent_goes_at_once)),
+    Case::new("R7_retries_do_not_block", run!(retries_do_not_block)).when(
+        "delayed_retry",
+        |c| c.delayed_retry.support.is_available(),
+        run!(refused_at_start),
+    ),
+    Case::new("R7_in_place_blocks_the_key", run!(in_place_blocks_the_key)).when(
+        "order",
+        |c| c.order != polymq_core::Order::None,
+        run!(super::order::order_refused),
+    ),
+    Case::new("R9_restart_in_backoff", run!(restart_in_backoff)).when(
+        "delayed_retry",
+        |c| c.delayed_retry.support.is_available(),
+        run!(refused_at_start),
+    ),
+];
+
+/// How much later than planned a retry may come on a busy machine.
+const TOLERANCE: Duration = Duration::from_secs(5);
+
+async fn fail(message: Message, attempt: Attempt, log: State<Log>) -> Result<(), Failure> {
+    log.add(&message, attempt.0);
+    Err(Failure::new(format!("attempt {} failed", attempt.0)))
+}
+
+/// Without delayed retries, a policy that needs them is refused at start, with what to do instead.
+pub async fn refused_at_start(cx: Cx) {
+    let bus = cx.bus().await;
+    let queue = cx.queue(&bus);
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers.state(Log::default()).route(queue.address().name(), fail);
+    let error = consumers.check().expect_err("a backoff that the backend cannot do");
+    assert_eq!(error.kind(), polymq_core::ErrorKind::Unsupported, "{error}");
+    assert!(error.hint().is_some(), "{error}");
+}
+
+async fn follows_schedule(cx: &Cx, mode: RetryMode) {
+    let bus = cx.bus().await;
+    let queue = cx.queue(&bus);
+    publish(&queue, bodies(1)).await;
+    let log = Log::default();
+    let backoff =
+        Backoff { initial: Duration::from_millis(300), factor: 2.0, max: Duration::from_secs(1), jitter: Jitter::None };
+    let policy = FailurePolicy { max_attempts: 5, backoff, mode, ..FailurePolicy::default() };
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers.state(log.clone()).route(queue.address().name(), fail).policy(policy);
+    let running = start(consumers).await;
+    counted(&running, queue.address().name(), "dead_lettered", 1).await;
+    running.stop().await.expect("stop");
+    let seen = log.all();
+    if cx.capabilities().delivery_count != DeliveryCount::None || mode == RetryMode::InPlace {
+        assert_eq!(seen.iter().map(|seen| seen.attempt).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+    }
+    for (pair, planned) in seen.windows(2).zip([300, 600, 1000, 1000].map(Duration::from_millis)) {
+        let waited = pair[1].at - pair[0].at;
+        assert!(waited >= planned, "attempt {} came after {waited:?}, planned {planned:?}", pair[1].attempt);
+        assert!(waited < planned + TOLERANCE, "attempt {} came after {waited:?}, planned {planned:?}", pair[1].attempt);
+    }
+}
+
+/// Retries follow the schedule of the policy: never early, not much later, as often as allowed.
+pub async fn schedule(cx: Cx) {
+    follows_schedule(&cx, RetryMode::Redeliver).await;
+}
+
+/// Retries in place follow the same schedule.
+pub async fn in_place_schedule(cx: Cx) {
+    follows_schedule(&cx, RetryMode::InPlace).await;
+}
+
+/// With equal jitter, each of 1000 retries comes within the second half of its delay or later, and they are spread.
+pub async fn jitter(cx: Cx) {
+    const DELAY: Duration = Duration::from_secs(4);
+    const COUNT: usize = 1000;
+    async fn fail_once(message: Message, attempt: Attempt, log: State<Log>) -> Result<(), Failure> {
+        log.add(&message, attempt.0);
+        if attempt.0 == 1 { Err(Failure::new("the first time")) } else { Ok(()) }
+    }
+    let bus = cx.bus().await;
+    let queue = cx.queue(&bus);
+    let log = Log::default();
+    let backoff = Backoff { initial: DELAY, factor: 1.0, max: DELAY, jitter: Jitter::Equal };
+    let mut consumers = ConsumerFactory::new(&bus);
+    let route = consumers.state(log.clone()).route(queue.address().name(), fail_once);
+    route.policy(FailurePolicy { backoff, ..FailurePolicy::default() }).concurrency(64);
+    let running = start(consumers).await;
+    publish(&queue, bodies(COUNT)).await;
+    counted(&running, queue.address().name(), "handled", COUNT as u64).await;
+    running.stop().await.expect("stop");
+    let mut first = std::collections::BTreeMap::new();
+    let mut waits = Vec::new();
+    for seen in log.all() {
+        match first.get(&seen.body) {
+            None => drop(first.insert(seen.body, seen.at)),
+            Some(before) => waits.push(seen.at - *before),
+        }
+    }
+    assert_eq!(waits.len(), COUNT, "each is tried twice");
+    waits.sort();
+    let (shortest, longest) = (waits[0], waits[COUNT - 1]);
+    assert!(shortest >= DELAY / 2, "the shortest delay was {shortest:?}");
+    assert!(longest < DELAY + TOLERANCE, "the longest delay was {longest:?}");
+    // Uniform in 2 s to 4 s: a tenth of them lies below 2.2 s and a tenth above 3.8 s, so the middle 80 % are 1.6 s.
+    let spread = waits[COUNT * 9 / 10] - waits[COUNT / 10];
+    assert!(spread > Duration::from_millis(1200), "the middle of the delays is only {spread:?} wide");
+    cx.note(format_args!("1000 delays of 2 s to 4 s: shortest {shortest:?}, longest {longest:?}"));
+}
+
+/// An error that no retry can help sends the message to the dead letters after one attempt.
+pub async fn permanent_goes_at_once(cx: Cx) {
+    async fn fail(message: Message, attempt: Attempt, log: State<Log>) -> Result<(), Failure> {
+        log.add(&message, attempt.0);
+        Err(Failure::permanent("no such customer"))
+    }
+    let bus = cx.bus().await;
+    let queue = cx.queue(&bus);
+    publish(&queue, bodies(3)).await;
+    let log = Log::default();
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers.state(log.clone()).route(queue.address().name(), fail).policy(retry_every(Duration::from_secs(1), 5));
+    let running = start(consumers).await;
+    let mut letters = dead_letters(&bus, &queue).await;
+    assert_eq!(take_acked(&mut letters, 3).await, bodies(3).collect::<Vec<_>>());
+    running.stop().await.expect("stop");
+    assert!(log.all().iter().all(|seen| seen.attempt == 1) && log.len() == 3, "{:?}", log.all());
+    quiet(&mut letters).await;
+    quiet(&mut subscribe(&queue).await).await;
+}
+
+/// While a message waits for its retry, the others are handled, one at a time as the limit says.
+pub async fn retries_do_not_block(cx: Cx) {
+    async fn fail_first(message: Message, attempt: Attempt, log: State<Log>) -> Result<(), Failure> {
+        log.add(&message, attempt.0);
+        if attempt.0 == 1 && &message.payload()[..] == b"m-000000" { Err(Failure::new("later")) } else { Ok(()) }
+    }
+    let bus = cx.bus().await;
+    let queue = cx.queue(&bus);
+    publish(&queue, bodies(20)).await;
+    let log = Log::default();
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers
+        .state(log.clone())
+        .route(queue.address().name(), fail_first)
+        .policy(retry_every(Duration::from_secs(3), 5));
+    let running = start(consumers).await;
+    counted(&running, queue.address().name(), "handled", 20).await;
+    running.stop().await.expect("stop");
+    let seen = log.bodies();
+    assert_eq!(counts(&seen)[&"m-000000".to_owned()], 2, "{seen:?}");
+    assert_eq!(seen.last().map(String::as_str), Some("m-000000"), "the others were held up: {seen:?}");
+    let bad = log.of("m-000000");
+    assert!(bad[1].at - bad[0].at >= Duration::from_secs(3), "{bad:?}");
+    let others =
+        log.all().into_iter().filter(|seen| seen.body != "m-000000").map(|seen| seen.at).max().expect("others");
+    assert!(others < bad[0].at + Duration::from_secs(3), "the others waited for the retry");
+}
+
+/// With order by key, a message that is tried again holds its key up, and no other key.
+pub async fn in_place_blocks_the_key(cx: Cx) {
+    async fn fail_twice(message: Message, attempt: Attempt, log: State<Log>) -> Result<(), Failure> {
+        log.add(&message, attempt.0);
+        if attempt.0 <= 2 && &message.payload()[..] == b"a1" { Err(Failure::new("again")) } else { Ok(()) }
+    }
+    let bus = cx.bus().await;
+    let queue = cx.queue(&bus);
+    for body in ["a1", "b1", "a2", "b2", "a3", "b3"] {
+        let message = Message::new(body).with_key(body[..1].to_owned());
+        queue.send_message(message).await.expect("send");
+    }
+    let log = Log::default();
+    let mut consumers = ConsumerFactory::new(&bus);
+    let route = consumers.state(log.clone()).route(queue.address().name(), fail_twice);
+    route.ordered_by_key().concurrency(4).policy(retry_every(Duration::from_millis(700), 5));
+    let running = start(consumers).await;
+    counted(&running, queue.address().name(), "handled", 6).await;
+    running.stop().await.expect("stop");
+    let seen = log.bodies();
+    let of = |key: char| seen.iter().filter(|body| body.starts_with(key)).map(String::as_str).collect::<Vec<_>>();
+    assert_eq!(of('a'), ["a1", "a1", "a1", "a2", "a3"], "{seen:?}");
+    assert_eq!(of('b'), ["b1", "b2", "b3"], "{seen:?}");
+    let last_b = log.of("b3")[0].at;
+    assert!(last_b < log.of("a1")[2].at, "the other key waited: {seen:?}");
+}
+
+/// A restart in the middle of a backoff loses nothing, and the message does not come early.
+pub async fn restart_in_backoff(cx: Cx) {
+    const DELAY: Duration = Duration::from_secs(2);
+    let bus = cx.bus().await;
+    let queue = cx.queue(&bus);
+    publish(&queue, bodies(3)).await;
+    let mut subscription = subscribe(&queue).await;
+    let returned = tokio::time::Instant::now();
+    for _ in 0..3 {
+        next(&mut subscription).await.retry(DELAY).await.expect("retry");
+    }
+    drop(subscription);
+    bus.close().await.expect("close");
+    let bus = cx.bus().await;
+    let mut again = subscribe(&bus.channel(queue.address().clone())).await;
+    for _ in 0..3 {
+        let delivery = next(&mut again).await;
+        let after = returned.elapsed();
+        assert!(after >= DELAY, "came {:?} too early", DELAY - after);
+        if cx.capabilities().delivery_count != DeliveryCount::None {
+            assert_eq!(delivery.attempt(), 2);
+        }
+        delivery.ack().await.expect("ack");
+    }
+    quiet(&mut again).await;
+}

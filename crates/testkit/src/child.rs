@@ -1,0 +1,142 @@
+//! Child processes of a test binary: a consumer that can be killed with SIGKILL or told to stop by a signal.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::mpsc::{Receiver, channel},
+    thread,
+    time::Duration,
+};
+
+use polymq_core::{Attempt, Bus, ConsumerFactory, ConsumerRunner, FailurePolicy, Message};
+
+use crate::Cx;
+
+const MODE: &str = "POLYMQ_TEST_CHILD";
+const URL: &str = "POLYMQ_TEST_CHILD_URL";
+const QUEUE: &str = "POLYMQ_TEST_CHILD_QUEUE";
+const MUTANT: &str = "POLYMQ_TEST_CHILD_MUTANT";
+
+/// What a child does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Handles messages of the queue, four at a time, and never ends with any.
+    Hold,
+    /// The same, as a batch.
+    HoldBatch,
+    /// Sends itself a message, then the same as `Hold`, until a signal stops it.
+    Stuck,
+}
+
+/// Becomes the child, if this process was started as one. To be called first in `main` by test binaries with
+/// `harness = false` that do not use [`Suite::main`](crate::Suite::main).
+pub fn run_if_child() {
+    let Ok(mode) = std::env::var(MODE) else { return };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
+    // A parent that was killed must not leave a child behind.
+    thread::spawn(|| {
+        let _ = std::io::stdin().read(&mut [0]);
+        std::process::exit(3);
+    });
+    runtime.block_on(async {
+        let url = std::env::var(URL).expect("the parent gives a URL");
+        let queue = std::env::var(QUEUE).expect("the parent gives a queue");
+        let mut registry = polymq_core::Registry::new();
+        let linked = polymq_core::Registry::linked().expect("linked backends do not conflict");
+        let scheme = url.split(':').next().unwrap_or_default();
+        let backend = linked.backend(scheme).expect("the backend is linked");
+        registry
+            .add(crate::mutant::by_name(std::env::var(MUTANT).ok().as_deref(), backend.clone()))
+            .expect("one backend");
+        let bus = Bus::builder().registry(registry).url(url).connect().await.expect("connect");
+        let mut consumers = ConsumerFactory::new(&bus);
+        let policy = FailurePolicy { max_attempts: 100, ..FailurePolicy::default() };
+        if mode == "HoldBatch" {
+            consumers.route_batch(queue.as_str(), 16, |batch: polymq_core::Batch<Message>| async move {
+                batch.iter().for_each(say);
+                std::future::pending::<()>().await;
+            });
+        } else {
+            let route = consumers.route(queue.as_str(), |message: Message, _: Attempt| async move {
+                say(&message);
+                std::future::pending::<()>().await;
+            });
+            route.concurrency(4).policy(policy);
+        }
+        if mode == "Stuck" {
+            bus.queue(queue.as_str()).send_message(Message::new("stuck")).await.expect("send");
+        }
+        let outcome = ConsumerRunner::new(consumers).drain_timeout(Duration::from_secs(60)).run().await;
+        println!("ended: {outcome:?}");
+    });
+    std::process::exit(0);
+}
+
+/// One line for the parent: the handler has this message.
+fn say(message: &Message) {
+    println!("handling {}", String::from_utf8_lossy(message.payload()));
+}
+
+/// A running child.
+#[derive(Debug)]
+pub(crate) struct Running {
+    child: Child,
+    lines: Receiver<String>,
+    /// Ends the child when it is dropped.
+    _stdin: ChildStdin,
+}
+
+impl Running {
+    pub(crate) fn start(cx: &Cx, mode: Mode, queue: &str) -> Self {
+        let program = std::env::current_exe().expect("the test binary has a path");
+        let mut child = Command::new(program)
+            .env(MODE, format!("{mode:?}"))
+            .env(URL, cx.harness().url(None))
+            .env(QUEUE, queue)
+            .envs(cx.harness().child_environment())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the test binary starts again as a child");
+        let (sender, lines) = channel();
+        let output = BufReader::new(child.stdout.take().expect("piped"));
+        thread::spawn(move || output.lines().map_while(Result::ok).all(|line| sender.send(line).is_ok()));
+        let stdin = child.stdin.take().expect("piped");
+        Self { child, lines, _stdin: stdin }
+    }
+
+    /// The next line that it prints; blocks.
+    pub(crate) fn line(&self, within: Duration) -> Option<String> {
+        self.lines.recv_timeout(within).ok()
+    }
+
+    /// Sends a signal, by name.
+    pub(crate) fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        assert!(status.is_ok_and(|status| status.success()), "kill -{name} of the child");
+    }
+
+    /// Whether it has ended, and how.
+    pub(crate) fn ended(&mut self) -> Option<std::process::ExitStatus> {
+        self.child.try_wait().expect("the child is ours")
+    }
+
+    /// SIGKILL; returns when it is gone.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().expect("the child is ours");
+        self.child.wait().expect("the child is ours");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Already gone is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The variable that makes a child use a mutant.
+pub(crate) fn mutant_variable(name: &str) -> (String, String) {
+    (MUTANT.to_owned(), name.to_owned())
+}

@@ -1,0 +1,171 @@
+//! What the cases have in common: sending, taking, and looking that nothing comes.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use polymq_core::{
+    Backoff, Bus, Channel, ConsumeOptions, ConsumerFactory, ConsumerRunner, Delivery, Error, ErrorKind, FailurePolicy,
+    Message, Running, Subscription,
+};
+use tokio::time::Instant;
+
+use crate::{PATIENCE, QUIET, cx::lock, eventually};
+
+/// `count` bodies that tell messages apart.
+pub(crate) fn bodies(count: usize) -> impl Iterator<Item = String> + Clone {
+    (0..count).map(|n| format!("m-{n:06}"))
+}
+
+/// Sends these bodies in order; every one must be accepted.
+pub(crate) async fn publish(channel: &Channel, bodies: impl IntoIterator<Item = String>) {
+    let results = channel.send_all(bodies.into_iter().map(Message::new)).await;
+    for result in results {
+        result.expect("the broker accepts the message");
+    }
+}
+
+pub(crate) async fn subscribe(channel: &Channel) -> Subscription {
+    subscribe_with(channel, ConsumeOptions::default()).await
+}
+
+pub(crate) async fn subscribe_with(channel: &Channel, options: ConsumeOptions) -> Subscription {
+    channel.subscribe(options).await.expect("subscribe")
+}
+
+pub(crate) fn prefetch(messages: usize) -> ConsumeOptions {
+    ConsumeOptions { prefetch: messages, ..ConsumeOptions::default() }
+}
+
+pub(crate) fn text(delivery: &Delivery) -> String {
+    String::from_utf8_lossy(delivery.message().payload()).into_owned()
+}
+
+/// The next message, which must come.
+pub(crate) async fn next(subscription: &mut Subscription) -> Delivery {
+    match tokio::time::timeout(PATIENCE, subscription.next()).await {
+        Ok(delivery) => delivery.expect("receive"),
+        Err(_) => panic!("no message within {PATIENCE:?}"),
+    }
+}
+
+/// The next `count` messages, unsettled.
+pub(crate) async fn take(subscription: &mut Subscription, count: usize) -> Vec<Delivery> {
+    let mut taken = Vec::with_capacity(count);
+    let deadline = Instant::now() + PATIENCE;
+    while taken.len() < count {
+        let wait = deadline.saturating_duration_since(Instant::now());
+        assert!(!wait.is_zero(), "{} of {count} messages within {PATIENCE:?}", taken.len());
+        taken.extend(subscription.receive(count - taken.len(), wait).await.expect("receive"));
+    }
+    taken
+}
+
+/// The bodies of the next `count` messages, acknowledged.
+pub(crate) async fn take_acked(subscription: &mut Subscription, count: usize) -> Vec<String> {
+    let mut seen = Vec::with_capacity(count);
+    for delivery in take(subscription, count).await {
+        seen.push(text(&delivery));
+        delivery.ack().await.expect("ack");
+    }
+    seen
+}
+
+/// Nothing more comes.
+pub(crate) async fn quiet(subscription: &mut Subscription) {
+    let more = subscription.receive(10, QUIET).await.expect("receive");
+    let more: Vec<_> = more.iter().map(|delivery| (text(delivery), delivery.attempt())).collect();
+    assert!(more.is_empty(), "these came although nothing may come: {more:?}");
+}
+
+/// The dead letters of a queue.
+pub(crate) async fn dead_letters(bus: &Bus, channel: &Channel) -> Subscription {
+    subscribe(&bus.channel(channel.address().dead_letters(None))).await
+}
+
+/// The error of something that must fail with one of these kinds.
+#[track_caller]
+pub(crate) fn refused<T: std::fmt::Debug>(result: Result<T, Error>, kinds: &[ErrorKind]) -> Error {
+    let error = result.expect_err("this must be refused");
+    assert!(kinds.contains(&error.kind()), "{error:?} is none of {kinds:?}");
+    error
+}
+
+/// Retries after exactly this long.
+pub(crate) fn retry_every(delay: Duration, max_attempts: u32) -> FailurePolicy {
+    FailurePolicy { max_attempts, backoff: Backoff::fixed(delay), ..FailurePolicy::default() }
+}
+
+pub(crate) async fn start(consumers: ConsumerFactory) -> Running {
+    ConsumerRunner::new(consumers).start().await.expect("start")
+}
+
+/// What handlers have seen, in order; given to them as a state.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Log(Arc<Mutex<Vec<Seen>>>);
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Seen {
+    pub(crate) body: String,
+    pub(crate) attempt: u32,
+    pub(crate) at: Instant,
+}
+
+impl Log {
+    pub(crate) fn add(&self, message: &Message, attempt: u32) {
+        let body = String::from_utf8_lossy(message.payload()).into_owned();
+        lock(&self.0).push(Seen { body, attempt, at: Instant::now() });
+    }
+
+    pub(crate) fn all(&self) -> Vec<Seen> {
+        lock(&self.0).clone()
+    }
+
+    pub(crate) fn bodies(&self) -> Vec<String> {
+        self.all().into_iter().map(|seen| seen.body).collect()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        lock(&self.0).len()
+    }
+
+    /// Those of one body.
+    pub(crate) fn of(&self, body: &str) -> Vec<Seen> {
+        self.all().into_iter().filter(|seen| seen.body == body).collect()
+    }
+
+    /// Waits until there are `count`.
+    pub(crate) async fn reaches(&self, count: usize) {
+        eventually(PATIENCE * 2, || async {
+            let seen = self.len();
+            if seen >= count { Ok(()) } else { Err(format!("{seen} of {count} calls of the handler")) }
+        })
+        .await;
+    }
+}
+
+/// Waits until a counter of a subscription has this value or more.
+pub(crate) async fn counted(running: &Running, name: &str, what: &str, at_least: u64) {
+    eventually(PATIENCE * 2, || async {
+        let stats = running.stats(name).expect("a running subscription");
+        let value = match what {
+            "handled" => stats.handled,
+            "retried" => stats.retried,
+            "dead_lettered" => stats.dead_lettered,
+            "running" => stats.running,
+            "dropped" => stats.dropped,
+            _ => panic!("no counter {what}"),
+        };
+        if value >= at_least { Ok(()) } else { Err(format!("{what} is {value}, not {at_least}: {stats:?}")) }
+    })
+    .await;
+}
+
+/// How often each occurs.
+pub(crate) fn counts<T: Ord>(items: impl IntoIterator<Item = T>) -> BTreeMap<T, usize> {
+    let mut counts = BTreeMap::new();
+    items.into_iter().for_each(|item| *counts.entry(item).or_default() += 1);
+    counts
+}

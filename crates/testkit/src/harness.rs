@@ -1,0 +1,130 @@
+//! What a backend's tests tell the suite: how to connect, and how to break things.
+
+use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use polymq_core::{Address, Backend};
+
+/// The place that a backend is tested in. The two required methods are enough for a backend that lives in the
+/// process; one with a broker gives the others too, and the suite fails when one of them is missing.
+pub trait Harness: Send + Sync + fmt::Debug + 'static {
+    /// The backend under test.
+    fn backend(&self) -> Arc<dyn Backend>;
+
+    /// The URL that connects to the broker; with `at`, to what listens there instead (a proxy before the broker).
+    fn url(&self, at: Option<SocketAddr>) -> String;
+
+    /// Puts something around the backend; how [mutants](crate::mutant) enter.
+    fn wrap(&self, backend: Arc<dyn Backend>) -> Arc<dyn Backend> {
+        backend
+    }
+
+    /// The clock of the cases.
+    fn clock(&self) -> Clock {
+        Clock::Real
+    }
+
+    /// The broker, to be stopped and killed; `None` for a backend that lives in the process.
+    fn broker(&self) -> Option<&dyn BrokerControl> {
+        None
+    }
+
+    /// A client that knows nothing of polymq.
+    fn bare(&self) -> Option<&dyn BareClient> {
+        None
+    }
+
+    /// A URL whose password is wrong.
+    fn wrong_password(&self) -> Option<String> {
+        None
+    }
+
+    /// A URL of a user who may connect, and a queue that this user may not use.
+    fn denied(&self) -> Option<(String, Address)> {
+        None
+    }
+
+    /// Settings that make a dead connection known quickly, and the time within which it must be known then.
+    fn heartbeat(&self) -> Option<Heartbeat> {
+        None
+    }
+
+    /// Variables for child processes of the test binary, besides the URL.
+    fn child_environment(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
+    /// How many messages wait in the case with a large backlog.
+    fn backlog(&self) -> usize {
+        100_000
+    }
+}
+
+/// The clock of the cases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clock {
+    /// The wall clock.
+    Real,
+    /// tokio's paused clock: it jumps when nothing can happen before. For backends without any I/O; makes the
+    /// cases exact and fast.
+    Paused,
+}
+
+/// How a silent connection is found to be dead.
+#[derive(Debug, Clone)]
+pub struct Heartbeat {
+    /// The settings, as key and value.
+    pub settings: Vec<(String, String)>,
+    /// The declared bound.
+    pub bound: Duration,
+}
+
+/// The server behind a backend.
+#[async_trait]
+pub trait BrokerControl: Send + Sync + fmt::Debug {
+    /// Where it listens.
+    fn address(&self) -> SocketAddr;
+
+    /// Starts it, with the data it had before, and returns when it answers. Does nothing when it runs.
+    async fn start(&self);
+
+    /// Stops it in order and returns when it is gone.
+    async fn stop(&self);
+
+    /// Kills it with SIGKILL and returns when it is gone.
+    async fn kill(&self);
+}
+
+/// A client written with the protocol's own library, for interoperation both ways.
+#[async_trait]
+pub trait BareClient: Send + Sync + fmt::Debug {
+    /// Sends to a queue that exists. The properties have the names that [`receive`](Self::receive) gives them.
+    async fn send(&self, queue: &str, message: BareMessage);
+
+    /// Takes one message from a queue that exists; `None` when there was none for that long.
+    async fn receive(&self, queue: &str, wait: Duration) -> Option<BareMessage>;
+
+    /// What the message of [`golden_message`](crate::golden_message) must be on the wire: all of its properties.
+    fn golden(&self) -> BareMessage;
+
+    /// What a foreign producer would send with a content type and one header `tenant: acme`, nothing of polymq.
+    fn foreign(&self) -> BareMessage;
+}
+
+/// A message as it is on the wire: body, and every property under the protocol's own name.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct BareMessage {
+    /// The body.
+    pub body: Vec<u8>,
+    /// Properties as text.
+    pub properties: BTreeMap<String, String>,
+}
+
+impl BareMessage {
+    /// A message with these properties.
+    #[must_use]
+    pub fn new<const N: usize>(body: &[u8], properties: [(&str, &str); N]) -> Self {
+        let properties = properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Self { body: body.to_vec(), properties }
+    }
+}

@@ -1,0 +1,42 @@
+#![doc = include_str!("../README.md")]
+
+mod case;
+pub mod cases;
+mod child;
+mod cx;
+mod drive;
+mod harness;
+mod ledger;
+pub mod mutant;
+mod probe;
+mod suite;
+pub mod twist;
+
+use std::time::{Duration, SystemTime};
+
+use polymq_core::Message;
+
+pub use crate::{
+    case::{Case, Run},
+    child::run_if_child,
+    cx::{Cx, PATIENCE, QUIET},
+    harness::{BareClient, BareMessage, BrokerControl, Clock, Harness, Heartbeat},
+    ledger::Ledger,
+    probe::{eventually, try_eventually},
+    suite::{Outcome, Suite, run_case},
+};
+
+/// The message whose form on the wire every backend writes down in its harness.
+#[must_use]
+pub fn golden_message() -> Message {
+    Message::new("{\"id\": 7}")
+        .with_id("0190a0a0-0000-7000-8000-000000000007")
+        .with_time(SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123))
+        .with_content_type("application/json")
+        .with_kind("order.created")
+        .with_version(2)
+        .with_key("customer-7")
+        .with_correlation_id("saga-1")
+        .with_reply_to("replies")
+        .with_header("tenant", "acme é")
+}

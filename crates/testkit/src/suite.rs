@@ -1,0 +1,239 @@
+//! Runs the cases: each is one test, with a runtime of its own.
+
+use std::{
+    any::Any,
+    collections::BTreeMap,
+    process::ExitCode,
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
+    time::Duration,
+};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use tokio::runtime::{Builder, Runtime};
+
+use crate::{Case, Clock, Cx, Harness, case::Place, cases, cx::lock};
+
+/// How long one case may take; a case that hangs is a failed one.
+const CASE_LIMIT: Duration = Duration::from_secs(240);
+/// Most cases wait for a broker, so more of them run at a time than there are processors.
+const THREADS: usize = 8;
+
+type Start = Box<dyn Fn() -> Arc<dyn Harness> + Send + Sync>;
+
+/// The suite on one backend. See the [crate](crate) for a whole example.
+pub struct Suite {
+    name: &'static str,
+    start: Start,
+    shared: OnceLock<Arc<dyn Harness>>,
+    own: Mutex<Option<Arc<dyn Harness>>>,
+    in_process: bool,
+    /// Taken for writing by a case that must be alone.
+    together: RwLock<()>,
+    report: Mutex<Report>,
+}
+
+#[derive(Default)]
+struct Report {
+    left: usize,
+    passed: usize,
+    failed: usize,
+    decided: BTreeMap<&'static str, Vec<&'static str>>,
+    notes: Vec<String>,
+}
+
+impl Suite {
+    /// The suite on a backend. `start` makes its surroundings; it is called when the first case needs them, and once
+    /// more for the cases that kill their broker. It may block, and panics when the broker cannot be started.
+    pub fn new<H: Harness>(name: &'static str, start: impl Fn() -> H + Send + Sync + 'static) -> Self {
+        Self {
+            name,
+            in_process: false,
+            start: Box::new(move || Arc::new(start())),
+            shared: OnceLock::new(),
+            own: Mutex::new(None),
+            together: RwLock::new(()),
+            report: Mutex::default(),
+        }
+    }
+
+    /// The backend lives in this process: there is no broker to kill and no wire to look at, and the cases that
+    /// need one are left out, which the summary says.
+    #[must_use]
+    pub fn in_process(mut self) -> Self {
+        self.in_process = true;
+        self
+    }
+
+    /// Runs what the command line asks for, as any test binary does; the `main` of a test with `harness = false`.
+    ///
+    /// In a child process that a case has started, it does what that case wants and never returns.
+    pub fn main(self) -> ExitCode {
+        crate::child::run_if_child();
+        quiet_panics();
+        let mut arguments = Arguments::from_args();
+        arguments.test_threads.get_or_insert(THREADS);
+        let suite = Arc::new(self);
+        let trials = suite.trials();
+        let chosen = trials.iter().filter(|trial| !arguments.is_filtered_out(trial)).count();
+        lock(&suite.report).left = chosen;
+        let conclusion = libtest_mimic::run(&arguments, trials);
+        // Statics are never dropped and brokers must be stopped: the harnesses end here.
+        drop(suite);
+        conclusion.exit_code()
+    }
+
+    fn shared(&self) -> &Arc<dyn Harness> {
+        self.shared.get_or_init(|| (self.start)())
+    }
+
+    fn trials(self: &Arc<Self>) -> Vec<Trial> {
+        let trial = |case: &'static Case| {
+            let suite = Arc::clone(self);
+            Trial::test(format!("{}::{}", self.name, case.id), move || suite.run(case))
+        };
+        let (own, others): (Vec<_>, Vec<_>) = cases::all()
+            .filter(|case| !(self.in_process && case.needs_broker()))
+            .partition(|case| case.place == Place::OwnBroker);
+        // Those wait for each other: spread among the others, they keep the rest going.
+        let every = others.len() / (own.len() + 1) + 1;
+        let mut own = own.into_iter();
+        let mut trials = Vec::new();
+        for chunk in others.chunks(every) {
+            trials.extend(own.next().map(trial));
+            trials.extend(chunk.iter().copied().map(trial));
+        }
+        trials.extend(own.map(trial));
+        if self.in_process {
+            let left_out: Vec<_> = cases::all().filter(|case| case.needs_broker()).map(|case| case.id).collect();
+            lock(&self.report).decided.insert("it lives in the process: nothing to kill, no wire", left_out);
+        }
+        trials
+    }
+
+    fn run(self: &Arc<Self>, case: &'static Case) -> Result<(), Failed> {
+        let outcome = match case.place {
+            Place::Shared | Place::Broker => {
+                let _together = self.together.read().unwrap_or_else(PoisonError::into_inner);
+                run_case(case, self.shared())
+            }
+            Place::Alone => {
+                let _alone = self.together.write().unwrap_or_else(PoisonError::into_inner);
+                run_case(case, self.shared())
+            }
+            Place::OwnBroker => {
+                let mut own = lock(&self.own);
+                let _together = self.together.read().unwrap_or_else(PoisonError::into_inner);
+                let harness = own.get_or_insert_with(|| (self.start)());
+                run_case(case, harness)
+            }
+        };
+        self.finished(case, &outcome);
+        outcome.result.map_err(|text| Failed::from(text.as_str()))
+    }
+
+    fn finished(&self, case: &'static Case, outcome: &Outcome) {
+        let mut report = lock(&self.report);
+        report.left = report.left.saturating_sub(1);
+        match outcome.result {
+            Ok(()) => report.passed += 1,
+            Err(_) => report.failed += 1,
+        }
+        if let Some(capability) = outcome.decided {
+            report.decided.entry(capability).or_default().push(case.id);
+        }
+        report.notes.extend(outcome.notes.iter().cloned());
+        if report.left == 0 {
+            println!("{}", report.text(self.name));
+        }
+    }
+}
+
+impl Report {
+    /// Printed when the last case has ended, before libtest's own last line.
+    fn text(&self, name: &str) -> String {
+        let decided: usize = self.decided.values().map(Vec::len).sum();
+        let ran = self.passed + self.failed;
+        let mut text =
+            format!("\nsummary of {name}: {ran} ran, {} failed; {decided} decided by what it declares", self.failed);
+        for (why, cases) in &self.decided {
+            text += &format!("\n  {why}: {}", cases.join(", "));
+        }
+        for note in &self.notes {
+            text += &format!("\n  note: {note}");
+        }
+        text
+    }
+}
+
+impl std::fmt::Debug for Suite {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Suite").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// How one run of a case ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What was wrong, in words.
+    pub result: Result<(), String>,
+    /// The capability whose absence was tested instead.
+    pub decided: Option<&'static str>,
+    /// Lines for the summary.
+    pub notes: Vec<String>,
+}
+
+/// Runs one case now, on a runtime of its own. Blocks; not to be called from async code.
+#[must_use]
+pub fn run_case(case: &'static Case, harness: &Arc<dyn Harness>) -> Outcome {
+    let runtime = runtime(harness.clock());
+    let cx = Cx::new(Arc::clone(harness), case.id);
+    let decided = case.decided_by(cx.capabilities());
+    let run = match case.gate {
+        Some(gate) if decided.is_some() => gate.refusal,
+        _ => case.run,
+    };
+    let result = runtime.block_on(async {
+        let mut task = tokio::spawn(run(cx.clone()));
+        let result = match tokio::time::timeout(CASE_LIMIT, &mut task).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(match error.try_into_panic() {
+                Ok(panic) => panic_text(panic.as_ref()),
+                Err(error) => error.to_string(),
+            }),
+            Err(_) => {
+                task.abort();
+                Err(format!("did not end within {CASE_LIMIT:?}"))
+            }
+        };
+        // A broken backend may hang here too.
+        let _ = tokio::time::timeout(Duration::from_secs(10), cx.delete_all()).await;
+        result
+    });
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    Outcome { result, decided, notes: cx.take_notes() }
+}
+
+fn runtime(clock: Clock) -> Runtime {
+    let mut builder = match clock {
+        Clock::Real => Builder::new_multi_thread(),
+        Clock::Paused => Builder::new_current_thread(),
+    };
+    builder.enable_all().worker_threads(2);
+    if clock == Clock::Paused {
+        builder.start_paused(true);
+    }
+    builder.build().expect("a runtime for the case")
+}
+
+/// One line for each panic: cases that make handlers panic would fill the screen with back traces otherwise.
+/// `RUST_BACKTRACE=full` still shows them.
+fn quiet_panics() {
+    if std::env::var_os("RUST_BACKTRACE").is_none_or(|value| value != "full") {
+        std::panic::set_hook(Box::new(|panic| eprintln!("{panic}")));
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("panicked without a text").to_owned()
+}
