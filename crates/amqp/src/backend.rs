@@ -3,7 +3,10 @@
 use std::{
     fmt,
     future::Future,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use async_trait::async_trait;
@@ -18,7 +21,7 @@ use tokio::{sync::OnceCell, time::timeout};
 use crate::{
     NAME,
     config::{AmqpConfig, Declare, KEYS, QueueType},
-    connection::{CLOSE_TIMEOUT, HealthBoard, LinkHandle, Role},
+    connection::{CLOSE_TIMEOUT, HealthBoard, LinkHandle, Live, Role},
     consumer::{AmqpConsumer, ConsumerHandle, Subscription},
     convert::short,
     error::{self, Stage},
@@ -138,12 +141,18 @@ impl AmqpConnection {
     }
 
     /// Runs an operation on the publishing connection, bounded.
-    async fn bounded<T, F>(&self, operation: &'static str, run: impl FnOnce(Arc<lapin::Connection>) -> F) -> Result<T>
+    async fn bounded<T, F>(&self, operation: &'static str, run: impl FnOnce(Live) -> F) -> Result<T>
     where
         F: Future<Output = Result<T>>,
     {
         let live = self.publish.live_soon(operation).await?;
-        match timeout(self.config.connect_timeout, run(live.connection)).await {
+        if let Some(reason) = &live.blocked {
+            // Nothing is written on this connection until the broker has room again.
+            return Err(Error::new(ErrorKind::Busy, format!("the broker takes nothing at present: {reason}"))
+                .with_backend(NAME)
+                .with_operation(operation));
+        }
+        match timeout(self.config.connect_timeout, run(live)).await {
             Ok(result) => {
                 if result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Disconnected) {
                     self.publish.suspect();
@@ -265,6 +274,7 @@ impl Connection for AmqpConnection {
                     plan: (extra.declare == Declare::Auto).then_some(plan),
                     declare_exchange: false,
                     persistent: extra.persistent,
+                    ensured: AtomicU64::new(0),
                 }
             }
             ChannelKind::Topic => {
@@ -278,18 +288,24 @@ impl Connection for AmqpConnection {
                     routing_key: address.shared_name(),
                     plan: None,
                     persistent: extra.persistent,
+                    ensured: AtomicU64::new(0),
                 }
             }
         };
         // While the first connection is still being made, what is to be made is made before the first message.
         if self.publish.is_up() || !self.config.connect_retry {
-            let exchange = Arc::clone(&extra.exchange);
-            let plan = self.plan(address, None, None, &extra).ok().filter(|plan| !plan.exclusive);
-            let ensured = self.bounded("declare", |connection| async move {
-                match plan {
-                    Some(plan) => topology::ensure(&connection, &plan).await,
-                    None => topology::ensure_exchange(&connection, &exchange, extra.declare).await,
-                }
+            let (route, extra) = (&route, &extra);
+            let ensured = self.bounded("declare", |live| async move {
+                let checked = match address.kind() {
+                    ChannelKind::Queue if route.plan.is_none() => {
+                        topology::ensure(&live.connection, &self.plan(address, None, None, extra)?).await
+                    }
+                    ChannelKind::Topic if !route.declare_exchange => {
+                        topology::ensure_exchange(&live.connection, &route.exchange, extra.declare).await
+                    }
+                    _ => route.ensure(&live.connection, extra.declare).await,
+                };
+                checked.map(|()| route.ensured.store(live.generation, Ordering::Release))
             });
             ensured.await.map_err(|error| error.with_channel(address.name()))?;
         }
@@ -325,20 +341,20 @@ impl Connection for AmqpConnection {
     async fn declare(&self, address: &Address, options: &ConsumeOptions) -> Result<()> {
         let extra = self.extra(&options.extra, options.declare)?;
         let plan = self.plan(address, options.group.as_deref(), options.dead_letters.as_ref(), &extra)?;
-        let declared = self.bounded("declare", |connection| async move {
+        let declared = self.bounded("declare", |live| async move {
             if let Some(binding) = &plan.binding {
-                topology::ensure_exchange(&connection, &binding.exchange, plan.declare).await?;
+                topology::ensure_exchange(&live.connection, &binding.exchange, plan.declare).await?;
             }
             // A queue that belongs to one consumer is made by it.
-            if plan.exclusive { Ok(()) } else { topology::ensure(&connection, &plan).await }
+            if plan.exclusive { Ok(()) } else { topology::ensure(&live.connection, &plan).await }
         });
         declared.await.map_err(|error| error.with_channel(address.name()))
     }
 
     async fn delete(&self, address: &Address, group: Option<&str>) -> Result<()> {
         let Some(queue) = topology::queue_name(address, group)? else { return Ok(()) };
-        let deleted = self.bounded("delete", |connection| async move {
-            let channel = connection.create_channel().await.map_err(failed("delete"))?;
+        let deleted = self.bounded("delete", |live| async move {
+            let channel = live.connection.create_channel().await.map_err(failed("delete"))?;
             // RabbitMQ takes the deletion of a queue that does not exist for done.
             let delete = channel.queue_delete(short(&queue)?, QueueDeleteOptions::default());
             delete.await.map_err(failed("delete"))?;
@@ -353,8 +369,8 @@ impl Connection for AmqpConnection {
 
     async fn stats(&self, address: &Address, group: Option<&str>) -> Result<Stats> {
         let queue = Self::named(address, group)?;
-        let counted = self.bounded("stats", |connection| async move {
-            let found = topology::inspect(&connection, &queue).await?;
+        let counted = self.bounded("stats", |live| async move {
+            let found = topology::inspect(&live.connection, &queue).await?;
             let found = found.ok_or_else(|| topology::not_found("queue", &queue))?;
             let (ready, consumers) = (found.message_count().into(), found.consumer_count().into());
             Ok(Stats { ready, unsettled: None, consumers })
@@ -364,8 +380,8 @@ impl Connection for AmqpConnection {
 
     async fn purge(&self, address: &Address) -> Result<u64> {
         let queue = Self::named(address, None)?;
-        let purged = self.bounded("purge", |connection| async move {
-            let channel = connection.create_channel().await.map_err(failed("purge"))?;
+        let purged = self.bounded("purge", |live| async move {
+            let channel = live.connection.create_channel().await.map_err(failed("purge"))?;
             let purge = channel.queue_purge(short(&queue)?, QueuePurgeOptions::default());
             let count = purge.await.map_err(failed("purge"))?;
             let _ = channel.close(200, "done".into()).await;
@@ -375,8 +391,8 @@ impl Connection for AmqpConnection {
     }
 
     async fn ping(&self) -> Result<()> {
-        self.bounded("ping", |connection| async move {
-            let channel = connection.create_channel().await.map_err(failed("ping"))?;
+        self.bounded("ping", |live| async move {
+            let channel = live.connection.create_channel().await.map_err(failed("ping"))?;
             channel.close(200, "pong".into()).await.map_err(failed("ping"))
         })
         .await

@@ -46,7 +46,8 @@ impl Role {
 #[derive(Debug, Clone)]
 pub(crate) struct Live {
     pub(crate) connection: Arc<Connection>,
-    generation: u64,
+    /// Counts the connections, from 1.
+    pub(crate) generation: u64,
     /// Why the broker takes no messages at present.
     pub(crate) blocked: Option<Arc<str>>,
 }

@@ -216,8 +216,8 @@ mod tests {
             ("polymq-attempt", "2"),
             ("cloudEvents:partitionkey", "customer-7"),
             ("cloudEvents:dataversion", "3"),
-            ("cloudEvents:time", "2023-11-14T22:13:20.250Z"),
-            ("cloudEvents:expirytime", "2023-11-14T22:14:20.250Z"),
+            ("cloudEvents:time", "2023-11-14T22:13:20.250000000Z"),
+            ("cloudEvents:expirytime", "2023-11-14T22:14:20.250000000Z"),
         ] {
             table.insert(name.into(), AMQPValue::LongString(value.into()));
         }

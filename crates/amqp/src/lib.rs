@@ -6,6 +6,7 @@ mod connection;
 mod consumer;
 mod convert;
 mod error;
+mod inflight;
 mod producer;
 mod publisher;
 mod settle;

@@ -2,22 +2,20 @@
 //! unconfirmed, and starts afresh on the next connection.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     hash::{DefaultHasher, Hash, Hasher},
     ops::ControlFlow,
     pin::pin,
-    sync::{Arc, OnceLock},
-    task::{Context, Poll, Waker},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
-use futures_util::{
-    FutureExt, StreamExt,
-    future::BoxFuture,
-    stream::FuturesUnordered,
-};
+use bytes::Bytes;
 use lapin::{
-    Channel, Confirmation,
+    Channel, Confirmation, Connection,
     options::{BasicPublishOptions, ConfirmSelectOptions},
 };
 use polymq_core::{Completer, Error, ErrorKind, Message, MessageId, Receipt, Result, Retry, Token, until};
@@ -28,10 +26,11 @@ use tokio::{
 
 use crate::{
     NAME,
-    config::{AmqpConfig, QueueType},
+    config::{AmqpConfig, Declare, QueueType},
     connection::{Change, LinkHandle, Live},
     convert::{self, short},
     error::{self, Stage},
+    inflight::{Entry, InFlight},
     settle::Shared,
     topology::{self, DELAY_MARGIN, DelayQueue, QueuePlan, delay_step},
 };
@@ -42,7 +41,7 @@ const RETRY_AFTER: Duration = Duration::from_millis(200);
 const SWEEP_FROM: usize = 1024;
 
 /// Where messages go.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Route {
     /// Empty for the default exchange, which leads to the queue that the routing key names.
     pub(crate) exchange: Arc<str>,
@@ -51,12 +50,25 @@ pub(crate) struct Route {
     pub(crate) plan: Option<QueuePlan>,
     pub(crate) declare_exchange: bool,
     pub(crate) persistent: bool,
+    /// The generation of the connection that has seen the plan carried out; 0 is none.
+    pub(crate) ensured: AtomicU64,
 }
 
 impl Route {
     /// Straight to one queue, which exists.
     pub(crate) fn to_queue(queue: Arc<str>) -> Arc<Self> {
-        Arc::new(Self { exchange: "".into(), routing_key: queue, plan: None, declare_exchange: false, persistent: true })
+        Arc::new(Self { exchange: "".into(), routing_key: queue, plan: None, declare_exchange: false, persistent: true, ensured: AtomicU64::new(0) })
+    }
+
+    /// Makes what is to be made.
+    pub(crate) async fn ensure(&self, connection: &Connection, declare: Declare) -> Result<()> {
+        if self.declare_exchange {
+            topology::ensure_exchange(connection, &self.exchange, declare).await?;
+        }
+        match &self.plan {
+            Some(plan) => topology::ensure(connection, plan).await,
+            None => Ok(()),
+        }
     }
 
     fn is_queue(&self) -> bool {
@@ -170,18 +182,6 @@ async fn flush(channel: &mpsc::UnboundedSender<Item>) {
     }
 }
 
-/// Written and not confirmed.
-#[derive(Debug)]
-struct Entry {
-    outgoing: Outgoing,
-    /// The broker's reason for having returned it.
-    returned: Option<String>,
-    /// Its delay queue, and when that was declared.
-    delay: Option<(Duration, Instant)>,
-}
-
-type Confirm = (u64, lapin::Result<Confirmation>);
-
 struct Publisher {
     link: Arc<LinkHandle>,
     config: Arc<AmqpConfig>,
@@ -189,15 +189,8 @@ struct Publisher {
     /// Not written yet, in order.
     waiting: VecDeque<Item>,
     sweep_at: usize,
-    /// Written, by sequence number from `base` on.
-    entries: VecDeque<Option<Entry>>,
-    base: u64,
-    confirms: FuturesUnordered<BoxFuture<'static, Confirm>>,
-    /// Confirmed, and not yet certain whether returned before.
-    ready: Vec<Confirm>,
+    written: InFlight,
     flushes: VecDeque<(u64, oneshot::Sender<()>)>,
-    /// Routes whose topology this connection has seen.
-    declared: HashMap<usize, Arc<Route>>,
 }
 
 /// A channel with confirms, and what ends it.
@@ -244,12 +237,8 @@ impl Publisher {
             inbox,
             waiting: VecDeque::new(),
             sweep_at: SWEEP_FROM,
-            entries: VecDeque::new(),
-            base: 0,
-            confirms: FuturesUnordered::new(),
-            ready: Vec::new(),
+            written: InFlight::default(),
             flushes: VecDeque::new(),
-            declared: HashMap::new(),
         }
     }
 
@@ -322,7 +311,7 @@ impl Publisher {
                     }
                     Change::Blocked(blocked) => session.live.blocked = blocked,
                 },
-                Some(confirm) = self.confirms.next(), if !self.confirms.is_empty() => self.ready.push(confirm),
+                () = self.written.confirm(), if self.written.is_pending() => {}
                 count = self.inbox.recv_many(&mut batch, 256) => {
                     if count == 0 {
                         // Every handle is gone; what was written is still to be answered.
@@ -335,9 +324,8 @@ impl Publisher {
     }
 
     async fn finish(&mut self, session: &mut Session) -> ControlFlow<()> {
-        while session.failure.is_none() {
-            let Some(confirm) = self.confirms.next().await else { break };
-            self.ready.push(confirm);
+        while session.failure.is_none() && self.written.is_pending() {
+            self.written.confirm().await;
             self.settle(session).await;
         }
         ControlFlow::Break(())
@@ -358,16 +346,12 @@ impl Publisher {
             let Some(item) = self.waiting.pop_front() else { break };
             match item {
                 Item::Flush(done) => {
-                    self.flushes.push_back((self.next(), done));
+                    self.flushes.push_back((self.written.next(), done));
                     self.answer_flushes();
                 }
                 Item::Publish(outgoing) => self.publish(session, outgoing).await,
             }
         }
-    }
-
-    fn next(&self) -> u64 {
-        self.base + self.entries.len() as u64
     }
 
     async fn publish(&mut self, session: &mut Session, outgoing: Outgoing) {
@@ -391,33 +375,13 @@ impl Publisher {
         if !outgoing.answer.hand_over() {
             return;
         }
-        let sequence = self.next();
-        let channel = Arc::clone(&session.channel);
-        let payload = outgoing.message.payload().clone();
-        let mut confirm: BoxFuture<'static, Confirm> = Box::pin(async move {
-            let Target { exchange, routing_key, options, properties } = target;
-            let written = channel.basic_publish(exchange, routing_key, options, &payload, properties).await;
-            match written {
-                Ok(confirm) => (sequence, confirm.await),
-                Err(error) => (sequence, Err(error)),
-            }
-        });
-        // The first poll hands the frames to the connection, so that polls keep the order of messages. It does not wait
-        // for the socket: many messages go out with one system call.
-        match confirm.poll_unpin(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready((_, Err(error))) => {
-                // Refused before a single byte was queued.
+        let confirm = target.publish(Arc::clone(&session.channel), outgoing.message.payload().clone());
+        match self.written.push(Entry::new(outgoing, delay), confirm) {
+            Ok(()) => {}
+            Err((outgoing, error)) => {
                 outgoing.answer.take_back();
                 self.waiting.push_front(Item::Publish(outgoing));
                 session.fail(error);
-            }
-            Poll::Ready(confirm) => {
-                self.entries.push_back(Some(Entry { outgoing, returned: None, delay }));
-                self.ready.push(confirm);
-            }
-            Poll::Pending => {
-                self.entries.push_back(Some(Entry { outgoing, returned: None, delay }));
-                self.confirms.push(confirm);
             }
         }
     }
@@ -449,40 +413,24 @@ impl Publisher {
         Ok((target, Some((ttl, Instant::now()))))
     }
 
-    async fn ensure(&mut self, session: &Session, route: &Arc<Route>) -> Result<()> {
-        if (route.plan.is_none() && !route.declare_exchange) || self.declared.contains_key(&key(route)) {
+    async fn ensure(&mut self, session: &Session, route: &Route) -> Result<()> {
+        let generation = session.live.generation;
+        if (route.plan.is_none() && !route.declare_exchange) || route.ensured.load(Ordering::Acquire) == generation {
             return Ok(());
         }
-        if route.declare_exchange {
-            topology::ensure_exchange(&session.live.connection, &route.exchange, self.config.declare).await?;
-        }
-        if let Some(plan) = &route.plan {
-            topology::ensure(&session.live.connection, plan).await?;
-        }
-        self.declared.insert(key(route), Arc::clone(route));
+        route.ensure(&session.live.connection, self.config.declare).await?;
+        route.ensured.store(generation, Ordering::Release);
         Ok(())
     }
 
     /// Answers what has been confirmed.
-    ///
-    /// The client library hands a returned message to whichever confirm it reads next, which with many in flight is
-    /// often another message's. So returned messages are matched here, and a confirm only counts when it is certain
-    /// that no return is still on its way from the library: the library settles a whole acknowledgement under one
-    /// lock, hence what is ready before that lock was seen free is complete after it.
     async fn settle(&mut self, session: &mut Session) {
         loop {
-            self.drain();
-            let certain = self.ready.len();
-            if certain == 0 {
+            let confirms = self.written.certain(&session.channel);
+            if confirms.is_empty() {
                 return;
             }
-            // Takes the lock and returns at once; there is no other way to it.
-            let _ = session.channel.wait_for_confirms().now_or_never();
-            self.drain();
-            for at in 0..self.ready.len() {
-                self.note_return(at);
-            }
-            for (sequence, result) in self.ready.drain(..certain).collect::<Vec<_>>() {
+            for (sequence, result) in confirms {
                 match result {
                     Ok(confirmation) => self.confirmed(session, sequence, confirmation.is_nack()).await,
                     // The rest of the channel fails with it, together.
@@ -493,49 +441,14 @@ impl Publisher {
         }
     }
 
-    fn drain(&mut self) {
-        while let Some(Some(confirm)) = self.confirms.next().now_or_never() {
-            self.ready.push(confirm);
-        }
-    }
-
-    fn note_return(&mut self, at: usize) {
-        let (carrier, result) = &mut self.ready[at];
-        let Ok(Confirmation::Ack(message) | Confirmation::Nack(message)) = result else { return };
-        let Some(message) = message.take() else { return };
-        let id = message.properties.message_id().as_ref().map(|id| id.as_str().to_owned());
-        let is_it = |entry: &Entry| {
-            let known = entry.outgoing.message.id().map(MessageId::to_string);
-            entry.returned.is_none() && known == id && entry.outgoing.message.payload() == &message.data
-        };
-        let found = self.entries.iter().position(|entry| entry.as_ref().is_some_and(is_it));
-        let at = found.map_or(*carrier, |at| self.base + at as u64);
-        if let Some(entry) = self.entry(at) {
-            entry.returned = Some(message.reply_text.to_string());
-        }
-    }
-
-    fn entry(&mut self, sequence: u64) -> Option<&mut Entry> {
-        let at = usize::try_from(sequence.checked_sub(self.base)?).ok()?;
-        self.entries.get_mut(at)?.as_mut()
-    }
-
-    fn take(&mut self, sequence: u64) -> Option<Entry> {
-        let at = usize::try_from(sequence.checked_sub(self.base)?).ok()?;
-        let entry = self.entries.get_mut(at)?.take();
-        while let Some(None) = self.entries.front() {
-            self.entries.pop_front();
-            self.base += 1;
-        }
-        entry
-    }
-
     async fn confirmed(&mut self, session: &mut Session, sequence: u64, nack: bool) {
-        let Some(Entry { outgoing, returned, delay }) = self.take(sequence) else { return };
+        let Some(Entry { outgoing, returned, delay }) = self.written.take(sequence) else { return };
         let name = || outgoing.route.routing_key.to_string();
         let result = if let Some(reason) = returned {
+            // It is made again for the next message, where it may be.
+            outgoing.route.ensured.store(0, Ordering::Release);
             Err(Error::new(ErrorKind::Unroutable, format!("the broker returned the message: {reason}"))
-                .with_hint("no queue of that name exists any more; declare it"))
+                .with_hint("no queue of that name exists any more"))
         } else if nack {
             Err(Error::new(ErrorKind::Refused, "the broker refused the message")
                 .with_retry(Retry::Now)
@@ -548,7 +461,7 @@ impl Publisher {
     }
 
     fn answer_flushes(&mut self) {
-        while self.flushes.front().is_some_and(|(until, _)| *until <= self.base) {
+        while self.flushes.front().is_some_and(|(until, _)| *until <= self.written.oldest()) {
             if let Some((_, done)) = self.flushes.pop_front() {
                 let _ = done.send(());
             }
@@ -563,11 +476,10 @@ impl Publisher {
             Some(error) if self.link.is_up() => error::text(error),
             _ => self.link.reason().to_string(),
         };
-        for entry in self.entries.drain(..).flatten() {
-            self.base += 1;
-            let Outgoing { route, answer, message } = entry.outgoing;
+        for Outgoing { route, answer, message } in self.written.abandon() {
             let error = match blamed {
                 Some(error) if is_blamed(error, &route, &message) => {
+                    route.ensured.store(0, Ordering::Release);
                     // Which of several such messages the broker refused, it does not say.
                     error::native("send", error.clone(), Stage::Operation).with_retry(Retry::UnknownOutcome)
                 }
@@ -575,10 +487,6 @@ impl Publisher {
             };
             answer.complete(Err(error.with_channel(&*route.routing_key)));
         }
-        self.base = self.base.max(self.next());
-        self.confirms.clear();
-        self.ready.clear();
-        self.declared.clear();
         self.answer_flushes();
         if !session.channel.status().connected() && blamed.is_none() {
             self.link.suspect();
@@ -586,16 +494,19 @@ impl Publisher {
     }
 }
 
-/// A route by its address, which no other route can have while the route is kept.
-fn key(route: &Arc<Route>) -> usize {
-    Arc::as_ptr(route).addr()
-}
-
+/// Where one message goes, in the words of the client library.
 struct Target {
     exchange: lapin::types::ShortString,
     routing_key: lapin::types::ShortString,
     options: BasicPublishOptions,
     properties: lapin::BasicProperties,
+}
+
+impl Target {
+    async fn publish(self, channel: Arc<Channel>, payload: Bytes) -> lapin::Result<Confirmation> {
+        let Self { exchange, routing_key, options, properties } = self;
+        channel.basic_publish(exchange, routing_key, options, &payload, properties).await?.await
+    }
 }
 
 /// A delay queue must live longer than the message in it: when the confirm took long, its life is renewed.

@@ -1,0 +1,161 @@
+//! Messages that were written to a channel and are not confirmed.
+
+use std::{
+    collections::VecDeque,
+    future::Future,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use lapin::{Channel, Confirmation, message::BasicReturnMessage};
+use polymq_core::MessageId;
+use tokio::time::Instant;
+
+use crate::publisher::Outgoing;
+
+/// Sequence number and confirm of a message.
+pub(crate) type Confirm = (u64, lapin::Result<Confirmation>);
+
+/// A message, written and not confirmed.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) outgoing: Outgoing,
+    /// The broker's reason for having returned it.
+    pub(crate) returned: Option<String>,
+    /// The delay of its delay queue, and when that was declared.
+    pub(crate) delay: Option<(Duration, Instant)>,
+}
+
+impl Entry {
+    pub(crate) fn new(outgoing: Outgoing, delay: Option<(Duration, Instant)>) -> Self {
+        Self { outgoing, returned: None, delay }
+    }
+}
+
+/// What is unconfirmed on one channel, in the order of writing. Confirms come in any order.
+#[derive(Debug, Default)]
+pub(crate) struct InFlight {
+    /// By sequence number from `base` on.
+    entries: VecDeque<Option<Entry>>,
+    base: u64,
+    confirms: FuturesUnordered<BoxFuture<'static, Confirm>>,
+    /// Confirmed, and not yet certain whether returned before.
+    ready: Vec<Confirm>,
+}
+
+impl InFlight {
+    /// Writes a message; its error is what was refused before a single byte was queued.
+    ///
+    /// The first poll hands the frames to the connection, so the order of calls is the order on the wire. It does not
+    /// wait for the socket: many messages go out with one system call.
+    pub(crate) fn push(
+        &mut self,
+        entry: Entry,
+        confirm: impl Future<Output = lapin::Result<Confirmation>> + Send + 'static,
+    ) -> Result<(), (Outgoing, lapin::Error)> {
+        let sequence = self.next();
+        let mut confirm = confirm.map(move |result| (sequence, result)).boxed();
+        match confirm.poll_unpin(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready((_, Err(error))) => return Err((entry.outgoing, error)),
+            Poll::Ready(confirm) => self.ready.push(confirm),
+            Poll::Pending => self.confirms.push(confirm),
+        }
+        self.entries.push_back(Some(entry));
+        Ok(())
+    }
+
+    /// The sequence number of the next message.
+    pub(crate) fn next(&self) -> u64 {
+        self.base + self.entries.len() as u64
+    }
+
+    /// The sequence number of the oldest unanswered message, or of the next one.
+    pub(crate) fn oldest(&self) -> u64 {
+        self.base
+    }
+
+    pub(crate) fn is_pending(&self) -> bool {
+        !self.confirms.is_empty()
+    }
+
+    /// Waits for a confirm.
+    pub(crate) async fn confirm(&mut self) {
+        if let Some(confirm) = self.confirms.next().await {
+            self.ready.push(confirm);
+        }
+    }
+
+    /// Confirms that can be believed.
+    ///
+    /// The client library hands a returned message to whichever confirm it reads next, which with many in flight is
+    /// often another message's. So returned messages are matched here, and a confirm only counts when it is certain
+    /// that no return is still on its way from the library: the library settles a whole acknowledgement under one
+    /// lock, hence what is ready before that lock was seen free is complete after it.
+    pub(crate) fn certain(&mut self, channel: &Channel) -> Vec<Confirm> {
+        self.drain();
+        let certain = self.ready.len();
+        if certain == 0 {
+            return Vec::new();
+        }
+        // Takes the lock and returns at once; there is no other way to it.
+        let _ = channel.wait_for_confirms().now_or_never();
+        self.drain();
+        for at in 0..self.ready.len() {
+            let (carrier, result) = &mut self.ready[at];
+            if let Ok(Confirmation::Ack(message) | Confirmation::Nack(message)) = result {
+                let carrier = *carrier;
+                if let Some(message) = message.take() {
+                    self.returned(carrier, &message);
+                }
+            }
+        }
+        self.ready.drain(..certain).collect()
+    }
+
+    fn drain(&mut self) {
+        while let Some(Some(confirm)) = self.confirms.next().now_or_never() {
+            self.ready.push(confirm);
+        }
+    }
+
+    fn returned(&mut self, carrier: u64, message: &BasicReturnMessage) {
+        let id = message.properties.message_id().as_ref().map(|id| id.as_str());
+        let found = self.entries.iter_mut().flatten().find(|entry| {
+            let known = entry.outgoing.message.id().map(MessageId::to_string);
+            entry.returned.is_none() && known.as_deref() == id && entry.outgoing.message.payload() == &message.data
+        });
+        let entry = match found {
+            Some(entry) => Some(entry),
+            // Better a false alarm than a loss.
+            None => self.at(carrier).and_then(|at| self.entries[at].as_mut()),
+        };
+        if let Some(entry) = entry {
+            entry.returned = Some(message.reply_text.to_string());
+        }
+    }
+
+    fn at(&self, sequence: u64) -> Option<usize> {
+        let at = usize::try_from(sequence.checked_sub(self.base)?).ok()?;
+        (at < self.entries.len()).then_some(at)
+    }
+
+    /// Takes an answered message out.
+    pub(crate) fn take(&mut self, sequence: u64) -> Option<Entry> {
+        let at = self.at(sequence)?;
+        let entry = self.entries[at].take();
+        while let Some(None) = self.entries.front() {
+            self.entries.pop_front();
+            self.base += 1;
+        }
+        entry
+    }
+
+    /// The channel has ended: takes everything out.
+    pub(crate) fn abandon(&mut self) -> Vec<Outgoing> {
+        self.base = self.next();
+        self.confirms.clear();
+        self.ready.clear();
+        self.entries.drain(..).flatten().map(|entry| entry.outgoing).collect()
+    }
+}

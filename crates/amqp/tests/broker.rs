@@ -1,0 +1,94 @@
+//! What is particular to AMQP, against a real RabbitMQ. The contract itself is tested by the shared suite.
+//!
+//! The broker is started by `scripts/brokers`; without one, these tests fail.
+
+#![allow(missing_docs, unreachable_pub)]
+
+#[path = "broker/basics.rs"]
+mod basics;
+#[path = "broker/faults.rs"]
+mod faults;
+#[path = "broker/harness.rs"]
+mod harness;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+fn trial(name: &'static str, test: impl Future<Output = ()> + Send + 'static) -> Trial {
+    Trial::test(name, move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        runtime.block_on(test);
+        Ok(())
+    })
+}
+
+/// A test that breaks its broker: one at a time.
+fn breaking(name: &'static str, test: impl Future<Output = ()> + Send + 'static) -> Trial {
+    trial(name, async {
+        let _turn = harness::TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(test));
+    })
+}
+
+macro_rules! trials {
+    ($make:ident, $module:ident: $($name:ident),* $(,)?) => {
+        vec![$($make(stringify!($name), async { $module::$name().await })),*]
+    };
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Each test has two workers of its own already.
+    arguments.test_threads.get_or_insert(4);
+    let mut trials = trials!(trial, basics:
+        what_is_sent_is_received_and_gone_when_acknowledged,
+        a_bare_client_reads_ours_and_we_read_its,
+        a_login_that_fails_says_why,
+        what_is_not_allowed_is_told_apart,
+        a_missing_queue_is_not_found_or_made,
+        a_queue_made_by_another_tool_is_taken_as_it_is,
+        an_unroutable_message_is_an_error_and_only_that_one,
+        a_delayed_message_comes_in_time_and_never_early,
+        a_retried_message_counts_its_attempts,
+        what_a_foreign_consumer_rejects_is_a_dead_letter,
+        each_group_of_a_topic_sees_each_message_once,
+        wildcards_tell_the_concrete_topic_even_after_a_retry,
+        acknowledgements_are_coalesced,
+        one_stuck_message_does_not_stop_the_others,
+        close_returns_what_was_not_received,
+        an_expired_message_is_not_delivered,
+        a_quorum_queue_does_it_all_too,
+        counts_purge_and_delete,
+        the_native_connection_is_at_hand,
+        what_is_dropped_ends,
+    );
+    trials.extend(trials!(trial, faults:
+        a_deleted_queue_is_made_again_or_final,
+        a_deleted_exchange_fails_only_its_own_messages,
+        a_cut_connection_is_resumed_and_old_deliveries_are_stale,
+        messages_wait_for_the_connection_and_can_be_withdrawn,
+        a_first_connection_may_be_tried_for_ever,
+        a_broker_out_of_memory_blocks_nobody_for_ever,
+    ));
+    trials.extend(trials!(breaking, faults:
+        a_killed_broker_loses_nothing_confirmed,
+        a_broker_that_says_nothing_is_found_out,
+    ));
+    let filter = arguments.filter.clone().unwrap_or_default();
+    let breaks = ["killed", "says_nothing"].iter().any(|word| filter.is_empty() || filter.contains(word));
+    if !arguments.list {
+        harness::SHARED.get_or_init(|| harness::Broker::start("shared"));
+        if breaks {
+            harness::BREAKABLE.get_or_init(|| harness::Broker::start("breakable"));
+        }
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    // A static is never dropped, and a broker must not outlive its tests.
+    for broker in [&harness::SHARED, &harness::BREAKABLE] {
+        if let Some(broker) = broker.get() {
+            broker.stop();
+        }
+    }
+    if conclusion.has_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}

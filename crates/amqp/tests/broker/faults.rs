@@ -1,0 +1,235 @@
+use std::{
+    collections::HashSet,
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+use lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions};
+use polymq_amqp::AmqpConnection;
+use polymq_core::{
+    Address, Connection, ConsumeOptions, ErrorKind, HealthState, ProduceOptions, Retry, Settings,
+};
+
+use super::harness::*;
+
+pub async fn a_deleted_queue_is_made_again_or_final() {
+    let connection = connect(&shared().url()).await;
+    let queue = Address::queue(unique("fragile"));
+    let producer = producer(&connection, &queue).await;
+    let mut keeps = consumer(&connection, &queue).await;
+    let ends = ConsumeOptions { declare: false, ..ConsumeOptions::default() };
+    let mut ends_on = Address::queue(unique("fragile-too"));
+    connection.declare(&ends_on, &ConsumeOptions::default()).await.expect("declared");
+    let mut ending = connection.consumer(&ends_on, &ends).await.expect("a consumer");
+    let bare = raw(shared()).await;
+    for name in [queue.name(), ends_on.name()] {
+        bare.queue_delete(name.into(), QueueDeleteOptions::default()).await.expect("deleted");
+    }
+    let error = within(10, ending.receive(1, &mut Vec::new())).await.expect_err("deleted");
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    ends_on = queue.clone();
+    eventually("the queue is there again", || async { connection.stats(&ends_on, None).await.is_ok() }).await;
+    send(&*producer, message("again")).await.expect("sent");
+    assert_eq!(text(&receive(&mut *keeps, 1).await[0]), "again");
+    assert_eq!(connection.health().now().state, HealthState::Up);
+}
+
+pub async fn a_deleted_exchange_fails_only_its_own_messages() {
+    let exchange = unique("exchange");
+    let connection = connect(&format!("{}?channels=1&exchange={exchange}", shared().url())).await;
+    let topic = producer(&connection, &Address::topic("t")).await;
+    let queue = producer(&connection, &Address::queue(unique("bystander"))).await;
+    send(&*topic, message("x")).await.expect("sent");
+    raw(shared()).await.exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default()).await.expect("deleted");
+    let error = send(&*topic, message("x")).await.expect_err("no exchange");
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    send(&*queue, message("x")).await.expect("the channel is open again");
+    // A new channel makes its topology again.
+    send(&*topic, message("x")).await.expect("the exchange is there again");
+    assert_eq!(connection.health().now().state, HealthState::Up);
+}
+
+pub async fn a_cut_connection_is_resumed_and_old_deliveries_are_stale() {
+    let proxy = Proxy::start(shared().port).await;
+    let connection = connect(&proxy.url()).await;
+    let queue = Address::queue(unique("cut"));
+    let producer = producer(&connection, &queue).await;
+    let mut consumer = consumer(&connection, &queue).await;
+    let settler = consumer.settler();
+    join_all((0..20).map(|n| producer.send(message(&n.to_string())))).await;
+    let held = receive(&mut *consumer, 5).await;
+    proxy.cut(true);
+    eventually("the loss is seen", || async { connection.health().now().state == HealthState::Down }).await;
+    for incoming in &held {
+        eventually("old deliveries are stale", || async {
+            settler.retry(incoming.token, &incoming.message, 2, Duration::ZERO).await.is_err_and(|error| error.kind() == ErrorKind::Stale)
+        })
+        .await;
+        assert_eq!(settler.ack(incoming.token).await.expect_err("stale").kind(), ErrorKind::Stale);
+    }
+    proxy.mend();
+    let all = receive(&mut *consumer, 20).await;
+    assert_eq!(all.iter().map(text).collect::<HashSet<_>>().len(), 20);
+    for incoming in &all {
+        settler.ack(incoming.token).await.expect("acknowledged");
+    }
+    let health = connection.health().now();
+    assert_eq!((health.state, health.reconnects), (HealthState::Degraded, 1), "{health}");
+    consumer.close().await.expect("closed");
+    assert_eq!(connection.stats(&queue, None).await.expect("counts").ready, 0);
+}
+
+pub async fn messages_wait_for_the_connection_and_can_be_withdrawn() {
+    let proxy = Proxy::start(shared().port).await;
+    let connection = connect(&proxy.url()).await;
+    let queue = Address::queue(unique("waits"));
+    let producer = producer(&connection, &queue).await;
+    send(&*producer, message("before")).await.expect("sent");
+    proxy.cut(true);
+    eventually("the loss is seen", || async { connection.health().now().state == HealthState::Down }).await;
+    let withdrawn = producer.send(message("withdrawn"));
+    let waiting: Vec<_> = (0..50).map(|n| producer.send(message(&n.to_string()))).collect();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(withdrawn.withdraw());
+    proxy.mend();
+    for answer in waiting {
+        within(20, answer).await.expect("sent after all");
+    }
+    within(10, producer.flush()).await.expect("flushed");
+    let mut consumer = consumer(&connection, &queue).await;
+    let received: Vec<_> = receive(&mut *consumer, 51).await.iter().map(text).collect();
+    assert_eq!(received[0], "before");
+    assert_eq!(received[1..], (0..50).map(|n| n.to_string()).collect::<Vec<_>>());
+    silence(&mut *consumer, 300).await;
+}
+
+pub async fn a_first_connection_may_be_tried_for_ever() {
+    let proxy = Proxy::start(shared().port).await;
+    proxy.cut(true);
+    let settings = Settings::from_url(&proxy.url()).expect("a URL");
+    AmqpConnection::connect(&settings).await.expect_err("nobody there");
+    let limited = settings.clone().with("connect_retry", "true").with("reconnect_limit", "3");
+    let limited = AmqpConnection::connect(&limited).await.expect("trying");
+    eventually("given up", || async { limited.health().now().state == HealthState::Closed }).await;
+    let connection = AmqpConnection::connect(&settings.with("connect_retry", "true")).await.expect("trying");
+    assert_eq!(connection.health().now().state, HealthState::Down);
+    let queue = Address::queue(unique("early"));
+    let producer = producer(&connection, &queue).await;
+    let mut consumer = consumer(&connection, &queue).await;
+    let early = producer.send(message("early"));
+    proxy.mend();
+    within(20, early).await.expect("sent");
+    assert_eq!(text(&receive(&mut *consumer, 1).await[0]), "early");
+    assert_eq!(connection.health().now().state, HealthState::Up);
+}
+
+pub async fn a_broker_out_of_memory_blocks_nobody_for_ever() {
+    let proxy = Proxy::start(shared().port).await;
+    let connection = connect(&proxy.url()).await;
+    let queue = Address::queue(unique("blocked"));
+    let producer = producer(&connection, &queue).await;
+    send(&*producer, message("before")).await.expect("sent");
+    proxy.block();
+    eventually("health tells", || async {
+        let health = connection.health().now();
+        health.state == HealthState::Down && health.reason.is_some_and(|reason| reason.contains("low on memory"))
+    })
+    .await;
+    let (kept, withdrawn) = (producer.send(message("kept")), producer.send(message("withdrawn")));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(withdrawn.withdraw(), "what was not written can be withdrawn");
+    assert_eq!(connection.ping().await.expect_err("bounded").kind(), ErrorKind::Busy);
+    proxy.unblock();
+    within(10, kept).await.expect("sent after all");
+    assert_ne!(connection.health().now().state, HealthState::Down);
+    let mut consumer = consumer(&connection, &queue).await;
+    assert_eq!(receive(&mut *consumer, 2).await.iter().map(text).collect::<Vec<_>>(), ["before", "kept"]);
+    silence(&mut *consumer, 300).await;
+}
+
+pub async fn a_killed_broker_loses_nothing_confirmed() {
+    let broker = breakable();
+    let connection = connect(&format!("{}?reconnect_max=500ms", broker.url())).await;
+    let queue = Address::queue(unique("killed"));
+    let producer = producer(&connection, &queue).await;
+    let mut consumer = consumer(&connection, &queue).await;
+    let settler = consumer.settler();
+    // Read a third meanwhile.
+    let mut confirmed = HashSet::new();
+    let mut unknown = 0;
+    let mut received = Vec::new();
+    let mut killed = false;
+    let mut pending = std::collections::VecDeque::new();
+    for n in 0..6_000 {
+        pending.push_back((n, producer.send(message(&n.to_string()))));
+        if n == 3_000 && !killed {
+            killed = true;
+            broker.kill("KILL");
+            eventually("the loss is seen", || async { connection.health().now().state == HealthState::Down }).await;
+            tokio::task::block_in_place(|| broker.up());
+        }
+        while pending.len() > 128 || (n == 5_999 && !pending.is_empty()) {
+            let Some((n, answer)) = pending.pop_front() else { break };
+            match within(60, answer).await {
+                Ok(_) => {
+                    confirmed.insert(n.to_string());
+                }
+                Err(error) => {
+                    assert_eq!((error.kind(), error.retry()), (ErrorKind::UnknownOutcome, Retry::UnknownOutcome), "{error}");
+                    unknown += 1;
+                }
+            }
+        }
+        if n % 3 == 0 && consumer_has(&mut *consumer, &mut received).await {
+            for incoming in &received[received.len().saturating_sub(1)..] {
+                let _ = settler.ack(incoming.token).await;
+            }
+        }
+    }
+    assert!(unknown <= 129, "{unknown} unknown outcomes, more than the window");
+    let mut seen: HashSet<String> = received.iter().map(text).collect();
+    while !confirmed.is_subset(&seen) {
+        let mut batch = Vec::new();
+        within(20, consumer.receive(256, &mut batch)).await.unwrap_or_else(|error| panic!("{error}"));
+        for incoming in &batch {
+            settler.ack(incoming.token).await.expect("acknowledged");
+            seen.insert(text(incoming));
+        }
+    }
+    let health = connection.health().now();
+    assert_eq!((health.state, health.reconnects), (HealthState::Degraded, 1), "{health}");
+}
+
+async fn consumer_has(consumer: &mut dyn polymq_core::Consumer, into: &mut Vec<polymq_core::Incoming>) -> bool {
+    tokio::time::timeout(Duration::from_millis(1), consumer.receive(1, into)).await.is_ok()
+}
+
+pub async fn a_broker_that_says_nothing_is_found_out() {
+    let broker = breakable();
+    let connection = connect(&format!("{}?heartbeat=1s&connect_timeout=2s", broker.url())).await;
+    let queue = Address::queue(unique("silent"));
+    let producer = producer(&connection, &queue).await;
+    let mut consumer = consumer(&connection, &queue).await;
+    send(&*producer, message("before")).await.expect("sent");
+    receive(&mut *consumer, 1).await;
+    broker.kill("STOP");
+    let start = Instant::now();
+    let written = producer.send(message("into the hole"));
+    eventually("the silence is noticed", || async { connection.health().now().state == HealthState::Down }).await;
+    let noticed = start.elapsed();
+    let lost = within(5, written).await;
+    broker.kill("CONT");
+    assert!(noticed < Duration::from_millis(3500), "two heartbeats and a bit, but it took {noticed:?}");
+    assert_eq!(lost.expect_err("no answer").kind(), ErrorKind::UnknownOutcome);
+    eventually("connected again", || async { connection.health().now().state == HealthState::Degraded }).await;
+    send(&*producer, message("after")).await.expect("sent");
+    let mut seen = HashSet::new();
+    while !seen.contains("after") {
+        seen.insert(text(&receive(&mut *consumer, 1).await[0]));
+    }
+    assert!(seen.contains("before"), "what was not settled comes again: {seen:?}");
+    let options = ProduceOptions::default();
+    connection.producer(&queue, &options).await.expect("declarations work again");
+    let _ = Ordering::SeqCst;
+}
