@@ -31,10 +31,7 @@ pub(crate) fn check(message: &Message) -> Result<()> {
         ("kind", message.kind()),
         ("correlation id", message.correlation_id()),
         ("reply address", message.reply_to()),
-        ("message id", match message.id() {
-            Some(MessageId::Text(text)) => Some(&**text),
-            _ => None,
-        }),
+        ("message id", message.id().and_then(MessageId::as_text)),
     ];
     for (name, value) in fields {
         if let Some(value) = value.filter(|value| value.len() > MAX_SHORT) {

@@ -116,7 +116,7 @@ pub struct Capabilities {
     pub native_dead_letter: bool,
     /// A send completes when the broker has taken responsibility.
     pub confirms: bool,
-    /// A message that no queue or subscriber would hold is an error of the sender.
+    /// A message to a queue that does not exist is an error of its sender. (A topic without any group takes messages.)
     pub detects_unroutable: bool,
     /// Consume, produce and acknowledge as one.
     pub transactions: bool,

@@ -15,7 +15,7 @@ use serde::Serialize;
 use tokio::sync::{Notify, OnceCell};
 
 use crate::{
-    Address, Backoff, Completion, Connection, ConsumeOptions, Error, ErrorKind, HealthState, Message, ProduceOptions, Producer,
+    Address, Backoff, ChannelKind, Completion, Connection, ConsumeOptions, Error, ErrorKind, HealthState, Message, ProduceOptions, Producer,
     Receipt, Result, Retry, Stats, Subscription, Text, bus::Parts, layer::NextSend,
 };
 
@@ -288,6 +288,7 @@ impl Channel {
     /// As the broker answers; [`ErrorKind::Conflict`] when it exists with other properties.
     pub async fn declare(&self, mut options: ConsumeOptions) -> Result<()> {
         self.check()?;
+        self.check_group(options.group.as_deref())?;
         if options.dead_letters.is_none() {
             options.dead_letters = Some(self.0.address.dead_letters(options.group.as_deref()));
         }
@@ -300,6 +301,7 @@ impl Channel {
     /// As the broker answers; a channel that does not exist is no error.
     pub async fn delete(&self, group: Option<&str>) -> Result<()> {
         self.check()?;
+        self.check_group(group)?;
         self.connection().delete(&self.0.address, group).await.map_err(|error| self.locate(error))
     }
 
@@ -309,6 +311,7 @@ impl Channel {
     /// [`ErrorKind::Unsupported`] as declared, [`ErrorKind::NotFound`].
     pub async fn stats(&self, group: Option<&str>) -> Result<Stats> {
         self.check()?;
+        self.check_group(group)?;
         self.connection().stats(&self.0.address, group).await.map_err(|error| self.locate(error))
     }
 
@@ -331,6 +334,16 @@ impl Channel {
 
     fn check(&self) -> Result<()> {
         self.0.address.check().and_then(|()| self.connection().check_address(&self.0.address))
+    }
+
+    fn check_group(&self, group: Option<&str>) -> Result<()> {
+        match group {
+            Some(group) if self.0.address.kind() == ChannelKind::Queue => {
+                let sentence = format!("group {group:?} of a queue: a queue has no groups, its consumers share it");
+                Err(Error::new(ErrorKind::InvalidInput, sentence).with_channel(self.0.address.name()))
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn producer(&self) -> Result<&dyn Producer> {

@@ -8,11 +8,11 @@ use std::time::{Duration, SystemTime};
 pub fn now() -> SystemTime {
     let std_now = std::time::Instant::now();
     let tokio_now = tokio::time::Instant::now().into_std();
-    // In production both read the same clock and differ by nanoseconds; only a paused or advanced
-    // test clock runs ahead by more.
+    // In production both read the same clock and differ by nanoseconds. A paused test clock stands still while the
+    // process works, or runs ahead when it is advanced.
     match tokio_now.checked_duration_since(std_now) {
-        Some(ahead) if ahead > Duration::from_millis(1) => SystemTime::now() + ahead,
-        _ => SystemTime::now(),
+        Some(ahead) => SystemTime::now() + ahead,
+        None => SystemTime::now() - std_now.duration_since(tokio_now),
     }
 }
 

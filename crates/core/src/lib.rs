@@ -57,7 +57,7 @@ pub use crate::{
     health::{DEGRADED_FOR, Health, HealthReporter, HealthState, HealthWatch},
     kinds::{Kind, KindEntry, Kinds},
     layer::{Layer, NextHandle, NextSend},
-    message::{ATTEMPT, Message, MessageId},
+    message::{ATTEMPT, MAX_ATTRIBUTE_BYTES, Message, MessageId},
     pair::{HandlerFactory, HandlerPair},
     policy::{Backoff, DeadLetters, FailurePolicy, Fate, Jitter, RetryMode},
     producer::{ProduceOptions, Producer, Receipt},
