@@ -5,7 +5,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{Callbacks, Control, Tried};
+use super::{Callbacks, Control, Stop, Tried};
 use crate::{
     AckMode, Bus, ErrorKind, FailurePolicy, Message, Token, delivery::Origin, factory::Entry, handler::States,
     serializers::Accept,
@@ -27,7 +27,7 @@ pub(crate) struct Env {
     pub(crate) control: Arc<Control>,
     pub(crate) retries: Option<Arc<Semaphore>>,
     /// No further handler starts.
-    pub(crate) stop: CancellationToken,
+    pub(crate) stop: Stop,
     /// Handlers that run are dropped.
     pub(crate) cancelled: CancellationToken,
 }

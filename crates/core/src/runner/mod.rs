@@ -7,6 +7,7 @@ mod events;
 mod ops;
 mod running;
 mod start;
+mod stop;
 mod tried;
 mod work;
 mod worker;
@@ -15,6 +16,7 @@ pub(crate) use self::{
     control::Control,
     env::Env,
     events::Callbacks,
+    stop::Stop,
     tried::Tried,
     work::{DONE, Work},
     worker::Worker,

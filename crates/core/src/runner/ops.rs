@@ -16,14 +16,14 @@ pub(super) async fn serve(running: &Running, address: SocketAddr) -> Result<()> 
             .with_hint("choose a free address")
             .with_source(error)
     })?;
-    let stop = running.token().clone();
+    let stop = running.signal().clone();
     let router = Router::new()
         .route("/health", get(health))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
         .with_state(running.clone());
     tokio::spawn(async move {
-        let serving = axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await });
+        let serving = axum::serve(listener, router).with_graceful_shutdown(async move { stop.said().await });
         if let Err(error) = serving.await {
             tracing::error!(%error, "health and metrics are not served any more");
         }

@@ -10,7 +10,7 @@ use std::{
 use tokio::{sync::Semaphore, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use super::{Control, Env, RouteStats, Worker, worker};
+use super::{Control, Env, RouteStats, Stop, Worker, worker};
 use crate::{Bus, Consumer, ConsumerFactory, Error, ErrorKind, Result, factory::Plan, subscription};
 
 /// How long handlers that were cancelled get to end, and consumers to close.
@@ -24,7 +24,7 @@ struct Inner {
     buses: Vec<Bus>,
     drain_timeout: Duration,
     subscribed: Mutex<BTreeMap<String, Subscribed>>,
-    stop: CancellationToken,
+    stop: Stop,
     cancelled: CancellationToken,
     /// A subscription has ended with an error that opening it again cannot help.
     failed: CancellationToken,
@@ -32,7 +32,7 @@ struct Inner {
 
 struct Subscribed {
     control: Arc<Control>,
-    stop: CancellationToken,
+    stop: Stop,
     cancelled: CancellationToken,
     task: Option<JoinHandle<Result<()>>>,
 }
@@ -43,7 +43,7 @@ impl Running {
             buses,
             drain_timeout,
             subscribed: Mutex::default(),
-            stop: CancellationToken::new(),
+            stop: Stop::default(),
             cancelled: CancellationToken::new(),
             failed: CancellationToken::new(),
         }))
@@ -62,7 +62,7 @@ impl Running {
 
     pub(super) async fn attach_plan(&self, bus: Bus, mut plan: Plan) -> Result<()> {
         let name = plan.name();
-        if self.0.stop.is_cancelled() {
+        if self.0.stop.is_said() {
             return Err(Error::closed("attach").with_channel(name));
         }
         if self.subscribed().contains_key(&name) {
@@ -75,7 +75,7 @@ impl Running {
         plan.options.dead_letters = Some(plan.policy.dead_letter_address(&plan.address, group));
         let (consumer, origin) = subscription::open(bus.parts(), plan.address.clone(), &plan.options).await?;
         let control = Arc::new(Control::new(plan.concurrency));
-        let (stop, cancelled) = (self.0.stop.child_token(), self.0.cancelled.child_token());
+        let (stop, cancelled) = (self.0.stop.child(), self.0.cancelled.child_token());
         let opening = Opening {
             bus,
             plan: Arc::new(plan),
@@ -102,7 +102,7 @@ impl Running {
     pub async fn detach(&self, name: &str) -> Result<()> {
         let found = self.subscribed().remove(name);
         let mut subscribed = found.ok_or_else(|| self.unknown(name))?;
-        subscribed.stop.cancel();
+        subscribed.stop.stop();
         let task = subscribed.task.take();
         let limit = tokio::time::sleep(self.0.drain_timeout);
         wait(task, limit, &subscribed.cancelled).await
@@ -156,7 +156,7 @@ impl Running {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         use crate::HealthState::{Degraded, Up};
-        !self.0.stop.is_cancelled() && self.0.buses.iter().all(|bus| matches!(bus.health().state, Up | Degraded))
+        !self.0.stop.is_said() && self.0.buses.iter().all(|bus| matches!(bus.health().state, Up | Degraded))
     }
 
     /// Stops: no further message is fetched, handlers that run may end within the drain time-out, then they are
@@ -166,7 +166,7 @@ impl Running {
     /// # Errors
     /// The first one met; stopping goes on all the same.
     pub async fn stop(&self) -> Result<()> {
-        self.0.stop.cancel();
+        self.0.stop.stop();
         let deadline = tokio::time::Instant::now() + self.0.drain_timeout;
         let tasks: Vec<_> = self.subscribed().values_mut().map(|subscribed| subscribed.task.take()).collect();
         let mut outcome = Ok(());
@@ -182,7 +182,7 @@ impl Running {
 
     /// Cancels handlers that run, now. To be used beside [`stop`](Self::stop), which then returns soon.
     pub fn force(&self) {
-        self.0.stop.cancel();
+        self.0.stop.stop();
         self.0.cancelled.cancel();
     }
 
@@ -224,7 +224,7 @@ impl Running {
     }
 
     #[cfg(feature = "ops")]
-    pub(super) fn token(&self) -> &CancellationToken {
+    pub(super) fn signal(&self) -> &Stop {
         &self.0.stop
     }
 }
@@ -265,7 +265,7 @@ struct Opening {
     bus: Bus,
     plan: Arc<Plan>,
     control: Arc<Control>,
-    stop: CancellationToken,
+    stop: Stop,
     cancelled: CancellationToken,
 }
 
@@ -285,7 +285,7 @@ impl Opening {
             (consumer, origin) = loop {
                 self.plan.callbacks.transport_error(&self.plan.address, &error);
                 let channel = self.plan.address.name();
-                if self.stop.is_cancelled() {
+                if self.stop.is_said() {
                     // Whatever was not settled is back with the broker, or comes back when the connection ends.
                     tracing::warn!(channel, %error, "the subscription was stopped while it failed");
                     return Ok(());
@@ -295,7 +295,7 @@ impl Opening {
                 }
                 tracing::error!(channel, %error, "the subscription ended; opening it again");
                 tokio::select! {
-                    () = self.stop.cancelled() => return Ok(()),
+                    () = self.stop.said() => return Ok(()),
                     () = tokio::time::sleep(worker::reopen_after(failures)) => {}
                 }
                 failures += 1;

@@ -44,6 +44,17 @@ impl Work {
         self.pending.extend(fetched);
     }
 
+    /// Adds what was fetched and leaves `fetched` empty. Nothing is moved when nothing was left: the two exchange
+    /// their memory.
+    pub(crate) fn refill(&mut self, fetched: &mut Vec<Incoming>) {
+        if self.pending.is_empty() {
+            let spare = Vec::from(std::mem::take(&mut self.pending));
+            self.pending = std::mem::replace(fetched, spare).into();
+        } else {
+            self.pending.extend(fetched.drain(..));
+        }
+    }
+
     pub(crate) fn take_all(&mut self) -> VecDeque<Incoming> {
         std::mem::take(&mut self.pending)
     }
@@ -103,7 +114,7 @@ impl Work {
 
     fn may_start(&self) -> bool {
         let control = &self.env.control;
-        !self.env.stop.is_cancelled() && !control.is_paused() && (!self.alone || control.concurrency() == 1)
+        !self.env.stop.is_said() && !control.is_paused() && (!self.alone || control.concurrency() == 1)
     }
 
     /// Handles everything, as long as handlers may start. Dropping the future keeps what is not settled.
@@ -209,7 +220,7 @@ impl Work {
                     tokio::select! {
                         biased;
                         // Not settled: it returns to the broker with what else is left.
-                        () = env.stop.cancelled() => return,
+                        () = env.stop.said() => return,
                         () = self.wait(delay) => {}
                     }
                     self.in_place += 1;
@@ -352,7 +363,7 @@ impl Work {
             tracing::warn!(channel = env.origin.address.name(), %error, "not settled yet; trying again");
             tokio::select! {
                 biased;
-                () = env.stop.cancelled() => return again.release(),
+                () = env.stop.said() => return again.release(),
                 () = tokio::time::sleep(pause) => {}
             }
             pause = (pause * 2).min(Duration::from_secs(10));

@@ -62,7 +62,7 @@ impl Worker {
 
     async fn serve(&mut self) -> Result<()> {
         let env = Arc::clone(&self.env);
-        while !env.stop.is_cancelled() {
+        while !env.stop.is_said() {
             let limit = env.control.concurrency();
             let paused = env.control.is_paused();
             if !paused {
@@ -79,7 +79,7 @@ impl Worker {
             let room = self.room(limit);
             let outcome = tokio::select! {
                 biased;
-                () = env.stop.cancelled() => Ok(()),
+                () = env.stop.said() => Ok(()),
                 Some(ended) = self.running.join_next(), if !self.running.is_empty() => {
                     self.ended(ended.ok().flatten());
                     Ok(())
@@ -88,7 +88,7 @@ impl Worker {
                 received = self.consumer.receive(room, &mut self.fetched), if room > 0 && !paused => received,
             };
             // Also what a call has fetched that was given up or failed.
-            self.work.extend(self.fetched.drain(..));
+            self.work.refill(&mut self.fetched);
             outcome?;
         }
         Ok(())
