@@ -1,0 +1,590 @@
+//! The handle that users hold to send to a queue or topic and to subscribe to it.
+
+use std::{
+    any::TypeId,
+    collections::VecDeque,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use serde::Serialize;
+use tokio::{
+    sync::{Notify, OnceCell},
+    task::coop,
+};
+
+use crate::{
+    Address, Backoff, ChannelKind, Completion, Connection, ConsumeOptions, Error, ErrorKind, HealthState, Message, ProduceOptions, Producer,
+    Receipt, Result, Retry, Stats, Subscription, Text, bus::Parts, layer::NextSend,
+};
+
+/// What a send does when the window of unconfirmed messages is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WhenFull {
+    /// Waits for room, within the send's time-out.
+    #[default]
+    Wait,
+    /// Answers [`ErrorKind::Busy`] at once.
+    Refuse,
+}
+
+/// A queue or topic of a [`Bus`](crate::Bus). Cheap to clone and to share between tasks; clones share one producer,
+/// which is opened by the first send. Making a channel does no I/O.
+#[derive(Clone)]
+pub struct Channel(Arc<Inner>);
+
+struct Inner {
+    parts: Arc<Parts>,
+    address: Address,
+    options: ProduceOptions,
+    sending: Sending,
+    producer: OnceCell<Box<dyn Producer>>,
+    window: Window,
+}
+
+/// How the handle sends, whatever the backend.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sending {
+    when_full: WhenFull,
+    repeats: u32,
+    backoff: Backoff,
+}
+
+impl Channel {
+    pub(crate) fn new(parts: Arc<Parts>, address: Address) -> Self {
+        Self::with_options(parts, address, ProduceOptions::default(), Sending::default())
+    }
+
+    fn with_options(parts: Arc<Parts>, address: Address, options: ProduceOptions, sending: Sending) -> Self {
+        let (producer, window) = (OnceCell::new(), Window::default());
+        Self(Arc::new(Inner { parts, address, options, sending, producer, window }))
+    }
+
+    fn changed(&self, change: impl FnOnce(&mut ProduceOptions, &mut Sending)) -> Self {
+        let (mut options, mut sending) = (self.0.options.clone(), self.0.sending);
+        change(&mut options, &mut sending);
+        Self::with_options(Arc::clone(&self.0.parts), self.0.address.clone(), options, sending)
+    }
+
+    /// The same channel with another time-out for each send; has a producer of its own.
+    #[must_use]
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        self.changed(|options, _| options.timeout = timeout)
+    }
+
+    /// The same channel with at most `messages` unconfirmed, and what to do when that many are.
+    #[must_use]
+    pub fn with_window(&self, messages: usize, full: WhenFull) -> Self {
+        self.changed(|options, sending| {
+            options.window = messages.max(1);
+            sending.when_full = full;
+        })
+    }
+
+    /// The same channel, where a send that failed is repeated up to `repeats` times after this backoff. It is
+    /// repeated when it certainly had no effect. When its outcome is unknown it is repeated only if the caller gave
+    /// the message an id: a receiver can then tell the copies from two messages.
+    #[must_use]
+    pub fn with_repeats(&self, repeats: u32, backoff: Backoff) -> Self {
+        self.changed(|_, sending| (sending.repeats, sending.backoff) = (repeats, backoff))
+    }
+
+    /// The same channel, not created when it does not exist: sending then fails with [`ErrorKind::NotFound`] or
+    /// [`ErrorKind::Unroutable`].
+    #[must_use]
+    pub fn existing(&self) -> Self {
+        self.changed(|options, _| options.declare = false)
+    }
+
+    /// The same channel with a setting that only one backend knows (`qos`, `retain`); the backend refuses what it
+    /// does not know when the first message is sent.
+    #[must_use]
+    pub fn with(&self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.changed(|options, _| options.extra.push((key.into(), value.into())))
+    }
+
+    /// Kind and name.
+    #[must_use]
+    pub fn address(&self) -> &Address {
+        &self.0.address
+    }
+
+    /// How many sends wait for the broker's answer.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.0.window.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Encodes `value` with the serializer and kind bound to its type.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Encode`], or [`ErrorKind::Config`] when no serializer is bound.
+    pub fn message<T: Serialize + 'static>(&self, value: &T) -> Result<Message> {
+        self.0.parts.encode(value)
+    }
+
+    /// Encodes and sends; `Ok` means that the broker has accepted responsibility.
+    ///
+    /// Dropping the future leaves the outcome unknown.
+    ///
+    /// # Errors
+    /// As [`send_message`](Self::send_message), and those of encoding.
+    pub async fn send<T: Serialize + 'static>(&self, value: &T) -> Result<Receipt> {
+        self.send_message(self.message(value)?).await
+    }
+
+    /// Sends a message; gives it a UUIDv7 and the present time where it has none.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`], [`ErrorKind::TooLarge`] and [`ErrorKind::Unsupported`] before anything is sent;
+    /// [`ErrorKind::Disconnected`] or [`ErrorKind::Timeout`] when the message certainly was not sent in time;
+    /// [`ErrorKind::UnknownOutcome`] when it may have been; [`ErrorKind::Unroutable`], [`ErrorKind::Refused`] and
+    /// others as the broker answers.
+    pub async fn send_message(&self, mut message: Message) -> Result<Receipt> {
+        let has_own_id = message.id().is_some();
+        self.prepare(&mut message)?;
+        // The way of most sends, in one piece: each call on the way would move the message once more.
+        if self.0.sending.repeats == 0
+            && self.0.parts.layers.is_empty()
+            && let Some(producer) = self.0.producer.get()
+            && self.0.window.try_enter(self.0.options.window)
+        {
+            let _place = Permit(&self.0.window);
+            // Where the answer is always at hand, a producer that never waits must not keep other tasks from running.
+            coop::consume_budget().await;
+            let mut completion = producer.send(message);
+            return match completion.try_take() {
+                Some(result) => result.map_err(|error| self.locate(error)),
+                None => self.answer(completion).await,
+            };
+        }
+        Box::pin(self.send_repeatedly(message, has_own_id)).await
+    }
+
+    async fn send_repeatedly(&self, message: Message, has_own_id: bool) -> Result<Receipt> {
+        let Sending { repeats, backoff, .. } = self.0.sending;
+        for attempt in 1..=repeats {
+            let error = match self.send_once(message.clone()).await {
+                Ok(receipt) => return Ok(receipt),
+                Err(error) => error,
+            };
+            let pause = match error.retry() {
+                Retry::Now => backoff.delay(attempt),
+                Retry::After(least) => backoff.delay(attempt).max(least),
+                Retry::UnknownOutcome if has_own_id => backoff.delay(attempt),
+                Retry::UnknownOutcome | Retry::Never => return Err(error),
+            };
+            tracing::warn!(channel = self.0.address.name(), %error, attempt, "not sent; trying again");
+            tokio::time::sleep(pause).await;
+        }
+        self.send_once(message).await
+    }
+
+    async fn send_once(&self, message: Message) -> Result<Receipt> {
+        if self.0.parts.layers.is_empty() {
+            return self.hand_over(message).await;
+        }
+        let last = |message| -> futures_util::future::BoxFuture<'_, _> { Box::pin(self.checked_hand_over(message)) };
+        NextSend { address: &self.0.address, layers: &self.0.parts.layers, last: &last }.send(message).await
+    }
+
+    /// Hands a message over and returns without waiting for the broker's answer, which the completion gives.
+    /// [`flush`](Self::flush) and closing the bus wait for it. Layers are run, so with layers it waits like
+    /// [`send_message`](Self::send_message).
+    ///
+    /// # Errors
+    /// Those that are found before anything is sent.
+    pub async fn enqueue(&self, mut message: Message) -> Result<Completion<Receipt>> {
+        if !self.0.parts.layers.is_empty() {
+            return Ok(Completion::ready(self.send_message(message).await));
+        }
+        self.prepare(&mut message)?;
+        let producer = self.producer().await?;
+        self.enter().await?;
+        let place = Place(self.clone());
+        let mut completion = producer.send(message);
+        if let Some(result) = completion.try_take() {
+            return Ok(Completion::ready(result.map_err(|error| self.locate(error))));
+        }
+        let (answer, handle) = Completion::queued();
+        let _always = answer.hand_over();
+        tokio::spawn(async move { answer.complete(place.0.answer(completion).await) });
+        Ok(handle)
+    }
+
+    /// Sends many messages with a sliding window of unconfirmed ones; answers in their order, one each.
+    ///
+    /// Never waits for a whole batch: that costs a quarter of the throughput on some brokers and nearly all on others.
+    pub async fn send_all(&self, messages: impl IntoIterator<Item = Message>) -> Vec<Result<Receipt>> {
+        let messages = messages.into_iter();
+        let mut results = Vec::with_capacity(messages.size_hint().0);
+        if !self.0.parts.layers.is_empty() {
+            for message in messages {
+                results.push(self.send_message(message).await);
+            }
+            return results;
+        }
+        let producer = match self.producer().await {
+            Ok(producer) => producer,
+            Err(error) => return messages.map(|_| Err(copy(&error))).collect(),
+        };
+        // One clock read for the whole call; ids stay unique by their random part.
+        let now = SystemTime::now();
+        // Those behind the first one that waits for its answer, so that results are in order.
+        let mut waiting: VecDeque<Completion<Receipt>> = VecDeque::new();
+        for mut message in messages {
+            message.stamp(now);
+            if waiting.len() >= self.0.options.window
+                && let Some(completion) = waiting.pop_front()
+            {
+                results.push(self.answer(completion).await);
+            }
+            let mut completion = match self.prepare(&mut message) {
+                Ok(()) => {
+                    coop::consume_budget().await;
+                    producer.send(message)
+                }
+                Err(error) => Completion::ready(Err(error)),
+            };
+            if waiting.is_empty()
+                && let Some(result) = completion.try_take()
+            {
+                results.push(result.map_err(|error| self.locate(error)));
+            } else {
+                waiting.push_back(completion);
+            }
+        }
+        for completion in waiting {
+            results.push(self.answer(completion).await);
+        }
+        results
+    }
+
+    /// Waits until everything handed over before has been answered.
+    ///
+    /// # Errors
+    /// When that cannot happen any more.
+    pub async fn flush(&self) -> Result<()> {
+        match self.0.producer.get() {
+            Some(producer) => producer.flush().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Flushes and closes this channel's producer; a later send answers [`ErrorKind::Closed`]. A second call does nothing.
+    ///
+    /// # Errors
+    /// Those of flushing.
+    pub async fn close(&self) -> Result<()> {
+        match self.0.producer.get() {
+            Some(producer) => producer.close().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Subscribes for messages to be settled by hand; handlers are registered with a
+    /// [`ConsumerFactory`](crate::ConsumerFactory) instead.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] for options that the backend cannot honour, before anything is done;
+    /// [`ErrorKind::NotFound`], [`ErrorKind::PermissionDenied`] and others as the broker answers.
+    pub async fn subscribe(&self, mut options: ConsumeOptions) -> Result<Subscription> {
+        self.check()?;
+        if options.dead_letters.is_none() && options.declare {
+            options.dead_letters = Some(self.0.address.dead_letters(options.group.as_deref()));
+        }
+        crate::subscription::check_options(
+            self.backend(),
+            self.connection().capabilities(),
+            &self.0.address,
+            &options,
+        )?;
+        Subscription::open(Arc::clone(&self.0.parts), self.0.address.clone(), options).await
+    }
+
+    /// Makes sure that the channel and its dead-letter queue exist.
+    ///
+    /// # Errors
+    /// As the broker answers; [`ErrorKind::Conflict`] when it exists with other properties.
+    pub async fn declare(&self, mut options: ConsumeOptions) -> Result<()> {
+        self.check()?;
+        self.check_group(options.group.as_deref())?;
+        if options.dead_letters.is_none() {
+            options.dead_letters = Some(self.0.address.dead_letters(options.group.as_deref()));
+        }
+        self.connection().declare(&self.0.address, &options).await.map_err(|error| self.locate(error))
+    }
+
+    /// Deletes the channel, or one group's share of a topic.
+    ///
+    /// # Errors
+    /// As the broker answers; a channel that does not exist is no error.
+    pub async fn delete(&self, group: Option<&str>) -> Result<()> {
+        self.check()?;
+        self.check_group(group)?;
+        self.connection().delete(&self.0.address, group).await.map_err(|error| self.locate(error))
+    }
+
+    /// Counts messages and consumers.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] as declared, [`ErrorKind::NotFound`].
+    pub async fn stats(&self, group: Option<&str>) -> Result<Stats> {
+        self.check()?;
+        self.check_group(group)?;
+        self.connection().stats(&self.0.address, group).await.map_err(|error| self.locate(error))
+    }
+
+    /// Empties the queue and says how many messages are gone.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] as declared, [`ErrorKind::NotFound`].
+    pub async fn purge(&self) -> Result<u64> {
+        self.check()?;
+        self.connection().purge(&self.0.address).await.map_err(|error| self.locate(error))
+    }
+
+    fn connection(&self) -> &dyn Connection {
+        self.0.parts.connection.as_ref()
+    }
+
+    fn backend(&self) -> &'static str {
+        self.connection().backend()
+    }
+
+    fn check(&self) -> Result<()> {
+        self.0.address.check().and_then(|()| self.connection().check_address(&self.0.address))
+    }
+
+    fn check_group(&self, group: Option<&str>) -> Result<()> {
+        match group {
+            Some(group) if self.0.address.kind() == ChannelKind::Queue => {
+                let sentence = format!("group {group:?} of a queue: a queue has no groups, its consumers share it");
+                Err(Error::new(ErrorKind::InvalidInput, sentence).with_channel(self.0.address.name()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn producer(&self) -> Result<&dyn Producer> {
+        let open = || async {
+            self.check()?;
+            let opening = self.connection().producer(&self.0.address, &self.0.options);
+            match tokio::time::timeout(self.0.options.timeout, opening).await {
+                Ok(producer) => producer.map_err(|error| self.locate(error)),
+                Err(_) => Err(self.too_late()),
+            }
+        };
+        match self.0.producer.get() {
+            Some(producer) => Ok(producer.as_ref()),
+            None => self.0.producer.get_or_try_init(open).await.map(AsRef::as_ref),
+        }
+    }
+
+    /// Refuses what every backend refuses, then what this one cannot carry.
+    fn prepare(&self, message: &mut Message) -> Result<()> {
+        if let Some(identity) = &self.0.parts.identity {
+            identity.sign(message);
+        }
+        message.prepare().map_err(|error| self.locate(error))?;
+        self.within_limits(message)
+    }
+
+    fn within_limits(&self, message: &Message) -> Result<()> {
+        let capabilities = &self.0.parts.capabilities;
+        let bytes = message.payload().len();
+        if let Some(max) = capabilities.max_payload
+            && bytes > max
+        {
+            return Err(self.locate(
+                Error::new(ErrorKind::TooLarge, format!("a body of {bytes} bytes, at most {max} bytes are possible"))
+                    .with_hint("send a reference to the data instead"),
+            ));
+        }
+        if message.deliver_at().is_some() && !capabilities.delayed_send.support.is_available() {
+            return Err(self.locate(Error::unsupported(self.backend(), "sending now what is delivered later")));
+        }
+        if let Some(max) = capabilities.max_headers
+            && message.headers().len() > max
+        {
+            let count = message.headers().len();
+            return Err(self.locate(Error::unsupported(
+                self.backend(),
+                format_args!("{count} headers on a message, at most {max} are possible"),
+            )));
+        }
+        Ok(())
+    }
+
+    async fn checked_hand_over(&self, message: Message) -> Result<Receipt> {
+        // A layer may have made it larger.
+        self.within_limits(&message)?;
+        self.hand_over(message).await
+    }
+
+    /// Sends without layers and without the rules for user headers: for copies that polymq makes.
+    pub(crate) async fn send_as_is(&self, mut message: Message) -> Result<Receipt> {
+        message.stamp(SystemTime::now());
+        self.hand_over(message).await
+    }
+
+    async fn hand_over(&self, message: Message) -> Result<Receipt> {
+        let producer = self.producer().await?;
+        self.enter().await?;
+        let _place = Permit(&self.0.window);
+        let mut completion = producer.send(message);
+        match completion.try_take() {
+            Some(result) => result.map_err(|error| self.locate(error)),
+            None => self.answer(completion).await,
+        }
+    }
+
+    /// The answer within the time-out; afterwards what is certain about it.
+    async fn answer(&self, mut completion: Completion<Receipt>) -> Result<Receipt> {
+        match tokio::time::timeout(self.0.options.timeout, &mut completion).await {
+            Ok(result) => result.map_err(|error| self.locate(error)),
+            Err(_) if completion.withdraw() => Err(self.too_late()),
+            Err(_) => Err(self.locate(Error::new(
+                ErrorKind::UnknownOutcome,
+                format!("no answer within {:?}; the message may have been accepted", self.0.options.timeout),
+            ))),
+        }
+    }
+
+    #[cold]
+    fn too_late(&self) -> Error {
+        let health = self.connection().health().now();
+        let (kind, why) = match health.state {
+            HealthState::Up | HealthState::Degraded => (ErrorKind::Timeout, String::new()),
+            HealthState::Down | HealthState::Closed => (ErrorKind::Disconnected, format!(" ({health})")),
+        };
+        self.locate(Error::new(kind, format!("not sent within {:?}{why}", self.0.options.timeout)))
+    }
+
+    /// Takes a place in the window.
+    async fn enter(&self) -> Result<()> {
+        let (window, limit) = (&self.0.window, self.0.options.window);
+        if window.try_enter(limit) {
+            return Ok(());
+        }
+        if self.0.sending.when_full == WhenFull::Refuse {
+            return Err(self.locate(Error::new(
+                ErrorKind::Busy,
+                format!("{limit} messages wait for the broker's answer already"),
+            )));
+        }
+        match tokio::time::timeout(self.0.options.timeout, window.wait(limit)).await {
+            Ok(()) => Ok(()),
+            Err(_) => Err(self.too_late()),
+        }
+    }
+
+    #[cold]
+    fn locate(&self, error: Error) -> Error {
+        let error = if error.backend().is_none() { error.with_backend(self.backend()) } else { error };
+        let error = if error.operation().is_none() { error.with_operation("send") } else { error };
+        error.with_channel(self.0.address.name())
+    }
+}
+
+impl fmt::Debug for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Channel").field("address", &self.0.address).field("backend", &self.backend()).finish()
+    }
+}
+
+/// Counts sends that wait for their answer. A semaphore would do, at four times the cost on the path where the
+/// answer is at hand and nothing waits.
+#[derive(Debug, Default)]
+struct Window {
+    in_flight: AtomicUsize,
+    waiting: AtomicUsize,
+    room: Notify,
+}
+
+impl Window {
+    fn try_enter(&self, limit: usize) -> bool {
+        let room = |taken| (taken < limit).then_some(taken + 1);
+        self.in_flight.fetch_update(Ordering::SeqCst, Ordering::SeqCst, room).is_ok()
+    }
+
+    async fn wait(&self, limit: usize) {
+        // Counted before looking, so that a leaver either is seen here or sees this waiter.
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let _waiting = Waiting(&self.waiting);
+        loop {
+            let room = self.room.notified();
+            if self.try_enter(limit) {
+                return;
+            }
+            room.await;
+        }
+    }
+
+    fn leave(&self) {
+        self.in_flight.fetch_sub(1, Ordering::SeqCst);
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            self.room.notify_one();
+        }
+    }
+}
+
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+struct Permit<'a>(&'a Window);
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+/// A place in the window that outlives the call which took it.
+struct Place(Channel);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.0.window.leave();
+    }
+}
+
+#[cold]
+fn copy(error: &Error) -> Error {
+    let copy = Error::new(error.kind(), error.message().to_owned()).with_retry(error.retry());
+    match error.channel() {
+        Some(channel) => copy.with_channel(channel),
+        None => copy,
+    }
+}
+
+impl Parts {
+    fn encode<T: Serialize + 'static>(&self, value: &T) -> Result<Message> {
+        let format = self.serializers.for_type::<T>()?;
+        let body = format.encode(value, &self.limits)?;
+        let content_type = match format.static_content_type() {
+            Some(known) => Text::Borrowed(known),
+            None => Text::Owned(format.content_type().to_owned()),
+        };
+        let message = Message::new(body).with_content_type(content_type);
+        Ok(match self.kinds.get(TypeId::of::<T>()) {
+            Some(kind) => {
+                let message = message.with_kind(kind.name.clone());
+                match kind.version {
+                    Some(version) => message.with_version(version),
+                    None => message,
+                }
+            }
+            None => message,
+        })
+    }
+}
