@@ -42,9 +42,11 @@ async fn bridge_in_this_process() -> Result<()> {
 
     let mut consumers = ConsumerFactory::new(&right);
     consumers.route("orders", arrived);
-    let running = pair.bridge()?.and(consumers).start().await?;
+    let target = ConsumerRunner::new(consumers).start().await?;
+    let bridge = pair.bridge()?.start().await?;
     for id in 1..=3 {
         left.queue("orders").send(&Order { id }).await?;
     }
-    Ok(running.until_signal().await?)
+    bridge.until_signal().await?;
+    Ok(target.stop().await?)
 }

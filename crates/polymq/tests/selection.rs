@@ -1,0 +1,127 @@
+//! Which backend runs is decided when the program starts, by the environment, unless code says otherwise.
+
+use std::time::Duration;
+
+use polymq::{ConsumeOptions, Environment, Error, ErrorKind, prelude::*};
+
+fn environment<const N: usize>(pairs: [(&str, &str); N]) -> Environment {
+    pairs.into_iter().collect()
+}
+
+async fn chosen<const N: usize>(pairs: [(&str, &str); N]) -> std::result::Result<Bus, Error> {
+    Bus::builder().environment(environment(pairs)).connect().await
+}
+
+/// A program as a user writes it: it does not know the backend.
+async fn echo(bus: &Bus, text: &str) -> String {
+    let queue = bus.queue("echo");
+    let mut subscription = queue.subscribe(ConsumeOptions::default()).await.unwrap();
+    queue.send(&text.to_owned()).await.unwrap();
+    let delivery = tokio::time::timeout(Duration::from_secs(5), subscription.next()).await.unwrap().unwrap();
+    let echoed = serde_json::from_slice(delivery.message().payload()).unwrap();
+    delivery.ack().await.unwrap();
+    echoed
+}
+
+#[tokio::test]
+async fn memory_is_the_default() {
+    let bus = chosen([]).await.unwrap();
+    assert_eq!(bus.backend(), "memory");
+    assert_eq!(echo(&bus, "hello").await, "hello");
+}
+
+#[tokio::test]
+async fn a_variable_chooses() {
+    for pairs in [("POLYMQ_BACKEND", "memory"), ("POLYMQ_BACKEND", "Memory"), ("POLYMQ_URL", "memory://elsewhere")] {
+        let bus = chosen([pairs]).await.unwrap();
+        assert_eq!(bus.backend(), "memory", "{pairs:?}");
+        assert_eq!(echo(&bus, pairs.1).await, pairs.1);
+    }
+}
+
+/// Nothing listens on port 1, so the error tells who tried to connect.
+#[cfg(all(feature = "amqp", feature = "mqtt"))]
+#[tokio::test]
+async fn the_same_program_tries_the_broker_that_the_variable_names() {
+    for (name, url) in [("amqp", "amqp://127.0.0.1:1"), ("mqtt", "mqtt://127.0.0.1:1")] {
+        for pairs in [
+            vec![("POLYMQ_URL", url)],
+            vec![("POLYMQ_BACKEND", name), ("POLYMQ_URL", url)],
+            vec![("POLYMQ_BACKEND", name), (if name == "amqp" { "POLYMQ_AMQP_URL" } else { "POLYMQ_MQTT_URL" }, url)],
+        ] {
+            let error = Bus::builder().environment(pairs.clone().into_iter().collect()).connect().await.unwrap_err();
+            assert_eq!(error.backend(), Some(name), "{pairs:?}: {error}");
+            assert_eq!(error.kind(), ErrorKind::Disconnected, "{pairs:?}: {error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_name_lists_the_linked_ones_and_guesses() {
+    let error = chosen([("POLYMQ_BACKEND", "memroy")]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::UnknownBackend);
+    let sentence = error.to_string();
+    for part in ["unknown backend \"memroy\"", "linked: ", "memory", "did you mean \"memory\"?"] {
+        assert!(sentence.contains(part), "{part:?} is missing: {sentence}");
+    }
+}
+
+#[tokio::test]
+async fn a_backend_of_this_project_is_not_called_unknown() {
+    let error = chosen([("POLYMQ_BACKEND", "kafka")]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotCompiledIn);
+    let sentence = error.to_string();
+    assert!(sentence.contains("not compiled in") && sentence.contains("not available in this release"), "{sentence}");
+
+    // A mistyped one is guessed too, and the hint does not promise what there is not.
+    let error = chosen([("POLYMQ_BACKEND", "kakfa")]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::UnknownBackend);
+    assert!(error.to_string().contains("did you mean \"kafka\"?"), "{error}");
+}
+
+#[test]
+fn a_backend_without_its_feature_names_the_feature() {
+    // A registry that holds nothing stands for a program without features; how a program that really was built
+    // without them answers is shown by the tests of polymq-macros.
+    for (name, feature) in [("amqp", "amqp"), ("AMQPS", "amqp"), ("mqtt", "mqtt")] {
+        let error = Registry::new().backend(name).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotCompiledIn, "{error}");
+        assert!(error.to_string().contains(&format!("add the feature {feature:?}")), "{error}");
+    }
+}
+
+#[test]
+fn the_features_decide_what_is_linked() {
+    let registry = Registry::linked().unwrap();
+    let names: Vec<_> = registry.names().collect();
+    assert_eq!(names.contains(&"amqp"), cfg!(feature = "amqp"));
+    assert_eq!(names.contains(&"mqtt"), cfg!(feature = "mqtt"));
+    assert!(names.contains(&"memory"));
+}
+
+#[tokio::test]
+async fn code_overrides_the_environment() {
+    // Would fail at once if anything were tried with the variables.
+    let variables = [("POLYMQ_BACKEND", "kafka"), ("POLYMQ_URL", "kafka://nowhere")];
+    for builder in [Bus::builder().backend("memory"), Bus::builder().url("memory://code")] {
+        let bus = builder.environment(environment(variables)).connect().await.unwrap();
+        assert_eq!(bus.backend(), "memory");
+    }
+}
+
+#[tokio::test]
+async fn wrong_settings_are_refused_before_anything_is_connected() {
+    for (pairs, parts) in [
+        ([("POLYMQ_BACKEND", "memory"), ("POLYMQ_MEMORY_CAPACITTY", "1")], ["capacitty", "did you mean \"capacity\""]),
+        ([("POLYMQ_BACKEND", "memory"), ("POLYMQ_MEMORY_CAPACITY", "many")], ["\"many\"", "POLYMQ_MEMORY_CAPACITY"]),
+        ([("POLYMQ_BACKEND", "memory"), ("POLYMQ_URL", "no url")], ["no URL", "scheme://"]),
+        ([("POLYMQ_BACKEND", "memory"), ("POLYMQ_URL", "mqtt://host")], ["scheme \"mqtt\"", "expected one of: memory"]),
+    ] {
+        let error = chosen(pairs).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+        for part in parts {
+            assert!(error.to_string().contains(part), "{part:?} is missing: {error}");
+        }
+        assert!(!error.to_string().contains('\n'), "{error}");
+    }
+}

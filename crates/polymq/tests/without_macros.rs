@@ -1,0 +1,122 @@
+//! The second half of the first page: registry, consumer factory, runner and handler pair, without any macro.
+
+use std::{sync::Arc, time::Duration};
+
+use polymq::{ConsumeOptions, Environment, ErrorKind, QueueTable, prelude::*};
+use tokio::sync::mpsc;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Order {
+    id: u64,
+    total: f64,
+}
+
+const ORDER: Order = Order { id: 1, total: 9.5 };
+
+type Seen = mpsc::UnboundedSender<(&'static str, u64)>;
+
+async fn bill(order: Order, seen: State<Seen>) -> Result<()> {
+    seen.send(("bill", order.id))?;
+    Ok(())
+}
+
+async fn audit(order: Order, seen: State<Seen>) -> Result<()> {
+    seen.send(("audit", order.id))?;
+    Ok(())
+}
+
+async fn next<T>(receiver: &mut mpsc::UnboundedReceiver<T>) -> T {
+    tokio::time::timeout(Duration::from_secs(5), receiver.recv()).await.expect("nothing came").unwrap()
+}
+
+#[tokio::test]
+async fn factory_with_routes_and_runner() {
+    let bus = Bus::connect("memory://factory").await.unwrap();
+    let (seen, mut calls): (Seen, _) = mpsc::unbounded_channel();
+
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers.state(seen);
+    consumers.route("orders", bill);
+    consumers.route("orders.audit", audit).concurrency(8).group("audit");
+    let running = ConsumerRunner::new(consumers).start().await.unwrap();
+
+    bus.queue("orders").send(&ORDER).await.unwrap();
+    assert_eq!(next(&mut calls).await, ("bill", 1));
+    bus.topic("orders.audit").send(&Order { id: 2, ..ORDER }).await.unwrap();
+    assert_eq!(next(&mut calls).await, ("audit", 2));
+
+    running.stop().await.unwrap();
+    assert!(calls.try_recv().is_err(), "each message reaches one route");
+}
+
+#[tokio::test]
+async fn registry_by_name() {
+    let registry = Registry::linked().unwrap();
+    assert_eq!(registry.backend("memory").unwrap().name(), "memory");
+    let producer = Bus::builder()
+        .registry(registry)
+        .backend("memory")
+        .with("url", "memory://registry")
+        .connect()
+        .await
+        .unwrap()
+        .queue("orders");
+    producer.send(&ORDER).await.unwrap();
+}
+
+#[tokio::test]
+async fn handler_pair_from_a_queue_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("polymq.toml");
+    let table = "[queues.orders]\nname = \"pairs.orders\"\nconsumer = \"memory\"\nproducer = \"memory\"\n";
+    std::fs::write(&path, table).unwrap();
+
+    let factory = HandlerFactory::from_config(&path).unwrap();
+    let pair = factory.queue("orders").await.unwrap();
+    let (seen, mut orders) = mpsc::unbounded_channel();
+    let seen = Arc::new(seen);
+    let handler = move |order: Order| {
+        let seen = Arc::clone(&seen);
+        async move { seen.send(order) }
+    };
+    let running = pair.handle(handler).start().await.unwrap();
+    pair.producer().send(&ORDER).await.unwrap();
+    assert_eq!(next(&mut orders).await, ORDER);
+    running.stop().await.unwrap();
+    factory.close().await.unwrap();
+}
+
+#[test]
+fn a_queue_table_names_the_backend_that_it_cannot_have() {
+    let table = QueueTable::from_toml("[queues.orders]\nconsumer = \"kafka\"\nproducer = \"memory\"\n").unwrap();
+    let error = HandlerFactory::new(table, Registry::linked().unwrap(), Environment::default()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotCompiledIn);
+    assert!(error.to_string().contains("\"orders\"") && error.to_string().contains("\"kafka\""), "{error}");
+}
+
+/// The target refuses at first: everything stays at the source. Then each message is moved once.
+#[tokio::test]
+async fn a_bridge_acknowledges_when_the_target_has_accepted() {
+    let left = Bus::connect("memory://bridge-left").await.unwrap();
+    let right = Bus::connect("memory://bridge-right?capacity=1").await.unwrap();
+    right.queue("orders").send(&Order { id: 0, ..ORDER }).await.unwrap(); // it is full now
+    for id in 1..=3 {
+        left.queue("orders").send(&Order { id, ..ORDER }).await.unwrap();
+    }
+    let bridge = polymq::HandlerPair::new("orders", &left, &right).bridge().unwrap().start().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let waiting = left.queue("orders").stats(None).await.unwrap();
+    assert_eq!(waiting.ready + waiting.unsettled.unwrap_or(0), 3, "nothing was acknowledged yet");
+
+    let mut arrived = right.queue("orders").subscribe(ConsumeOptions::default()).await.unwrap();
+    let mut ids = Vec::new();
+    while ids.len() < 4 {
+        let delivery = tokio::time::timeout(Duration::from_secs(10), arrived.next()).await.unwrap().unwrap();
+        ids.push(serde_json::from_slice::<Order>(delivery.message().payload()).unwrap().id);
+        delivery.ack().await.unwrap();
+    }
+    assert_eq!(ids, [0, 1, 2, 3]);
+    bridge.stop().await.unwrap();
+    let left_over = left.queue("orders").stats(None).await.unwrap();
+    assert_eq!(left_over.ready + left_over.unsettled.unwrap_or(0), 0);
+}
