@@ -39,8 +39,8 @@ pub trait Harness: Send + Sync + fmt::Debug + 'static {
         None
     }
 
-    /// A URL of a user who may connect, and a queue that this user may not use.
-    fn denied(&self) -> Option<(String, Address)> {
+    /// A user who may connect, and a queue that this user may not use.
+    fn denied(&self) -> Option<Denied> {
         None
     }
 
@@ -68,6 +68,17 @@ pub enum Clock {
     /// tokio's paused clock: it jumps when nothing can happen before. For backends without any I/O; makes the
     /// cases exact and fast.
     Paused,
+}
+
+/// Something that is not allowed.
+#[derive(Debug, Clone)]
+pub struct Denied {
+    /// The URL of the user.
+    pub url: String,
+    /// What the user may not send to.
+    pub address: Address,
+    /// Whether the broker says so to consumers too. Mosquitto grants every subscription and delivers nothing.
+    pub consumers_are_told: bool,
 }
 
 /// How a silent connection is found to be dead.
@@ -98,17 +109,24 @@ pub trait BrokerControl: Send + Sync + fmt::Debug {
 /// A client written with the protocol's own library, for interoperation both ways.
 #[async_trait]
 pub trait BareClient: Send + Sync + fmt::Debug {
-    /// Sends to a queue that exists. The properties have the names that [`receive`](Self::receive) gives them.
+    /// Sends to a queue that exists. The properties have the names that [`BareReceiver::next`] gives them.
     async fn send(&self, queue: &str, message: BareMessage);
 
-    /// Takes one message from a queue that exists; `None` when there was none for that long.
-    async fn receive(&self, queue: &str, wait: Duration) -> Option<BareMessage>;
+    /// Sees the messages that are sent to a queue that exists from now on.
+    async fn listen(&self, queue: &str) -> Box<dyn BareReceiver>;
 
     /// What the message of [`golden_message`](crate::golden_message) must be on the wire: all of its properties.
     fn golden(&self) -> BareMessage;
 
     /// What a foreign producer would send with a content type and one header `tenant: acme`, nothing of polymq.
     fn foreign(&self) -> BareMessage;
+}
+
+/// The receiving side of a [`BareClient`].
+#[async_trait]
+pub trait BareReceiver: Send + fmt::Debug {
+    /// The next message; `None` when there was none for that long.
+    async fn next(&mut self, wait: Duration) -> Option<BareMessage>;
 }
 
 /// A message as it is on the wire: body, and every property under the protocol's own name.

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod brokers;
 mod case;
 pub mod cases;
 mod child;
@@ -9,6 +10,7 @@ mod harness;
 mod ledger;
 pub mod mutant;
 mod probe;
+mod proxy;
 mod suite;
 pub mod twist;
 
@@ -17,13 +19,15 @@ use std::time::{Duration, SystemTime};
 use polymq_core::Message;
 
 pub use crate::{
+    brokers::{Broker, DIRECTORY_VARIABLE, SCRIPT_VARIABLE},
     case::{Case, Run},
     child::run_if_child,
     cx::{Cx, PATIENCE, QUIET},
-    harness::{BareClient, BareMessage, BrokerControl, Clock, Harness, Heartbeat},
+    harness::{BareClient, BareMessage, BareReceiver, BrokerControl, Clock, Denied, Harness, Heartbeat},
     ledger::Ledger,
     probe::{eventually, try_eventually},
-    suite::{Outcome, Suite, run_case},
+    proxy::{Direction, Proxy, ProxyStats},
+    suite::{Outcome, Suite, Use, run_case},
 };
 
 /// The message whose form on the wire every backend writes down in its harness.

@@ -18,7 +18,16 @@ const CASE_LIMIT: Duration = Duration::from_secs(240);
 /// Most cases wait for a broker, so more of them run at a time than there are processors.
 const THREADS: usize = 8;
 
-type Start = Box<dyn Fn() -> Arc<dyn Harness> + Send + Sync>;
+type Start = Box<dyn Fn(Use) -> Arc<dyn Harness> + Send + Sync>;
+
+/// What surroundings are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// Cases that run beside each other and leave the broker alone.
+    Shared,
+    /// Cases that kill the broker, one after the other: what it has accepted must survive.
+    Kill,
+}
 
 /// The suite on one backend. See the [crate](crate) for a whole example.
 pub struct Suite {
@@ -44,11 +53,11 @@ struct Report {
 impl Suite {
     /// The suite on a backend. `start` makes its surroundings; it is called when the first case needs them, and once
     /// more for the cases that kill their broker. It may block, and panics when the broker cannot be started.
-    pub fn new<H: Harness>(name: &'static str, start: impl Fn() -> H + Send + Sync + 'static) -> Self {
+    pub fn new<H: Harness>(name: &'static str, start: impl Fn(Use) -> H + Send + Sync + 'static) -> Self {
         Self {
             name,
             in_process: false,
-            start: Box::new(move || Arc::new(start())),
+            start: Box::new(move |purpose| Arc::new(start(purpose))),
             shared: OnceLock::new(),
             own: Mutex::new(None),
             together: RwLock::new(()),
@@ -83,7 +92,7 @@ impl Suite {
     }
 
     fn shared(&self) -> &Arc<dyn Harness> {
-        self.shared.get_or_init(|| (self.start)())
+        self.shared.get_or_init(|| (self.start)(Use::Shared))
     }
 
     fn trials(self: &Arc<Self>) -> Vec<Trial> {
@@ -123,7 +132,7 @@ impl Suite {
             Place::OwnBroker => {
                 let mut own = lock(&self.own);
                 let _together = self.together.read().unwrap_or_else(PoisonError::into_inner);
-                let harness = own.get_or_insert_with(|| (self.start)());
+                let harness = own.get_or_insert_with(|| (self.start)(Use::Kill));
                 run_case(case, harness)
             }
         };

@@ -1,0 +1,165 @@
+//! Real brokers for tests, through the repository's `scripts/brokers`.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::PathBuf,
+    process::Command,
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use async_trait::async_trait;
+
+use crate::BrokerControl;
+
+/// Names the script that starts brokers; without it, `scripts/brokers` above the crate under test.
+pub const SCRIPT_VARIABLE: &str = "POLYMQ_BROKERS_SCRIPT";
+/// Names the directory below which brokers keep their files; without it, `target/brokers`.
+pub const DIRECTORY_VARIABLE: &str = "POLYMQ_TEST_DIR";
+
+/// A server of our own, on a port and in a directory of its own. It is stopped when this is dropped, and nothing
+/// else is.
+#[derive(Debug)]
+pub struct Broker {
+    script: PathBuf,
+    arguments: Vec<String>,
+    directory: PathBuf,
+    address: SocketAddr,
+    management: Option<SocketAddr>,
+}
+
+/// Ports that were given out: another test of this process may not have bound its own yet.
+static GIVEN: Mutex<Vec<u16>> = Mutex::new(Vec::new());
+
+impl Broker {
+    /// Starts RabbitMQ, with its management interface; `guest` is the administrator.
+    ///
+    /// # Panics
+    /// When it cannot be started, with what the script says: a broker that is missing is a failure.
+    #[must_use]
+    pub fn rabbitmq() -> Self {
+        Self::start_blocking("rabbitmq", true, &[])
+    }
+
+    /// Starts Mosquitto with further options of the script, such as `--volatile`.
+    ///
+    /// # Panics
+    /// As [`rabbitmq`](Self::rabbitmq).
+    #[must_use]
+    pub fn mosquitto(options: &[&str]) -> Self {
+        Self::start_blocking("mosquitto", false, options)
+    }
+
+    fn start_blocking(kind: &str, with_management: bool, options: &[&str]) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let directory = base().join(format!("{kind}-{}-{number}", std::process::id()));
+        let port = free_port();
+        let mut arguments =
+            vec!["up".to_owned(), kind.to_owned(), "--dir".into(), directory.display().to_string(), "--port".into()];
+        arguments.push(port.to_string());
+        let management = with_management.then(free_port);
+        if let Some(port) = management {
+            arguments.extend(["--management-port".to_owned(), port.to_string()]);
+        }
+        arguments.extend(options.iter().map(|option| (*option).to_owned()));
+        let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let broker =
+            Self { script: script(), arguments, directory, address: local(port), management: management.map(local) };
+        broker.call(&broker.arguments);
+        broker
+    }
+
+    /// Where its management interface listens, if it has one.
+    #[must_use]
+    pub fn management(&self) -> Option<SocketAddr> {
+        self.management
+    }
+
+    fn call(&self, arguments: &[String]) {
+        let output = Command::new(&self.script).args(arguments).output();
+        let output = output.unwrap_or_else(|error| panic!("{} cannot be run: {error}", self.script.display()));
+        assert!(
+            output.status.success(),
+            "scripts/brokers {}: {}",
+            arguments.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+
+    async fn call_async(&self, arguments: &[&str]) {
+        let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        // One command of a second at most a few times a case; the case waits for it anyway.
+        tokio::task::block_in_place(|| self.call(&arguments));
+    }
+
+    fn directory_text(&self) -> String {
+        self.directory.display().to_string()
+    }
+}
+
+#[async_trait]
+impl BrokerControl for Broker {
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    async fn start(&self) {
+        let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
+        self.call_async(&arguments).await;
+    }
+
+    async fn stop(&self) {
+        self.call_async(&["down", "--dir", &self.directory_text()]).await;
+    }
+
+    async fn kill(&self) {
+        self.call_async(&["kill", "--dir", &self.directory_text()]).await;
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        let arguments = ["down", "--dir", &self.directory_text(), "--now"];
+        // The test has its result; `scripts/test` stops what is left over.
+        let _ = Command::new(&self.script).args(arguments).output();
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn manifest() -> PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from)
+}
+
+fn script() -> PathBuf {
+    if let Some(script) = std::env::var_os(SCRIPT_VARIABLE) {
+        return script.into();
+    }
+    let found = manifest().ancestors().map(|above| above.join("scripts/brokers")).find(|script| script.is_file());
+    found.unwrap_or_else(|| panic!("there is no scripts/brokers above {}: set {SCRIPT_VARIABLE}", manifest().display()))
+}
+
+fn base() -> PathBuf {
+    match std::env::var_os(DIRECTORY_VARIABLE) {
+        Some(directory) => directory.into(),
+        None => script()
+            .parent()
+            .and_then(|scripts| scripts.parent())
+            .map(|root| root.join("target/brokers"))
+            .unwrap_or_default(),
+    }
+}
+
+fn free_port() -> u16 {
+    let mut given = crate::cx::lock(&GIVEN);
+    loop {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let port = listener.local_addr().expect("an address").port();
+        if !given.contains(&port) {
+            given.push(port);
+            return port;
+        }
+    }
+}
