@@ -1,14 +1,15 @@
 //! Who takes which session: consumers ask each other over the broker.
 //!
 //! MQTT ends the older of two connections with one client id, so a consumer must know whether a session is in use
-//! before it connects as that session. Each session has a topic. Whoever uses the session is subscribed to its topic
-//! with a connection of its own and objects to the claims of others:
+//! before it connects as that session. Each session has a topic that only its user is subscribed to, with a connection
+//! of its own, and a topic `<topic>/ask` for those who want it:
 //!
-//! 1. Publish "probe" and subscribe, in one go. Under MQTT 5 the answer "no matching subscribers" says that nobody
-//!    is there.
-//! 2. Publish "claim". The first claim on the topic wins, because all subscribers see one order; a later claim is
-//!    answered with "held".
-//! 3. When the probe could not tell that nobody is there, wait a moment for an objection.
+//! 1. Subscribe to "ask" and publish "claim" there. All subscribers see one order: the first claim goes on, the others
+//!    come back in a moment.
+//! 2. Publish to the session's topic. Under MQTT 5, "no matching subscribers" says that nobody has it. Whoever has it
+//!    answers "held" on "ask", or "busy" when it only looks at the session and is gone in a moment. No answer within
+//!    [`PATIENCE`] counts as nobody.
+//! 3. Subscribe to the session's topic, leave "ask", connect as the session.
 //!
 //! Losing this race costs nothing but duplicates: a session that is taken over delivers again whatever was not
 //! acknowledged, and its former user looks for another one.
@@ -25,13 +26,22 @@ use rumqttc::v5::mqttbytes::{
     QoS,
     v5::{Filter, PubAckReason, Publish},
 };
-use tokio::{sync::mpsc, sync::watch, time::timeout};
+use tokio::{sync::mpsc, sync::watch, time::{sleep, timeout}};
 
-use crate::{config::MqttConfig, error::error, link::Link, topology};
+use crate::{config::{MqttConfig, Protocol}, error::error, link::Link, topology};
 
-/// How long a holder may take to object. Too short, and a busy consumer loses its session to a newcomer (duplicates);
-/// too long, and every start under MQTT 3.1.1 takes that long.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// How long someone who is there may take to object. Too short, and a busy consumer loses its session to a newcomer
+/// (duplicates); too long, and nobody takes the place of a consumer that hangs.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// The same under MQTT 3.1.1, which does not tell whether anybody is there: every start takes this long.
+const PATIENCE_V311: Duration = Duration::from_millis(700);
+
+/// Behind the topic of a session, the topic of those who want it.
+const ASK: &str = "/ask";
+
+/// Before asking again when someone looks at a session.
+const VISIT: Duration = Duration::from_millis(50);
 
 /// The claims of one connection.
 #[derive(Debug)]
@@ -40,6 +50,7 @@ pub(crate) struct Claims {
     instance: String,
     gone_topic: String,
     operation_timeout: Duration,
+    patience: Duration,
     link: OnceLock<Link>,
     known: Mutex<HashMap<String, State>>,
     gone: watch::Sender<u64>,
@@ -47,14 +58,24 @@ pub(crate) struct Claims {
 
 #[derive(Debug)]
 enum State {
-    Asking { echoed: bool, verdict: mpsc::UnboundedSender<Verdict> },
-    Held,
+    Asking { first: bool, verdict: mpsc::UnboundedSender<Verdict> },
+    Ours(Purpose),
+}
+
+/// What a session is claimed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To consume with it.
+    Hold,
+    /// To see whether it exists, or to make it: gone in a moment.
+    Visit,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
-    Echo,
+    First,
     Taken,
+    Busy,
 }
 
 /// A session that is ours until this is dropped.
@@ -70,6 +91,7 @@ impl Claims {
             instance: format!("{:016x}", fastrand::u64(..)),
             gone_topic: topology::gone_topic(config),
             operation_timeout: config.operation_timeout,
+            patience: if config.protocol == Protocol::V5 { PATIENCE } else { PATIENCE_V311 },
             link: OnceLock::new(),
             known: Mutex::default(),
             gone: watch::Sender::new(0),
@@ -83,7 +105,7 @@ impl Claims {
 
     /// What the broker publishes when this process dies.
     pub(crate) fn will(&self) -> (String, Bytes) {
-        (self.gone_topic.clone(), Bytes::from(self.instance.clone()))
+        (self.gone_topic.clone(), Bytes::from(format!("gone {}", self.instance)))
     }
 
     /// Changes when sessions may have been left behind by someone.
@@ -104,48 +126,61 @@ impl Claims {
     /// Tells others that we have left.
     pub(crate) fn say_gone(&self) {
         if let Ok(link) = self.link() {
-            link.send_and_forget(self.control(&self.gone_topic, &self.instance, QoS::AtMostOnce));
+            link.send_and_forget(self.control(&self.gone_topic, "gone", QoS::AtMostOnce));
         }
     }
 
     /// Claims the session of `topic`; `None` when someone has it.
-    pub(crate) async fn claim(self: &Arc<Self>, topic: &str) -> Result<Option<Claim>> {
+    pub(crate) async fn claim(self: &Arc<Self>, topic: &str, purpose: Purpose) -> Result<Option<Claim>> {
+        let ask = async {
+            loop {
+                match self.ask(topic, purpose).await? {
+                    Asked::Ours(claim) => return Ok(Some(claim)),
+                    Asked::Taken => return Ok(None),
+                    Asked::Busy => sleep(VISIT.mul_f64(0.5 + fastrand::f64())).await,
+                }
+            }
+        };
+        timeout(self.operation_timeout, ask).await.unwrap_or_else(|_| {
+            Err(error(ErrorKind::Timeout, format!("no agreement on the topic {topic:?}"))
+                .with_hint("if the broker keeps topics with $ for itself, set control to another prefix"))
+        })
+    }
+
+    async fn ask(self: &Arc<Self>, topic: &str, purpose: Purpose) -> Result<Asked> {
         let (verdict, mut verdicts) = mpsc::unbounded_channel();
         {
             let mut known = self.lock();
-            if known.contains_key(topic) {
-                return Ok(None);
-            }
-            known.insert(topic.to_owned(), State::Asking { echoed: false, verdict });
+            match known.get(topic) {
+                Some(State::Ours(Purpose::Hold)) => return Ok(Asked::Taken),
+                Some(_) => return Ok(Asked::Busy),
+                None => known.insert(topic.to_owned(), State::Asking { first: false, verdict }),
+            };
         }
         // From here on, dropping this gives the topic up.
         let claim = Claim { topic: topic.to_owned(), claims: Arc::downgrade(self) };
         let link = self.link()?;
-        let probe = link.send_urgent(self.control(topic, "probe", QoS::AtLeastOnce));
-        let subscribe = link.subscribe(Filter::new(topic, QoS::AtMostOnce));
-        let (probe, subscribed) = tokio::join!(probe, subscribe);
-        subscribed.map_err(refused)?;
-        let alone = match probe.map_err(refused)? {
-            PubAckReason::NoMatchingSubscribers => true,
-            PubAckReason::NotAuthorized => {
-                return Err(refused(error(ErrorKind::PermissionDenied, "not allowed to publish")));
-            }
-            _ => false,
-        };
-        link.send_and_forget(self.control(topic, &format!("claim {}", self.instance), QoS::AtMostOnce));
-        match timeout(self.operation_timeout, verdicts.recv()).await {
-            Ok(Some(Verdict::Echo)) => {}
-            Ok(Some(Verdict::Taken)) => return Ok(None),
-            Ok(None) | Err(_) => {
-                return Err(error(ErrorKind::Timeout, format!("no answer on the topic {topic:?}"))
-                    .with_hint("if the broker keeps topics with $ for itself, set control to another prefix"));
+        let ask = format!("{topic}{ASK}");
+        let subscribe = link.subscribe(Filter::new(&*ask, QoS::AtMostOnce));
+        let question = link.send_urgent(self.control(&ask, "claim", QoS::AtLeastOnce));
+        let (subscribed, asked) = tokio::join!(subscribe, question);
+        subscribed.and(asked).map_err(refused).and_then(allowed)?;
+        if verdicts.recv().await != Some(Verdict::First) {
+            return Ok(Asked::Busy);
+        }
+        let asked = link.send_urgent(self.control(topic, "claim", QoS::AtLeastOnce)).await.map_err(refused);
+        let nobody = allowed(asked?)? == PubAckReason::NoMatchingSubscribers;
+        if !nobody {
+            match timeout(self.patience, verdicts.recv()).await {
+                Ok(Some(Verdict::Taken)) => return Ok(Asked::Taken),
+                Ok(_) => return Ok(Asked::Busy),
+                Err(_) => tracing::debug!(topic, "nobody answers for this session"),
             }
         }
-        if !alone && timeout(PATIENCE, verdicts.recv()).await.is_ok() {
-            return Ok(None);
-        }
-        self.lock().insert(topic.to_owned(), State::Held);
-        Ok(Some(claim))
+        link.subscribe(Filter::new(topic, QoS::AtMostOnce)).await.map_err(refused)?;
+        self.lock().insert(topic.to_owned(), State::Ours(purpose));
+        link.unsubscribe_and_forget(ask);
+        Ok(Asked::Ours(claim))
     }
 
     /// Handles a message on a control topic; `false` when it is none of ours.
@@ -154,41 +189,43 @@ impl Claims {
             return;
         };
         if topic == self.gone_topic {
-            if text != self.instance {
+            if text.strip_prefix("gone ") != Some(&*self.instance) {
                 self.look_again();
             }
             return;
         }
+        let (topic, asking) = topic.strip_suffix(ASK).map_or((topic, false), |topic| (topic, true));
+        let Some((word, who)) = text.split_once(' ') else { return };
+        let ours = who == self.instance;
         let mut known = self.lock();
         let Some(state) = known.get_mut(topic) else { return };
-        let object = match (text.split_once(' '), state) {
-            (Some(("claim", who)), State::Asking { echoed, verdict }) => {
-                if who == self.instance {
-                    *echoed = true;
-                    let _ = verdict.send(Verdict::Echo);
-                    false
-                } else if *echoed {
-                    true
-                } else {
-                    let _ = verdict.send(Verdict::Taken);
-                    false
-                }
+        let answer = match (word, state) {
+            ("claim", State::Ours(Purpose::Hold)) if !asking && !ours => Some("held"),
+            ("claim", State::Ours(Purpose::Visit)) if !asking && !ours => Some("busy"),
+            (word, State::Asking { first, verdict }) if asking => {
+                let told = match word {
+                    "claim" if ours => Some(Verdict::First),
+                    // They were first, or were told so and come back.
+                    "claim" if !*first => Some(Verdict::Busy),
+                    "busy" if !ours => Some(Verdict::Busy),
+                    "held" if !ours => Some(Verdict::Taken),
+                    _ => None,
+                };
+                *first |= told == Some(Verdict::First);
+                // Whoever does not wait any more has its answer.
+                told.map(|told| verdict.send(told));
+                (word == "claim" && !ours && *first).then_some("busy")
             }
-            (Some(("claim", who)), State::Held) => who != self.instance,
-            (Some(("held", who)), State::Asking { verdict, .. }) if who != self.instance => {
-                let _ = verdict.send(Verdict::Taken);
-                false
-            }
-            _ => false,
+            _ => None,
         };
         drop(known);
-        if let (true, Ok(link)) = (object, self.link()) {
-            link.send_and_forget(self.control(topic, &format!("held {}", self.instance), QoS::AtMostOnce));
+        if let (Some(word), Ok(link)) = (answer, self.link()) {
+            link.send_and_forget(self.control(&format!("{topic}{ASK}"), word, QoS::AtMostOnce));
         }
     }
 
-    fn control(&self, topic: &str, text: &str, qos: QoS) -> Publish {
-        Publish::new(topic, qos, text.to_owned(), None)
+    fn control(&self, topic: &str, word: &str, qos: QoS) -> Publish {
+        Publish::new(topic, qos, format!("{word} {}", self.instance), None)
     }
 
     fn link(&self) -> Result<&Link> {
@@ -200,14 +237,36 @@ impl Claims {
     }
 }
 
+enum Asked {
+    Ours(Claim),
+    Taken,
+    Busy,
+}
+
+impl Claim {
+    /// A visitor stays.
+    pub(crate) fn hold(&self) {
+        if let Some(claims) = self.claims.upgrade() {
+            claims.lock().insert(self.topic.clone(), State::Ours(Purpose::Hold));
+        }
+    }
+}
+
 impl Drop for Claim {
     fn drop(&mut self) {
         let Some(claims) = self.claims.upgrade() else { return };
         claims.lock().remove(&self.topic);
         if let Some(link) = claims.link.get().cloned() {
-            let topic = std::mem::take(&mut self.topic);
-            link.unsubscribe_and_forget(topic);
+            link.unsubscribe_and_forget(format!("{}{ASK}", self.topic));
+            link.unsubscribe_and_forget(std::mem::take(&mut self.topic));
         }
+    }
+}
+
+fn allowed(reason: PubAckReason) -> Result<PubAckReason> {
+    match reason {
+        PubAckReason::NotAuthorized => Err(refused(error(ErrorKind::PermissionDenied, "not allowed to publish"))),
+        reason => Ok(reason),
     }
 }
 

@@ -22,7 +22,7 @@ use tokio::{sync::watch, time::timeout};
 
 use crate::{
     NAME,
-    claims::Claims,
+    claims::{Claims, Purpose},
     config::{MqttConfig, Protocol},
     consumer::MqttConsumer,
     error::error,
@@ -46,6 +46,8 @@ pub(crate) struct Bus {
     declared: Mutex<HashSet<Durable>>,
     stop: watch::Sender<bool>,
     watches_gone: AtomicBool,
+    /// Whether the link that sends is connected.
+    pub(crate) is_up: Arc<AtomicBool>,
 }
 
 impl Bus {
@@ -62,6 +64,7 @@ impl Bus {
             declared: Mutex::default(),
             stop: watch::Sender::new(false),
             watches_gone: AtomicBool::new(false),
+            is_up: Arc::default(),
             config,
         });
         let options = LinkOptions {
@@ -73,7 +76,7 @@ impl Bus {
             gated: true,
             first_must_succeed: !bus.config.connect_retry,
         };
-        let events = Main { bus: Arc::downgrade(&bus) };
+        let events = Main { bus: Arc::downgrade(&bus), is_up: Arc::clone(&bus.is_up) };
         let (link, first) = Link::start(Arc::clone(&bus.config), options, bus.board.member(), events);
         bus.claims.attach(link.clone());
         let _ = bus.main.set(link);
@@ -149,10 +152,11 @@ impl Bus {
     /// Whether session 0 of a row exists; makes it if asked to.
     async fn visit(&self, row: &Durable, create: bool) -> Result<bool> {
         // Someone who holds the session has made it.
-        let Some(claim) = self.claims.claim(&row.claim(0)).await? else { return Ok(true) };
+        let Some(claim) = self.claims.claim(&row.claim(0), Purpose::Visit).await? else { return Ok(true) };
         let (link, present) = self.open(row, 0).await?;
         let mut made = Ok(());
-        if !present && create {
+        // Even when the session is there: after a restart, mosquitto knows it without its shared subscription.
+        if create {
             made = self.bounded("declare", link.subscribe(Filter::new(&*row.filter, QoS::AtLeastOnce))).await;
         }
         link.close(!present && (!create || made.is_err())).await;
@@ -213,7 +217,7 @@ impl Bus {
         // Our own consumer comes back by itself, at about the same time.
         for _ in 0..100 {
             match &hub {
-                Some(hub) if hub.is_up() => break,
+                Some(hub) if hub.is_subscribed() => break,
                 Some(_) => tokio::time::sleep(Duration::from_millis(20)).await,
                 None => return self.declare_row(row, true).await,
             }
@@ -241,10 +245,12 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// Events of the link that sends; what arrives there are messages between consumers.
 struct Main {
     bus: Weak<Bus>,
+    is_up: Arc<AtomicBool>,
 }
 
 impl Events for Main {
     fn connected(&mut self, generation: u32, _: bool) {
+        self.is_up.store(true, Ordering::Release);
         if generation > 1 {
             if let Some(bus) = self.bus.upgrade() {
                 tokio::spawn(async move { bus.restore(generation).await });
@@ -259,6 +265,7 @@ impl Events for Main {
     }
 
     fn lost(&mut self, _: &Lost) -> bool {
+        self.is_up.store(false, Ordering::Release);
         true
     }
 
@@ -453,9 +460,16 @@ impl Connection for MqttConnection {
         };
         let consumers = bus.bounded("close", consumers).await;
         let link = bus.link()?;
-        let flushed = bus.bounded("close", link.flush_sends()).await;
-        link.close(false).await;
+        // Without a connection there is nothing to wait for but the connection.
+        if link.waiting() > 0 || bus.board.is_up() {
+            let _ = bus.bounded("close", link.flush_sends()).await;
+        }
+        let unsent = link.close(false).await;
         bus.board.close();
-        consumers.and(flushed)
+        consumers?;
+        match unsent {
+            0 => Ok(()),
+            _ => Err(error(ErrorKind::Disconnected, format!("{unsent} messages were not sent")).with_operation("close")),
+        }
     }
 }

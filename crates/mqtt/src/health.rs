@@ -29,6 +29,11 @@ impl Board {
         self.0.reporter.watch()
     }
 
+    /// Whether every link is connected.
+    pub(crate) fn is_up(&self) -> bool {
+        self.0.down.lock().unwrap_or_else(PoisonError::into_inner).reasons.is_empty()
+    }
+
     /// A link that counts from its first connection on.
     pub(crate) fn member(&self) -> Member {
         let mut state = self.0.down.lock().unwrap_or_else(PoisonError::into_inner);

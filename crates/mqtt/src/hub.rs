@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -60,6 +60,8 @@ struct Lender {
     link: Option<Link>,
     /// Of the present connection; zero without one.
     generation: u32,
+    /// Whether this connection is subscribed, so that what is sent now arrives.
+    subscribed: bool,
     /// Messages that the broker waits to be acknowledged, in our hands or in a consumer's.
     lent: usize,
     last: Instant,
@@ -109,13 +111,13 @@ impl Hub {
     }
 
     /// A connection that will bring messages; `None` when the hub has had more connections than it can tell apart.
-    pub(crate) fn add_lender(self: &Arc<Self>) -> (u16, Lends) {
+    pub(crate) fn add_lender(self: &Arc<Self>, sibling: Option<Arc<AtomicBool>>) -> (u16, Lends) {
         let mut state = self.lock();
         let number = state.next_lender;
         // 65536 connections later, the first one is long gone.
         state.next_lender = state.next_lender.wrapping_add(1);
-        state.lenders.insert(number, Lender { link: None, generation: 0, lent: 0, last: Instant::now() });
-        (number, Lends { hub: Arc::clone(self), number, fate: Fate::default() })
+        state.lenders.insert(number, Lender { link: None, generation: 0, subscribed: false, lent: 0, last: Instant::now() });
+        (number, Lends { hub: Arc::clone(self), number, fate: Fate::default(), sibling })
     }
 
     pub(crate) fn attach(&self, lender: u16, link: Link) {
@@ -168,9 +170,9 @@ impl Hub {
         }
     }
 
-    /// Whether messages can arrive.
-    pub(crate) fn is_up(&self) -> bool {
-        self.lock().lenders.values().any(|lender| lender.generation > 0)
+    /// Whether what is sent now arrives.
+    pub(crate) fn is_subscribed(&self) -> bool {
+        self.lock().lenders.values().any(|lender| lender.subscribed)
     }
 
     /// One more consumer; `false` when the hub is closing.
@@ -362,6 +364,8 @@ pub(crate) struct Lends {
     hub: Arc<Hub>,
     number: u16,
     fate: Fate,
+    /// Whether another connection to the same broker is up, where the session may be taken over.
+    sibling: Option<Arc<AtomicBool>>,
 }
 
 impl Lends {
@@ -403,7 +407,7 @@ impl Events for Lends {
     fn lost(&mut self, lost: &Lost) -> bool {
         let mut state = self.hub.lock();
         if let Some(lender) = state.lenders.get_mut(&self.number) {
-            (lender.generation, lender.lent) = (0, 0);
+            (lender.generation, lender.lent, lender.subscribed) = (0, 0, false);
         }
         // The broker delivers these again: handing them out now would hand them out twice.
         state.forget(self.number);
@@ -414,6 +418,23 @@ impl Events for Lends {
         }
         self.hub.changed.notify_one();
         go_on
+    }
+
+    fn may_reconnect(&mut self) -> bool {
+        // A broker that ends one connection and not the other has given the session to someone else; mosquitto closes
+        // without a word more often than with one. Whoever has it must be asked before we take it back.
+        let taken_over = self.sibling.as_ref().is_some_and(|up| up.load(Ordering::Acquire));
+        if taken_over {
+            self.fate.set_ended(Ended::TakenOver);
+            self.hub.changed.notify_one();
+        }
+        !taken_over
+    }
+
+    fn subscribed(&mut self) {
+        if let Some(lender) = self.hub.lock().lenders.get_mut(&self.number) {
+            lender.subscribed = true;
+        }
     }
 
     fn refused(&mut self, error: Error) {

@@ -11,11 +11,11 @@ use polymq_core::{ErrorKind, Result};
 use rumqttc::v5::mqttbytes::{QoS, v5::Filter};
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 
 use crate::{
-    claims::Claim,
+    claims::{Claim, Purpose},
     connection::Bus,
     error::error,
     hub::{Ended, Fate, Hub},
@@ -136,8 +136,6 @@ impl Keeper {
                 if let Some(own) = self.own.take() {
                     self.hub.remove_lender(own.lender);
                 }
-                // The other one needs a moment to say that the session is its own.
-                sleep(jitter(Duration::from_millis(300))).await;
             }
             Some(Some(Ended::GivenUp)) => {
                 self.hub.fail(&error(ErrorKind::Disconnected, "given up after reconnect_limit attempts"));
@@ -196,7 +194,7 @@ impl Keeper {
             if self.left_behind.iter().any(|session| session.number == number) {
                 continue;
             }
-            let Some(claim) = self.bus.claims.claim(&row.claim(number)).await? else { continue };
+            let Some(claim) = self.bus.claims.claim(&row.claim(number), Purpose::Hold).await? else { continue };
             let session = self.open(number, Some(claim)).await?;
             if number == 0 && !create && !session.fate.session_present() {
                 self.end(session).await;
@@ -236,13 +234,14 @@ impl Keeper {
             if mine || self.empty.contains(&number) {
                 continue;
             }
-            let Some(claim) = self.bus.claims.claim(&row.claim(number)).await? else { continue };
+            let Some(claim) = self.bus.claims.claim(&row.claim(number), Purpose::Visit).await? else { continue };
             let session = self.open(number, Some(claim)).await?;
             if !session.fate.session_present() {
                 // The row ends here.
                 self.end(session).await;
                 return Ok(());
             }
+            session.claim.iter().for_each(Claim::hold);
             tracing::debug!(channel = &*self.hub.name, number, "took over a session that was left behind");
             match &self.own {
                 // The lowest stays subscribed, so that a row of consumers that shrinks ends at session 0.
@@ -266,10 +265,11 @@ impl Keeper {
 
     /// Connects as a session.
     async fn open(&self, number: u16, claim: Option<Claim>) -> Result<Session> {
-        let (lender, events) = self.hub.add_lender();
+        let own = matches!(self.source, Source::Own(_));
+        let sibling = (!own).then(|| Arc::clone(&self.bus.is_up));
+        let (lender, events) = self.hub.add_lender(sibling);
         let fate = events.fate();
         let receive_maximum = self.receive_maximum();
-        let own = matches!(self.source, Source::Own(_));
         let options = LinkOptions {
             client_id: match &self.source {
                 Source::Row(row) => row.session(number),
@@ -317,11 +317,10 @@ impl Keeper {
                 // Session 0 holds what is sent while nobody consumes; the others must not get more.
                 Some(filter) if session.number > 0 => {
                     let _ = self.bounded(session.link.unsubscribe(filter.clone())).await;
-                    session.link.close(false).await;
                 }
-                Some(_) => session.link.close(false).await,
-                None => session.link.close(true).await,
+                _ => {}
             }
+            session.link.close(filter.is_none()).await;
             self.hub.remove_lender(session.lender);
         }
         if filter.is_some() {

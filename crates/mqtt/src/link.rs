@@ -7,7 +7,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -41,6 +41,10 @@ use crate::{
 /// Bytes that wait in memory for the socket before no more messages are taken. Large enough that a full window of
 /// small messages is one system call, small enough that a stalled broker does not fill the memory.
 const WRITE_BUFFER: usize = 256 * 1024;
+
+/// How long the broker may take to close a connection that we have ended. Too short, and what it has not read yet is
+/// delivered again.
+const FAREWELL: Duration = Duration::from_secs(3);
 
 /// Packets that are handled before the other side of the socket gets its turn.
 const BATCH: usize = 128;
@@ -83,6 +87,12 @@ pub(crate) trait Events: Send + Sync + 'static {
     fn idle(&mut self) {}
     /// The connection ended; `false` ends the link too.
     fn lost(&mut self, lost: &Lost) -> bool;
+    /// The pause before a reconnect is over; `false` ends the link instead.
+    fn may_reconnect(&mut self) -> bool {
+        true
+    }
+    /// A subscription is in force.
+    fn subscribed(&mut self) {}
     /// A subscription was refused when it was made again.
     fn refused(&mut self, error: Error) {
         let _ = error;
@@ -117,10 +127,7 @@ enum Command {
     OpenGate(u32),
     /// Everything that was commanded before is written.
     Flush(oneshot::Sender<()>),
-    Close {
-        end_session: bool,
-        done: oneshot::Sender<()>,
-    },
+    Close { end_session: bool, done: oneshot::Sender<usize> },
 }
 
 /// The owner's end of a link. Dropping every clone closes the connection and keeps the session.
@@ -129,6 +136,8 @@ pub(crate) struct Link {
     sends: mpsc::UnboundedSender<Sending>,
     commands: mpsc::UnboundedSender<Command>,
     max_packet: Arc<AtomicU32>,
+    /// Messages that the task has not taken yet.
+    waiting: Arc<AtomicUsize>,
 }
 
 impl Link {
@@ -143,7 +152,8 @@ impl Link {
         let (commands, commands_rx) = mpsc::unbounded_channel();
         let (first, answer) = oneshot::channel();
         let max_packet = Arc::new(AtomicU32::new(u32::MAX));
-        let link = Self { sends, commands, max_packet: Arc::clone(&max_packet) };
+        let waiting = Arc::<AtomicUsize>::default();
+        let link = Self { sends, commands, max_packet: Arc::clone(&max_packet), waiting: Arc::clone(&waiting) };
         let task = Task {
             config,
             options,
@@ -156,6 +166,7 @@ impl Link {
             generation: 0,
             gate_open: false,
             max_packet,
+            waiting,
         };
         tokio::spawn(task.run(first));
         (link, answer)
@@ -163,6 +174,7 @@ impl Link {
 
     /// Sends in the order of calls, when there is a connection and room in the window.
     pub(crate) fn send(&self, message: Outgoing) {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
         if let Err(mpsc::error::SendError(Sending::Message(message))) = self.sends.send(Sending::Message(message)) {
             message.answer.fail(Error::closed("send").with_backend(crate::NAME));
         }
@@ -227,11 +239,17 @@ impl Link {
         self.command(Command::OpenGate(generation));
     }
 
-    /// Disconnects; with `end_session` the broker forgets the session and what it holds. A second call does nothing.
-    pub(crate) async fn close(&self, end_session: bool) {
+    /// Messages that wait for a connection or for room in the window.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Disconnects and tells how many messages were never sent; with `end_session` the broker forgets the session and
+    /// what it holds. A second call does nothing.
+    pub(crate) async fn close(&self, end_session: bool) -> usize {
         let (done, waits) = oneshot::channel();
         self.command(Command::Close { end_session, done });
-        let _ = waits.await;
+        waits.await.unwrap_or(0)
     }
 
     /// The largest packet that the broker takes.
@@ -263,7 +281,7 @@ fn not_connected() -> Error {
 
 enum End {
     Lost(Lost),
-    Closed { end_session: bool, done: Option<oneshot::Sender<()>> },
+    Closed { end_session: bool, done: Option<oneshot::Sender<usize>> },
 }
 
 struct Task<E> {
@@ -278,6 +296,7 @@ struct Task<E> {
     generation: u32,
     gate_open: bool,
     max_packet: Arc<AtomicU32>,
+    waiting: Arc<AtomicUsize>,
 }
 
 impl<E: Events> Task<E> {
@@ -331,6 +350,10 @@ impl<E: Events> Task<E> {
                 () = sleep(pause) => {}
                 end = offline(&mut self.commands) => return self.end(end, first, None).await,
             }
+            if self.generation > 0 && !self.events.may_reconnect() {
+                let end = End::Closed { end_session: false, done: None };
+                return self.end(end, first, None).await;
+            }
         }
     }
 
@@ -353,8 +376,10 @@ impl<E: Events> Task<E> {
         }
         self.events.ended(cause.as_ref());
         self.sends.close();
+        let mut unsent = 0;
         while let Ok(send) = self.sends.try_recv() {
             if let Sending::Message(message) = send {
+                unsent += usize::from(message.answer.is_awaited());
                 message.answer.fail(match &cause {
                     Some(cause) => error(ErrorKind::Disconnected, format!("given up: {}", cause.message())),
                     None => Error::closed("send").with_backend(crate::NAME),
@@ -365,7 +390,7 @@ impl<E: Events> Task<E> {
             let _ = first.send(Err(cause));
         }
         if let Some(done) = done {
-            let _ = done.send(());
+            let _ = done.send(unsent);
         }
     }
 
@@ -392,7 +417,7 @@ impl<E: Events> Task<E> {
                 packet = reader.next() => {
                     heard = Instant::now();
                     let mut next = packet;
-                    for _ in 0..BATCH {
+                    for handled in 1.. {
                         let packet = match next {
                             Some(Ok(packet)) => packet,
                             Some(Err(cause)) => return End::Lost(Lost::Because(format!("cannot read: {cause}"))),
@@ -400,6 +425,9 @@ impl<E: Events> Task<E> {
                         };
                         if let Some(lost) = self.packet(packet, &mut writer) {
                             return End::Lost(lost);
+                        }
+                        if handled == BATCH {
+                            break;
                         }
                         match reader.next().now_or_never() {
                             Some(more) => next = more,
@@ -410,18 +438,21 @@ impl<E: Events> Task<E> {
                 }
                 command = self.commands.recv(), if room => {
                     let mut next = command;
-                    for _ in 0..BATCH {
+                    for handled in 1.. {
                         match next {
                             Some(Command::Close { end_session, done }) => {
-                                self.disconnect(writer, end_session).await;
+                                self.disconnect(reader, writer, end_session).await;
                                 return End::Closed { end_session, done: Some(done) };
                             }
                             Some(command) => self.command(command, &mut writer),
                             // Every owner is gone.
                             None => {
-                                self.disconnect(writer, false).await;
+                                self.disconnect(reader, writer, false).await;
                                 return End::Closed { end_session: false, done: None };
                             }
+                        }
+                        if handled == BATCH {
+                            break;
                         }
                         match self.commands.try_recv() {
                             Ok(more) => next = Some(more),
@@ -430,17 +461,23 @@ impl<E: Events> Task<E> {
                     }
                 }
                 Some(send) = self.sends.recv(), if may_send => {
-                    let mut next = Some(send);
-                    for _ in 0..BATCH {
-                        match next.take() {
-                            Some(Sending::Message(message)) => self.send(message, &mut writer),
-                            Some(Sending::Flush(done)) => self.slots.when_answered(done),
-                            None => break,
+                    let mut next = send;
+                    for handled in 1.. {
+                        match next {
+                            Sending::Message(message) => {
+                                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                                self.send(message, &mut writer);
+                            }
+                            Sending::Flush(done) => self.slots.when_answered(done),
                         }
-                        if !self.slots.has_room() || writer.write_buffer().len() >= WRITE_BUFFER {
+                        let full = !self.slots.has_room() || writer.write_buffer().len() >= WRITE_BUFFER;
+                        if full || handled == BATCH {
                             break;
                         }
-                        next = self.sends.try_recv().ok();
+                        match self.sends.try_recv() {
+                            Ok(more) => next = more,
+                            Err(_) => break,
+                        }
                     }
                 }
                 flushed = writer.flush(), if !writer.write_buffer().is_empty() => match flushed {
@@ -473,13 +510,16 @@ impl<E: Events> Task<E> {
         self.slots.begin(properties.and_then(|properties| properties.receive_max).unwrap_or(u16::MAX));
         self.generation += 1;
         self.gate_open = !self.options.gated || self.generation == 1;
-        if !connack.session_present {
+        // Mosquitto 2.0 restores the messages of a session after a restart and forgets its shared subscriptions. Others
+        // must not be made again, because that delivers retained messages again.
+        if !connack.session_present || self.subscriptions.iter().any(|filter| filter.path.starts_with("$share/")) {
             for filter in self.subscriptions.clone() {
                 if let Some(pkid) = self.slots.lend(Slot::Subscribe(None)) {
                     write(writer, subscribe(pkid, filter));
                 }
             }
         }
+        tracing::debug!(client_id = self.options.client_id, connack.session_present, "MQTT connected");
         self.health.up();
         self.events.connected(self.generation, connack.session_present);
         let theirs = properties.and_then(|properties| properties.server_keep_alive);
@@ -498,6 +538,9 @@ impl<E: Events> Task<E> {
             Packet::PubComp(comp) => self.slots.complete(comp.pkid),
             Packet::SubAck(ack) => {
                 let refusal = ack.return_codes.into_iter().find_map(refused_subscribe);
+                if refusal.is_none() {
+                    self.events.subscribed();
+                }
                 match (self.slots.take(ack.pkid), refusal) {
                     (Some(Slot::Subscribe(Some(waits))), refusal) => {
                         let _ = waits.send(refusal.map_or(Ok(()), Err));
@@ -577,7 +620,7 @@ impl<E: Events> Task<E> {
         write(writer, Packet::Publish(publish));
     }
 
-    async fn disconnect(&self, mut writer: Writer, end_session: bool) {
+    async fn disconnect(&self, mut reader: Reader, mut writer: Writer, end_session: bool) {
         let mut packet = Disconnect::new(DisconnectReasonCode::NormalDisconnection);
         // An interval that was zero at CONNECT must stay zero (3.14.2.2.2): then it needs no ending either.
         if end_session && !self.options.session_expiry.is_zero() {
@@ -591,9 +634,12 @@ impl<E: Events> Task<E> {
         let farewell = async {
             let _ = writer.send(Packet::Disconnect(packet)).await;
             let _ = SinkExt::<Packet>::close(&mut writer).await;
+            // Closing a socket that holds unread packets resets the connection, and mosquitto then forgets to read
+            // the acknowledgements before the reset.
+            while let Some(Ok(_)) = reader.next().await {}
         };
         // A broker that does not read must not keep us from going.
-        let _ = timeout(self.config.operation_timeout.min(Duration::from_secs(2)), farewell).await;
+        let _ = timeout(self.config.operation_timeout.min(FAREWELL), farewell).await;
     }
 }
 

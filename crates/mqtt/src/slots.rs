@@ -30,6 +30,11 @@ impl Answer {
         }
     }
 
+    /// Whether the sender has not withdrawn the message.
+    pub(crate) fn is_awaited(&self) -> bool {
+        !matches!(self, Self::Receipt { completer, .. } if completer.is_abandoned())
+    }
+
     pub(crate) fn give(self, reason: PubAckReason) {
         match self {
             Self::Receipt { completer, id, must_be_held } => {

@@ -16,19 +16,22 @@ use polymq_mqtt::MqttBackend;
 use tokio::time::timeout;
 
 /// A Mosquitto that nobody else uses, gone with the test.
-pub struct Broker {
-    pub port: u16,
-    pub dir: PathBuf,
+pub(crate) struct Broker {
+    pub(crate) port: u16,
+    pub(crate) dir: PathBuf,
     extra: Vec<String>,
 }
 
 impl Broker {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::start_with(&[]).await
     }
 
-    pub async fn start_with(extra: &[&str]) -> Self {
+    pub(crate) async fn start_with(extra: &[&str]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
+        // RUST_LOG=polymq_mqtt=debug shows what the connections do.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let root = std::env::var_os("POLYMQ_TEST_DIR").map_or_else(|| root().join("target/brokers"), PathBuf::from);
         let dir = root.join(format!("mqtt-{}-{count}", std::process::id()));
@@ -38,18 +41,18 @@ impl Broker {
     }
 
     /// Starts it, or starts it again with the data that it had.
-    pub async fn up(&self) {
+    pub(crate) async fn up(&self) {
         let mut arguments = vec!["up".to_owned(), "mosquitto".to_owned()];
         arguments.extend(["--port".to_owned(), self.port.to_string()]);
         arguments.extend(self.extra.clone());
         self.script(arguments).await;
     }
 
-    pub async fn kill(&self) {
+    pub(crate) async fn kill(&self) {
         self.script(vec!["kill".into()]).await;
     }
 
-    pub async fn signal(&self, name: &str) {
+    pub(crate) async fn signal(&self, name: &str) {
         self.script(vec!["kill".into(), "--signal".into(), name.into()]).await;
     }
 
@@ -60,19 +63,19 @@ impl Broker {
         assert!(output.status.success(), "this test needs a Mosquitto of its own; scripts/brokers says: {told}");
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("mqtt://127.0.0.1:{}", self.port)
     }
 
-    pub fn settings(&self) -> Settings {
+    pub(crate) fn settings(&self) -> Settings {
         Settings::from_url(&self.url()).expect("a URL")
     }
 
-    pub async fn connect(&self) -> Arc<dyn Connection> {
+    pub(crate) async fn connect(&self) -> Arc<dyn Connection> {
         self.connect_with(&[]).await
     }
 
-    pub async fn connect_with(&self, settings: &[(&str, &str)]) -> Arc<dyn Connection> {
+    pub(crate) async fn connect_with(&self, settings: &[(&str, &str)]) -> Arc<dyn Connection> {
         let mut all = self.settings();
         for (key, value) in settings {
             all = all.with(*key, *value);
@@ -103,27 +106,27 @@ fn run(arguments: &[String]) -> Output {
         .unwrap_or_else(|cause| panic!("cannot run {}: {cause}", script.display()))
 }
 
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
 }
 
 /// A client of the broker's own package.
-pub fn client(name: &str, port: u16, arguments: &[&str]) -> Output {
+pub(crate) fn client(name: &str, port: u16, arguments: &[&str]) -> Output {
     let output = Command::new(name).args(["-h", "127.0.0.1", "-p", &port.to_string()]).args(arguments).output();
     output.unwrap_or_else(|cause| panic!("this test needs {name} of the package mosquitto-clients: {cause}"))
 }
 
-pub const PATIENCE: Duration = Duration::from_secs(15);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Waits for one message.
-pub async fn one(consumer: &mut dyn Consumer) -> Incoming {
+pub(crate) async fn one(consumer: &mut dyn Consumer) -> Incoming {
     let mut got = Vec::new();
     timeout(PATIENCE, consumer.receive(1, &mut got)).await.expect("a message in time").expect("a message");
     got.pop().expect("one")
 }
 
 /// Waits for as many messages, and acknowledges them.
-pub async fn take(consumer: &mut dyn Consumer, count: usize) -> Vec<Incoming> {
+pub(crate) async fn take(consumer: &mut dyn Consumer, count: usize) -> Vec<Incoming> {
     let mut got = Vec::new();
     let settler = consumer.settler();
     while got.len() < count {
@@ -138,17 +141,17 @@ pub async fn take(consumer: &mut dyn Consumer, count: usize) -> Vec<Incoming> {
 }
 
 /// Makes sure that nothing comes.
-pub async fn nothing(consumer: &mut dyn Consumer, span: Duration) {
+pub(crate) async fn nothing(consumer: &mut dyn Consumer, span: Duration) {
     let mut got = Vec::new();
     if timeout(span, consumer.receive(9, &mut got)).await.is_ok() {
         panic!("nothing was expected, and this came: {got:?}");
     }
 }
 
-pub fn body(incoming: &Incoming) -> String {
+pub(crate) fn body(incoming: &Incoming) -> String {
     text(incoming.message.payload())
 }
 
-pub fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
