@@ -1,0 +1,210 @@
+//! The command line.
+
+use std::time::Duration;
+
+use clap::{Args as ClapArgs, Parser, Subcommand};
+use polymq::Address;
+
+/// Sends, consumes and checks, on any broker that polymq knows.
+#[derive(Debug, Parser)]
+#[command(name = "polymq", version, after_help = AFTER_HELP, arg_required_else_help = true)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+
+    /// One JSON object a line, for machines.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    /// Writes logs to stderr: a level, or a filter such as "polymq_core=debug".
+    #[arg(long, global = true, value_name = "FILTER")]
+    pub(crate) log: Option<String>,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const AFTER_HELP: &str = "\
+The broker is chosen by --backend and --url, else by POLYMQ_BACKEND, POLYMQ_URL and POLYMQ_<BACKEND>_<KEY>.
+
+Exit codes:
+  0  done
+  1  failed: the broker or the message does not allow it
+  2  wrong usage
+  3  wrong configuration: unknown backend, key or value, or a backend that is not compiled in
+  4  cannot connect
+  5  not allowed: wrong credentials or missing permission
+  6  no message: nothing came in time, or the queue does not exist";
+
+/// Where the broker is.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Connection {
+    /// The backend's name; `polymq backends` lists them.
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) backend: Option<String>,
+
+    /// The broker's address. Other users of this machine can see it: put passwords into POLYMQ_URL instead.
+    #[arg(long, global = true)]
+    pub(crate) url: Option<String>,
+
+    /// A setting of the backend; may be repeated. `polymq backends NAME` lists them.
+    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = pair)]
+    pub(crate) set: Vec<(String, String)>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// What the backends of this program can do, or the settings of one.
+    Backends(Backends),
+    /// Sends messages to a queue or topic and waits until the broker has accepted them.
+    Send(Send),
+    /// Prints messages and acknowledges what it has printed.
+    Consume(Consume),
+    /// Connects, sends and receives on a temporary queue, and says what works and what does not.
+    Check(Check),
+    /// Shows the dead letters of a queue or sends them back.
+    #[command(subcommand)]
+    DeadLetters(DeadLetters),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Backends {
+    /// Only this one, with its settings.
+    pub(crate) name: Option<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Send {
+    /// The queue, or with --topic the topic.
+    pub(crate) channel: String,
+
+    /// The body, or `-` to read it from stdin.
+    pub(crate) body: String,
+
+    /// Sends to a topic.
+    #[arg(long)]
+    pub(crate) topic: bool,
+
+    /// The media type of the body; by default what it looks like: JSON, text or bytes.
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) content_type: Option<String>,
+
+    /// The logical type of the message, such as order.created.
+    #[arg(long)]
+    pub(crate) kind: Option<String>,
+
+    /// The schema version of the kind.
+    #[arg(long, requires = "kind", value_name = "NUMBER")]
+    pub(crate) kind_version: Option<u32>,
+
+    /// A header; may be repeated.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    pub(crate) header: Vec<(String, String)>,
+
+    /// The ordering and partition key.
+    #[arg(long)]
+    pub(crate) key: Option<String>,
+
+    /// The id; by default a new UUIDv7.
+    #[arg(long, conflicts_with = "count")]
+    pub(crate) id: Option<String>,
+
+    /// The message is not delivered earlier than this from now.
+    #[arg(long, value_parser = duration, value_name = "DURATION")]
+    pub(crate) delay: Option<Duration>,
+
+    /// The message is not handled later than this from now.
+    #[arg(long, value_parser = duration, value_name = "DURATION")]
+    pub(crate) expires: Option<Duration>,
+
+    /// Sends so many messages, each with an id of its own.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) count: u32,
+
+    /// Does not create the queue or topic: a missing one is an error.
+    #[arg(long)]
+    pub(crate) existing: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Consume {
+    /// The queue, or with --topic the topic.
+    pub(crate) channel: String,
+
+    /// Consumes a topic, with a subscription of its own unless --group is given.
+    #[arg(long)]
+    pub(crate) topic: bool,
+
+    /// The group of the topic.
+    #[arg(long, requires = "topic")]
+    pub(crate) group: Option<String>,
+
+    /// Ends after so many messages.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max: Option<u32>,
+
+    /// Ends when no message has come for so long.
+    #[arg(long, value_parser = duration, value_name = "DURATION")]
+    pub(crate) timeout: Option<Duration>,
+
+    /// Returns the messages to the broker at the end instead of acknowledging them.
+    #[arg(long, requires = "max")]
+    pub(crate) keep: bool,
+
+    /// Does not create the queue or topic: a missing one is an error.
+    #[arg(long)]
+    pub(crate) existing: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Check {
+    /// The longest time for each step.
+    #[arg(long, value_parser = duration, default_value = "10s", value_name = "DURATION")]
+    pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeadLetters {
+    /// Prints them, with the reasons, and leaves them where they are.
+    List(DeadLettersOf),
+    /// Sends them back to their queue, where they start with the first attempt.
+    Replay(DeadLettersOf),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DeadLettersOf {
+    /// The queue that the messages come from, or with --topic the topic.
+    pub(crate) channel: String,
+
+    /// The dead letters of a topic's group.
+    #[arg(long, requires = "group")]
+    pub(crate) topic: bool,
+
+    /// The group of the topic.
+    #[arg(long, requires = "topic")]
+    pub(crate) group: Option<String>,
+
+    /// At most so many.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max: u32,
+
+    /// Ends when no further one has come for so long.
+    #[arg(long, value_parser = duration, default_value = "1s", value_name = "DURATION")]
+    pub(crate) timeout: Duration,
+}
+
+/// A queue, or a topic.
+pub(crate) fn address(name: &str, topic: bool) -> Address {
+    if topic { Address::topic(name) } else { Address::queue(name) }
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("expected NAME=VALUE".to_owned()),
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| "expected a duration with its unit, such as 250ms, 5s or 2m".to_owned())
+}

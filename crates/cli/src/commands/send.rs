@@ -1,0 +1,114 @@
+//! `polymq send`: sends messages and waits until the broker has accepted them.
+
+use std::io::Read;
+
+use polymq::{BusBuilder, Message};
+use serde_json::json;
+
+use super::connect;
+use crate::{
+    args::{Send, address},
+    exit::{Exit, Failed},
+    output::Output,
+};
+
+pub(crate) async fn run(builder: BusBuilder, options: Send, output: &Output) -> Result<Exit, Failed> {
+    // A body that cannot be read is found before anything is connected.
+    let message = message(&options)?;
+    let bus = connect(builder, output).await?;
+    let address = address(&options.channel, options.topic);
+    let mut channel = bus.channel(address.clone());
+    if options.existing {
+        channel = channel.existing();
+    }
+    let messages = (0..options.count).map(|_| message.clone());
+    let results = channel.send_all(messages).await;
+    let mut failed = Vec::new();
+    for result in results {
+        match result {
+            Ok(receipt) => output.say(
+                || format!("sent {} to {address}", receipt.id),
+                || json!({ "sent": receipt.id.to_string(), "channel": address.name(), "broker_id": receipt.broker_id }),
+            )?,
+            Err(error) => failed.push(error),
+        }
+    }
+    let closed = bus.close().await;
+    let count = failed.len();
+    match failed.into_iter().next() {
+        None => closed.map(|()| Exit::Done).map_err(Failed::from),
+        Some(error) if options.count == 1 => Err(error.into()),
+        Some(error) => {
+            let sentence = format!("{count} of {} messages were not sent; the first: {error}", options.count);
+            Err(Failed::new(Exit::of(error.kind()), sentence))
+        }
+    }
+}
+
+fn message(options: &Send) -> Result<Message, Failed> {
+    let body = if options.body == "-" {
+        let mut body = Vec::new();
+        std::io::stdin().lock().read_to_end(&mut body).map_err(|error| {
+            Failed::new(Exit::Failed, format!("stdin cannot be read: {error}"))
+        })?;
+        body
+    } else {
+        options.body.clone().into_bytes()
+    };
+    let content_type = match &options.content_type {
+        Some(given) => given.clone(),
+        None => looks_like(&body).to_owned(),
+    };
+    let mut message = Message::new(body).with_content_type(content_type);
+    for (name, value) in &options.header {
+        message = message.with_header(name.clone(), value.clone());
+    }
+    if let Some(kind) = &options.kind {
+        message = message.with_kind(kind.clone());
+    }
+    if let Some(version) = options.kind_version {
+        message = message.with_version(version);
+    }
+    if let Some(key) = &options.key {
+        message = message.with_key(key.clone());
+    }
+    if let Some(id) = &options.id {
+        message = message.with_id(id.as_str());
+    }
+    if let Some(delay) = options.delay {
+        message = message.deliver_in(delay);
+    }
+    if let Some(ttl) = options.expires {
+        message = message.expires_in(ttl);
+    }
+    Ok(message)
+}
+
+/// The media type that a body looks like.
+fn looks_like(body: &[u8]) -> &'static str {
+    if serde_json::from_slice::<serde_json::Value>(body).is_ok() {
+        "application/json"
+    } else if std::str::from_utf8(body).is_ok() {
+        "text/plain; charset=utf-8"
+    } else {
+        "application/octet-stream"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::looks_like;
+
+    #[test]
+    fn media_types() {
+        for (body, expected) in [
+            (&b"{\"id\":1}"[..], "application/json"),
+            (b"17", "application/json"),
+            (b"hello", "text/plain; charset=utf-8"),
+            (b"", "text/plain; charset=utf-8"),
+            (b"\xff\x00", "application/octet-stream"),
+        ] {
+            assert_eq!(looks_like(body), expected, "{body:?}");
+        }
+    }
+}

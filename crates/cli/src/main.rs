@@ -1,0 +1,79 @@
+#![doc = include_str!("../README.md")]
+
+mod args;
+mod commands;
+mod exit;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use polymq::{Bus, BusBuilder, Environment, Registry, URL_VARIABLE};
+
+use crate::{
+    args::{Args, Command, Connection},
+    exit::{Exit, Failed},
+    output::Output,
+};
+
+fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return exit::usage(&error),
+    };
+    let output = Output::new(args.json);
+    if let Some(filter) = &args.log {
+        start_log(filter);
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Failed::new(Exit::Failed, format!("the runtime cannot be started: {error}")).tell(&output),
+    };
+    let result = runtime.block_on(run(args, &output));
+    // Nothing that still runs in the background is waited for.
+    runtime.shutdown_background();
+    match result {
+        Ok(exit) => exit.into(),
+        Err(failed) => failed.tell(&output),
+    }
+}
+
+async fn run(args: Args, output: &Output) -> Result<Exit, Failed> {
+    let connection = args.connection;
+    match args.command {
+        Command::Backends(options) => commands::backends::run(&options, output),
+        Command::Send(options) => commands::send::run(connection.builder()?, options, output).await,
+        Command::Consume(options) => commands::consume::run(connection.builder()?, options, output).await,
+        Command::Check(options) => commands::check::run(connection.builder()?, options, output).await,
+        Command::DeadLetters(options) => commands::dead_letters::run(connection.builder()?, options, output).await,
+    }
+}
+
+impl Connection {
+    /// What the options say; the environment says the rest.
+    fn builder(&self) -> Result<BusBuilder, Failed> {
+        let mut builder = Bus::builder();
+        for (key, value) in &self.set {
+            builder = builder.with(key, value);
+        }
+        if let Some(url) = &self.url {
+            builder = builder.url(url);
+        }
+        let Some(name) = &self.backend else { return Ok(builder) };
+        let registry = Registry::linked()?;
+        let backend = registry.backend(name)?;
+        // The process's URL goes with --backend when it leads to that backend.
+        if self.url.is_none()
+            && let Some(url) = Environment::process().get(URL_VARIABLE)
+            && url.split_once(':').is_some_and(|(scheme, _)| backend.schemes().contains(&scheme))
+        {
+            builder = builder.url(url);
+        }
+        Ok(builder.backend(name))
+    }
+}
+
+fn start_log(filter: &str) {
+    let filter = tracing_subscriber::EnvFilter::builder().parse_lossy(filter);
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+}
