@@ -16,14 +16,20 @@ pub(super) fn parse<'a, T: DeserializeOwned>(
     backend: &str,
 ) -> Result<T> {
     let current = RefCell::new(None);
-    let entries =
-        pairs.map(|(key, text, origin)| (Name { key, origin, current: &current }, Value { key, text, origin }));
+    let entries = pairs.map(|(key, text, origin)| {
+        let value = Value { key, text, origin };
+        (Name { value, current: &current }, value)
+    });
     T::deserialize(MapDeserializer::new(entries)).map_err(|Problem(problem)| {
-        let place = match *current.borrow() {
-            Some((_, origin)) if problem.starts_with("unknown") => format!(" {origin}"),
-            _ => String::new(),
+        let sentence = match *current.borrow() {
+            Some(Value { key, origin, .. }) if problem.starts_with("unknown setting") => {
+                problem.replacen(&format!("{key:?}"), &format!("{key:?} {origin}"), 1)
+            }
+            // What a field reads with a function of its own does not know where the text came from.
+            Some(value) => value.annotate(Problem(problem)).0,
+            None => problem,
         };
-        Error::new(ErrorKind::Config, format!("{problem}{place}")).with_backend(backend.to_owned())
+        Error::new(ErrorKind::Config, sentence).with_backend(backend.to_owned())
     })
 }
 
@@ -52,11 +58,10 @@ pub mod duration {
     }
 }
 
-type Current<'a> = RefCell<Option<(&'a str, &'a Origin)>>;
+type Current<'a> = RefCell<Option<Value<'a>>>;
 
 struct Name<'a, 'c> {
-    key: &'a str,
-    origin: &'a Origin,
+    value: Value<'a>,
     current: &'c Current<'a>,
 }
 
@@ -64,8 +69,8 @@ impl<'de> IntoDeserializer<'de, Problem> for Name<'_, '_> {
     type Deserializer = de::value::StringDeserializer<Problem>;
 
     fn into_deserializer(self) -> Self::Deserializer {
-        *self.current.borrow_mut() = Some((self.key, self.origin));
-        self.key.to_owned().into_deserializer()
+        *self.current.borrow_mut() = Some(self.value);
+        self.value.key.to_owned().into_deserializer()
     }
 }
 
