@@ -74,6 +74,11 @@ impl Connection {
 }
 
 fn start_log(filter: &str) {
-    let filter = tracing_subscriber::EnvFilter::builder().parse_lossy(filter);
+    let mut directives = filter.to_owned();
+    if filter.contains("trace") && !filter.contains("lapin") {
+        // At this level it prints every byte that it sends, the login included.
+        directives.push_str(",lapin=debug");
+    }
+    let filter = tracing_subscriber::EnvFilter::builder().parse_lossy(directives);
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
 }

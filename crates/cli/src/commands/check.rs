@@ -102,9 +102,12 @@ impl Report<'_> {
     fn ended(&self, error: &Error) -> std::io::Result<Exit> {
         let name = STEPS.get(self.done).copied().unwrap_or("clean up");
         let next = next_step(error);
+        let sentence = crate::exit::one_line(&error.to_string());
+        // The hint has a line of its own.
+        let sentence = sentence.strip_suffix(next).map_or(sentence.as_str(), |rest| rest.trim_end_matches("; "));
         self.output.say(
-            || format!("FAILED  {name}: {}\n        next: {next}", crate::exit::one_line(&error.to_string())),
-            || json!({ "check": name, "ok": false, "error": error.to_string(), "next": next }),
+            || format!("FAILED  {name}: {sentence}\n        next: {next}"),
+            || json!({ "check": name, "ok": false, "error": sentence, "next": next }),
         )?;
         for name in STEPS.iter().skip(self.done + 1) {
             self.output.say(

@@ -1,0 +1,211 @@
+//! The command as scripts and people see it: output, one sentence for each mistake, exit codes. Without any broker.
+
+use std::{
+    io::Write,
+    process::{Command, Output, Stdio},
+};
+
+const MARKER: &str = "s3cr3t-marker";
+
+/// The command without the variables that choose a broker.
+fn polymq() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_polymq"));
+    for (name, _) in std::env::vars() {
+        if name.starts_with("POLYMQ_") || name.starts_with("RMQ_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+fn run(line: &str) -> Output {
+    polymq().args(line.split_whitespace()).output().unwrap()
+}
+
+fn stdout(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).unwrap()
+}
+
+fn stderr(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).unwrap()
+}
+
+/// Exit code and one sentence on stderr with these parts, nothing else.
+fn fails(output: &Output, code: i32, parts: &[&str]) {
+    let text = stderr(output);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    let sentences: Vec<_> = text.lines().filter(|line| !line.starts_with("note: ")).collect();
+    assert_eq!(sentences.len(), 1, "{text}");
+    assert!(text.contains("error: "), "{text}");
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is missing: {text}");
+    }
+    for noise in ["panicked", "backtrace", "Error {"] {
+        assert!(!text.contains(noise), "{text}");
+    }
+}
+
+#[test]
+fn backends_prints_the_table() {
+    let output = run("backends");
+    assert!(output.status.success());
+    let text = stdout(&output);
+    for word in ["memory", "delayed retry", "kafka: not in this program"] {
+        assert!(text.contains(word), "{word} is missing: {text}");
+    }
+    let output = run("backends --json");
+    let lines: Vec<serde_json::Value> = stdout(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let memory = lines.iter().find(|line| line["name"] == "memory").unwrap();
+    assert_eq!(memory["capabilities"]["confirms"], true);
+    assert_eq!(memory["settings"][0]["name"], "url");
+    assert!(lines.iter().any(|line| line["name"] == "sqs" && line["linked"] == false));
+}
+
+#[test]
+fn backends_prints_the_settings_of_one() {
+    let output = run("backends memory");
+    assert!(stdout(&output).contains("capacity_bytes"), "{}", stdout(&output));
+    fails(&run("backends memroy"), 3, &["unknown backend \"memroy\"", "did you mean \"memory\"?"]);
+}
+
+#[test]
+fn send_tells_the_ids() {
+    let output = polymq().args(["send", "orders", r#"{"id":1}"#, "--count", "3"]).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(stdout(&output).lines().filter(|line| line.starts_with("sent ")).count(), 3);
+    assert!(stderr(&output).contains("note: the memory backend ends with this command"));
+
+    let output = polymq().args(["send", "orders", "x", "--id", "my-id", "--json"]).output().unwrap();
+    let line: serde_json::Value = serde_json::from_str(stdout(&output).trim()).unwrap();
+    assert_eq!(line["sent"], "my-id");
+    assert_eq!(stderr(&output), "", "notes are for people");
+}
+
+#[test]
+fn send_reads_stdin() {
+    let mut child = polymq()
+        .args(["send", "events", "-", "--topic", "--header", "a=b=c", "--kind", "order.created", "--kind-version", "2"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"\xff\x00").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    assert!(stdout(&output).contains("to topic events"));
+}
+
+#[test]
+fn consume_ends_when_nothing_comes() {
+    fails(&run("consume orders --timeout 50ms"), 6, &["no message came within 50ms"]);
+    fails(&run("consume orders --timeout 50ms --existing"), 6, &["\"orders\"", "does not exist"]);
+    fails(&run("dead-letters replay events --topic --group audit"), 1, &["cannot do this", "dead letters of a topic"]);
+    let output = run("dead-letters list orders --timeout 50ms");
+    assert!(output.status.success() && stderr(&output).contains("has no dead letters"), "{}", stderr(&output));
+}
+
+#[test]
+fn check_goes_through_every_step() {
+    let output = run("check");
+    assert!(output.status.success(), "{}", stdout(&output));
+    assert_eq!(stdout(&output).lines().filter(|line| line.starts_with("ok ")).count(), 7);
+    assert!(stdout(&output).contains("memory works; accepted messages do not survive a restart"));
+}
+
+#[test]
+fn wrong_usage() {
+    fails(&run("send orders"), 2, &["<BODY>"]);
+    fails(&run("sned orders x"), 2, &["sned"]);
+    fails(&run("send orders x --colour red"), 2, &["--colour"]);
+    fails(&run("send orders x --header novalue"), 2, &["expected NAME=VALUE"]);
+    fails(&run("send orders x --count 0"), 2, &["--count"]);
+    fails(&run("consume orders --timeout 5"), 2, &["duration with its unit"]);
+    fails(&run("consume orders --keep"), 2, &["--max"]);
+    let no_name = polymq().args(["send", "", "x"]).output().unwrap();
+    fails(&no_name, 2, &["the queue name \"\" is empty"]);
+    assert_eq!(run("").status.code(), Some(2));
+    assert_eq!(run("--help").status.code(), Some(0));
+    assert!(stdout(&run("--help")).contains("Exit codes:"));
+}
+
+#[test]
+fn wrong_configuration() {
+    fails(&run("send orders x --backend kakfa"), 3, &["unknown backend \"kakfa\"", "did you mean \"kafka\"?"]);
+    fails(&run("send orders x --backend kafka"), 3, &["not compiled in", "not available in this release"]);
+    fails(&run("send orders x --url nonsense"), 3, &["no URL", "scheme://"]);
+    fails(&run("send orders x --url memory://a/b"), 3, &["memory"]);
+    fails(&run("send orders x --backend memory --url mqtt://host"), 3, &["scheme \"mqtt\""]);
+    fails(&run("send orders x --set capacitty=1"), 3, &["unknown setting \"capacitty\"", "did you mean \"capacity\"?"]);
+    fails(&run("send orders x --set capacity=many"), 3, &["\"many\" is not valid"]);
+    let variable = polymq().args(["send", "orders", "x"]).env("POLYMQ_MEMORY_CAPACITY", "many").output().unwrap();
+    fails(&variable, 3, &["POLYMQ_MEMORY_CAPACITY"]);
+}
+
+#[cfg(all(feature = "amqp", feature = "mqtt"))]
+#[test]
+fn brokers_that_are_not_there() {
+    for (url, setting) in [("amqp://127.0.0.1:1", "heartbeat=soon"), ("mqtt://127.0.0.1:1", "keep_alive=soon")] {
+        fails(&run(&format!("send orders x --url {url}")), 4, &["127.0.0.1:1"]);
+        fails(&run(&format!("send orders x --url {url} --set {setting}")), 3, &["\"soon\" is not valid", "such as"]);
+        let output = run(&format!("check --url {url}"));
+        assert_eq!(output.status.code(), Some(4));
+        let text = stdout(&output);
+        for part in ["ok      configuration", "FAILED  connect", "next: ", "send: not tried"] {
+            assert!(text.contains(part), "{part:?} is missing: {text}");
+        }
+    }
+    // The URL of the environment goes with --backend, when it leads to that backend.
+    let output = polymq().args(["send", "q", "x", "--backend", "mqtt"]).env("POLYMQ_URL", "mqtt://127.0.0.1:1").output();
+    fails(&output.unwrap(), 4, &["127.0.0.1:1"]);
+}
+
+#[test]
+fn errors_are_objects_for_machines() {
+    let output = run("--json send orders x --backend kafka");
+    let error: serde_json::Value = serde_json::from_str(stderr(&output).trim()).unwrap();
+    assert_eq!(error["exit"], 3);
+    assert!(error["error"].as_str().unwrap().contains("kafka"));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    for line in ["backends", "--help", "send orders x --count 5", "check"] {
+        let mut child = polymq()
+            .args(line.split_whitespace())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{line}: {}", stderr(&output));
+        assert!(!stderr(&output).contains("error"), "{line}: {}", stderr(&output));
+    }
+}
+
+/// Everything is logged, and neither passwords nor headers nor bodies are in it.
+#[test]
+fn secrets_and_bodies_are_not_logged() {
+    let urls: &[&str] = if cfg!(all(feature = "amqp", feature = "mqtt")) {
+        &["memory://", "amqp://user:s3cr3t-marker@127.0.0.1:1", "mqtt://user:s3cr3t-marker@127.0.0.1:1"]
+    } else {
+        &["memory://"]
+    };
+    for url in urls {
+        for command in [
+            &["check"][..],
+            &["consume", "orders", "--timeout", "50ms"],
+            &["send", "orders", MARKER, "--header", "token=s3cr3t-marker"],
+        ] {
+            let output = polymq().args(["--log", "trace"]).args(command).env("POLYMQ_URL", url).output().unwrap();
+            assert!(!stdout(&output).contains(MARKER), "{url} {command:?}: {}", stdout(&output));
+            assert!(!stderr(&output).contains(MARKER), "{url} {command:?}: {}", stderr(&output));
+        }
+    }
+    for broken in ["amqp://user:s3cr3t-marker@[", "user:s3cr3t-marker@host", "memory://user:s3cr3t-marker@host"] {
+        let output = polymq().args(["check"]).env("POLYMQ_URL", broken).output().unwrap();
+        assert_eq!(output.status.code(), Some(3));
+        assert!(!stdout(&output).contains(MARKER) && !stderr(&output).contains(MARKER), "{}", stdout(&output));
+    }
+}
