@@ -22,9 +22,7 @@ pub(super) fn parse<'a, T: DeserializeOwned>(
     });
     T::deserialize(MapDeserializer::new(entries)).map_err(|Problem(problem)| {
         let sentence = match *current.borrow() {
-            Some(Value { key, origin, .. }) if problem.starts_with("unknown setting") => {
-                problem.replacen(&format!("{key:?}"), &format!("{key:?} {origin}"), 1)
-            }
+            Some(Value { origin, .. }) if problem.starts_with("unknown setting") => format!("{problem} {origin}"),
             // What a field reads with a function of its own does not know where the text came from.
             Some(value) => value.annotate(Problem(problem)).0,
             None => problem,
