@@ -49,7 +49,13 @@ impl Backend for AmqpBackend {
     }
 
     fn foreign_variables(&self) -> &'static [(&'static str, &'static str)] {
-        &[("RMQ_HOST", "host"), ("RMQ_PORT", "port"), ("RMQ_USER", "user"), ("RMQ_PASS", "pass"), ("RMQ_VHOST", "vhost")]
+        &[
+            ("RMQ_HOST", "host"),
+            ("RMQ_PORT", "port"),
+            ("RMQ_USER", "user"),
+            ("RMQ_PASS", "pass"),
+            ("RMQ_VHOST", "vhost"),
+        ]
     }
 
     fn keys(&self) -> &'static [Key] {
@@ -187,8 +193,9 @@ impl AmqpConnection {
                 ("persistent", "true") => found.persistent = true,
                 ("persistent", "false") => found.persistent = false,
                 ("exchange" | "queue_type" | "persistent", _) => {
-                    return Err(config(format!("option {key:?}: {value:?} is not valid"))
-                        .with_hint("exchange is a name, queue_type is classic or quorum, persistent is true or false"));
+                    return Err(config(format!("option {key:?}: {value:?} is not valid")).with_hint(
+                        "exchange is a name, queue_type is classic or quorum, persistent is true or false",
+                    ));
                 }
                 _ => {
                     return Err(config(format!("unknown option {key:?}; known: exchange, queue_type, persistent")));
@@ -199,7 +206,13 @@ impl AmqpConnection {
     }
 
     /// The queue behind an address, its binding and its dead-letter queue.
-    fn plan(&self, address: &Address, group: Option<&str>, dead_letters: Option<&Address>, extra: &Extra) -> Result<QueuePlan> {
+    fn plan(
+        &self,
+        address: &Address,
+        group: Option<&str>,
+        dead_letters: Option<&Address>,
+        extra: &Extra,
+    ) -> Result<QueuePlan> {
         let name = topology::queue_name(address, group)?;
         let exclusive = name.is_none();
         let name = name.unwrap_or_else(|| address.name().to_owned());

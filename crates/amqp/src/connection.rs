@@ -72,7 +72,11 @@ pub(crate) struct Link {
 impl Link {
     /// Connects and supervises from then on. The first attempt's failure is the caller's, unless
     /// `connect_retry` says to go on trying.
-    pub(crate) async fn start(role: Role, config: Arc<AmqpConfig>, health: Arc<HealthBoard>) -> Result<Arc<LinkHandle>> {
+    pub(crate) async fn start(
+        role: Role,
+        config: Arc<AmqpConfig>,
+        health: Arc<HealthBoard>,
+    ) -> Result<Arc<LinkHandle>> {
         let link = Arc::new(Self {
             role,
             state: watch::Sender::new(State::Down("not connected yet".into())),

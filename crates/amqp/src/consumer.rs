@@ -220,7 +220,12 @@ impl Task {
         channel.basic_qos(self.subscription.prefetch, BasicQosOptions::default()).await.map_err(failed)?;
         // Unique, so that two processes are never taken for one.
         let tag = format!("polymq-{}-{:016x}", std::process::id(), fastrand::u64(..));
-        let consume = channel.basic_consume(short(&plan.name)?, short(&tag)?, BasicConsumeOptions::default(), FieldTable::default());
+        let consume = channel.basic_consume(
+            short(&plan.name)?,
+            short(&tag)?,
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
         let stream = consume.await.map_err(|error| failed(error).with_channel(&*plan.name))?;
         Ok((channel, stream, plan.name))
     }

@@ -39,7 +39,9 @@ pub(crate) fn check(message: &Message) -> Result<()> {
         }
     }
     match message.headers().iter().find(|(name, _)| is_brokers_own(name)) {
-        Some((name, _)) => Err(error::invalid(format!("RabbitMQ itself uses the header {name:?}; choose another name"))),
+        Some((name, _)) => {
+            Err(error::invalid(format!("RabbitMQ itself uses the header {name:?}; choose another name")))
+        }
         None => Ok(()),
     }
 }
@@ -124,7 +126,8 @@ pub(crate) fn message(properties: &BasicProperties, body: Vec<u8>) -> Message {
             }
         };
     }
-    let seconds = || properties.timestamp().map(|seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
+    let seconds =
+        || properties.timestamp().map(|seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
     if let Some(time) = precise.or_else(|| seconds().flatten()) {
         message = message.with_time(time);
     }

@@ -83,9 +83,7 @@ fn hint(kind: ErrorKind, stage: Stage) -> Option<&'static str> {
             "check that the virtual host exists and that the user may use it"
         }
         ErrorKind::PermissionDenied => "give the user the permission (rabbitmqctl set_permissions)",
-        ErrorKind::Conflict => {
-            "it exists with other properties: delete it, or use it as it is with declare=passive"
-        }
+        ErrorKind::Conflict => "it exists with other properties: delete it, or use it as it is with declare=passive",
         ErrorKind::NotFound => "declare it, or check its name",
         ErrorKind::Disconnected if stage == Stage::Login => "check that the broker runs there, and TLS against plain",
         _ => return None,

@@ -57,7 +57,14 @@ pub(crate) struct Route {
 impl Route {
     /// Straight to one queue, which exists.
     pub(crate) fn to_queue(queue: Arc<str>) -> Arc<Self> {
-        Arc::new(Self { exchange: "".into(), routing_key: queue, plan: None, declare_exchange: false, persistent: true, ensured: AtomicU64::new(0) })
+        Arc::new(Self {
+            exchange: "".into(),
+            routing_key: queue,
+            plan: None,
+            declare_exchange: false,
+            persistent: true,
+            ensured: AtomicU64::new(0),
+        })
     }
 
     /// Makes what is to be made.
@@ -117,7 +124,9 @@ impl Answer {
 
     fn complete(self, result: Result<Option<MessageId>>) {
         match self {
-            Self::Send(completer) => completer.complete(result.map(|id| Receipt { id: id.unwrap_or_default(), broker_id: None })),
+            Self::Send(completer) => {
+                completer.complete(result.map(|id| Receipt { id: id.unwrap_or_default(), broker_id: None }))
+            }
             Self::Retry { completer, shared, token } => completer.complete(result.and_then(|_| shared.finish(token))),
         }
     }
@@ -387,7 +396,11 @@ impl Publisher {
     }
 
     /// Makes what the message needs, and says where it goes.
-    async fn prepare(&mut self, session: &mut Session, outgoing: &Outgoing) -> Result<(Target, Option<(Duration, Instant)>)> {
+    async fn prepare(
+        &mut self,
+        session: &mut Session,
+        outgoing: &Outgoing,
+    ) -> Result<(Target, Option<(Duration, Instant)>)> {
         let route = &outgoing.route;
         self.ensure(session, route).await?;
         let wait = outgoing.message.deliver_at().map(until).filter(|wait| !wait.is_zero());
@@ -510,7 +523,12 @@ impl Target {
 }
 
 /// A delay queue must live longer than the message in it: when the confirm took long, its life is renewed.
-async fn outlive(session: &mut Session, outgoing: &Outgoing, delay: Option<(Duration, Instant)>, queue_type: QueueType) -> Result<()> {
+async fn outlive(
+    session: &mut Session,
+    outgoing: &Outgoing,
+    delay: Option<(Duration, Instant)>,
+    queue_type: QueueType,
+) -> Result<()> {
     match delay {
         Some((ttl, since)) if since.elapsed() > DELAY_MARGIN / 4 => {
             let renewed = session.declare_delay(&outgoing.route, ttl, queue_type).await;

@@ -59,7 +59,8 @@ pub(crate) fn queue_name(address: &Address, group: Option<&str>) -> Result<Optio
         (ChannelKind::Queue, _) => address.name().to_owned(),
         (ChannelKind::Topic, Some(group)) => {
             if group.is_empty() || group.contains('@') {
-                let problem = format!("the group name {group:?} is empty or holds an @, which separates topic and group");
+                let problem =
+                    format!("the group name {group:?} is empty or holds an @, which separates topic and group");
                 return Err(error::invalid(problem).with_hint("use another name"));
             }
             group_queue(address.name(), group)
@@ -72,10 +73,13 @@ pub(crate) fn queue_name(address: &Address, group: Option<&str>) -> Result<Optio
 
 pub(crate) fn check_queue_name(name: &str) -> Result<()> {
     if name.starts_with("amq.") {
-        return Err(error::invalid(format!("the queue name {name:?} starts with amq., which RabbitMQ keeps for itself")));
+        return Err(error::invalid(format!(
+            "the queue name {name:?} starts with amq., which RabbitMQ keeps for itself"
+        )));
     }
     if name.len() + MAX_DELAY_SUFFIX > MAX_NAME {
-        let problem = format!("the queue name of {} bytes leaves no room for the names of its delay queues", name.len());
+        let problem =
+            format!("the queue name of {} bytes leaves no room for the names of its delay queues", name.len());
         return Err(error::invalid(problem).with_hint("shorten the topic or the group"));
     }
     Ok(())
@@ -155,7 +159,8 @@ pub(crate) async fn ensure_exchange(connection: &Connection, exchange: &str, dec
 
 async fn declare_exchange(connection: &Connection, exchange: &str, options: ExchangeDeclareOptions) -> Result<()> {
     let channel = open(connection).await?;
-    let declared = channel.exchange_declare(short(exchange)?, ExchangeKind::Topic, options, FieldTable::default()).await;
+    let declared =
+        channel.exchange_declare(short(exchange)?, ExchangeKind::Topic, options, FieldTable::default()).await;
     declared.map_err(|error| failed(error, exchange))?;
     close(&channel).await;
     Ok(())
@@ -220,7 +225,12 @@ async fn create(
     exclusive: bool,
     mut arguments: FieldTable,
 ) -> Result<()> {
-    let options = QueueDeclareOptions { durable: !exclusive, exclusive, auto_delete: exclusive, ..QueueDeclareOptions::default() };
+    let options = QueueDeclareOptions {
+        durable: !exclusive,
+        exclusive,
+        auto_delete: exclusive,
+        ..QueueDeclareOptions::default()
+    };
     if queue_type == QueueType::Quorum && !exclusive {
         arguments.insert("x-queue-type".into(), text("quorum"));
     }

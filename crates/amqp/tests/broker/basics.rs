@@ -4,14 +4,13 @@ use futures_util::future::join_all;
 use lapin::{
     BasicProperties,
     options::{
-        BasicConsumeOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions,
+        BasicConsumeOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions, QueueDeclareOptions,
+        QueueDeleteOptions,
     },
     types::{AMQPValue, FieldTable},
 };
 use polymq_amqp::AmqpConnection;
-use polymq_core::{
-    Address, Connection, ConsumeOptions, ErrorKind, HealthState, ProduceOptions, Retry, Settings,
-};
+use polymq_core::{Address, Connection, ConsumeOptions, ErrorKind, HealthState, ProduceOptions, Retry, Settings};
 
 use super::harness::*;
 
@@ -47,10 +46,15 @@ pub async fn a_bare_client_reads_ours_and_we_read_its() {
     let connection = connect(&shared().url()).await;
     let queue = Address::queue(unique("foreign"));
     let producer = producer(&connection, &queue).await;
-    let ours = message("{}").with_kind("order").with_key("k").with_header("tenant", "ácme").with_content_type("application/json");
+    let ours = message("{}")
+        .with_kind("order")
+        .with_key("k")
+        .with_header("tenant", "ácme")
+        .with_content_type("application/json");
     send(&*producer, ours.clone()).await.expect("sent");
     let bare = raw(shared()).await;
-    let got = bare.basic_get(queue.name().into(), BasicGetOptions { no_ack: true }).await.expect("a get").expect("a message");
+    let got =
+        bare.basic_get(queue.name().into(), BasicGetOptions { no_ack: true }).await.expect("a get").expect("a message");
     assert_eq!(got.data, b"{}");
     assert_eq!(got.properties.kind().as_ref().map(|kind| kind.as_str()), Some("order"));
     assert_eq!(got.properties.delivery_mode(), &Some(2));
@@ -62,7 +66,13 @@ pub async fn a_bare_client_reads_ours_and_we_read_its() {
     headers.insert("count".into(), AMQPValue::LongInt(3));
     let with = BasicProperties::default().with_headers(headers).with_message_id("mine".into());
     for (body, properties) in [("bare", BasicProperties::default()), ("dressed", with)] {
-        let publish = bare.basic_publish("".into(), queue.name().into(), BasicPublishOptions::default(), body.as_bytes(), properties);
+        let publish = bare.basic_publish(
+            "".into(),
+            queue.name().into(),
+            BasicPublishOptions::default(),
+            body.as_bytes(),
+            properties,
+        );
         publish.await.expect("published").await.expect("confirmed");
     }
     let mut consumer = consumer(&connection, &queue).await;
@@ -106,7 +116,8 @@ pub async fn what_is_not_allowed_is_told_apart() {
     let rights = r#"{"configure":"^mine-","write":"^(mine-|amq.default)","read":"^mine-"}"#;
     broker.management("PUT", &format!("permissions/%2F/{user}"), rights).await;
     let connection = connect(&format!("amqp://{user}:pw@127.0.0.1:{}", broker.port)).await;
-    let denied = connection.consumer(&Address::queue(unique("yours")), &ConsumeOptions::default()).await.expect_err("denied");
+    let denied =
+        connection.consumer(&Address::queue(unique("yours")), &ConsumeOptions::default()).await.expect_err("denied");
     assert_eq!(denied.kind(), ErrorKind::PermissionDenied, "{denied}");
     let queue = Address::queue(unique("mine"));
     let producer = producer(&connection, &queue).await;
@@ -238,12 +249,10 @@ pub async fn a_retried_message_counts_its_attempts() {
         let mut seen = incoming.message.clone();
         assert_eq!(seen.header_attempt(), attempt);
         seen.clear_system_headers();
-        assert_eq!((seen.id(), seen.key(), seen.headers(), seen.expires_at()), (
-            original.id(),
-            original.key(),
-            original.headers(),
-            original.expires_at()
-        ));
+        assert_eq!(
+            (seen.id(), seen.key(), seen.headers(), seen.expires_at()),
+            (original.id(), original.key(), original.headers(), original.expires_at())
+        );
         if attempt == 4 {
             settler.ack(incoming.token).await.expect("acknowledged");
             break;
@@ -316,7 +325,11 @@ pub async fn wildcards_tell_the_concrete_topic_even_after_a_retry() {
     }
     for incoming in receive(&mut *consumer, 2).await {
         assert_eq!(incoming.channel.as_deref(), Some(&*format!("{base}.{}", text(&incoming))));
-        consumer.settler().retry(incoming.token, &incoming.message, 2, Duration::from_millis(50)).await.expect("retried");
+        consumer
+            .settler()
+            .retry(incoming.token, &incoming.message, 2, Duration::from_millis(50))
+            .await
+            .expect("retried");
         let again = receive(&mut *consumer, 1).await.remove(0);
         assert_eq!((text(&again), again.channel), (text(&incoming), incoming.channel));
     }
@@ -452,7 +465,10 @@ pub async fn the_native_connection_is_at_hand() {
     let connection = connect(&shared().url()).await;
     let name = unique("native");
     let channel = connection.native().await.expect("connected").create_channel().await.expect("a channel");
-    channel.queue_declare(name.as_str().into(), QueueDeclareOptions::default(), FieldTable::default()).await.expect("declared");
+    channel
+        .queue_declare(name.as_str().into(), QueueDeclareOptions::default(), FieldTable::default())
+        .await
+        .expect("declared");
     assert_eq!(connection.stats(&Address::queue(name.clone()), None).await.expect("counts").ready, 0);
     channel.queue_delete(name.as_str().into(), QueueDeleteOptions::default()).await.expect("deleted");
 }
@@ -479,6 +495,7 @@ pub async fn what_is_dropped_ends() {
     })
     .await;
     let bare = raw(broker).await;
-    let consumed = bare.basic_consume(queue.name().into(), "".into(), BasicConsumeOptions::default(), FieldTable::default()).await;
+    let consumed =
+        bare.basic_consume(queue.name().into(), "".into(), BasicConsumeOptions::default(), FieldTable::default()).await;
     consumed.expect("nobody holds the queue");
 }

@@ -7,9 +7,7 @@ use std::{
 use futures_util::future::join_all;
 use lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions};
 use polymq_amqp::AmqpConnection;
-use polymq_core::{
-    Address, Connection, ConsumeOptions, ErrorKind, HealthState, ProduceOptions, Retry, Settings,
-};
+use polymq_core::{Address, Connection, ConsumeOptions, ErrorKind, HealthState, ProduceOptions, Retry, Settings};
 
 use super::harness::*;
 
@@ -41,7 +39,11 @@ pub async fn a_deleted_exchange_fails_only_its_own_messages() {
     let topic = producer(&connection, &Address::topic("t")).await;
     let queue = producer(&connection, &Address::queue(unique("bystander"))).await;
     send(&*topic, message("x")).await.expect("sent");
-    raw(shared()).await.exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default()).await.expect("deleted");
+    raw(shared())
+        .await
+        .exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default())
+        .await
+        .expect("deleted");
     let error = send(&*topic, message("x")).await.expect_err("no exchange");
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
     send(&*queue, message("x")).await.expect("the channel is open again");
@@ -63,7 +65,10 @@ pub async fn a_cut_connection_is_resumed_and_old_deliveries_are_stale() {
     eventually("the loss is seen", || async { connection.health().now().state == HealthState::Down }).await;
     for incoming in &held {
         eventually("old deliveries are stale", || async {
-            settler.retry(incoming.token, &incoming.message, 2, Duration::ZERO).await.is_err_and(|error| error.kind() == ErrorKind::Stale)
+            settler
+                .retry(incoming.token, &incoming.message, 2, Duration::ZERO)
+                .await
+                .is_err_and(|error| error.kind() == ErrorKind::Stale)
         })
         .await;
         assert_eq!(settler.ack(incoming.token).await.expect_err("stale").kind(), ErrorKind::Stale);
@@ -176,7 +181,11 @@ pub async fn a_killed_broker_loses_nothing_confirmed() {
                     confirmed.insert(n.to_string());
                 }
                 Err(error) => {
-                    assert_eq!((error.kind(), error.retry()), (ErrorKind::UnknownOutcome, Retry::UnknownOutcome), "{error}");
+                    assert_eq!(
+                        (error.kind(), error.retry()),
+                        (ErrorKind::UnknownOutcome, Retry::UnknownOutcome),
+                        "{error}"
+                    );
                     unknown += 1;
                 }
             }

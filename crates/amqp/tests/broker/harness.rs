@@ -14,7 +14,8 @@ use std::{
 
 use polymq_amqp::AmqpConnection;
 use polymq_core::{
-    Address, Connection, ConsumeOptions, Consumer, Incoming, Message, ProduceOptions, Producer, Receipt, Result, Settings,
+    Address, Connection, ConsumeOptions, Consumer, Incoming, Message, ProduceOptions, Producer, Receipt, Result,
+    Settings,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -42,7 +43,8 @@ impl Broker {
     pub fn start(name: &str) -> Self {
         let base = std::env::var_os("POLYMQ_TEST_DIR").map_or_else(|| root().join("target/brokers"), PathBuf::from);
         std::fs::create_dir_all(&base).expect("a directory for brokers");
-        let dir = base.canonicalize().expect("an existing directory").join(format!("amqp-{name}-{}", std::process::id()));
+        let dir =
+            base.canonicalize().expect("an existing directory").join(format!("amqp-{name}-{}", std::process::id()));
         let broker = Self { dir, port: free_port(), management: free_port() };
         broker.up();
         broker
@@ -123,7 +125,8 @@ pub async fn connect(url: &str) -> AmqpConnection {
 }
 
 pub async fn raw(broker: &Broker) -> lapin::Channel {
-    let connection = lapin::Connection::connect(&broker.url(), lapin::ConnectionProperties::default()).await.expect("lapin");
+    let connection =
+        lapin::Connection::connect(&broker.url(), lapin::ConnectionProperties::default()).await.expect("lapin");
     connection.create_channel().await.expect("a channel")
 }
 
