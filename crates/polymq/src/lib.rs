@@ -47,4 +47,8 @@ pub mod __private {
 mod pages {
     #[doc = include_str!("../../../README.md")]
     struct Readme;
+    #[doc = include_str!("../../../docs/getting-started.md")]
+    struct GettingStarted;
+    #[doc = include_str!("../../../docs/concepts.md")]
+    struct Concepts;
 }
