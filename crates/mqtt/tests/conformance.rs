@@ -19,7 +19,7 @@ use polymq_testkit::{
 };
 
 /// Nobody may send to `forbidden`; everything else is allowed.
-const RULES: &str = "user polymq\ntopic readwrite #\ntopic deny forbidden\n";
+const RULES: &str = "user polymq\ntopic readwrite #\ntopic readwrite $polymq/#\ntopic deny forbidden\n";
 
 #[derive(Debug)]
 struct Mosquitto {

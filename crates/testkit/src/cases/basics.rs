@@ -25,6 +25,11 @@ pub(super) const CASES: &[Case] = &[
     Case::new("B2_count_limits", run!(count_limits)),
     Case::new("B3_strict_multiset", run!(strict_multiset)),
     Case::new("B4_isolation", run!(isolation)),
+    Case::new("B4_queue_and_topic_of_one_name", run!(queue_and_topic)).when(
+        "topics",
+        |c| c.topics,
+        run!(topics_refused),
+    ),
     Case::new("B4_awkward_names", run!(awkward_names)),
     Case::new("B4_prefix_collisions", run!(prefix_collisions)),
 ];
@@ -294,7 +299,7 @@ pub async fn strict_multiset(cx: Cx) {
     seen.assert_exact();
 }
 
-/// Two queues, and a queue and a topic of one name, do not mix.
+/// Two queues do not mix.
 pub async fn isolation(cx: Cx) {
     let bus = cx.bus().await;
     let (one, two) = (cx.queue(&bus), cx.queue(&bus));
@@ -304,18 +309,30 @@ pub async fn isolation(cx: Cx) {
     let (seen_one, seen_two) = (take_acked(&mut from_one, 20).await, take_acked(&mut from_two, 20).await);
     assert!(seen_one.iter().all(|body| body.starts_with("one/")), "{seen_one:?}");
     assert!(seen_two.iter().all(|body| body.starts_with("two/")), "{seen_two:?}");
-    if cx.capabilities().topics {
-        let topic = bus.topic(one.address().name());
-        cx.clean_up(topic.address().clone(), None);
-        let mut from_topic = subscribe(&topic).await;
-        publish(&topic, ["to the topic".to_owned()]).await;
-        assert_eq!(take_acked(&mut from_topic, 1).await, ["to the topic"]);
-        publish(&one, ["to the queue".to_owned()]).await;
-        assert_eq!(take_acked(&mut from_one, 1).await, ["to the queue"]);
-        quiet(&mut from_topic).await;
-    }
     quiet(&mut from_one).await;
     quiet(&mut from_two).await;
+}
+
+/// A queue and a topic of one name do not mix.
+pub async fn queue_and_topic(cx: Cx) {
+    let bus = cx.bus().await;
+    let queue = cx.queue(&bus);
+    let topic = bus.topic(queue.address().name());
+    cx.clean_up(topic.address().clone(), None);
+    let (mut from_queue, mut from_topic) = (subscribe(&queue).await, subscribe(&topic).await);
+    publish(&topic, ["to the topic".to_owned()]).await;
+    publish(&queue, ["to the queue".to_owned()]).await;
+    assert_eq!(take_acked(&mut from_topic, 1).await, ["to the topic"]);
+    assert_eq!(take_acked(&mut from_queue, 1).await, ["to the queue"]);
+    quiet(&mut from_topic).await;
+    quiet(&mut from_queue).await;
+}
+
+/// Without topics, one is refused.
+pub async fn topics_refused(cx: Cx) {
+    let bus = cx.bus().await;
+    let topic = bus.topic(cx.topic_name(&[]));
+    refused(topic.subscribe(ConsumeOptions::default()).await, &[ErrorKind::Unsupported]);
 }
 
 /// Each name either carries messages of its own, or is refused alike by sending and by subscribing, before any I/O.

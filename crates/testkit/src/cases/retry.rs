@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use polymq_core::{
     Attempt, Backoff, ConsumerFactory, DeliveryCount, Failure, FailurePolicy, Jitter, Message, RetryMode, State,
+    Support,
 };
 
 use crate::{
@@ -211,7 +212,8 @@ pub async fn in_place_blocks_the_key(cx: Cx) {
     assert!(last_b < log.of("a1")[2].at, "the other key waited: {seen:?}");
 }
 
-/// A restart in the middle of a backoff loses nothing, and the message does not come early.
+/// A restart in the middle of a backoff loses nothing and repeats nothing; where the broker itself delays, the
+/// message does not come early either.
 pub async fn restart_in_backoff(cx: Cx) {
     const DELAY: Duration = Duration::from_secs(2);
     let bus = cx.bus().await;
@@ -228,8 +230,11 @@ pub async fn restart_in_backoff(cx: Cx) {
     let mut again = subscribe(&bus.channel(queue.address().clone())).await;
     for _ in 0..3 {
         let delivery = next(&mut again).await;
-        let after = returned.elapsed();
-        assert!(after >= DELAY, "came {:?} too early", DELAY - after);
+        let early = DELAY.saturating_sub(returned.elapsed());
+        assert!(early.is_zero() || cx.capabilities().delayed_retry.support != Support::Native, "came {early:?} early");
+        if !early.is_zero() {
+            cx.note(format_args!("after a restart it came {early:?} early"));
+        }
         if cx.capabilities().delivery_count != DeliveryCount::None {
             assert_eq!(delivery.attempt(), 2);
         }
