@@ -1,0 +1,151 @@
+//! The best loops that can be written on lapin by hand, and what prepares and checks a run of the others.
+
+use std::collections::VecDeque;
+
+use futures::StreamExt;
+use harness::{Meter, Numbers, Options};
+use lapin::{
+    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties,
+    options::{
+        BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions,
+        QueueDeleteOptions, QueuePurgeOptions,
+    },
+    publisher_confirm::PublisherConfirm,
+    types::FieldTable,
+};
+
+use crate::{QUEUE, WINDOW, all_handled, handled, payload, spread, workers};
+
+pub async fn connect(options: &Options) -> Connection {
+    Connection::connect(options.need("url"), ConnectionProperties::default()).await.expect("a broker")
+}
+
+/// A durable queue with nothing in it.
+pub async fn empty_queue(connection: &Connection) {
+    let channel = connection.create_channel().await.expect("a channel");
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare(QUEUE.into(), durable, FieldTable::default()).await.expect("declared");
+    channel.queue_purge(QUEUE.into(), QueuePurgeOptions::default()).await.expect("purged");
+}
+
+/// How many messages are in a queue. Those that were delivered and not acknowledged come back when their channel is
+/// closed, so after a run they are among these.
+pub async fn left(options: &Options, queue: &str) -> u32 {
+    // What was closed just now may take a moment to be given back.
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    let connection = connect(options).await;
+    let channel = connection.create_channel().await.expect("a channel");
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare(queue.into(), passive, FieldTable::default()).await.expect("there").message_count()
+}
+
+pub async fn delete(options: &Options, queue: &str) {
+    let connection = connect(options).await;
+    let channel = connection.create_channel().await.expect("a channel");
+    channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.expect("deleted");
+}
+
+/// Publishes with a sliding window of unconfirmed messages, until the last confirm.
+async fn publish_window(channel: &Channel, queue: &str, body: &[u8], messages: u64, window: usize) {
+    let mandatory = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let persistent = BasicProperties::default().with_delivery_mode(2);
+    let mut waiting = VecDeque::with_capacity(window);
+    for _ in 0..messages {
+        if waiting.len() == window
+            && let Some(confirm) = waiting.pop_front()
+        {
+            confirmed(confirm).await;
+        }
+        let sent = channel.basic_publish("".into(), queue.into(), mandatory, body, persistent.clone()).await.expect("sent");
+        waiting.push_back(sent);
+    }
+    for confirm in waiting {
+        confirmed(confirm).await;
+    }
+}
+
+async fn confirmed(confirm: PublisherConfirm) {
+    assert!(matches!(confirm.await.expect("answered"), Confirmation::Ack(None)), "taken by the queue");
+}
+
+async fn confirm_channel(connection: &Connection) -> Channel {
+    let channel = connection.create_channel().await.expect("a channel");
+    channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
+    channel
+}
+
+/// Puts messages into a queue for a run of a consumer.
+pub async fn fill(options: &Options, queue: &str) {
+    let connection = connect(options).await;
+    let channel = confirm_channel(&connection).await;
+    publish_window(&channel, queue, &payload(options), options.messages(), 1024).await;
+    let _ = connection.close(200, "done".into()).await;
+}
+
+pub async fn publish(options: Options) -> Numbers {
+    let connection = connect(&options).await;
+    empty_queue(&connection).await;
+    let mut channels = Vec::new();
+    for _ in 0..workers(&options) {
+        channels.push(confirm_channel(&connection).await);
+    }
+    let channels = std::sync::Mutex::new(channels);
+    let body = payload(&options);
+    let meter = Meter::start(&options);
+    spread(&options, |share| {
+        let channel = channels.lock().expect("no panic").pop().expect("one a worker");
+        let body = body.clone();
+        async move { publish_window(&channel, QUEUE, &body, share, WINDOW).await }
+    })
+    .await;
+    let numbers = meter.stop(options.messages());
+    assert_eq!(u64::from(left(&options, QUEUE).await), options.messages());
+    numbers
+}
+
+pub async fn consume(options: Options) -> Numbers {
+    consume_acknowledging(options, 1).await
+}
+
+pub async fn consume_cumulative(options: Options) -> Numbers {
+    consume_acknowledging(options, 64).await
+}
+
+/// One consumer a worker, each on a channel of its own; `every` messages are acknowledged together.
+async fn consume_acknowledging(options: Options, every: u64) -> Numbers {
+    let connection = connect(&options).await;
+    empty_queue(&connection).await;
+    fill(&options, QUEUE).await;
+    let mut channels = Vec::new();
+    for _ in 0..workers(&options) {
+        let channel = connection.create_channel().await.expect("a channel");
+        channel.basic_qos(WINDOW as u16, BasicQosOptions::default()).await.expect("qos");
+        let consume = channel.basic_consume(QUEUE.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default());
+        let mut consumer = consume.await.expect("a consumer");
+        channels.push(channel);
+        tokio::spawn(async move {
+            let mut waiting = 0;
+            while let Some(Ok(delivery)) = consumer.next().await {
+                handled(&delivery.data);
+                waiting += 1;
+                // The rest of what was handled must not wait for more to come.
+                if waiting >= every || crate::LATCH.remaining() < WINDOW * 8 {
+                    delivery.acker.ack(BasicAckOptions { multiple: every > 1 }).await.expect("acknowledged");
+                    waiting = 0;
+                }
+            }
+        });
+    }
+    let numbers = all_handled(options.messages()).await;
+    finish(connection, channels).await;
+    assert_eq!(left(&options, QUEUE).await, 0, "everything was acknowledged");
+    numbers
+}
+
+async fn finish(connection: Connection, channels: Vec<Channel>) {
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    for channel in channels {
+        let _ = channel.close(200, "done".into()).await;
+    }
+    let _ = connection.close(200, "done".into()).await;
+}

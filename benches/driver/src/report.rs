@@ -1,0 +1,128 @@
+//! Tables for people, made of a results file and of nothing else.
+
+use std::fmt::Write;
+
+use crate::results::{Bar, Results, Row, Table};
+
+/// What columns are called, and how many digits their numbers have.
+const COLUMNS: &[(&str, &str, usize)] = &[
+    ("per_second", "msg/s", 0),
+    ("cpu_ns", "CPU ns/msg", 0),
+    ("ns", "ns/msg", 0),
+    ("p50_us", "p50 us", 2),
+    ("p99_us", "p99 us", 2),
+    ("allocations", "allocations", 2),
+    ("allocated_bytes", "bytes", 0),
+    ("instructions", "instructions", 0),
+    ("growth_bytes", "growth in bytes", 0),
+    ("bound_bytes", "prefetch in bytes", 0),
+    ("waiting_bytes", "waiting in bytes", 0),
+    ("cpu_percent", "% of a core", 3),
+    ("lost", "not accounted for", 0),
+];
+
+fn lines(table: &Table) -> Vec<Vec<String>> {
+    let columns: Vec<_> =
+        COLUMNS.iter().filter(|(key, ..)| table.rows.iter().any(|row| row.samples.contains_key(*key))).collect();
+    let has_ratio = table.rows.iter().any(|row| row.ratio.is_some());
+    let mut head = vec!["path".to_owned()];
+    if has_ratio {
+        head.push("ratio".to_owned());
+    }
+    head.extend(columns.iter().map(|(_, title, _)| (*title).to_owned()));
+    head.push("bar".to_owned());
+    let mut lines = vec![head];
+    for row in &table.rows {
+        let mut line = vec![row.label.clone()];
+        if has_ratio {
+            line.push(row.ratio.map_or("-".into(), |ratio| format!("{ratio:.2}")));
+        }
+        for (key, _, digits) in &columns {
+            line.push(row.median(key).map_or("-".into(), |value| format!("{value:.digits$}")));
+        }
+        line.push(row.bars.iter().map(bar_text).collect::<Vec<_>>().join(", "));
+        lines.push(line);
+    }
+    lines
+}
+
+fn bar_text(bar: &Bar) -> String {
+    let digits = if bar.limit >= 100.0 { 0 } else { 2 };
+    let verdict = match bar.reached {
+        Some(true) => "PASS",
+        Some(false) => "below",
+        None => "not measured",
+    };
+    format!("{} {} {:.digits$}: {verdict}", name_of(&bar.metric), bar.sign, bar.limit)
+}
+
+fn name_of(metric: &str) -> &str {
+    COLUMNS.iter().find(|(key, ..)| *key == metric).map_or(metric, |(_, title, _)| *title)
+}
+
+pub fn table_text(table: &Table) -> String {
+    let lines = lines(table);
+    let widths: Vec<usize> = (0..lines[0].len()).map(|at| lines.iter().map(|line| line[at].chars().count()).max().unwrap_or(0)).collect();
+    let mut text = format!("\n{}\n", table.title);
+    if !table.note.is_empty() {
+        let _ = writeln!(text, "{}", table.note);
+    }
+    for line in lines {
+        let cells: Vec<String> = line
+            .iter()
+            .zip(&widths)
+            .enumerate()
+            .map(|(at, (cell, &width))| if at == 0 || at + 1 == line.len() { format!("{cell:<width$}") } else { format!("{cell:>width$}") })
+            .collect();
+        let _ = writeln!(text, "  {}", cells.join("  ").trim_end());
+    }
+    text
+}
+
+pub fn text(results: &Results) -> String {
+    let tables: String = results.tables.iter().map(table_text).collect();
+    format!("{tables}\n{}\n", summary(results))
+}
+
+pub fn summary(results: &Results) -> String {
+    let bars = results.tables.iter().flat_map(|table| &table.rows).flat_map(|row: &Row| &row.bars);
+    let (reached, below): (Vec<_>, Vec<_>) = bars.partition(|bar| bar.reached == Some(true));
+    let mut text = format!("{} bars reached, {} not", reached.len(), below.len());
+    if results.quick {
+        text += "; a quick run, good for nothing but seeing that it works";
+    }
+    if results.load_before > 0.5 {
+        let _ = write!(text, "; the machine was busy (load {:.1}) when it began", results.load_before);
+    }
+    text
+}
+
+const BEGIN: &str = "<!-- results: written by scripts/bench --docs, not by hand -->";
+const END: &str = "<!-- end of results -->";
+
+/// Puts the tables between the marks of a page.
+pub fn write_page(results: &Results, page: &str) -> Result<(), String> {
+    let old = std::fs::read_to_string(page).map_err(|error| format!("{page}: {error}"))?;
+    let marks = old.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
+    let (before, after) = marks.ok_or(format!("{page} has no marks for the results"))?;
+    let mut tables = format!(
+        "\n{} processors, {}, load {:.1} before the run. {}.\n",
+        results.processors,
+        results.compiler,
+        results.load_before,
+        summary(results)
+    );
+    for table in &results.tables {
+        let _ = write!(tables, "\n### {}\n\n", table.title);
+        if !table.note.is_empty() {
+            let _ = write!(tables, "{}\n\n", table.note);
+        }
+        for (at, line) in lines(table).iter().enumerate() {
+            let _ = writeln!(tables, "| {} |", line.join(" | "));
+            if at == 0 {
+                let _ = writeln!(tables, "|---|{}---|", "--:|".repeat(line.len() - 2));
+            }
+        }
+    }
+    std::fs::write(page, format!("{before}{BEGIN}\n{tables}\n{END}{after}")).map_err(|error| format!("{page}: {error}"))
+}
