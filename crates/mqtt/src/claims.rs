@@ -26,9 +26,18 @@ use rumqttc::v5::mqttbytes::{
     QoS,
     v5::{Filter, PubAckReason, Publish},
 };
-use tokio::{sync::mpsc, sync::watch, time::{sleep, timeout}};
+use tokio::{
+    sync::mpsc,
+    sync::watch,
+    time::{sleep, timeout},
+};
 
-use crate::{config::{MqttConfig, Protocol}, error::error, link::Link, topology};
+use crate::{
+    config::{MqttConfig, Protocol},
+    error::error,
+    link::Link,
+    topology,
+};
 
 /// How long someone who is there may take to object. Too short, and a busy consumer loses its session to a newcomer
 /// (duplicates); too long, and nobody takes the place of a consumer that hangs.

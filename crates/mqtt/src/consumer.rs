@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use crate::{
     NAME,
-    connection::Bus,
+    bus::Bus,
     hub::{Hub, Quota},
     settle::MqttSettler,
 };

@@ -116,7 +116,9 @@ impl Hub {
         let number = state.next_lender;
         // 65536 connections later, the first one is long gone.
         state.next_lender = state.next_lender.wrapping_add(1);
-        state.lenders.insert(number, Lender { link: None, generation: 0, subscribed: false, lent: 0, last: Instant::now() });
+        state
+            .lenders
+            .insert(number, Lender { link: None, generation: 0, subscribed: false, lent: 0, last: Instant::now() });
         (number, Lends { hub: Arc::clone(self), number, fate: Fate::default(), sibling })
     }
 
@@ -291,7 +293,7 @@ impl Hub {
         let (lender, generation, _) = parts(token);
         let mut state = self.lock();
         let beside = state.beside.remove(&token);
-        if !state.lenders.get(&lender).is_some_and(|lender| lender.generation == generation) {
+        if state.lenders.get(&lender).is_none_or(|lender| lender.generation != generation) {
             return false;
         }
         let Beside { attempt: before, channel, details } = beside.unwrap_or_default();

@@ -15,8 +15,8 @@ use tokio::{
 };
 
 use crate::{
+    bus::Bus,
     claims::{Claim, Purpose},
-    connection::Bus,
     error::error,
     hub::{Ended, Fate, Hub},
     link::{Link, LinkOptions},
@@ -143,10 +143,10 @@ impl Keeper {
             }
             Some(None) | None => {}
         }
-        if self.own.is_none() {
-            if let Err(cause) = self.take(true).await {
-                tracing::debug!(%cause, "cannot take a session");
-            }
+        if self.own.is_none()
+            && let Err(cause) = self.take(true).await
+        {
+            tracing::debug!(%cause, "cannot take a session");
         }
         self.widen().await;
         let quiet = |session: &Session| {

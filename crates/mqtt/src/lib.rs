@@ -1,12 +1,14 @@
 #![doc = include_str!("../README.md")]
 
 mod backend;
+mod bus;
 mod claims;
 mod config;
 mod connection;
 mod consumer;
 mod convert;
 mod error;
+mod greeting;
 mod health;
 mod hub;
 mod keeper;
@@ -14,6 +16,7 @@ mod link;
 mod producer;
 mod settle;
 mod slots;
+mod supervisor;
 mod topology;
 mod wire;
 

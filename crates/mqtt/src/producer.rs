@@ -15,8 +15,8 @@ use tokio::time::timeout;
 
 use crate::{
     NAME,
+    bus::Bus,
     config::Protocol,
-    connection::Bus,
     convert::{self, Style},
     error::error,
     link::{Link, Outgoing},

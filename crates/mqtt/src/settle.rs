@@ -11,7 +11,7 @@ use rumqttc::v5::mqttbytes::QoS;
 use tokio::time::sleep;
 
 use crate::{
-    connection::Bus,
+    bus::Bus,
     convert::Style,
     error::error,
     hub::{Hub, Quota},

@@ -31,7 +31,8 @@ pub(crate) fn capabilities(config: &MqttConfig) -> Capabilities {
         delayed_retry: lossless,
         delivery_count: if v5 { DeliveryCount::Header } else { DeliveryCount::None },
         confirms: config.qos > 0,
-        detects_unroutable: v5 && config.qos > 0,
+        // Mosquitto decides where a QoS 2 message goes after it has answered with a reason.
+        detects_unroutable: v5 && config.qos == 1,
         wildcards: Some(Wildcards { one: "+", many: "#", separator: "/" }),
         request_reply: v5,
         expiry: if v5 { Support::Native } else { Support::None },

@@ -91,13 +91,8 @@ async fn a_queue_without_a_session_is_unroutable() {
     producer.send(Message::new("kept")).await.expect("the declared session holds it");
     bus.producer(&queue, &undeclared).await.expect("there is a session");
     bus.delete(&queue, None).await.expect("deleted");
-    for qos in ["1", "2"] {
-        let producer = bus.producer(&queue, &ProduceOptions { declare: true, ..with(&[("qos", qos)]) }).await;
-        let producer = producer.expect("declared");
-        bus.delete(&queue, None).await.expect("deleted");
-        let error = producer.send(Message::new("lost")).await.expect_err("nobody holds it");
-        assert_eq!(error.kind(), ErrorKind::Unroutable, "{error}");
-    }
+    let error = producer.send(Message::new("lost")).await.expect_err("nobody holds it");
+    assert_eq!(error.kind(), ErrorKind::Unroutable, "{error}");
     let topic = bus.producer(&Address::topic("nobody"), &produce()).await.expect("producer");
     topic.send(Message::new("fine")).await.expect("a topic needs no subscriber");
     let error = producer.send(Message::new("lost")).await.expect_err("nobody holds it");
@@ -361,7 +356,11 @@ async fn foreign_clients_read_and_write_the_same_channels() {
     });
     let heard = loop {
         let producer = bus.producer(&queue, &produce()).await.expect("producer");
-        let message = Message::new("{}").with_time(std::time::SystemTime::now()).with_id("i1").with_kind("k").with_content_type("application/json");
+        let message = Message::new("{}")
+            .with_time(std::time::SystemTime::now())
+            .with_id("i1")
+            .with_kind("k")
+            .with_content_type("application/json");
         producer.send(message.with_header("tenant", "acme")).await.expect("sent");
         if listening.is_finished() {
             break text(&listening.await.expect("ran").stdout);
@@ -500,7 +499,8 @@ async fn passwords_and_permissions() {
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), rules).expect("written");
     let path = file.path().display().to_string();
-    let broker = Broker::start_with(&["--user", "app", "--password", "s3cret", "--acl", &path]).await;
+    // Without --volatile, mosquitto 2.0.11 ends a connection that publishes where it may not.
+    let broker = Broker::start_with(&["--user", "app", "--password", "s3cret", "--acl", &path, "--volatile"]).await;
     let wrong = broker.settings().with("user", "app").with("pass", "wr0ng");
     let error = MqttBackend.connect(&wrong).await.expect_err("refused");
     assert_eq!(error.kind(), ErrorKind::Unauthenticated);
@@ -509,8 +509,8 @@ async fn passwords_and_permissions() {
     send_many(&*bus, &Address::queue("allowed/x"), "m", 1).await;
     for qos in ["1", "2"] {
         let topic = bus.producer(&Address::topic("forbidden"), &with(&[("qos", qos)])).await.expect("producer");
-        // Mosquitto 2.0.11 never frees its place for a QoS 2 message that it has refused, and has 20.
-        for _ in 0..if qos == "1" { 50 } else { 10 } {
+        // More often than there are packet ids in a small window.
+        for _ in 0..50 {
             let error = topic.send(Message::new("")).await.expect_err("refused");
             assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
         }

@@ -1,0 +1,290 @@
+//! What producers, consumers and keepers of one connection share: the link that sends, and what was declared.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use polymq_core::{Error, ErrorKind, Result};
+use rumqttc::v5::mqttbytes::{
+    QoS,
+    v5::{Filter, Publish},
+};
+use tokio::{sync::watch, time::timeout};
+
+use crate::{
+    NAME,
+    claims::{Claims, Purpose},
+    config::MqttConfig,
+    error::error,
+    health::Board,
+    hub::Hub,
+    keeper::{self, Kept, Source},
+    link::{Events, Link, LinkOptions, Lost},
+    topology::Durable,
+};
+
+/// What producers, consumers and keepers of one connection share.
+pub(crate) struct Bus {
+    pub(crate) config: Arc<MqttConfig>,
+    pub(crate) claims: Arc<Claims>,
+    pub(crate) board: Board,
+    client_id: String,
+    main: OnceLock<Link>,
+    pub(crate) kept: Mutex<HashMap<Durable, Arc<tokio::sync::Mutex<Option<Kept>>>>>,
+    pub(crate) own: Mutex<Vec<Kept>>,
+    pub(crate) declared: Mutex<HashSet<Durable>>,
+    pub(crate) stop: watch::Sender<bool>,
+    watches_gone: AtomicBool,
+    /// Whether the link that sends is connected.
+    pub(crate) is_up: Arc<AtomicBool>,
+}
+
+impl Bus {
+    pub(crate) async fn connect(config: MqttConfig) -> Result<Arc<Self>> {
+        let config = Arc::new(config);
+        let client_id = config.client_id.clone();
+        let bus = Arc::new(Self {
+            claims: Claims::new(&config),
+            board: Board::default(),
+            client_id: client_id.unwrap_or_else(|| format!("{}-{:016x}", config.session, fastrand::u64(..))),
+            main: OnceLock::new(),
+            kept: Mutex::default(),
+            own: Mutex::default(),
+            declared: Mutex::default(),
+            stop: watch::Sender::new(false),
+            watches_gone: AtomicBool::new(false),
+            is_up: Arc::default(),
+            config,
+        });
+        let options = LinkOptions {
+            client_id: bus.client_id.clone(),
+            clean_start: true,
+            session_expiry: Duration::ZERO,
+            receive_maximum: u16::MAX,
+            will: Some(bus.claims.will()),
+            gated: true,
+            first_must_succeed: !bus.config.connect_retry,
+        };
+        let events = Main { bus: Arc::downgrade(&bus), is_up: Arc::clone(&bus.is_up) };
+        let (link, first) = Link::start(Arc::clone(&bus.config), options, bus.board.member(), events);
+        bus.claims.attach(link.clone());
+        let _ = bus.main.set(link);
+        if !bus.config.connect_retry {
+            let connected = first.await.unwrap_or_else(|_| Err(error(ErrorKind::Closed, "the connection was closed")));
+            connected.map_err(|cause| cause.with_operation("connect"))?;
+        }
+        Ok(bus)
+    }
+
+    /// The link that sends.
+    pub(crate) fn link(&self) -> Result<&Link> {
+        self.main.get().ok_or_else(|| Error::closed("send").with_backend(NAME))
+    }
+
+    /// Turns true when everything must end.
+    pub(crate) fn stopping(&self) -> watch::Receiver<bool> {
+        self.stop.subscribe()
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        *self.stop.borrow()
+    }
+
+    /// The hub of a row, with one more consumer in it.
+    pub(crate) async fn join(
+        self: &Arc<Self>,
+        row: Durable,
+        name: Arc<str>,
+        prefetch: usize,
+        create: bool,
+    ) -> Result<Arc<Hub>> {
+        if !self.watches_gone.swap(true, Ordering::AcqRel) {
+            // Without it, sessions that were left behind are found a minute later.
+            if let Err(cause) = self.claims.watch_gone().await {
+                tracing::debug!(%cause, "cannot watch other consumers leave");
+            }
+        }
+        let cell = Arc::clone(lock(&self.kept).entry(row.clone()).or_default());
+        let mut kept = cell.lock().await;
+        if let Some(running) = &*kept {
+            if running.hub.join(prefetch) {
+                return Ok(Arc::clone(&running.hub));
+            }
+            running.closed().await;
+        }
+        *kept = None;
+        let hub = Hub::new(name);
+        hub.join(prefetch);
+        let started = keeper::start(Arc::clone(self), Arc::clone(&hub), Source::Row(row), create).await?;
+        *kept = Some(started);
+        Ok(hub)
+    }
+
+    /// A subscription of its own, that ends with its consumer.
+    pub(crate) async fn own(self: &Arc<Self>, name: Arc<str>, prefetch: usize) -> Result<Arc<Hub>> {
+        let hub = Hub::new(name);
+        hub.join(prefetch);
+        let client_id = format!("{}-{:08x}", self.client_id, fastrand::u32(..));
+        let kept = keeper::start(Arc::clone(self), Arc::clone(&hub), Source::Own(client_id), true).await?;
+        let mut own = lock(&self.own);
+        own.retain(|kept| !*kept.closed.borrow());
+        own.push(kept);
+        Ok(hub)
+    }
+
+    /// Makes session 0 of a row, which holds messages while nobody consumes.
+    pub(crate) async fn declare_row(&self, row: &Durable, again: bool) -> Result<()> {
+        if lock(&self.declared).contains(row) && !again {
+            return Ok(());
+        }
+        if !self.is_kept(row).await {
+            self.visit(row, true).await?;
+        }
+        lock(&self.declared).insert(row.clone());
+        Ok(())
+    }
+
+    /// Whether session 0 of a row exists; makes it if asked to.
+    pub(crate) async fn visit(&self, row: &Durable, create: bool) -> Result<bool> {
+        // Someone who holds the session has made it.
+        let Some(claim) = self.claims.claim(&row.claim(0), Purpose::Visit).await? else { return Ok(true) };
+        let (link, present) = self.open(row, 0).await?;
+        let mut made = Ok(());
+        // Even when the session is there: after a restart, mosquitto knows it without its shared subscription.
+        if create {
+            made = self.bounded("declare", link.subscribe(Filter::new(&*row.filter, QoS::AtLeastOnce))).await;
+        }
+        link.close(!present && (!create || made.is_err())).await;
+        drop(claim);
+        made.map(|()| present || create)
+    }
+
+    /// Connects as a session, for as long as it takes to look at it.
+    pub(crate) async fn open(&self, row: &Durable, number: u16) -> Result<(Link, bool)> {
+        let options = LinkOptions {
+            client_id: row.session(number),
+            clean_start: false,
+            session_expiry: self.config.session_expiry,
+            // The broker begins to deliver at once: the less, the better.
+            receive_maximum: 1,
+            will: None,
+            gated: false,
+            first_must_succeed: true,
+        };
+        let present = Arc::new(AtomicBool::new(false));
+        let events = Visitor(Arc::clone(&present));
+        let (link, first) = Link::start(Arc::clone(&self.config), options, self.board.member(), events);
+        first.await.unwrap_or_else(|_| Err(error(ErrorKind::Closed, "the connection was closed")))?;
+        Ok((link, present.load(Ordering::Acquire)))
+    }
+
+    pub(crate) async fn is_kept(&self, row: &Durable) -> bool {
+        let cell = lock(&self.kept).get(row).cloned();
+        let Some(cell) = cell else { return false };
+        let kept = cell.lock().await;
+        kept.as_ref().is_some_and(|kept| !*kept.closed.borrow())
+    }
+
+    /// After a reconnect: what was declared exists again before anything is sent to it.
+    pub(crate) async fn restore(&self, generation: u32) {
+        self.claims.look_again();
+        let rows: Vec<_> = lock(&self.declared).iter().cloned().collect();
+        let restore = async {
+            for row in rows {
+                if let Err(cause) = self.restore_row(&row).await {
+                    tracing::warn!(session = row.session(0), %cause, "cannot declare again after a reconnect");
+                }
+            }
+        };
+        // Messages must not wait for ever: then those that nobody holds are refused one by one.
+        let _ = timeout(self.config.operation_timeout, restore).await;
+        if let Ok(link) = self.link() {
+            link.open_gate(generation);
+        }
+    }
+
+    pub(crate) async fn restore_row(&self, row: &Durable) -> Result<()> {
+        let cell = lock(&self.kept).get(row).cloned();
+        let hub = match cell {
+            Some(cell) => cell.lock().await.as_ref().map(|kept| Arc::clone(&kept.hub)),
+            None => None,
+        };
+        // Our own consumer comes back by itself, at about the same time.
+        for _ in 0..100 {
+            match &hub {
+                Some(hub) if hub.is_subscribed() => break,
+                Some(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                None => return self.declare_row(row, true).await,
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn bounded<T>(&self, what: &'static str, operation: impl Future<Output = Result<T>>) -> Result<T> {
+        let limit = self.config.operation_timeout;
+        let late = || error(ErrorKind::Timeout, format!("no answer within {limit:?}")).with_operation(what);
+        timeout(limit, operation).await.unwrap_or_else(|_| Err(late()))
+    }
+}
+
+impl std::fmt::Debug for Bus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bus").field("client_id", &self.client_id).finish_non_exhaustive()
+    }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Events of the link that sends; what arrives there are messages between consumers.
+struct Main {
+    bus: Weak<Bus>,
+    is_up: Arc<AtomicBool>,
+}
+
+impl Events for Main {
+    fn connected(&mut self, generation: u32, _: bool) {
+        self.is_up.store(true, Ordering::Release);
+        if let (2.., Some(bus)) = (generation, self.bus.upgrade()) {
+            tokio::spawn(async move { bus.restore(generation).await });
+        }
+    }
+
+    fn message(&mut self, _: u32, publish: Publish) {
+        if let Some(bus) = self.bus.upgrade() {
+            bus.claims.message(&publish);
+        }
+    }
+
+    fn lost(&mut self, _: &Lost) -> bool {
+        self.is_up.store(false, Ordering::Release);
+        true
+    }
+
+    fn ended(&mut self, cause: Option<&Error>) {
+        if let (Some(cause), Some(bus)) = (cause, self.bus.upgrade()) {
+            bus.board.give_up(cause.message());
+        }
+    }
+}
+
+/// Events of a short visit to a session: what the broker delivers meanwhile, it delivers again.
+struct Visitor(Arc<AtomicBool>);
+
+impl Events for Visitor {
+    fn connected(&mut self, _: u32, session_present: bool) {
+        self.0.store(session_present, Ordering::Release);
+    }
+
+    fn message(&mut self, _: u32, _: Publish) {}
+
+    fn lost(&mut self, _: &Lost) -> bool {
+        false
+    }
+}
