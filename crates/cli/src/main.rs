@@ -27,7 +27,9 @@ fn main() -> ExitCode {
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return Failed::new(Exit::Failed, format!("the runtime cannot be started: {error}")).tell(&output),
+        Err(error) => {
+            return Failed::new(Exit::Failed, format!("the runtime cannot be started: {error}")).tell(&output);
+        }
     };
     let result = runtime.block_on(run(args, &output));
     // Nothing that still runs in the background is waited for.

@@ -54,7 +54,8 @@ fn backends_prints_the_table() {
         assert!(text.contains(word), "{word} is missing: {text}");
     }
     let output = run("backends --json");
-    let lines: Vec<serde_json::Value> = stdout(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lines: Vec<serde_json::Value> =
+        stdout(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let memory = lines.iter().find(|line| line["name"] == "memory").unwrap();
     assert_eq!(memory["capabilities"]["confirms"], true);
     assert_eq!(memory["settings"][0]["name"], "url");
@@ -156,7 +157,8 @@ fn brokers_that_are_not_there() {
         }
     }
     // The URL of the environment goes with --backend, when it leads to that backend.
-    let output = polymq().args(["send", "q", "x", "--backend", "mqtt"]).env("POLYMQ_URL", "mqtt://127.0.0.1:1").output();
+    let output =
+        polymq().args(["send", "q", "x", "--backend", "mqtt"]).env("POLYMQ_URL", "mqtt://127.0.0.1:1").output();
     fails(&output.unwrap(), 4, &["127.0.0.1:1"]);
 }
 
@@ -171,12 +173,8 @@ fn errors_are_objects_for_machines() {
 #[test]
 fn a_reader_that_goes_away_is_no_error() {
     for line in ["backends", "--help", "send orders x --count 5", "check"] {
-        let mut child = polymq()
-            .args(line.split_whitespace())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child =
+            polymq().args(line.split_whitespace()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(child.stdout.take());
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{line}: {}", stderr(&output));

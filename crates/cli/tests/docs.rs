@@ -72,9 +72,7 @@ fn generate(what: &str, registry: &Registry) -> String {
     match what.split_once(' ') {
         Some(("settings", name)) => settings(registry.backend(name).unwrap().as_ref()),
         Some(("capabilities", name)) => capabilities(&[registry.backend(name).unwrap().as_ref()]),
-        None if what == "capabilities" => {
-            capabilities(&registry.iter().map(AsRef::as_ref).collect::<Vec<_>>())
-        }
+        None if what == "capabilities" => capabilities(&registry.iter().map(AsRef::as_ref).collect::<Vec<_>>()),
         None if what == "variables" => variables(registry),
         None if what == "help" => help(),
         _ => panic!("nothing generates {what:?}"),
@@ -114,13 +112,16 @@ fn variables(registry: &Registry) -> String {
 
 fn help() -> String {
     let mut text = String::new();
-    for command in ["", "backends", "send", "consume", "check", "dead-letters", "dead-letters list", "dead-letters replay"] {
+    for command in
+        ["", "backends", "send", "consume", "check", "dead-letters", "dead-letters list", "dead-letters replay"]
+    {
         let mut arguments: Vec<_> = command.split_whitespace().collect();
         arguments.push("--help");
         let output = Command::new(env!("CARGO_BIN_EXE_polymq")).args(arguments).output().unwrap();
         let printed = String::from_utf8(output.stdout).unwrap();
         let lines: Vec<_> = printed.lines().map(str::trim_end).collect();
-        text += &format!("## polymq {command}\n\n```text\n{}\n```\n\n", lines.join("\n").trim()).replace("polymq \n", "polymq\n");
+        text += &format!("## polymq {command}\n\n```text\n{}\n```\n\n", lines.join("\n").trim())
+            .replace("polymq \n", "polymq\n");
     }
     text
 }
@@ -131,7 +132,9 @@ fn links_lead_somewhere() {
     let mut broken = Vec::new();
     for page in pages() {
         let text = fs::read_to_string(&page).unwrap();
-        for (_, target) in text.match_indices("](").map(|(at, _)| text[at + 2..].split_once(')').map_or(("", ""), |(t, _)| ("", t))) {
+        for (_, target) in
+            text.match_indices("](").map(|(at, _)| text[at + 2..].split_once(')').map_or(("", ""), |(t, _)| ("", t)))
+        {
             let path = target.split('#').next().unwrap_or_default();
             if path.is_empty() || path.contains("://") {
                 continue;

@@ -66,7 +66,10 @@ async fn nothing_secret_is_logged() {
     let orders = bus.queue("orders");
     orders.send(&Order { card: MARKER.into() }).await.unwrap();
     let body = format!("{{\"card\": {MARKER}");
-    orders.send_message(Message::new(body).with_header("token", MARKER).with_content_type("application/json")).await.unwrap();
+    orders
+        .send_message(Message::new(body).with_header("token", MARKER).with_content_type("application/json"))
+        .await
+        .unwrap();
     for _ in 0..2 {
         tokio::time::timeout(Duration::from_secs(5), done.recv()).await.unwrap().unwrap();
     }

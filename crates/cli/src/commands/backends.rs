@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use polymq::{Backend, KnownBackend, Registry, __private::inventory};
+use polymq::{__private::inventory, Backend, KnownBackend, Registry};
 use serde_json::{Value, json};
 
 use crate::{

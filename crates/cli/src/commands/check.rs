@@ -59,7 +59,9 @@ async fn use_queue(bus: &Bus, queue: &polymq::Channel, report: &mut Report<'_>) 
     let mut subscription = queue.subscribe(ConsumeOptions::default()).await?;
     let delivery = report.step(subscription.next()).await?;
     if *delivery.message().payload() != body {
-        return Err(Error::new(ErrorKind::Other, "another message came than was sent").with_operation("receive").into());
+        return Err(Error::new(ErrorKind::Other, "another message came than was sent")
+            .with_operation("receive")
+            .into());
     }
     report.step(async { delivery.ack().await.map_err(Error::from) }).await?;
     subscription.close().await.map_err(Ended::Error)
@@ -110,17 +112,15 @@ impl Report<'_> {
             || json!({ "check": name, "ok": false, "error": sentence, "next": next }),
         )?;
         for name in STEPS.iter().skip(self.done + 1) {
-            self.output.say(
-                || format!("-       {name}: not tried"),
-                || json!({ "check": name, "ok": null }),
-            )?;
+            self.output.say(|| format!("-       {name}: not tried"), || json!({ "check": name, "ok": null }))?;
         }
         Ok(Exit::of(error.kind()))
     }
 
     fn capabilities(&self, bus: &Bus) -> Result<(), Ended> {
         let persistent = bus.capabilities().persistent;
-        let sentence = if persistent { "survive a restart of the broker" } else { "do not survive a restart of the broker" };
+        let sentence =
+            if persistent { "survive a restart of the broker" } else { "do not survive a restart of the broker" };
         self.output
             .say(
                 || format!("\n{} works; accepted messages {sentence}", bus.backend()),
@@ -136,7 +136,9 @@ fn next_step(error: &Error) -> &str {
         _ if error.hint().is_some() => error.hint().unwrap_or_default(),
         ErrorKind::Config => "correct the setting; polymq backends NAME lists them all",
         ErrorKind::UnknownBackend | ErrorKind::NotCompiledIn => "choose one that polymq backends lists",
-        ErrorKind::Disconnected | ErrorKind::Timeout => "start the broker, or correct its address in --url or POLYMQ_URL",
+        ErrorKind::Disconnected | ErrorKind::Timeout => {
+            "start the broker, or correct its address in --url or POLYMQ_URL"
+        }
         ErrorKind::Unauthenticated => "correct user and password",
         ErrorKind::PermissionDenied => "give the user the right to create, write and read queues",
         ErrorKind::Unsupported => "choose another backend; polymq backends shows what each can do",

@@ -59,11 +59,18 @@ pub(crate) async fn run(builder: BusBuilder, options: Consume, output: &Output) 
     let ended_well = outcome?;
     closed?;
     if printed == 0 && !ended_well {
-        return Err(Failed::new(Exit::NoMessage, format!("no message came within {}", humantime::format_duration(wait))));
+        return Err(Failed::new(
+            Exit::NoMessage,
+            format!("no message came within {}", humantime::format_duration(wait)),
+        ));
     }
     Ok(Exit::Done)
 }
 
 fn print(delivery: &Delivery, output: &Output) -> std::io::Result<()> {
-    if output.is_json() { output.line(output::delivery(delivery).to_string()) } else { output.line(delivery.message().payload()) }
+    if output.is_json() {
+        output.line(output::delivery(delivery).to_string())
+    } else {
+        output.line(delivery.message().payload())
+    }
 }

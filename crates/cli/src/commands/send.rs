@@ -48,9 +48,10 @@ pub(crate) async fn run(builder: BusBuilder, options: Send, output: &Output) -> 
 fn message(options: &Send) -> Result<Message, Failed> {
     let body = if options.body == "-" {
         let mut body = Vec::new();
-        std::io::stdin().lock().read_to_end(&mut body).map_err(|error| {
-            Failed::new(Exit::Failed, format!("stdin cannot be read: {error}"))
-        })?;
+        std::io::stdin()
+            .lock()
+            .read_to_end(&mut body)
+            .map_err(|error| Failed::new(Exit::Failed, format!("stdin cannot be read: {error}")))?;
         body
     } else {
         options.body.clone().into_bytes()

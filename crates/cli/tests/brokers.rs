@@ -1,0 +1,174 @@
+//! The command and the quickstart against real brokers: the same programs, told by a variable where to go.
+#![cfg(all(feature = "amqp", feature = "mqtt"))]
+
+use std::{
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::{OnceLock, mpsc},
+    time::Duration,
+};
+
+use polymq_testkit::{Broker, BrokerControl};
+
+#[test]
+fn rabbitmq() {
+    let broker = Broker::rabbitmq();
+    let url = format!("amqp://{}", broker.address());
+    check(&url);
+    send_and_consume(&url);
+    quickstart_and_dead_letters(&url, |body| bare_amqp(&url, body));
+}
+
+#[test]
+fn mosquitto() {
+    let broker = Broker::mosquitto(&[]);
+    let url = format!("mqtt://{}", broker.address());
+    check(&url);
+    send_and_consume(&url);
+    let port = broker.address().port().to_string();
+    quickstart_and_dead_letters(&url, |body| {
+        let label = ["-V", "mqttv5", "-D", "PUBLISH", "content-type", "application/json"];
+        let sent = Command::new("mosquitto_pub")
+            .args(["-p", &port, "-q", "1", "-t", "orders", "-m", body])
+            .args(label)
+            .status();
+        assert!(sent.unwrap().success());
+    });
+}
+
+fn polymq(url: &str, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_polymq")).args(arguments).env("POLYMQ_URL", url).output().unwrap()
+}
+
+/// The lines of stdout of a command that must succeed.
+fn lines(url: &str, arguments: &[&str]) -> Vec<String> {
+    let output = polymq(url, arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+fn check(url: &str) {
+    let lines = lines(url, &["check"]);
+    assert_eq!(lines.iter().filter(|line| line.starts_with("ok ")).count(), 7, "{lines:#?}");
+}
+
+fn send_and_consume(url: &str) {
+    let sent = lines(url, &["send", "tools", "hello", "--header", "tenant=acme", "--key", "k", "--count", "2"]);
+    assert_eq!(sent.len(), 2);
+    let consume = ["consume", "tools", "--max", "2", "--timeout", "20s", "--json"];
+    let kept = lines(url, &[&consume[..], &["--keep"]].concat());
+    let taken = lines(url, &consume);
+    assert_eq!(kept.len(), 2, "{kept:#?}");
+    assert_eq!(taken.len(), 2, "what was kept came again: {taken:#?}");
+    let message: serde_json::Value = serde_json::from_str(&taken[0]).unwrap();
+    assert_eq!(
+        (&message["body"], &message["headers"]["tenant"], &message["key"]),
+        (&"hello".into(), &"acme".into(), &"k".into())
+    );
+    let empty = polymq(url, &["consume", "tools", "--timeout", "500ms"]);
+    assert_eq!(empty.status.code(), Some(6), "what was printed was acknowledged");
+}
+
+/// The quickstart handles its own orders and that of a bare client; what it cannot decode is listed and sent back.
+fn quickstart_and_dead_letters(url: &str, bare: impl Fn(&str)) {
+    let service = Service::start(url);
+    service.expect(["billed order 1 for 9.50", "billed order 2 for 20.00", "billed order 3 for 0.99"]);
+    bare(r#"{"id":77,"total":5}"#);
+    service.expect(["billed order 77 for 5.00"]);
+    bare("{\"id\":");
+    bare(r#"{"id":78,"total":5}"#);
+    service.expect(["billed order 78 for 5.00"]);
+    service.stop();
+
+    let letters = lines(url, &["dead-letters", "list", "orders", "--timeout", "3s"]);
+    assert!(letters.len() == 1 && letters[0].contains("undecodable"), "{letters:#?}");
+    let replayed = lines(url, &["dead-letters", "replay", "orders", "--timeout", "3s"]);
+    assert_eq!(replayed, ["1 sent back to queue orders"]);
+    let back = lines(url, &["consume", "orders", "--max", "1", "--timeout", "20s"]);
+    assert_eq!(back, ["{\"id\":"]);
+}
+
+/// The example, as a process of its own.
+struct Service {
+    process: Child,
+    printed: mpsc::Receiver<String>,
+}
+
+impl Service {
+    fn start(url: &str) -> Self {
+        let mut process = Command::new(quickstart()).env("POLYMQ_URL", url).stdout(Stdio::piped()).spawn().unwrap();
+        let stdout = process.stdout.take().unwrap();
+        let (sender, printed) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { process, printed }
+    }
+
+    /// Waits for these lines, in any order, and no others.
+    fn expect<const N: usize>(&self, expected: [&str; N]) {
+        let mut lines: Vec<String> = Vec::new();
+        while lines.len() < N {
+            match self.printed.recv_timeout(Duration::from_secs(30)) {
+                Ok(line) => lines.push(line),
+                Err(_) => break,
+            }
+        }
+        lines.sort();
+        let mut expected = expected.map(str::to_owned).to_vec();
+        expected.sort();
+        assert_eq!(lines, expected);
+    }
+
+    /// Ctrl-C.
+    fn stop(mut self) {
+        let interrupted = Command::new("kill").args(["-INT", &self.process.id().to_string()]).status().unwrap();
+        assert!(interrupted.success());
+        assert!(self.process.wait().unwrap().success());
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // After a failed assertion; it has ended otherwise.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Builds the example once.
+fn quickstart() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let target = Path::new(env!("CARGO_BIN_EXE_polymq")).ancestors().nth(2).unwrap();
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let built = Command::new(cargo)
+            .args(["build", "--quiet", "--package", "quickstart", "--target-dir"])
+            .arg(target)
+            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")))
+            .status();
+        assert!(built.unwrap().success());
+        target.join("debug/quickstart")
+    })
+}
+
+/// A client that knows nothing of polymq.
+fn bare_amqp(url: &str, body: &str) {
+    use lapin::{BasicProperties, Connection, ConnectionProperties, options::BasicPublishOptions};
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        let properties = BasicProperties::default().with_content_type("application/json".into());
+        let options = BasicPublishOptions::default();
+        let sent =
+            channel.basic_publish("".into(), "orders".into(), options, body.as_bytes(), properties).await.unwrap();
+        sent.await.unwrap();
+        connection.close(200, "done".into()).await.unwrap();
+    });
+}
