@@ -71,10 +71,9 @@ fn default_kind(name: &str) -> String {
     for (at, letter) in letters.iter().enumerate() {
         let after_small = at > 0 && !letters[at - 1].is_uppercase();
         let before_small = letters.get(at + 1).is_some_and(|next| next.is_lowercase());
-        if *letter == '_' || letter.is_uppercase() && at > 0 && (after_small || before_small) {
-            if !kind.is_empty() && !kind.ends_with('.') {
-                kind.push('.');
-            }
+        let starts_word = *letter == '_' || letter.is_uppercase() && at > 0 && (after_small || before_small);
+        if starts_word && !kind.is_empty() && !kind.ends_with('.') {
+            kind.push('.');
         }
         if *letter != '_' {
             kind.extend(letter.to_lowercase());
