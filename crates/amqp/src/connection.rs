@@ -1,397 +1,371 @@
-//! One supervised TCP connection: made, watched, and made again with backoff.
-//!
-//! The client library's own recovery is off: it is known to hang, and it cannot tell a delivery of before from one
-//! of after. Here a lost connection ends everything that used it, and each user starts afresh on the next one.
+//! What a connection does: makes producers and consumers, declares, counts, deletes and closes.
 
 use std::{
-    ops::Deref,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    fmt,
+    future::Future,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
-use futures_util::StreamExt;
-use lapin::{Connection, ConnectionProperties, Event, tcp::OwnedTLSConfig};
-use polymq_core::{Error, HealthReporter, Result};
-use tokio::{
-    sync::{Notify, watch},
-    time::{sleep, timeout},
+use async_trait::async_trait;
+use lapin::options::{QueueDeleteOptions, QueuePurgeOptions};
+use polymq_core::{
+    Address, Capabilities, ChannelKind, Connection, ConsumeOptions, Consumer, Error, ErrorKind, HealthWatch,
+    ProduceOptions, Producer, Result, Settings, Stats,
 };
+use tokio::{sync::OnceCell, time::timeout};
 
 use crate::{
-    config::AmqpConfig,
+    NAME,
+    backend::capabilities,
+    config::{AmqpConfig, Declare, QueueType},
+    consumer::{AmqpConsumer, ConsumerHandle, Subscription},
+    convert::short,
     error::{self, Stage},
+    link::{CLOSE_TIMEOUT, HealthBoard, Link, LinkHandle, Live, Role},
+    pool::{Publishers, Route},
+    producer::AmqpProducer,
+    topology::{self, Binding, QueuePlan},
 };
 
-/// How long a goodbye may take.
-pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// What a connection is for. A broker short of memory stops reading from the connections that publish; those that
-/// consume must go on, because they are what frees the memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Role {
-    Publish,
-    Consume,
-}
-
-impl Role {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Publish => "publish",
-            Self::Consume => "consume",
-        }
-    }
-}
-
-/// A connection that lives now.
-#[derive(Debug, Clone)]
-pub(crate) struct Live {
-    pub(crate) connection: Arc<Connection>,
-    /// Counts the connections, from 1.
-    pub(crate) generation: u64,
-    /// Why the broker takes no messages at present.
-    pub(crate) blocked: Option<Arc<str>>,
-}
-
-#[derive(Debug, Clone)]
-enum State {
-    Down(Arc<str>),
-    Up(Live),
-    Closed(Arc<str>),
-}
-
-/// The users' view of a supervised connection.
-#[derive(Debug)]
-pub(crate) struct Link {
-    role: Role,
-    state: watch::Sender<State>,
-    suspect: Notify,
+/// A connection to a RabbitMQ broker: in fact up to two, one that publishes and one that consumes.
+pub struct AmqpConnection {
     config: Arc<AmqpConfig>,
+    capabilities: Capabilities,
     health: Arc<HealthBoard>,
+    publish: Arc<LinkHandle>,
+    consume: OnceCell<Arc<LinkHandle>>,
+    publishers: Arc<Publishers>,
+    consumers: Mutex<Vec<ConsumerHandle>>,
 }
 
-impl Link {
-    /// Connects and supervises from then on. The first attempt's failure is the caller's, unless
-    /// `connect_retry` says to go on trying.
-    pub(crate) async fn start(
-        role: Role,
-        config: Arc<AmqpConfig>,
-        health: Arc<HealthBoard>,
-    ) -> Result<Arc<LinkHandle>> {
-        let link = Arc::new(Self {
-            role,
-            state: watch::Sender::new(State::Down("not connected yet".into())),
-            suspect: Notify::new(),
+impl AmqpConnection {
+    /// Connects, as [`Backend::connect`](polymq_core::Backend::connect) does, and keeps the type, for [`native`](Self::native).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] for settings that are not valid, [`ErrorKind::Unauthenticated`] for a login that was
+    /// refused, [`ErrorKind::PermissionDenied`] for a virtual host that does not exist or is not allowed,
+    /// [`ErrorKind::Disconnected`] when nobody answers in time.
+    pub async fn connect(settings: &Settings) -> Result<Self> {
+        let config = Arc::new(AmqpConfig::parse(settings)?);
+        let health = Arc::new(HealthBoard::default());
+        let publish = start(Role::Publish, &config, &health).await?;
+        Ok(Self {
+            capabilities: capabilities(&config),
+            publishers: Publishers::new(Arc::clone(&publish), Arc::clone(&config)),
             config,
             health,
-        });
-        let first = match connect(&link.config, role).await {
-            Ok(connection) => Some(connection),
-            Err(error) if link.config.connect_retry => {
-                link.down(&error.to_string());
-                None
-            }
-            Err(error) => return Err(error),
-        };
-        if let Some(connection) = &first {
-            link.up(connection, 1);
-        }
-        tokio::spawn(supervise(Arc::clone(&link), first));
-        Ok(Arc::new(LinkHandle(link)))
-    }
-
-    /// The present connection, waited for; an error when there will be none any more.
-    pub(crate) async fn live(&self) -> Result<Live> {
-        let mut states = self.state.subscribe();
-        let state = states.wait_for(|state| !matches!(state, State::Down(_))).await;
-        match state.map(|state| state.clone()) {
-            Ok(State::Up(live)) => Ok(live),
-            Ok(State::Closed(_)) | Ok(State::Down(_)) | Err(_) => Err(error::closed("connect")),
-        }
-    }
-
-    /// The present connection, waited for as long as one attempt to connect may take.
-    pub(crate) async fn live_soon(&self, operation: &'static str) -> Result<Live> {
-        match timeout(self.config.connect_timeout, self.live()).await {
-            Ok(live) => live.map_err(|error| error.with_operation(operation)),
-            Err(_) => Err(error::disconnected(operation, &self.reason())),
-        }
-    }
-
-    /// Whether there is a connection now.
-    pub(crate) fn is_up(&self) -> bool {
-        matches!(&*self.state.borrow(), State::Up(_))
-    }
-
-    /// Why there is no connection.
-    pub(crate) fn reason(&self) -> Arc<str> {
-        match &*self.state.borrow() {
-            State::Down(reason) | State::Closed(reason) => Arc::clone(reason),
-            State::Up(_) => "connected".into(),
-        }
-    }
-
-    /// Changes of the state, for [`Link::check`].
-    pub(crate) fn watch(&self) -> LinkWatch {
-        LinkWatch(self.state.subscribe())
-    }
-
-    /// Somebody saw an operation fail for want of a connection.
-    pub(crate) fn suspect(&self) {
-        self.suspect.notify_one();
-    }
-
-    /// Ends supervision and connection.
-    pub(crate) async fn close(&self) {
-        let before = self.state.send_replace(State::Closed("closed by this program".into()));
-        if let State::Up(live) = before {
-            // A peer that does not answer must not hold the goodbye up.
-            let _ = timeout(CLOSE_TIMEOUT, live.connection.close(200, "closed".into())).await;
-        }
-    }
-
-    fn up(&self, connection: &Arc<Connection>, generation: u64) {
-        let live = Live { connection: Arc::clone(connection), generation, blocked: None };
-        if self.change(State::Up(live)) {
-            self.health.set(self.role, None);
-        }
-    }
-
-    fn down(&self, reason: &str) {
-        if self.change(State::Down(reason.into())) {
-            self.health.set(self.role, Some(reason.to_owned()));
-        }
-    }
-
-    fn blocked(&self, reason: Option<Arc<str>>) {
-        self.state.send_if_modified(|state| match state {
-            State::Up(live) => {
-                live.blocked.clone_from(&reason);
-                true
-            }
-            _ => false,
-        });
-        self.health.set(self.role, reason.map(|reason| format!("the broker takes no messages at present: {reason}")));
-    }
-
-    /// Closed is final.
-    fn change(&self, next: State) -> bool {
-        self.state.send_if_modified(|state| {
-            let open = !matches!(state, State::Closed(_));
-            if open {
-                *state = next;
-            }
-            open
+            publish,
+            consume: OnceCell::new(),
+            consumers: Mutex::default(),
         })
     }
 
-    fn is_closed(&self) -> bool {
-        matches!(&*self.state.borrow(), State::Closed(_))
-    }
-}
-
-/// What users of a connection hold. When the last one is dropped, supervision ends and the connection with it.
-#[derive(Debug)]
-pub(crate) struct LinkHandle(Arc<Link>);
-
-impl Deref for LinkHandle {
-    type Target = Link;
-
-    fn deref(&self) -> &Link {
-        &self.0
-    }
-}
-
-impl Drop for LinkHandle {
-    fn drop(&mut self) {
-        self.0.change(State::Closed("nobody uses it any more".into()));
-    }
-}
-
-/// Follows one connection.
-#[derive(Debug)]
-pub(crate) struct LinkWatch(watch::Receiver<State>);
-
-impl LinkWatch {
-    /// Waits until `live` has ended.
-    pub(crate) async fn lost(&mut self, live: &Live) {
-        // A watch without a sender is the end of the link too.
-        let _ = self.0.wait_for(|state| !matches!(state, State::Up(now) if now.generation == live.generation)).await;
+    /// The client library's own connection, the one that publishes, for what polymq does not do. It ends when it is
+    /// lost: ask again then.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Disconnected`] while there is none.
+    pub async fn native(&self) -> Result<Arc<lapin::Connection>> {
+        Ok(self.publish.live_soon("connect").await?.connection)
     }
 
-    /// Waits until `live` has ended or its blocking has changed.
-    pub(crate) async fn changed(&mut self, live: &Live) -> Change {
-        loop {
-            match &*self.0.borrow_and_update() {
-                State::Up(now) if now.generation == live.generation => {
-                    if now.blocked != live.blocked {
-                        return Change::Blocked(now.blocked.clone());
-                    }
+    /// Runs an operation on the publishing connection, bounded.
+    async fn bounded<T, F>(&self, operation: &'static str, run: impl FnOnce(Live) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let live = self.publish.live_soon(operation).await?;
+        if let Some(reason) = &live.blocked {
+            // Nothing is written on this connection until the broker has room again.
+            return Err(Error::new(ErrorKind::Busy, format!("the broker takes nothing at present: {reason}"))
+                .with_backend(NAME)
+                .with_operation(operation));
+        }
+        match timeout(self.config.connect_timeout, run(live)).await {
+            Ok(result) => {
+                if result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Disconnected) {
+                    self.publish.suspect();
                 }
-                _ => return Change::Lost,
+                result.map_err(|error| error.with_operation(operation))
             }
-            if self.0.changed().await.is_err() {
-                return Change::Lost;
-            }
+            Err(_) => Err(error::timeout(operation)),
         }
     }
-}
 
-pub(crate) enum Change {
-    Lost,
-    Blocked(Option<Arc<str>>),
-}
-
-async fn supervise(link: Arc<Link>, mut connection: Option<Arc<Connection>>) {
-    let mut generation = 1;
-    loop {
-        if let Some(live) = connection.take() {
-            let reason = watch_over(&link, &live).await;
-            if link.is_closed() {
-                return;
-            }
-            tracing::warn!(role = link.role.name(), %reason, "connection lost, reconnecting");
-            link.down(&reason);
-        }
-        let Some(next) = reconnect(&link).await else { return };
-        generation += 1;
-        link.up(&next, generation);
-        tracing::info!(role = link.role.name(), "connected");
-        connection = Some(next);
+    async fn consume_link(&self) -> Result<Arc<LinkHandle>> {
+        let start = || async {
+            let (config, health) = (Arc::clone(&self.config), Arc::clone(&self.health));
+            let started = self.publish.spawn(async move { start(Role::Consume, &config, &health).await });
+            started.await.unwrap_or_else(|_| Err(error::closed("consume")))
+        };
+        Ok(Arc::clone(self.consume.get_or_try_init(start).await?))
     }
-}
 
-/// Returns when the connection is gone, with the reason.
-async fn watch_over(link: &Link, connection: &Arc<Connection>) -> String {
-    let mut events = Box::pin(connection.events_listener());
-    let mut states = link.state.subscribe();
-    let mut reason = "the connection ended".to_owned();
-    loop {
-        // Not only events: one that was sent before the listener existed would be missed for ever.
-        if !connection.status().connected() {
-            return reason;
-        }
-        tokio::select! {
-            event = events.next() => match event {
-                Some(Event::Error(error)) => reason = error::text(&error),
-                Some(Event::ConnectionBlocked(why)) => link.blocked(Some(why.into())),
-                Some(Event::ConnectionUnblocked) => link.blocked(None),
-                Some(_) => {}
-                None => return reason,
+    /// How a call may differ from the settings.
+    fn extra(&self, extra: &[(String, String)], declare: bool) -> Result<Extra> {
+        let mut found = Extra {
+            exchange: self.config.exchange.as_str().into(),
+            queue_type: self.config.queue_type,
+            persistent: self.config.persistent,
+            declare: match self.config.declare {
+                Declare::Auto if !declare => Declare::Passive,
+                configured => configured,
             },
-            () = link.suspect.notified() => {}
-            _ = states.wait_for(|state| matches!(state, State::Closed(_))) => return reason,
-            () = sleep(link.config.heartbeat) => {}
-        }
-    }
-}
-
-/// The next connection; `None` when closed or given up.
-async fn reconnect(link: &Link) -> Option<Arc<Connection>> {
-    let config = &link.config;
-    let mut wait = config.reconnect_initial;
-    let mut failures = 0_u32;
-    let mut states = link.state.subscribe();
-    loop {
-        let attempt = async {
-            if failures > 0 {
-                // Jitter, so that a thousand clients do not come back in the same instant.
-                sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-            }
-            connect(config, link.role).await
         };
-        let attempt = tokio::select! {
-            attempt = attempt => attempt,
-            _ = states.wait_for(|state| matches!(state, State::Closed(_))) => return None,
-        };
-        match attempt {
-            Ok(connection) => return Some(connection),
-            Err(error) => {
-                if failures > 0 {
-                    wait = (wait * 2).min(config.reconnect_max);
+        for (key, value) in extra {
+            match (key.as_str(), value.as_str()) {
+                ("exchange", name) if (1..=255).contains(&name.len()) => found.exchange = name.into(),
+                ("queue_type", "classic") => found.queue_type = QueueType::Classic,
+                ("queue_type", "quorum") => found.queue_type = QueueType::Quorum,
+                ("persistent", "true") => found.persistent = true,
+                ("persistent", "false") => found.persistent = false,
+                ("exchange" | "queue_type" | "persistent", _) => {
+                    return Err(config(format!("option {key:?}: {value:?} is not valid")).with_hint(
+                        "exchange is a name, queue_type is classic or quorum, persistent is true or false",
+                    ));
                 }
-                failures = failures.saturating_add(1);
-                tracing::debug!(role = link.role.name(), failures, %error, "attempt to connect failed");
-                link.down(error.message());
-                if config.reconnect_limit > 0 && failures >= config.reconnect_limit {
-                    let reason = format!("gave up after {failures} attempts: {}", error.message());
-                    link.change(State::Closed(reason.as_str().into()));
-                    link.health.closed(&reason);
-                    return None;
+                _ => {
+                    return Err(config(format!("unknown option {key:?}; known: exchange, queue_type, persistent")));
                 }
             }
         }
+        Ok(found)
+    }
+
+    /// The queue behind an address, its binding and its dead-letter queue.
+    fn plan(
+        &self,
+        address: &Address,
+        group: Option<&str>,
+        dead_letters: Option<&Address>,
+        extra: &Extra,
+    ) -> Result<QueuePlan> {
+        let name = topology::queue_name(address, group)?;
+        let exclusive = name.is_none();
+        let name = name.unwrap_or_else(|| address.name().to_owned());
+        let binding = (address.kind() == ChannelKind::Topic)
+            .then(|| Binding { exchange: Arc::clone(&extra.exchange), pattern: address.shared_name() });
+        // Producers make the same queue as consumers, though only these know of dead letters: the arguments of a queue
+        // cannot be changed later.
+        let by_default = (!exclusive && !name.ends_with(".dlq")).then(|| address.dead_letters(group));
+        let dead_letters = dead_letters.cloned().or(by_default).filter(|queue| queue.name() != name);
+        if let Some(queue) = &dead_letters {
+            topology::check_queue_name(queue.name())?;
+        }
+        Ok(QueuePlan {
+            name: name.into(),
+            dead_letters: dead_letters.map(|queue| queue.shared_name()),
+            binding,
+            exclusive,
+            queue_type: extra.queue_type,
+            declare: extra.declare,
+        })
+    }
+
+    /// The queue that counts, purges and deletes are about.
+    fn named(address: &Address, group: Option<&str>) -> Result<String> {
+        topology::queue_name(address, group)?.ok_or_else(|| {
+            error::invalid(format!("the topic {:?} has no queue of its own", address.name())).with_hint("name a group")
+        })
     }
 }
 
-async fn connect(config: &AmqpConfig, role: Role) -> Result<Arc<Connection>> {
-    let endpoint = config.endpoint()?;
-    let tls = tls_config(config).await?;
-    let properties = ConnectionProperties::default()
-        .with_connection_name(format!("{} ({})", config.name, role.name()).into())
-        .with_client_property("product".into(), "polymq".into())
-        .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
-    let uri = endpoint.uri(config.heartbeat);
-    let runtime = lapin::runtime::default_runtime().map_err(|error| error::native("connect", error, Stage::Login))?;
-    let connecting = Connection::connect_uri_with_config(uri, properties, tls, runtime);
-    let result = match timeout(config.connect_timeout, connecting).await {
-        Ok(Ok(connection)) => return Ok(Arc::new(connection)),
-        Ok(Err(error)) => error::native("connect", error, Stage::Login),
-        Err(_) => error::disconnected("connect", "no answer in time"),
-    };
-    Err(with_place(result, &endpoint.to_string()))
+#[derive(Debug)]
+struct Extra {
+    exchange: Arc<str>,
+    queue_type: QueueType,
+    persistent: bool,
+    declare: Declare,
 }
 
-fn with_place(error: Error, place: &str) -> Error {
-    let message = format!("{} ({place})", error.message());
-    let hint = error.hint().map(str::to_owned);
-    let mut placed = Error::new(error.kind(), message).with_backend(crate::NAME).with_operation("connect");
-    if let Some(hint) = hint {
-        placed = placed.with_hint(hint);
+async fn start(role: Role, config: &Arc<AmqpConfig>, health: &Arc<HealthBoard>) -> Result<Arc<LinkHandle>> {
+    Link::start(role, Arc::clone(config), Arc::clone(health)).await
+}
+
+#[async_trait]
+impl Connection for AmqpConnection {
+    fn backend(&self) -> &'static str {
+        NAME
     }
-    placed.with_source(error)
-}
 
-async fn tls_config(config: &AmqpConfig) -> Result<OwnedTLSConfig> {
-    let mut tls = OwnedTLSConfig::default();
-    if let Some(path) = &config.ca_file {
-        let pem = read(path, "ca_file").await?;
-        tls.cert_chain = Some(String::from_utf8_lossy(&pem).into_owned());
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
     }
-    if let (Some(cert), Some(key)) = (&config.cert_file, &config.key_file) {
-        let (pem, key) = (read(cert, "cert_file").await?, read(key, "key_file").await?);
-        tls.identity = Some(lapin::tcp::OwnedIdentity::PKCS8 { pem, key });
+
+    fn health(&self) -> HealthWatch {
+        self.health.reporter.watch()
     }
-    Ok(tls)
-}
 
-async fn read(path: &std::path::Path, setting: &'static str) -> Result<Vec<u8>> {
-    let owned = path.to_owned();
-    let read = tokio::task::spawn_blocking(move || std::fs::read(owned)).await;
-    read.map_err(std::io::Error::other).flatten().map_err(|error| {
-        Error::new(polymq_core::ErrorKind::Config, format!("setting {setting:?}: {path:?} cannot be read: {error}"))
-            .with_backend(crate::NAME)
-            .with_source(error)
-    })
-}
-
-/// One health out of two connections: up when all that are in use are up and the broker takes messages.
-#[derive(Debug, Default)]
-pub(crate) struct HealthBoard {
-    pub(crate) reporter: HealthReporter,
-    reasons: Mutex<[Option<String>; 2]>,
-}
-
-impl HealthBoard {
-    fn set(&self, role: Role, reason: Option<String>) {
-        let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
-        reasons[role as usize] = reason;
-        match reasons.iter().flatten().next() {
-            Some(reason) => self.reporter.down(reason),
-            None => self.reporter.up(),
+    fn check_address(&self, address: &Address) -> Result<()> {
+        match address.kind() {
+            ChannelKind::Queue => topology::check_queue_name(address.name()),
+            ChannelKind::Topic => Ok(()),
         }
     }
 
-    pub(crate) fn closed(&self, reason: &str) {
-        self.reporter.closed(reason);
+    async fn producer(&self, address: &Address, options: &ProduceOptions) -> Result<Box<dyn Producer>> {
+        let extra = self.extra(&options.extra, options.declare)?;
+        let route = match address.kind() {
+            ChannelKind::Queue => {
+                let plan = self.plan(address, None, None, &extra)?;
+                Route {
+                    exchange: "".into(),
+                    routing_key: address.shared_name(),
+                    plan: (extra.declare == Declare::Auto).then_some(plan),
+                    declare_exchange: false,
+                    persistent: extra.persistent,
+                    ensured: AtomicU64::new(0),
+                }
+            }
+            ChannelKind::Topic => {
+                if topology::has_wildcard(address.name()) {
+                    let problem = format!("{:?} holds a wildcard; messages are sent to one topic", address.name());
+                    return Err(error::invalid(problem).with_hint("name the topic"));
+                }
+                Route {
+                    declare_exchange: extra.declare == Declare::Auto,
+                    exchange: Arc::clone(&extra.exchange),
+                    routing_key: address.shared_name(),
+                    plan: None,
+                    persistent: extra.persistent,
+                    ensured: AtomicU64::new(0),
+                }
+            }
+        };
+        // While the first connection is still being made, what is to be made is made before the first message.
+        if self.publish.is_up() || !self.config.connect_retry {
+            let (route, extra) = (&route, &extra);
+            let ensured = self.bounded("declare", |live| async move {
+                let checked = match address.kind() {
+                    ChannelKind::Queue if route.plan.is_none() => {
+                        topology::ensure(&live.connection, &self.plan(address, None, None, extra)?).await
+                    }
+                    ChannelKind::Topic if !route.declare_exchange => {
+                        topology::ensure_exchange(&live.connection, &route.exchange, extra.declare).await
+                    }
+                    _ => route.ensure(&live.connection, extra.declare).await,
+                };
+                checked.map(|()| route.ensured.store(live.generation, Ordering::Release))
+            });
+            ensured.await.map_err(|error| error.with_channel(address.name()))?;
+        }
+        Ok(Box::new(AmqpProducer::new(Arc::clone(&self.publishers), Arc::new(route))))
+    }
+
+    async fn consumer(&self, address: &Address, options: &ConsumeOptions) -> Result<Box<dyn Consumer>> {
+        let extra = self.extra(&options.extra, options.declare)?;
+        let group = options.group.as_deref();
+        let plan = self.plan(address, group, options.dead_letters.as_ref(), &extra)?;
+        let subscription = Subscription {
+            // Zero would mean no bound at all.
+            prefetch: u16::try_from(options.prefetch).unwrap_or(u16::MAX).max(1),
+            wildcard: plan.binding.is_some() && topology::has_wildcard(address.name()),
+            plan,
+        };
+        let link = self.consume_link().await?;
+        let (consumer, handle) = AmqpConsumer::start(
+            link,
+            Arc::clone(&self.publishers),
+            subscription,
+            self.config.connect_retry,
+            self.config.connect_timeout,
+        )
+        .await
+        .map_err(|error| error.with_channel(address.name()))?;
+        let mut consumers = self.consumers.lock().unwrap_or_else(PoisonError::into_inner);
+        consumers.retain(|consumer| !consumer.is_gone());
+        consumers.push(handle);
+        Ok(Box::new(consumer))
+    }
+
+    async fn declare(&self, address: &Address, options: &ConsumeOptions) -> Result<()> {
+        let extra = self.extra(&options.extra, options.declare)?;
+        let plan = self.plan(address, options.group.as_deref(), options.dead_letters.as_ref(), &extra)?;
+        let declared = self.bounded("declare", |live| async move {
+            if let Some(binding) = &plan.binding {
+                topology::ensure_exchange(&live.connection, &binding.exchange, plan.declare).await?;
+            }
+            // A queue that belongs to one consumer is made by it.
+            if plan.exclusive { Ok(()) } else { topology::ensure(&live.connection, &plan).await }
+        });
+        declared.await.map_err(|error| error.with_channel(address.name()))
+    }
+
+    async fn delete(&self, address: &Address, group: Option<&str>) -> Result<()> {
+        let Some(queue) = topology::queue_name(address, group)? else { return Ok(()) };
+        let deleted = self.bounded("delete", |live| async move {
+            let channel = live.connection.create_channel().await.map_err(failed("delete"))?;
+            // RabbitMQ takes the deletion of a queue that does not exist for done.
+            let delete = channel.queue_delete(short(&queue)?, QueueDeleteOptions::default());
+            delete.await.map_err(failed("delete"))?;
+            let _ = channel.close(200, "done".into()).await;
+            Ok(())
+        });
+        match deleted.await {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            deleted => deleted.map_err(|error| error.with_channel(address.name())),
+        }
+    }
+
+    async fn stats(&self, address: &Address, group: Option<&str>) -> Result<Stats> {
+        let queue = Self::named(address, group)?;
+        let counted = self.bounded("stats", |live| async move {
+            let found = topology::inspect(&live.connection, &queue).await?;
+            let found = found.ok_or_else(|| topology::not_found("queue", &queue))?;
+            let (ready, consumers) = (found.message_count().into(), found.consumer_count().into());
+            Ok(Stats { ready, unsettled: None, consumers })
+        });
+        counted.await.map_err(|error| error.with_channel(address.name()))
+    }
+
+    async fn purge(&self, address: &Address) -> Result<u64> {
+        let queue = Self::named(address, None)?;
+        let purged = self.bounded("purge", |live| async move {
+            let channel = live.connection.create_channel().await.map_err(failed("purge"))?;
+            let purge = channel.queue_purge(short(&queue)?, QueuePurgeOptions::default());
+            let count = purge.await.map_err(failed("purge"))?;
+            let _ = channel.close(200, "done".into()).await;
+            Ok(count.into())
+        });
+        purged.await.map_err(|error| error.with_channel(address.name()))
+    }
+
+    async fn ping(&self) -> Result<()> {
+        self.bounded("ping", |live| async move {
+            let channel = live.connection.create_channel().await.map_err(failed("ping"))?;
+            channel.close(200, "pong".into()).await.map_err(failed("ping"))
+        })
+        .await
+    }
+
+    async fn close(&self) -> Result<()> {
+        let consumers = std::mem::take(&mut *self.consumers.lock().unwrap_or_else(PoisonError::into_inner));
+        futures_util::future::join_all(consumers.into_iter().map(ConsumerHandle::close)).await;
+        // Bounded for a broker that does not answer: what it has not confirmed is answered with "unknown outcome".
+        let flushed = timeout(CLOSE_TIMEOUT, self.publishers.flush_all()).await;
+        if let Some(consume) = self.consume.get() {
+            consume.close().await;
+        }
+        self.publish.close().await;
+        self.health.closed("closed by this program");
+        flushed.map_err(|_| error::timeout("close"))
+    }
+}
+
+fn failed(operation: &'static str) -> impl Fn(lapin::Error) -> Error {
+    move |error| error::native(operation, error, Stage::Operation)
+}
+
+#[cold]
+fn config(sentence: String) -> Error {
+    Error::new(ErrorKind::Config, sentence).with_backend(NAME)
+}
+
+impl fmt::Debug for AmqpConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AmqpConnection").field("config", &self.config).finish_non_exhaustive()
     }
 }

@@ -18,10 +18,10 @@ use tokio::{
 
 use crate::{
     config::Declare,
-    connection::{CLOSE_TIMEOUT, LinkHandle, Live},
     convert::{self, short},
     error::{self, Stage},
-    publisher::Publishers,
+    link::{CLOSE_TIMEOUT, LinkHandle, Live},
+    pool::Publishers,
     settle::{AmqpSettler, Shared, TICK},
     topology::{self, QueuePlan},
 };
@@ -89,8 +89,10 @@ impl AmqpConsumer {
         let task = Task { link: Arc::clone(&link), shared: Arc::clone(&shared), subscription, stop };
         // Dropped on every early return below, which ends the task.
         let consumer = Self { shared: Arc::clone(&shared), settler, stopped: stopped.clone() };
-        tokio::spawn(task.run(Some(ready)));
-        if !background || link.is_up() {
+        let wait = !background || link.is_up();
+        // Without somebody to hear of it, a first failure is as little final as a later one.
+        link.spawn(task.run(wait.then_some(ready)));
+        if wait {
             match timeout(bound, first).await {
                 Ok(Ok(answer)) => answer?,
                 Ok(Err(_)) => return Err(error::closed("consume")),
@@ -210,7 +212,8 @@ impl Task {
         let mut plan = self.subscription.plan.clone();
         if plan.exclusive {
             // The queue of a lost connection may live on for a while, so each connection has its own.
-            plan.name = format!("{}@{}", plan.name, uuid::Uuid::from_u128(fastrand::u128(..)).simple()).into();
+            let random = format!("{:016x}", fastrand::u64(..));
+            plan.name = format!("{}@{}", plan.name, random).into();
         }
         if let Some(binding) = &plan.binding {
             topology::ensure_exchange(&live.connection, &binding.exchange, plan.declare).await?;

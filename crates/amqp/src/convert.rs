@@ -78,11 +78,11 @@ pub(crate) fn properties(message: &Message, persistent: bool, expires: bool) -> 
     if let Some(value) = message.version() {
         put(VERSION, &value.to_string())?;
     }
-    if let Some(time) = message.time() {
-        if let Ok(since) = time.duration_since(SystemTime::UNIX_EPOCH) {
-            properties = properties.with_timestamp(since.as_secs());
-            put(TIME, &humantime::format_rfc3339(time).to_string())?;
-        }
+    if let Some(time) = message.time()
+        && let Ok(since) = time.duration_since(SystemTime::UNIX_EPOCH)
+    {
+        properties = properties.with_timestamp(since.as_secs());
+        put(TIME, &humantime::format_rfc3339(time).to_string())?;
     }
     if let Some(at) = message.expires_at() {
         if at >= SystemTime::UNIX_EPOCH {

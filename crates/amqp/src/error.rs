@@ -22,6 +22,8 @@ pub(crate) fn kind(error: &lapin::Error, stage: Stage) -> ErrorKind {
         | Native::InvalidConnectionState(_)
         | Native::InvalidChannelState(..)
         | Native::InvalidChannel(_) => ErrorKind::Disconnected,
+        // Whoever answers there speaks another protocol, TLS for one.
+        Native::ParsingError(_) if stage == Stage::Login => ErrorKind::Disconnected,
         Native::ChannelsLimitReached => ErrorKind::Busy,
         Native::SerialisationError(_) => ErrorKind::InvalidInput,
         Native::AuthProviderError(_) => ErrorKind::Unauthenticated,

@@ -12,7 +12,7 @@ use lapin::{Channel, Confirmation, message::BasicReturnMessage};
 use polymq_core::MessageId;
 use tokio::time::Instant;
 
-use crate::publisher::Outgoing;
+use crate::pool::Outgoing;
 
 /// Sequence number and confirm of a message.
 pub(crate) type Confirm = (u64, lapin::Result<Confirmation>);
@@ -53,11 +53,11 @@ impl InFlight {
         &mut self,
         entry: Entry,
         confirm: impl Future<Output = lapin::Result<Confirmation>> + Send + 'static,
-    ) -> Result<(), (Outgoing, lapin::Error)> {
+    ) -> Result<(), Box<(Outgoing, lapin::Error)>> {
         let sequence = self.next();
         let mut confirm = confirm.map(move |result| (sequence, result)).boxed();
         match confirm.poll_unpin(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready((_, Err(error))) => return Err((entry.outgoing, error)),
+            Poll::Ready((_, Err(error))) => return Err(Box::new((entry.outgoing, error))),
             Poll::Ready(confirm) => self.ready.push(confirm),
             Poll::Pending => self.confirms.push(confirm),
         }

@@ -7,14 +7,19 @@ mod consumer;
 mod convert;
 mod error;
 mod inflight;
+mod link;
+mod pool;
 mod producer;
 mod publisher;
 mod settle;
 mod topology;
+mod transport;
+mod window;
 
 pub use crate::{
-    backend::{AmqpBackend, AmqpConnection},
+    backend::AmqpBackend,
     config::{AmqpConfig, Declare, KEYS, QueueType},
+    connection::AmqpConnection,
 };
 /// The client library, for [`AmqpConnection::native`].
 pub use lapin;

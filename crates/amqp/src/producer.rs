@@ -10,7 +10,7 @@ use polymq_core::{Completion, Message, Producer, Receipt, Result};
 
 use crate::{
     convert, error,
-    publisher::{Answer, Outgoing, Publishers, Route},
+    pool::{Answer, Outgoing, Publishers, Route},
 };
 
 /// A producer to one queue or topic.

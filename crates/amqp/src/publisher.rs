@@ -1,24 +1,20 @@
-//! The confirm channels that all producers share: each is a task that writes in the order of its queue, keeps what is
-//! unconfirmed, and starts afresh on the next connection.
+//! One confirm channel: a task that writes in the order of its queue, keeps what is unconfirmed, and starts afresh on
+//! the next connection.
 
 use std::{
     collections::VecDeque,
-    hash::{DefaultHasher, Hash, Hasher},
     ops::ControlFlow,
     pin::pin,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use bytes::Bytes;
 use lapin::{
-    Channel, Confirmation, Connection,
+    Channel, Confirmation,
     options::{BasicPublishOptions, ConfirmSelectOptions},
 };
-use polymq_core::{Completer, Error, ErrorKind, Message, MessageId, Receipt, Result, Retry, Token, until};
+use polymq_core::{Error, ErrorKind, Message, Result, Retry, until};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, sleep},
@@ -26,13 +22,13 @@ use tokio::{
 
 use crate::{
     NAME,
-    config::{AmqpConfig, Declare, QueueType},
-    connection::{Change, LinkHandle, Live},
+    config::{AmqpConfig, QueueType},
     convert::{self, short},
     error::{self, Stage},
     inflight::{Entry, InFlight},
-    settle::Shared,
-    topology::{self, DELAY_MARGIN, DelayQueue, QueuePlan, delay_step},
+    link::{Change, LinkHandle, Live},
+    pool::{Item, Outgoing, Route},
+    topology::{self, DELAY_MARGIN, DelayQueue, delay_step},
 };
 
 /// Wait before a channel that could not be opened is tried again.
@@ -40,158 +36,8 @@ const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// How many withdrawn messages may lie about before they are looked for while nothing can be sent.
 const SWEEP_FROM: usize = 1024;
 
-/// Where messages go.
-#[derive(Debug)]
-pub(crate) struct Route {
-    /// Empty for the default exchange, which leads to the queue that the routing key names.
-    pub(crate) exchange: Arc<str>,
-    pub(crate) routing_key: Arc<str>,
-    /// What to make before the first message on a new connection.
-    pub(crate) plan: Option<QueuePlan>,
-    pub(crate) declare_exchange: bool,
-    pub(crate) persistent: bool,
-    /// The generation of the connection that has seen the plan carried out; 0 is none.
-    pub(crate) ensured: AtomicU64,
-}
-
-impl Route {
-    /// Straight to one queue, which exists.
-    pub(crate) fn to_queue(queue: Arc<str>) -> Arc<Self> {
-        Arc::new(Self {
-            exchange: "".into(),
-            routing_key: queue,
-            plan: None,
-            declare_exchange: false,
-            persistent: true,
-            ensured: AtomicU64::new(0),
-        })
-    }
-
-    /// Makes what is to be made.
-    pub(crate) async fn ensure(&self, connection: &Connection, declare: Declare) -> Result<()> {
-        if self.declare_exchange {
-            topology::ensure_exchange(connection, &self.exchange, declare).await?;
-        }
-        match &self.plan {
-            Some(plan) => topology::ensure(connection, plan).await,
-            None => Ok(()),
-        }
-    }
-
-    fn is_queue(&self) -> bool {
-        self.exchange.is_empty()
-    }
-}
-
-/// A message on its way to the broker.
-#[derive(Debug)]
-pub(crate) struct Outgoing {
-    pub(crate) message: Message,
-    pub(crate) route: Arc<Route>,
-    pub(crate) answer: Answer,
-}
-
-/// Who waits for the confirm.
-#[derive(Debug)]
-pub(crate) enum Answer {
-    /// A producer.
-    Send(Completer<Receipt>),
-    /// A consumer that gives the original up afterwards.
-    Retry { completer: Completer<()>, shared: Arc<Shared>, token: Token },
-}
-
-impl Answer {
-    fn hand_over(&self) -> bool {
-        match self {
-            Self::Send(completer) => completer.hand_over(),
-            Self::Retry { completer, .. } => completer.hand_over(),
-        }
-    }
-
-    fn take_back(&self) {
-        match self {
-            Self::Send(completer) => completer.take_back(),
-            Self::Retry { completer, .. } => completer.take_back(),
-        }
-    }
-
-    fn is_abandoned(&self) -> bool {
-        match self {
-            Self::Send(completer) => completer.is_abandoned(),
-            Self::Retry { completer, .. } => completer.is_abandoned(),
-        }
-    }
-
-    fn complete(self, result: Result<Option<MessageId>>) {
-        match self {
-            Self::Send(completer) => {
-                completer.complete(result.map(|id| Receipt { id: id.unwrap_or_default(), broker_id: None }))
-            }
-            Self::Retry { completer, shared, token } => completer.complete(result.and_then(|_| shared.finish(token))),
-        }
-    }
-}
-
-#[derive(Debug)]
-enum Item {
-    Publish(Outgoing),
-    Flush(oneshot::Sender<()>),
-}
-
-/// The pool. A route always uses the same channel, so messages of one route keep their order.
-#[derive(Debug)]
-pub(crate) struct Publishers {
-    link: Arc<LinkHandle>,
-    config: Arc<AmqpConfig>,
-    channels: Vec<OnceLock<mpsc::UnboundedSender<Item>>>,
-}
-
-impl Publishers {
-    pub(crate) fn new(link: Arc<LinkHandle>, config: Arc<AmqpConfig>) -> Arc<Self> {
-        let channels = (0..config.channels).map(|_| OnceLock::new()).collect();
-        Arc::new(Self { link, config, channels })
-    }
-
-    fn of(&self, route: &Route) -> &mpsc::UnboundedSender<Item> {
-        let mut hasher = DefaultHasher::new();
-        (&route.exchange, &route.routing_key).hash(&mut hasher);
-        // The remainder fits in any usize.
-        let at = (hasher.finish() % self.channels.len() as u64) as usize;
-        self.channels[at].get_or_init(|| {
-            let (sender, receiver) = mpsc::unbounded_channel();
-            tokio::spawn(Publisher::new(Arc::clone(&self.link), Arc::clone(&self.config), receiver).run());
-            sender
-        })
-    }
-
-    pub(crate) fn send(&self, outgoing: Outgoing) {
-        let channel = self.of(&outgoing.route);
-        if let Err(mpsc::error::SendError(Item::Publish(outgoing))) = channel.send(Item::Publish(outgoing)) {
-            outgoing.answer.complete(Err(error::closed("send")));
-        }
-    }
-
-    /// Waits until everything handed over for this route before has been answered.
-    pub(crate) async fn flush(&self, route: &Route) {
-        flush(self.of(route)).await;
-    }
-
-    pub(crate) async fn flush_all(&self) {
-        for channel in self.channels.iter().filter_map(OnceLock::get) {
-            flush(channel).await;
-        }
-    }
-}
-
-async fn flush(channel: &mpsc::UnboundedSender<Item>) {
-    let (done, answered) = oneshot::channel();
-    // A publisher that has ended has answered everything.
-    if channel.send(Item::Flush(done)).is_ok() {
-        let _ = answered.await;
-    }
-}
-
-struct Publisher {
+/// One channel of the pool.
+pub(crate) struct Publisher {
     link: Arc<LinkHandle>,
     config: Arc<AmqpConfig>,
     inbox: mpsc::UnboundedReceiver<Item>,
@@ -239,7 +85,7 @@ impl Session {
 }
 
 impl Publisher {
-    fn new(link: Arc<LinkHandle>, config: Arc<AmqpConfig>, inbox: mpsc::UnboundedReceiver<Item>) -> Self {
+    pub(crate) fn new(link: Arc<LinkHandle>, config: Arc<AmqpConfig>, inbox: mpsc::UnboundedReceiver<Item>) -> Self {
         Self {
             link,
             config,
@@ -251,7 +97,8 @@ impl Publisher {
         }
     }
 
-    async fn run(mut self) {
+    /// Runs until there is nobody left, or no connection to be had.
+    pub(crate) async fn run(mut self) {
         while let ControlFlow::Continue(()) = self.session().await {}
         self.inbox.close();
         while let Ok(item) = self.inbox.try_recv() {
@@ -387,7 +234,8 @@ impl Publisher {
         let confirm = target.publish(Arc::clone(&session.channel), outgoing.message.payload().clone());
         match self.written.push(Entry::new(outgoing, delay), confirm) {
             Ok(()) => {}
-            Err((outgoing, error)) => {
+            Err(refused) => {
+                let (outgoing, error) = *refused;
                 outgoing.answer.take_back();
                 self.waiting.push_front(Item::Publish(outgoing));
                 session.fail(error);
@@ -529,13 +377,13 @@ async fn outlive(
     delay: Option<(Duration, Instant)>,
     queue_type: QueueType,
 ) -> Result<()> {
-    match delay {
-        Some((ttl, since)) if since.elapsed() > DELAY_MARGIN / 4 => {
-            let renewed = session.declare_delay(&outgoing.route, ttl, queue_type).await;
-            renewed.map(|_| ()).map_err(|error| error.with_kind(ErrorKind::UnknownOutcome))
-        }
-        _ => Ok(()),
-    }
+    let Some((ttl, since)) = delay.filter(|(_, since)| since.elapsed() > DELAY_MARGIN / 4) else { return Ok(()) };
+    let renewed = if since.elapsed() > ttl + DELAY_MARGIN {
+        Err(Error::new(ErrorKind::UnknownOutcome, "the confirm took longer than the delay queue lives"))
+    } else {
+        session.declare_delay(&outgoing.route, ttl, queue_type).await
+    };
+    renewed.map(drop).map_err(|error| error.with_kind(ErrorKind::UnknownOutcome))
 }
 
 /// Whether a channel error can be about this message.

@@ -120,10 +120,10 @@ pub(crate) async fn ensure(connection: &Connection, plan: &QueuePlan) -> Result<
         return Ok(());
     }
     let channel = open(connection).await?;
-    if let Some(dead_letters) = &plan.dead_letters {
-        if inspect(connection, dead_letters).await?.is_none() {
-            create(&channel, dead_letters, plan.queue_type, false, FieldTable::default()).await?;
-        }
+    if let Some(dead_letters) = &plan.dead_letters
+        && inspect(connection, dead_letters).await?.is_none()
+    {
+        create(&channel, dead_letters, plan.queue_type, false, FieldTable::default()).await?;
     }
     if missing {
         let mut arguments = FieldTable::default();

@@ -10,6 +10,9 @@ mod basics;
 mod faults;
 #[path = "broker/harness.rs"]
 mod harness;
+#[cfg(feature = "tls")]
+#[path = "broker/tls.rs"]
+mod tls;
 
 use std::process::ExitCode;
 
@@ -71,6 +74,8 @@ fn main() -> ExitCode {
         a_first_connection_may_be_tried_for_ever,
         a_broker_out_of_memory_blocks_nobody_for_ever,
     ));
+    #[cfg(feature = "tls")]
+    trials.extend(trials!(trial, tls: connections_are_encrypted_and_certificates_checked));
     trials.extend(trials!(breaking, faults:
         a_killed_broker_loses_nothing_confirmed,
         a_broker_that_says_nothing_is_found_out,

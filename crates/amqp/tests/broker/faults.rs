@@ -1,6 +1,5 @@
 use std::{
     collections::HashSet,
-    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
@@ -233,12 +232,11 @@ pub async fn a_broker_that_says_nothing_is_found_out() {
     assert_eq!(lost.expect_err("no answer").kind(), ErrorKind::UnknownOutcome);
     eventually("connected again", || async { connection.health().now().state == HealthState::Degraded }).await;
     send(&*producer, message("after")).await.expect("sent");
+    // What was not settled comes again, once the broker has noticed that its connection is gone.
     let mut seen = HashSet::new();
-    while !seen.contains("after") {
+    while !seen.contains("after") || !seen.contains("before") {
         seen.insert(text(&receive(&mut *consumer, 1).await[0]));
     }
-    assert!(seen.contains("before"), "what was not settled comes again: {seen:?}");
     let options = ProduceOptions::default();
     connection.producer(&queue, &options).await.expect("declarations work again");
-    let _ = Ordering::SeqCst;
 }

@@ -1,0 +1,401 @@
+//! One supervised TCP connection: made, watched, and made again with backoff.
+//!
+//! The client library's own recovery is off: it is known to hang, and it cannot tell a delivery of before from one
+//! of after. Here a lost connection ends everything that used it, and each user starts afresh on the next one.
+
+use std::{
+    ops::Deref,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures_util::StreamExt;
+use lapin::{Connection, ConnectionProperties, Event};
+use polymq_core::{Error, HealthReporter, Result};
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, watch},
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+
+use crate::{
+    config::AmqpConfig,
+    error::{self, Stage},
+    transport::{self, Tls},
+};
+
+/// How long a goodbye may take.
+pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a connection is for. A broker short of memory stops reading from the connections that publish; those that
+/// consume must go on, because they are what frees the memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    Publish,
+    Consume,
+}
+
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Publish => "publish",
+            Self::Consume => "consume",
+        }
+    }
+}
+
+/// A connection that lives now.
+#[derive(Debug, Clone)]
+pub(crate) struct Live {
+    pub(crate) connection: Arc<Connection>,
+    /// Counts the connections, from 1.
+    pub(crate) generation: u64,
+    /// Why the broker takes no messages at present.
+    pub(crate) blocked: Option<Arc<str>>,
+}
+
+#[derive(Debug, Clone)]
+enum State {
+    Down(Arc<str>),
+    Up(Live),
+    Closed(Arc<str>),
+}
+
+/// The users' view of a supervised connection.
+#[derive(Debug)]
+pub(crate) struct Link {
+    role: Role,
+    state: watch::Sender<State>,
+    suspect: Notify,
+    config: Arc<AmqpConfig>,
+    health: Arc<HealthBoard>,
+    /// Where background tasks run, whoever asks for them.
+    runtime: Handle,
+}
+
+impl Link {
+    /// Connects and supervises from then on. The first attempt's failure is the caller's, unless
+    /// `connect_retry` says to go on trying.
+    pub(crate) async fn start(
+        role: Role,
+        config: Arc<AmqpConfig>,
+        health: Arc<HealthBoard>,
+    ) -> Result<Arc<LinkHandle>> {
+        let link = Arc::new(Self {
+            role,
+            state: watch::Sender::new(State::Down("not connected yet".into())),
+            suspect: Notify::new(),
+            config,
+            health,
+            runtime: Handle::current(),
+        });
+        let first = match connect(&link.config, role).await {
+            Ok(connection) => Some(connection),
+            Err(error) if link.config.connect_retry => {
+                link.down(&error.to_string());
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        if let Some(connection) = &first {
+            link.up(connection, 1);
+        }
+        link.spawn(supervise(Arc::clone(&link), first));
+        Ok(Arc::new(LinkHandle(link)))
+    }
+
+    /// Runs a task where the connection was made: the caller may be a thread without a runtime, or of one that ends soon.
+    pub(crate) fn spawn<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+        self.runtime.spawn(task)
+    }
+
+    /// The present connection, waited for; an error when there will be none any more.
+    pub(crate) async fn live(&self) -> Result<Live> {
+        let mut states = self.state.subscribe();
+        let state = states.wait_for(|state| !matches!(state, State::Down(_))).await;
+        match state.map(|state| state.clone()) {
+            Ok(State::Up(live)) => Ok(live),
+            Ok(State::Closed(_)) | Ok(State::Down(_)) | Err(_) => Err(error::closed("connect")),
+        }
+    }
+
+    /// The present connection, waited for as long as one attempt to connect may take.
+    pub(crate) async fn live_soon(&self, operation: &'static str) -> Result<Live> {
+        match timeout(self.config.connect_timeout, self.live()).await {
+            Ok(live) => live.map_err(|error| error.with_operation(operation)),
+            Err(_) => Err(error::disconnected(operation, &self.reason())),
+        }
+    }
+
+    /// Whether there is a connection now.
+    pub(crate) fn is_up(&self) -> bool {
+        matches!(&*self.state.borrow(), State::Up(_))
+    }
+
+    /// Why there is no connection.
+    pub(crate) fn reason(&self) -> Arc<str> {
+        match &*self.state.borrow() {
+            State::Down(reason) | State::Closed(reason) => Arc::clone(reason),
+            State::Up(_) => "connected".into(),
+        }
+    }
+
+    /// Changes of the state, for [`Link::check`].
+    pub(crate) fn watch(&self) -> LinkWatch {
+        LinkWatch(self.state.subscribe())
+    }
+
+    /// Somebody saw an operation fail for want of a connection.
+    pub(crate) fn suspect(&self) {
+        self.suspect.notify_one();
+    }
+
+    /// Ends supervision and connection.
+    pub(crate) async fn close(&self) {
+        let before = self.state.send_replace(State::Closed("closed by this program".into()));
+        if let State::Up(live) = before {
+            // A peer that does not answer must not hold the goodbye up.
+            let _ = timeout(CLOSE_TIMEOUT, live.connection.close(200, "closed".into())).await;
+        }
+    }
+
+    fn up(&self, connection: &Arc<Connection>, generation: u64) {
+        let live = Live { connection: Arc::clone(connection), generation, blocked: None };
+        if self.change(State::Up(live)) {
+            self.health.set(self.role, None);
+        }
+    }
+
+    fn down(&self, reason: &str) {
+        if self.change(State::Down(reason.into())) {
+            self.health.set(self.role, Some(reason.to_owned()));
+        }
+    }
+
+    fn blocked(&self, reason: Option<Arc<str>>) {
+        self.state.send_if_modified(|state| match state {
+            State::Up(live) => {
+                live.blocked.clone_from(&reason);
+                true
+            }
+            _ => false,
+        });
+        self.health.set(self.role, reason.map(|reason| format!("the broker takes no messages at present: {reason}")));
+    }
+
+    /// Closed is final.
+    fn change(&self, next: State) -> bool {
+        self.state.send_if_modified(|state| {
+            let open = !matches!(state, State::Closed(_));
+            if open {
+                *state = next;
+            }
+            open
+        })
+    }
+
+    fn is_closed(&self) -> bool {
+        matches!(&*self.state.borrow(), State::Closed(_))
+    }
+}
+
+/// What users of a connection hold. When the last one is dropped, supervision ends and the connection with it.
+#[derive(Debug)]
+pub(crate) struct LinkHandle(Arc<Link>);
+
+impl Deref for LinkHandle {
+    type Target = Link;
+
+    fn deref(&self) -> &Link {
+        &self.0
+    }
+}
+
+impl Drop for LinkHandle {
+    fn drop(&mut self) {
+        self.0.change(State::Closed("nobody uses it any more".into()));
+    }
+}
+
+/// Follows one connection.
+#[derive(Debug)]
+pub(crate) struct LinkWatch(watch::Receiver<State>);
+
+impl LinkWatch {
+    /// Waits until `live` has ended.
+    pub(crate) async fn lost(&mut self, live: &Live) {
+        // A watch without a sender is the end of the link too.
+        let _ = self.0.wait_for(|state| !matches!(state, State::Up(now) if now.generation == live.generation)).await;
+    }
+
+    /// Waits until `live` has ended or its blocking has changed.
+    pub(crate) async fn changed(&mut self, live: &Live) -> Change {
+        loop {
+            match &*self.0.borrow_and_update() {
+                State::Up(now) if now.generation == live.generation => {
+                    if now.blocked != live.blocked {
+                        return Change::Blocked(now.blocked.clone());
+                    }
+                }
+                _ => return Change::Lost,
+            }
+            if self.0.changed().await.is_err() {
+                return Change::Lost;
+            }
+        }
+    }
+}
+
+pub(crate) enum Change {
+    Lost,
+    Blocked(Option<Arc<str>>),
+}
+
+async fn supervise(link: Arc<Link>, mut connection: Option<Arc<Connection>>) {
+    let mut generation = 1;
+    loop {
+        if let Some(live) = connection.take() {
+            let reason = watch_over(&link, &live).await;
+            if link.is_closed() {
+                return;
+            }
+            tracing::warn!(role = link.role.name(), %reason, "connection lost, reconnecting");
+            link.down(&reason);
+        }
+        let Some(next) = reconnect(&link).await else { return };
+        generation += 1;
+        link.up(&next, generation);
+        tracing::info!(role = link.role.name(), "connected");
+        connection = Some(next);
+    }
+}
+
+/// Returns when the connection is gone, with the reason.
+async fn watch_over(link: &Link, connection: &Arc<Connection>) -> String {
+    let mut events = Box::pin(connection.events_listener());
+    let mut states = link.state.subscribe();
+    let mut reason = "the connection ended".to_owned();
+    loop {
+        // Not only events: one that was sent before the listener existed would be missed for ever.
+        if !connection.status().connected() {
+            return reason;
+        }
+        tokio::select! {
+            event = events.next() => match event {
+                Some(Event::Error(error)) => reason = error::text(&error),
+                Some(Event::ConnectionBlocked(why)) => link.blocked(Some(why.into())),
+                Some(Event::ConnectionUnblocked) => link.blocked(None),
+                Some(_) => {}
+                None => return reason,
+            },
+            () = link.suspect.notified() => {}
+            _ = states.wait_for(|state| matches!(state, State::Closed(_))) => return reason,
+            () = sleep(link.config.heartbeat) => {}
+        }
+    }
+}
+
+/// The next connection; `None` when closed or given up.
+async fn reconnect(link: &Link) -> Option<Arc<Connection>> {
+    let config = &link.config;
+    let mut wait = config.reconnect_initial;
+    let mut failures = 0_u32;
+    let mut states = link.state.subscribe();
+    loop {
+        let attempt = async {
+            if failures > 0 {
+                // Jitter, so that a thousand clients do not come back in the same instant.
+                sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+            }
+            connect(config, link.role).await
+        };
+        let attempt = tokio::select! {
+            attempt = attempt => attempt,
+            _ = states.wait_for(|state| matches!(state, State::Closed(_))) => return None,
+        };
+        match attempt {
+            Ok(connection) => return Some(connection),
+            Err(error) => {
+                if failures > 0 {
+                    wait = (wait * 2).min(config.reconnect_max);
+                }
+                failures = failures.saturating_add(1);
+                tracing::debug!(role = link.role.name(), failures, %error, "attempt to connect failed");
+                link.down(error.message());
+                if config.reconnect_limit > 0 && failures >= config.reconnect_limit {
+                    let reason = format!("gave up after {failures} attempts: {}", error.message());
+                    link.change(State::Closed(reason.as_str().into()));
+                    link.health.closed(&reason);
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+async fn connect(config: &Arc<AmqpConfig>, role: Role) -> Result<Arc<Connection>> {
+    let endpoint = config.endpoint()?;
+    let tls = tls(config, endpoint.tls).await?;
+    let properties = ConnectionProperties::default()
+        .with_connection_name(format!("{} ({})", config.name, role.name()).into())
+        .with_client_property("product".into(), "polymq".into())
+        .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
+    let uri = endpoint.uri(config.heartbeat);
+    let connecting = transport::connect(uri, properties, tls);
+    let result = match timeout(config.connect_timeout, connecting).await {
+        Ok(Ok(connection)) => return Ok(Arc::new(connection)),
+        Ok(Err(error)) => error::native("connect", error, Stage::Login),
+        Err(_) => error::disconnected("connect", "no answer in time"),
+    };
+    Err(with_place(result, &endpoint.to_string()))
+}
+
+fn with_place(error: Error, place: &str) -> Error {
+    let message = format!("{} ({place})", error.message());
+    let hint = error.hint().map(str::to_owned);
+    let mut placed = Error::new(error.kind(), message).with_backend(crate::NAME).with_operation("connect");
+    if let Some(hint) = hint {
+        placed = placed.with_hint(hint);
+    }
+    placed.with_source(error)
+}
+
+#[cfg(feature = "tls")]
+async fn tls(config: &Arc<AmqpConfig>, needed: bool) -> Result<Option<Tls>> {
+    if !needed {
+        return Ok(None);
+    }
+    let config = Arc::clone(config);
+    match tokio::task::spawn_blocking(move || Tls::load(&config)).await {
+        Ok(loaded) => loaded.map(Some),
+        Err(_) => Err(error::closed("connect")),
+    }
+}
+
+#[cfg(not(feature = "tls"))]
+async fn tls(_: &Arc<AmqpConfig>, _: bool) -> Result<Option<Tls>> {
+    Ok(None)
+}
+
+/// One health out of two connections: up when all that are in use are up and the broker takes messages.
+#[derive(Debug, Default)]
+pub(crate) struct HealthBoard {
+    pub(crate) reporter: HealthReporter,
+    reasons: Mutex<[Option<String>; 2]>,
+}
+
+impl HealthBoard {
+    fn set(&self, role: Role, reason: Option<String>) {
+        let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
+        reasons[role as usize] = reason;
+        match reasons.iter().flatten().next() {
+            Some(reason) => self.reporter.down(reason),
+            None => self.reporter.up(),
+        }
+    }
+
+    pub(crate) fn closed(&self, reason: &str) {
+        self.reporter.closed(reason);
+    }
+}
