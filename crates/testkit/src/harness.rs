@@ -54,6 +54,11 @@ pub trait Harness: Send + Sync + fmt::Debug + 'static {
         Vec::new()
     }
 
+    /// How long it may take until everything works again after a fault.
+    fn recovery(&self) -> Duration {
+        Duration::from_secs(45)
+    }
+
     /// How many messages wait in the case with a large backlog.
     fn backlog(&self) -> usize {
         100_000

@@ -11,7 +11,13 @@ use std::{
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::{Case, Clock, Cx, Harness, case::Place, cases, cx::lock};
+use crate::{
+    Case, Clock, Cx, Harness,
+    case::Place,
+    cases,
+    cx::lock,
+    mutant::{self, Broken, Mutant},
+};
 
 /// How long one case may take; a case that hangs is a failed one.
 const CASE_LIMIT: Duration = Duration::from_secs(240);
@@ -36,6 +42,7 @@ pub struct Suite {
     shared: OnceLock<Arc<dyn Harness>>,
     own: Mutex<Option<Arc<dyn Harness>>>,
     in_process: bool,
+    mutants: bool,
     /// Taken for writing by a case that must be alone.
     together: RwLock<()>,
     report: Mutex<Report>,
@@ -46,6 +53,8 @@ struct Report {
     left: usize,
     passed: usize,
     failed: usize,
+    caught: usize,
+    missed: usize,
     decided: BTreeMap<&'static str, Vec<&'static str>>,
     notes: Vec<String>,
 }
@@ -57,6 +66,7 @@ impl Suite {
         Self {
             name,
             in_process: false,
+            mutants: false,
             start: Box::new(move |purpose| Arc::new(start(purpose))),
             shared: OnceLock::new(),
             own: Mutex::new(None),
@@ -70,6 +80,14 @@ impl Suite {
     #[must_use]
     pub fn in_process(mut self) -> Self {
         self.in_process = true;
+        self
+    }
+
+    /// Tests the suite itself too: each case must fail with each of its [mutants](crate::mutant). A backend that lives
+    /// in the process does that for the cases that need no broker, one with a broker for the others.
+    #[must_use]
+    pub fn and_mutants(mut self) -> Self {
+        self.mutants = true;
         self
     }
 
@@ -96,13 +114,19 @@ impl Suite {
     }
 
     fn trials(self: &Arc<Self>) -> Vec<Trial> {
-        let trial = |case: &'static Case| {
+        let trial = |(case, mutant): (&'static Case, Option<&'static Mutant>)| {
             let suite = Arc::clone(self);
-            Trial::test(format!("{}::{}", self.name, case.id), move || suite.run(case))
+            let name = match mutant {
+                None => format!("{}::{}", self.name, case.id),
+                Some(mutant) => format!("{}::{}_catches_{}", self.name, case.id, mutant.name),
+            };
+            Trial::test(name, move || suite.run(case, mutant))
         };
-        let (own, others): (Vec<_>, Vec<_>) = cases::all()
-            .filter(|case| !(self.in_process && case.needs_broker()))
-            .partition(|case| case.place == Place::OwnBroker);
+        let plain = cases::all().filter(|case| !(self.in_process && case.needs_broker())).map(|case| (case, None));
+        let broken = cases::all()
+            .filter(|case| self.mutants && case.needs_broker() != self.in_process)
+            .flat_map(|case| mutant::of(case).map(move |mutant| (case, Some(mutant))));
+        let (own, others): (Vec<_>, Vec<_>) = plain.chain(broken).partition(|(case, _)| case.place == Place::OwnBroker);
         // Those wait for each other: spread among the others, they keep the rest going.
         let every = others.len() / (own.len() + 1) + 1;
         let mut own = own.into_iter();
@@ -119,33 +143,35 @@ impl Suite {
         trials
     }
 
-    fn run(self: &Arc<Self>, case: &'static Case) -> Result<(), Failed> {
+    fn run(self: &Arc<Self>, case: &'static Case, mutant: Option<&'static Mutant>) -> Result<(), Failed> {
         let outcome = match case.place {
             Place::Shared | Place::Broker => {
                 let _together = self.together.read().unwrap_or_else(PoisonError::into_inner);
-                run_case(case, self.shared())
+                run_against(case, self.shared(), mutant)
             }
             Place::Alone => {
                 let _alone = self.together.write().unwrap_or_else(PoisonError::into_inner);
-                run_case(case, self.shared())
+                run_against(case, self.shared(), mutant)
             }
             Place::OwnBroker => {
                 let mut own = lock(&self.own);
                 let _together = self.together.read().unwrap_or_else(PoisonError::into_inner);
                 let harness = own.get_or_insert_with(|| (self.start)(Use::Kill));
-                run_case(case, harness)
+                run_against(case, harness, mutant)
             }
         };
-        self.finished(case, &outcome);
+        self.finished(case, mutant, &outcome);
         outcome.result.map_err(|text| Failed::from(text.as_str()))
     }
 
-    fn finished(&self, case: &'static Case, outcome: &Outcome) {
+    fn finished(&self, case: &'static Case, mutant: Option<&'static Mutant>, outcome: &Outcome) {
         let mut report = lock(&self.report);
         report.left = report.left.saturating_sub(1);
-        match outcome.result {
-            Ok(()) => report.passed += 1,
-            Err(_) => report.failed += 1,
+        match (&outcome.result, mutant) {
+            (Ok(()), None) => report.passed += 1,
+            (Err(_), None) => report.failed += 1,
+            (Ok(()), Some(_)) => report.caught += 1,
+            (Err(_), Some(_)) => report.missed += 1,
         }
         if let Some(capability) = outcome.decided {
             report.decided.entry(capability).or_default().push(case.id);
@@ -167,6 +193,9 @@ impl Report {
         for (why, cases) in &self.decided {
             text += &format!("\n  {why}: {}", cases.join(", "));
         }
+        if self.caught + self.missed > 0 {
+            text += &format!("\n  broken backends: {} caught, {} missed", self.caught, self.missed);
+        }
         for note in &self.notes {
             text += &format!("\n  note: {note}");
         }
@@ -178,6 +207,21 @@ impl std::fmt::Debug for Suite {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Suite").field("name", &self.name).finish_non_exhaustive()
     }
+}
+
+fn run_against(case: &'static Case, harness: &Arc<dyn Harness>, mutant: Option<&'static Mutant>) -> Outcome {
+    let Some(mutant) = mutant else { return run_case(case, harness) };
+    let broken: Arc<dyn Harness> = Arc::new(Broken::new(Arc::clone(harness), mutant));
+    let outcome = run_case(case, &broken);
+    let result = match outcome.result {
+        Ok(()) => Err(format!("{case:?} does not notice that the backend {}", mutant.name.replace('_', " "))),
+        Err(why) => {
+            println!("caught: {case:?} with {}: {}", mutant.name, why.lines().next().unwrap_or_default());
+            Ok(())
+        }
+    };
+    // A broker that a broken run has left down is no fault of the next case.
+    Outcome { result, decided: None, notes: Vec::new() }
 }
 
 /// How one run of a case ended.
@@ -202,6 +246,10 @@ pub fn run_case(case: &'static Case, harness: &Arc<dyn Harness>) -> Outcome {
         _ => case.run,
     };
     let result = runtime.block_on(async {
+        if let (Place::OwnBroker, Some(broker)) = (case.place, harness.broker()) {
+            // The case before may have left it down.
+            broker.start().await;
+        }
         let mut task = tokio::spawn(run(cx.clone()));
         let result = match tokio::time::timeout(CASE_LIMIT, &mut task).await {
             Ok(Ok(())) => Ok(()),

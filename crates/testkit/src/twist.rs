@@ -26,6 +26,11 @@ pub trait Twist: Send + Sync + fmt::Debug + 'static {
         own
     }
 
+    /// What is declared by connections alone.
+    fn connection_capabilities(&self, own: Capabilities) -> Capabilities {
+        own
+    }
+
     /// Checks settings.
     fn check(&self, backend: &dyn Backend, settings: &Settings) -> Result<()> {
         backend.check(settings)
@@ -191,7 +196,8 @@ impl Backend for Twisted {
 
     async fn connect(&self, settings: &Settings) -> Result<Arc<dyn Connection>> {
         let connection = self.twist.connect(self.backend.as_ref(), settings).await?;
-        let capabilities = self.twist.capabilities(connection.capabilities().clone());
+        let declared = self.twist.capabilities(connection.capabilities().clone());
+        let capabilities = self.twist.connection_capabilities(declared);
         Ok(Arc::new(TwistedConnection { connection, capabilities, twist: Arc::clone(&self.twist) }))
     }
 }

@@ -23,5 +23,5 @@ impl Harness for Memory {
 }
 
 fn main() -> ExitCode {
-    Suite::new("memory", |_| Memory).in_process().main()
+    Suite::new("memory", |_| Memory).in_process().and_mutants().main()
 }

@@ -39,9 +39,6 @@ pub(super) const CASES: &[Case] = &[
     Case::new("F15_consumer_killed_mid_drain", run!(consumer_killed_mid_drain)).broker(),
 ];
 
-/// How long it may take until everything works again after a fault has ended.
-const RECOVERY: Duration = Duration::from_secs(45);
-
 /// The time-out of one send while things break.
 const ONE_SEND: Duration = Duration::from_secs(5);
 
@@ -64,8 +61,8 @@ impl States {
     }
 
     /// It has been down, and is not any more.
-    async fn recovered(&self, bus: &Bus) {
-        eventually(RECOVERY, || async {
+    async fn recovered(&self, cx: &Cx, bus: &Bus) {
+        eventually(cx.harness().recovery(), || async {
             let (states, now) = (self.all(), bus.health());
             let is_up = matches!(now.state, HealthState::Up | HealthState::Degraded);
             if self.downs() > 0 && is_up { Ok(()) } else { Err(format!("{states:?}, now {now}")) }
@@ -88,12 +85,12 @@ async fn connect(cx: &Cx, states: &States, url: String) -> Bus {
 }
 
 /// Sends with retries as the errors allow, eight at a time; every message is accepted in the end, perhaps twice.
-async fn send_persistently(queue: Channel, count: usize) {
+async fn send_persistently(cx: Cx, queue: Channel, count: usize) {
     let mut senders = JoinSet::new();
     let queue = queue.with_timeout(ONE_SEND);
     for body in bodies(count) {
-        let queue = queue.clone();
-        senders.spawn(async move { send_one(&queue, &body).await });
+        let (cx, queue) = (cx.clone(), queue.clone());
+        senders.spawn(async move { send_one(&cx, &queue, &body).await });
         if senders.len() >= 8 {
             senders.join_next().await.expect("there are some").expect("a sender");
         }
@@ -104,9 +101,9 @@ async fn send_persistently(queue: Channel, count: usize) {
 }
 
 /// Sends until it is accepted, as long as the errors allow it.
-async fn send_one(queue: &Channel, body: &str) {
+async fn send_one(cx: &Cx, queue: &Channel, body: &str) {
     let message = Message::new(body.to_owned()).with_id(body);
-    let deadline = Instant::now() + RECOVERY * 2;
+    let deadline = Instant::now() + cx.harness().recovery() * 2;
     while let Err(error) = queue.send_message(message.clone()).await {
         assert!(error.retry() != Retry::Never, "an error without hope during a fault: {error:?}");
         assert!(Instant::now() < deadline, "not sent in the end: {error:?}");
@@ -135,7 +132,7 @@ async fn traffic_with_faults(cx: &Cx, url: String, fault: impl AsyncFn(usize)) {
     let log = Log::default();
     let running = consume(&bus, &queue, &log).await;
     let queue = queue.with_timeout(ONE_SEND);
-    let sending = tokio::spawn(send_persistently(queue.clone(), COUNT));
+    let sending = tokio::spawn(send_persistently(cx.clone(), queue.clone(), COUNT));
     for (number, at) in [COUNT / 3, COUNT / 2].into_iter().enumerate() {
         log.reaches(at).await;
         let downs = states.downs();
@@ -144,8 +141,8 @@ async fn traffic_with_faults(cx: &Cx, url: String, fault: impl AsyncFn(usize)) {
         states.goes_down(PATIENCE, downs).await;
         // Sent after the fault, so that what was fetched before does not count.
         let marker = format!("after fault {number}");
-        send_one(&queue, &marker).await;
-        eventually(RECOVERY, || async {
+        send_one(cx, &queue, &marker).await;
+        eventually(cx.harness().recovery(), || async {
             if log.of(&marker).is_empty() {
                 Err(format!("{marker} nothing is handled; {}", bus.health()))
             } else {
@@ -162,12 +159,12 @@ async fn traffic_with_faults(cx: &Cx, url: String, fault: impl AsyncFn(usize)) {
         log.bodies().into_iter().for_each(|body| ledger.see(body));
         ledger
     };
-    eventually(RECOVERY, || async {
+    eventually(cx.harness().recovery(), || async {
         let missing = ledger().missing().len();
         if missing == 0 { Ok(()) } else { Err(format!("{missing} of {COUNT} are missing; {}", bus.health())) }
     })
     .await;
-    states.recovered(&bus).await;
+    states.recovered(cx, &bus).await;
     cx.note(format_args!("duplicate ratio {:.4}, states {:?}", ledger().duplicate_ratio(), states.all()));
     running.stop().await.expect("stop");
     let mut subscription = subscribe(&queue).await;
@@ -251,9 +248,9 @@ pub async fn black_hole(cx: Cx) {
     tokio::time::sleep(Duration::from_secs(3)).await;
     proxy.resume();
     let resumed = Instant::now();
-    states.recovered(&bus).await;
-    send_persistently(queue.clone(), 20).await;
-    eventually(RECOVERY, || async {
+    states.recovered(&cx, &bus).await;
+    send_persistently(cx.clone(), queue.clone(), 20).await;
+    eventually(cx.harness().recovery(), || async {
         let seen = log.bodies();
         let missing = bodies(20).filter(|body| !seen.contains(body)).count();
         if missing == 0 { Ok(()) } else { Err(format!("{missing} are missing; {}", bus.health())) }
@@ -275,12 +272,14 @@ pub async fn starts_before_the_broker(cx: Cx) {
     tokio::time::sleep(Duration::from_secs(2)).await;
     cx.broker().start().await;
     let started = Instant::now();
-    let bus =
-        tokio::time::timeout(RECOVERY, connecting).await.expect("it connects in time").expect("the connecting task");
+    let bus = tokio::time::timeout(cx.harness().recovery(), connecting)
+        .await
+        .expect("it connects in time")
+        .expect("the connecting task");
     let bus = bus.expect("connect");
-    eventually(RECOVERY, || async { bus.ping().await.map_err(|error| error.to_string()) }).await;
+    eventually(cx.harness().recovery(), || async { bus.ping().await.map_err(|error| error.to_string()) }).await;
     let queue = cx.queue(&bus);
-    send_persistently(queue.clone(), 5).await;
+    send_persistently(cx.clone(), queue.clone(), 5).await;
     let mut subscription = subscribe(&queue).await;
     let mut ledger = Ledger::sent(bodies(5));
     for delivery in crate::drive::take(&mut subscription, 5).await {
@@ -301,7 +300,7 @@ pub async fn refused_for_a_while(cx: Cx) {
     let queue = cx.queue(&bus);
     let log = Log::default();
     let running = consume(&bus, &queue, &log).await;
-    send_persistently(queue.clone(), 5).await;
+    send_persistently(cx.clone(), queue.clone(), 5).await;
     log.reaches(5).await;
     proxy.refuse(true);
     proxy.reset_all();
@@ -319,14 +318,14 @@ pub async fn refused_for_a_while(cx: Cx) {
     assert_eq!(bus.health().state, HealthState::Down);
     proxy.refuse(false);
     let back = Instant::now();
-    send_persistently(queue.clone(), 20).await;
-    eventually(RECOVERY, || async {
+    send_persistently(cx.clone(), queue.clone(), 20).await;
+    eventually(cx.harness().recovery(), || async {
         let seen = log.bodies();
         let missing = bodies(20).filter(|body| !seen.contains(body)).count();
         if missing == 0 { Ok(()) } else { Err(format!("{missing} are missing; {}", bus.health())) }
     })
     .await;
-    states.recovered(&bus).await;
+    states.recovered(&cx, &bus).await;
     cx.note(format_args!("{tried} attempts in {AWAY:?}; works again after {:?}", back.elapsed()));
     running.stop().await.expect("stop");
     bus.close().await.expect("close");
@@ -353,14 +352,14 @@ pub async fn ack_fails_while_a_handler_runs(cx: Cx) {
     let running = start(consumers).await;
     log.reaches(1).await;
     proxy.reset_all();
-    eventually(RECOVERY, || async {
+    eventually(cx.harness().recovery(), || async {
         let seen = log.of("m-000000").len();
         if seen >= 2 { Ok(()) } else { Err(format!("handled {seen} times; {}", bus.health())) }
     })
     .await;
-    states.recovered(&bus).await;
+    states.recovered(&cx, &bus).await;
     publish(&queue, ["after".to_owned()]).await;
-    eventually(RECOVERY, || async {
+    eventually(cx.harness().recovery(), || async {
         let seen = log.bodies();
         let missing: Vec<_> =
             ["m-000001", "m-000002", "after"].into_iter().filter(|body| !seen.iter().any(|s| s == body)).collect();
@@ -398,7 +397,7 @@ async fn killed(cx: &Cx, mode: Mode, drain: bool) {
     let held = held.await.expect("the child's watcher");
     let mut subscription = subscribe(&queue).await;
     let mut ledger = Ledger::sent(bodies(COUNT));
-    let deadline = Instant::now() + RECOVERY;
+    let deadline = Instant::now() + cx.harness().recovery();
     while !ledger.is_complete() && Instant::now() < deadline {
         for delivery in subscription.receive(COUNT, Duration::from_millis(500)).await.expect("receive") {
             ledger.see(text(&delivery));

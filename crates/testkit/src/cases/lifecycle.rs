@@ -50,7 +50,7 @@ async fn rest(cx: &Cx, queue: &Channel) -> Vec<String> {
 /// A stop under load: every handler that was started ends, what was not started is back with the broker, nothing is
 /// lost, nothing comes twice, and it is soon over.
 pub async fn drain_under_load(cx: Cx) {
-    const COUNT: usize = 600;
+    const COUNT: usize = 3000;
     async fn handle(message: Message, started: State<Log>, ended: State<Ended>) {
         started.add(&message, 1);
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -58,6 +58,7 @@ pub async fn drain_under_load(cx: Cx) {
     }
     let bus = cx.bus().await;
     let queue = cx.queue(&bus);
+    publish(&queue, bodies(COUNT / 3 * 2)).await;
     let (started, ended) = (Log::default(), Log::default());
     let mut consumers = ConsumerFactory::new(&bus);
     consumers.state(started.clone()).state(Ended(ended.clone()));
@@ -65,9 +66,9 @@ pub async fn drain_under_load(cx: Cx) {
     let running = start(consumers).await;
     let sending = tokio::spawn({
         let queue = queue.clone();
-        async move { publish(&queue, bodies(COUNT)).await }
+        async move { publish(&queue, bodies(COUNT).skip(COUNT / 3 * 2)).await }
     });
-    started.reaches(COUNT / 6).await;
+    started.reaches(COUNT / 15).await;
     let stopping = Instant::now();
     running.stop().await.expect("stop");
     assert!(stopping.elapsed() < Duration::from_secs(10), "the stop took {:?}", stopping.elapsed());
@@ -409,7 +410,7 @@ pub async fn cancelled_receives(cx: Cx) {
     let mut seen = Vec::new();
     let deadline = Instant::now() + PATIENCE;
     while seen.len() < COUNT && Instant::now() < deadline {
-        let patience = Duration::from_micros(fastrand::u64(0..2000));
+        let patience = Duration::from_millis(fastrand::u64(0..6));
         if let Ok(delivery) = tokio::time::timeout(patience, subscription.next()).await {
             let delivery = delivery.expect("receive");
             seen.push(text(&delivery));

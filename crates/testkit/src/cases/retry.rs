@@ -77,6 +77,8 @@ async fn follows_schedule(cx: &Cx, mode: RetryMode) {
     let running = start(consumers).await;
     counted(&running, queue.address().name(), "dead_lettered", 1).await;
     running.stop().await.expect("stop");
+    assert_eq!(take_acked(&mut dead_letters(&bus, &queue).await, 1).await, bodies(1).collect::<Vec<_>>());
+    quiet(&mut subscribe(&queue).await).await;
     let seen = log.all();
     if cx.capabilities().delivery_count != DeliveryCount::None || mode == RetryMode::InPlace {
         assert_eq!(seen.iter().map(|seen| seen.attempt).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);

@@ -131,6 +131,7 @@ pub async fn drop_message(cx: Cx) {
     let mut subscription = subscribe(&queue).await;
     next(&mut subscription).await.drop_message("not wanted").await.expect("drop");
     quiet(&mut subscription).await;
+    subscription.close().await.expect("close");
     quiet(&mut dead_letters(&bus, &queue).await).await;
     bus.close().await.expect("close");
     empty_for_others(&cx, &queue).await;

@@ -1,12 +1,153 @@
-//! Deliberately broken backends.
+//! Deliberately broken backends: each case of the suite must catch at least one of them.
+//!
+//! A mutant is a [`Twist`] with a name and the cases that must fail with it. [`Suite::and_mutants`](crate::Suite::and_mutants)
+//! runs them.
 
-use std::sync::Arc;
+mod connecting;
+mod delivering;
+mod sending;
+mod settling;
+
+use std::{net::SocketAddr, sync::Arc};
 
 use polymq_core::Backend;
 
-/// The backend with the mutant of this name around it.
-#[must_use]
-pub fn by_name(name: Option<&str>, backend: Arc<dyn Backend>) -> Arc<dyn Backend> {
-    let _ = name;
-    backend
+use crate::{
+    BareClient, BrokerControl, Case, Clock, Denied, Harness, Heartbeat,
+    twist::{Twist, Twisted},
+};
+
+/// A way in which a backend is broken.
+#[derive(Clone, Copy)]
+pub struct Mutant {
+    /// What it does wrong.
+    pub name: &'static str,
+    /// The cases that must catch it.
+    pub caught_by: &'static [&'static str],
+    make: fn() -> Arc<dyn Twist>,
+}
+
+impl std::fmt::Debug for Mutant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+const fn mutant(name: &'static str, make: fn() -> Arc<dyn Twist>, caught_by: &'static [&'static str]) -> Mutant {
+    Mutant { name, caught_by, make }
+}
+
+/// Every mutant.
+pub fn all() -> impl Iterator<Item = &'static Mutant> {
+    [sending::MUTANTS, delivering::MUTANTS, settling::MUTANTS, connecting::MUTANTS].into_iter().flatten()
+}
+
+/// The mutants that a case must catch.
+pub fn of(case: &Case) -> impl Iterator<Item = &'static Mutant> {
+    let id = case.id;
+    all().filter(move |mutant| mutant.caught_by.contains(&id))
+}
+
+/// The backend with the mutant of this name around it, or as it is without one.
+pub(crate) fn by_name(name: Option<&str>, backend: Arc<dyn Backend>) -> Arc<dyn Backend> {
+    match name {
+        None => backend,
+        Some(name) => {
+            let mutant = all().find(|mutant| mutant.name == name).unwrap_or_else(|| panic!("no mutant {name}"));
+            Twisted::new(backend, (mutant.make)())
+        }
+    }
+}
+
+/// A harness whose backend is broken.
+#[derive(Debug)]
+pub struct Broken {
+    harness: Arc<dyn Harness>,
+    mutant: &'static Mutant,
+    twist: Arc<dyn Twist>,
+}
+
+impl Broken {
+    /// This harness with a fresh mutant.
+    #[must_use]
+    pub fn new(harness: Arc<dyn Harness>, mutant: &'static Mutant) -> Self {
+        Self { harness, mutant, twist: (mutant.make)() }
+    }
+}
+
+impl Harness for Broken {
+    fn backend(&self) -> Arc<dyn Backend> {
+        self.harness.backend()
+    }
+
+    fn url(&self, at: Option<SocketAddr>) -> String {
+        self.harness.url(at)
+    }
+
+    fn wrap(&self, backend: Arc<dyn Backend>) -> Arc<dyn Backend> {
+        Twisted::new(self.harness.wrap(backend), Arc::clone(&self.twist))
+    }
+
+    fn clock(&self) -> Clock {
+        self.harness.clock()
+    }
+
+    fn broker(&self) -> Option<&dyn BrokerControl> {
+        self.harness.broker()
+    }
+
+    fn bare(&self) -> Option<&dyn BareClient> {
+        self.harness.bare()
+    }
+
+    fn wrong_password(&self) -> Option<String> {
+        self.harness.wrong_password()
+    }
+
+    fn denied(&self) -> Option<Denied> {
+        self.harness.denied()
+    }
+
+    fn heartbeat(&self) -> Option<Heartbeat> {
+        self.harness.heartbeat()
+    }
+
+    fn child_environment(&self) -> Vec<(String, String)> {
+        let mut variables = self.harness.child_environment();
+        variables.push(crate::child::mutant_variable(self.mutant.name));
+        variables
+    }
+
+    fn backlog(&self) -> usize {
+        self.harness.backlog()
+    }
+
+    fn recovery(&self) -> std::time::Duration {
+        // It is to fail: waiting long for that would only take time.
+        self.harness.recovery() / 4
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_case_has_a_mutant() {
+        let without: Vec<_> = crate::cases::all().filter(|case| of(case).next().is_none()).collect();
+        assert!(without.is_empty(), "a case without a mutant is not finished: {without:?}");
+    }
+
+    #[test]
+    fn every_mutant_has_a_name_and_cases_of_its_own() {
+        let mut names: Vec<_> = all().map(|mutant| mutant.name).collect();
+        for mutant in all() {
+            assert!(!mutant.caught_by.is_empty(), "{mutant:?}");
+            for id in mutant.caught_by {
+                assert!(crate::cases::find(id).is_some(), "{mutant:?} names {id}, which is no case");
+            }
+        }
+        names.sort_unstable();
+        assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
+    }
 }

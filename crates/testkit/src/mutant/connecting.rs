@@ -1,0 +1,227 @@
+//! Mutants that connect, check, close and tell about themselves wrongly.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use polymq_core::{
+    Address, Backend, Capabilities, Completion, Connection, ConsumeOptions, Consumer, Error, ErrorKind, HealthReporter,
+    HealthState, HealthWatch, Message, ProduceOptions, Producer, Receipt, Result, Settings,
+};
+use tokio::task::Id;
+
+use super::{Mutant, mutant};
+use crate::{
+    cx::lock,
+    twist::{Receiving, Sending, Twist},
+};
+
+pub(super) const MUTANTS: &[Mutant] = &[
+    mutant("declares_another_limit_later", || Arc::new(DeclaresAnotherLimit), &["B1_oversize"]),
+    mutant("creates_silently", || Arc::new(Declares(true)), &["B5_missing_queue_consume", "B5_missing_queue_send"]),
+    mutant("never_creates", || Arc::new(Declares(false)), &["B5_created_by_policy"]),
+    mutant("knows_no_kinds_of_errors", || Arc::new(NoKinds), &["B5_wrong_password", "B5_permission_denied"]),
+    mutant("checks_with_a_runtime", || Arc::new(ChecksWithRuntime), &["B6_constructors_do_no_io"]),
+    mutant("connects_without_end", || Arc::new(ConnectsWithoutEnd), &["B6_connect_is_bounded"]),
+    mutant("dies_with_its_task", || Arc::new(DiesWithItsTask::default()), &["B6_handles_outlive_their_task"]),
+    mutant("hangs_on_close", || Arc::new(HangsOnClose), &["L2_second_signal_forces"]),
+    mutant("never_closes", || Arc::new(NeverCloses), &["L4_after_close", "L5_close_with_a_blocked_consumer"]),
+    mutant("fails_to_close_twice", || Arc::new(ClosesOnce::default()), &["L5_close_is_idempotent"]),
+    mutant("leaks_a_task", || Arc::new(LeaksATask), &["L6_open_and_close"]),
+    mutant("is_always_up", || Arc::new(AlwaysUp(HealthReporter::new())), &["F4_black_hole"]),
+    mutant("tries_to_start_once", || Arc::new(StartsOnce), &["F8_starts_before_the_broker"]),
+    mutant("gives_up", || Arc::new(GivesUp), &["F8_refused_for_a_while"]),
+];
+
+#[derive(Debug)]
+struct DeclaresAnotherLimit;
+
+impl Twist for DeclaresAnotherLimit {
+    fn connection_capabilities(&self, own: Capabilities) -> Capabilities {
+        Capabilities { max_payload: own.max_payload.map(|max| max - 1), ..own }
+    }
+}
+
+#[derive(Debug)]
+struct Declares(bool);
+
+#[async_trait]
+impl Twist for Declares {
+    async fn producer(
+        &self,
+        connection: &dyn Connection,
+        address: &Address,
+        options: &ProduceOptions,
+    ) -> Result<Box<dyn Producer>> {
+        connection.producer(address, &ProduceOptions { declare: self.0, ..options.clone() }).await
+    }
+
+    async fn consumer(
+        &self,
+        connection: &dyn Connection,
+        address: &Address,
+        options: &ConsumeOptions,
+    ) -> Result<Box<dyn Consumer>> {
+        connection.consumer(address, &ConsumeOptions { declare: self.0, ..options.clone() }).await
+    }
+}
+
+/// Every error is an unknown one.
+#[derive(Debug)]
+struct NoKinds;
+
+fn other(error: Error) -> Error {
+    error.with_kind(ErrorKind::Other)
+}
+
+#[async_trait]
+impl Twist for NoKinds {
+    async fn connect(&self, backend: &dyn Backend, settings: &Settings) -> Result<Arc<dyn Connection>> {
+        backend.connect(settings).await.map_err(other)
+    }
+
+    fn send(&self, at: &Sending, message: Message) -> Completion<Receipt> {
+        let sent = at.producer.send(message);
+        Completion::future(async move { sent.await.map_err(other) })
+    }
+
+    async fn producer(
+        &self,
+        connection: &dyn Connection,
+        address: &Address,
+        options: &ProduceOptions,
+    ) -> Result<Box<dyn Producer>> {
+        connection.producer(address, options).await.map_err(other)
+    }
+}
+
+#[derive(Debug)]
+struct ChecksWithRuntime;
+
+impl Twist for ChecksWithRuntime {
+    fn check(&self, backend: &dyn Backend, settings: &Settings) -> Result<()> {
+        drop(tokio::runtime::Handle::current());
+        backend.check(settings)
+    }
+}
+
+#[derive(Debug)]
+struct ConnectsWithoutEnd;
+
+#[async_trait]
+impl Twist for ConnectsWithoutEnd {
+    async fn connect(&self, backend: &dyn Backend, settings: &Settings) -> Result<Arc<dyn Connection>> {
+        match backend.connect(settings).await {
+            Ok(connection) => Ok(connection),
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// What it makes works only in the task that made it.
+#[derive(Debug, Default)]
+struct DiesWithItsTask(Mutex<Option<Id>>);
+
+#[async_trait]
+impl Twist for DiesWithItsTask {
+    async fn connect(&self, backend: &dyn Backend, settings: &Settings) -> Result<Arc<dyn Connection>> {
+        *lock(&self.0) = tokio::task::try_id();
+        backend.connect(settings).await
+    }
+
+    fn send(&self, at: &Sending, message: Message) -> Completion<Receipt> {
+        if tokio::task::try_id() != *lock(&self.0) {
+            return Completion::ready(Err(Error::closed("send")));
+        }
+        at.producer.send(message)
+    }
+}
+
+#[derive(Debug)]
+struct HangsOnClose;
+
+#[async_trait]
+impl Twist for HangsOnClose {
+    async fn close_consumer(&self, _: &Receiving, _: &mut dyn Consumer) -> Result<()> {
+        std::future::pending().await
+    }
+}
+
+#[derive(Debug)]
+struct NeverCloses;
+
+#[async_trait]
+impl Twist for NeverCloses {
+    async fn close(&self, _: &dyn Connection) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[derive(Debug, Default)]
+struct ClosesOnce(AtomicUsize);
+
+#[async_trait]
+impl Twist for ClosesOnce {
+    async fn close(&self, connection: &dyn Connection) -> Result<()> {
+        if self.0.fetch_add(1, Ordering::SeqCst) > 0 {
+            return Err(Error::closed("close"));
+        }
+        connection.close().await
+    }
+}
+
+#[derive(Debug)]
+struct LeaksATask;
+
+#[async_trait]
+impl Twist for LeaksATask {
+    async fn connect(&self, backend: &dyn Backend, settings: &Settings) -> Result<Arc<dyn Connection>> {
+        tokio::spawn(std::future::pending::<()>());
+        backend.connect(settings).await
+    }
+}
+
+/// Lies about the connection.
+#[derive(Debug)]
+struct AlwaysUp(HealthReporter);
+
+impl Twist for AlwaysUp {
+    fn health(&self, _: HealthWatch) -> HealthWatch {
+        self.0.up();
+        self.0.watch()
+    }
+}
+
+/// Does not wait for a broker that is not there yet, whatever the settings say.
+#[derive(Debug)]
+struct StartsOnce;
+
+#[async_trait]
+impl Twist for StartsOnce {
+    async fn connect(&self, backend: &dyn Backend, settings: &Settings) -> Result<Arc<dyn Connection>> {
+        backend.connect(&settings.clone().with("connect_retry", "false")).await
+    }
+}
+
+/// Closes a connection that was lost.
+#[derive(Debug)]
+struct GivesUp;
+
+#[async_trait]
+impl Twist for GivesUp {
+    async fn connect(&self, backend: &dyn Backend, settings: &Settings) -> Result<Arc<dyn Connection>> {
+        let connection = backend.connect(settings).await?;
+        let (lost, mut health) = (Arc::clone(&connection), connection.health());
+        tokio::spawn(async move {
+            while health.changed().await.is_some_and(|health| health.state != HealthState::Down) {}
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            drop(lost.close().await);
+        });
+        Ok(connection)
+    }
+}
