@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use crate::{Bus, ConsumerFactory, ConsumerRunner, Environment, Failure};
+use crate::{Bus, ConsumerFactory, ConsumerRunner, Environment, Failure, runner::Signals};
 
 /// Where the service serves health and metrics, when it is set.
 pub const BIND_VARIABLE: &str = "POLYMQ_BIND";
@@ -27,9 +27,10 @@ where
         if let Some(address) = Environment::process().get(BIND_VARIABLE) {
             runner = runner.bind(address);
         }
+        // From the first moment on, so that neither a handler nor a main that does not return is cut off.
+        let signals = Signals::new()?;
         let running = runner.start().await?;
-        // Listens for signals from the first moment, so that a main that does not return is stopped in order too.
-        let stopping = running.clone().until_signal();
+        let stopping = running.clone().until(signals);
         let main = main(bus.clone());
         tokio::pin!(stopping, main);
         tokio::select! {

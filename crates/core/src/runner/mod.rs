@@ -16,6 +16,7 @@ pub(crate) use self::{
     control::Control,
     env::Env,
     events::Callbacks,
+    running::Signals,
     stop::Stop,
     tried::Tried,
     work::{DONE, Work},

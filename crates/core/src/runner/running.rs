@@ -191,7 +191,10 @@ impl Running {
     /// # Errors
     /// Those of stopping, or the one that ended a subscription: a service that consumes less than it should does not stay.
     pub async fn until_signal(self) -> Result<()> {
-        let mut signals = Signals::new()?;
+        self.until(Signals::new()?).await
+    }
+
+    pub(crate) async fn until(self, mut signals: Signals) -> Result<()> {
         tokio::select! {
             () = signals.next() => tracing::info!("stopping; a second signal forces"),
             () = self.0.failed.cancelled() => tracing::error!("a subscription has ended for good; stopping"),
@@ -328,8 +331,9 @@ impl Opening {
     }
 }
 
-/// SIGINT and SIGTERM.
-struct Signals {
+/// SIGINT and SIGTERM, remembered from the moment this is made: before any handler starts, or a signal in between
+/// would end the process without a drain.
+pub(crate) struct Signals {
     #[cfg(unix)]
     terminate: tokio::signal::unix::Signal,
     #[cfg(unix)]
@@ -338,7 +342,7 @@ struct Signals {
 
 impl Signals {
     #[cfg(unix)]
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         let problem = |error| Error::new(ErrorKind::Other, "signals cannot be received").with_source(error);
         Ok(Self {
@@ -356,7 +360,7 @@ impl Signals {
     }
 
     #[cfg(not(unix))]
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         Ok(Self {})
     }
 

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use super::Running;
+use super::{Running, Signals};
 use crate::{Bus, ConsumerFactory, Error, ErrorKind, Result};
 
 /// Runs the handlers of one or more factories.
@@ -84,7 +84,8 @@ impl ConsumerRunner {
     /// # Errors
     /// As [`start`](Self::start), and the first one met while stopping.
     pub async fn run(self) -> Result<()> {
-        self.start().await?.until_signal().await
+        let signals = Signals::new()?;
+        self.start().await?.until(signals).await
     }
 }
 
