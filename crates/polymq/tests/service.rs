@@ -1,0 +1,103 @@
+//! A whole service as a process: how it ends, and what it tells.
+#![cfg(all(unix, feature = "macros"))]
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    process::{Child, Command, ExitCode, Stdio},
+    time::Duration,
+};
+
+use polymq::prelude::*;
+
+/// Tells the child process which service it is.
+const SERVICE: &str = "SERVICE_UNDER_TEST";
+
+#[consumer("slow")]
+async fn slow(text: String) {
+    println!("started {text}");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    println!("finished {text}");
+}
+
+/// Sends and ends: the consumer goes on.
+async fn ends(bus: Bus) -> Result<()> {
+    bus.queue("slow").send(&"one").await?;
+    Ok(())
+}
+
+/// Sends and never ends.
+async fn never_ends(bus: Bus) -> Result<()> {
+    bus.queue("slow").send(&"one").await?;
+    std::future::pending().await
+}
+
+/// Fails, with an error of several lines.
+async fn fails(_bus: Bus) -> Result<(), std::io::Error> {
+    Err(std::io::Error::other("first line\n  second line\n"))
+}
+
+/// Not a test: what the child process runs.
+#[test]
+fn child() {
+    let code = match std::env::var(SERVICE).as_deref() {
+        Ok("ends") => polymq::run(ends),
+        Ok("never ends") => polymq::run(never_ends),
+        Ok("fails") => polymq::run(fails),
+        _ => return,
+    };
+    std::process::exit(i32::from(code != ExitCode::SUCCESS));
+}
+
+fn start(service: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["child", "--exact", "--nocapture"]).env(SERVICE, service);
+    command.env_remove("POLYMQ_BACKEND").env_remove("POLYMQ_URL");
+    command
+}
+
+fn signal(process: &Child, signal: &str) {
+    assert!(Command::new("kill").args([signal, &process.id().to_string()]).status().unwrap().success());
+}
+
+/// A signal is sent while a handler runs: it ends its work, and the process ends with 0.
+fn drains_after(service: &str, kind: &str) {
+    let mut process = start(service).stdout(Stdio::piped()).spawn().unwrap();
+    let mut printed = BufReader::new(process.stdout.take().unwrap()).lines().map_while(|line| line.ok());
+    assert!(printed.any(|line| line.ends_with("started one")));
+    signal(&process, kind);
+    assert!(printed.any(|line| line == "finished one"), "the handler was cut off");
+    assert_eq!(process.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn sigint_drains() {
+    drains_after("ends", "-INT");
+}
+
+#[test]
+fn sigterm_drains() {
+    drains_after("ends", "-TERM");
+}
+
+#[test]
+fn a_signal_drains_while_main_still_runs() {
+    drains_after("never ends", "-TERM");
+}
+
+#[test]
+fn an_error_is_one_line_and_code_1() {
+    let mut process = start("fails").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut told = String::new();
+    process.stderr.take().unwrap().read_to_string(&mut told).unwrap();
+    assert_eq!(told.trim_end(), "error: first line; second line");
+    assert_eq!(process.wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn a_wrong_variable_is_one_line_and_code_1() {
+    let output = start("ends").env("POLYMQ_BACKEND", "kakfa").output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(told.lines().count(), 1, "{told}");
+    assert!(told.starts_with("error: unknown backend \"kakfa\"; linked: "), "{told}");
+    assert_eq!(output.status.code(), Some(1));
+}
