@@ -93,7 +93,7 @@ fn resolve(text: &str) -> Result<SocketAddr> {
     let problem = |error: &dyn std::fmt::Display| {
         Error::new(ErrorKind::Config, format!("{text:?} is no address to serve health and metrics on: {error}"))
             .with_operation("start")
-            .with_hint("write it as host:port")
+            .with_hint("write it as ip:port, such as 0.0.0.0:9000")
     };
     if !cfg!(feature = "ops") {
         return Err(Error::new(ErrorKind::NotCompiledIn, "health and metrics over HTTP are not compiled in")
