@@ -560,9 +560,18 @@ impl Drop for Place {
 
 #[cold]
 fn copy(error: &Error) -> Error {
-    let copy = Error::new(error.kind(), error.message().to_owned()).with_retry(error.retry());
-    match error.channel() {
-        Some(channel) => copy.with_channel(channel),
+    let mut copy = Error::new(error.kind(), error.message().to_owned()).with_retry(error.retry());
+    if let Some(backend) = error.backend() {
+        copy = copy.with_backend(backend.to_owned());
+    }
+    if let Some(operation) = error.operation() {
+        copy = copy.with_operation(operation);
+    }
+    if let Some(channel) = error.channel() {
+        copy = copy.with_channel(channel);
+    }
+    match error.hint() {
+        Some(hint) => copy.with_hint(hint.to_owned()),
         None => copy,
     }
 }

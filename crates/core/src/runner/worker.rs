@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -76,6 +76,7 @@ impl Worker {
                     self.start_ready(limit);
                 }
             }
+            self.tell_running(self.running.len());
             let room = self.room(limit);
             let outcome = tokio::select! {
                 biased;
@@ -106,11 +107,17 @@ impl Worker {
 
     async fn work_alone(&mut self) {
         let env = Arc::clone(&self.env);
+        self.tell_running(1);
         tokio::select! {
             biased;
             () = self.work.process_alone() => {}
             () = env.cancelled.cancelled() => {}
         }
+        self.tell_running(0);
+    }
+
+    fn tell_running(&self, count: usize) {
+        self.env.control.counters.running.store(count as u64, Ordering::Relaxed);
     }
 
     fn start_ready(&mut self, limit: usize) {
@@ -172,7 +179,9 @@ impl Worker {
         let release = |incoming: Incoming| env.origin.settler.release(incoming.token, incoming.message);
         self.ready.drain(..).for_each(release);
         self.keys.drain().flat_map(|(_, behind)| behind).for_each(release);
-        while self.running.join_next().await.is_some() {}
+        while self.running.join_next().await.is_some() {
+            self.tell_running(self.running.len());
+        }
     }
 }
 
