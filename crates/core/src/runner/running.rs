@@ -245,11 +245,17 @@ async fn wait(
     cancelled: &CancellationToken,
 ) -> Result<()> {
     let Some(mut task) = task else { return Ok(()) };
+    let over = async {
+        tokio::select! {
+            () = limit => tracing::warn!("the drain time-out has passed; cancelling the handlers that run"),
+            // Forced: a consumer that does not close gets no more time than the handlers.
+            () = cancelled.cancelled() => {}
+        }
+    };
     let ended = tokio::select! {
         biased;
         ended = &mut task => ended,
-        () = limit => {
-            tracing::warn!("the drain time-out has passed; cancelling the handlers that run");
+        () = over => {
             cancelled.cancel();
             match tokio::time::timeout(CANCEL_GRACE, &mut task).await {
                 Ok(ended) => ended,
