@@ -16,13 +16,13 @@ use tokio::{
     runtime::Handle,
     sync::{Notify, watch},
     task::JoinHandle,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use crate::{
     config::AmqpConfig,
     error::{self, Stage},
-    transport::{self, Tls},
+    transport::{self, Abort, Tls},
 };
 
 /// How long a goodbye may take.
@@ -49,6 +49,7 @@ impl Role {
 #[derive(Debug, Clone)]
 pub(crate) struct Live {
     pub(crate) connection: Arc<Connection>,
+    abort: Abort,
     /// Counts the connections, from 1.
     pub(crate) generation: u64,
     /// Why the broker takes no messages at present.
@@ -156,12 +157,15 @@ impl Link {
         let before = self.state.send_replace(State::Closed("closed by this program".into()));
         if let State::Up(live) = before {
             // A peer that does not answer must not hold the goodbye up.
-            let _ = timeout(CLOSE_TIMEOUT, live.connection.close(200, "closed".into())).await;
+            if timeout(CLOSE_TIMEOUT, live.connection.close(200, "closed".into())).await.is_err() {
+                live.abort.abort();
+            }
         }
     }
 
-    fn up(&self, connection: &Arc<Connection>, generation: u64) {
-        let live = Live { connection: Arc::clone(connection), generation, blocked: None };
+    fn up(&self, wire: &Wire, generation: u64) {
+        let Wire { connection, abort } = wire.clone();
+        let live = Live { connection, abort, generation, blocked: None };
         if self.change(State::Up(live)) {
             self.health.set(self.role, None);
         }
@@ -252,11 +256,11 @@ pub(crate) enum Change {
     Blocked(Option<Arc<str>>),
 }
 
-async fn supervise(link: Arc<Link>, mut connection: Option<Arc<Connection>>) {
+async fn supervise(link: Arc<Link>, mut wire: Option<Wire>) {
     let mut generation = 1;
     loop {
-        if let Some(live) = connection.take() {
-            let reason = watch_over(&link, &live).await;
+        if let Some(Wire { connection, .. }) = wire.take() {
+            let reason = watch_over(&link, &connection).await;
             if link.is_closed() {
                 return;
             }
@@ -267,7 +271,7 @@ async fn supervise(link: Arc<Link>, mut connection: Option<Arc<Connection>>) {
         generation += 1;
         link.up(&next, generation);
         tracing::info!(role = link.role.name(), "connected");
-        connection = Some(next);
+        wire = Some(next);
     }
 }
 
@@ -297,7 +301,7 @@ async fn watch_over(link: &Link, connection: &Arc<Connection>) -> String {
 }
 
 /// The next connection; `None` when closed or given up.
-async fn reconnect(link: &Link) -> Option<Arc<Connection>> {
+async fn reconnect(link: &Link) -> Option<Wire> {
     let config = &link.config;
     let mut wait = config.reconnect_initial;
     let mut failures = 0_u32;
@@ -334,7 +338,7 @@ async fn reconnect(link: &Link) -> Option<Arc<Connection>> {
     }
 }
 
-async fn connect(config: &Arc<AmqpConfig>, role: Role) -> Result<Arc<Connection>> {
+async fn connect(config: &Arc<AmqpConfig>, role: Role) -> Result<Wire> {
     let endpoint = config.endpoint()?;
     let tls = tls(config, endpoint.tls).await?;
     let properties = ConnectionProperties::default()
@@ -342,13 +346,27 @@ async fn connect(config: &Arc<AmqpConfig>, role: Role) -> Result<Arc<Connection>
         .with_client_property("product".into(), "polymq".into())
         .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
     let uri = endpoint.uri(config.heartbeat);
-    let connecting = transport::connect(uri, properties, tls);
-    let result = match timeout(config.connect_timeout, connecting).await {
-        Ok(Ok(connection)) => return Ok(Arc::new(connection)),
-        Ok(Err(error)) => error::native("connect", error, Stage::Login),
-        Err(_) => error::disconnected("connect", "no answer in time"),
-    };
-    Err(with_place(result, &endpoint.to_string()))
+    let deadline = Instant::now() + config.connect_timeout;
+    let failed = |error| with_place(error, &endpoint.to_string());
+    let silent = || failed(error::disconnected("connect", "no answer in time"));
+    let native = |error| failed(error::native("connect", error, Stage::Login));
+    let opened = timeout_at(deadline, transport::open(&uri, tls)).await;
+    let (socket, abort) = opened.map_err(|_| silent())?.map_err(|error| native(error.into()))?;
+    match timeout_at(deadline, transport::login(socket, uri, properties)).await {
+        Ok(Ok(connection)) => Ok(Wire { connection: Arc::new(connection), abort }),
+        Ok(Err(error)) => Err(native(error)),
+        Err(_) => {
+            abort.abort();
+            Err(silent())
+        }
+    }
+}
+
+/// A connection and what ends it when the broker does not answer.
+#[derive(Debug, Clone)]
+struct Wire {
+    connection: Arc<Connection>,
+    abort: Abort,
 }
 
 fn with_place(error: Error, place: &str) -> Error {
@@ -388,6 +406,10 @@ pub(crate) struct HealthBoard {
 impl HealthBoard {
     fn set(&self, role: Role, reason: Option<String>) {
         let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
+        if reasons[role as usize] == reason && reason.is_some() {
+            // One of many attempts that fail alike.
+            return;
+        }
         reasons[role as usize] = reason;
         match reasons.iter().flatten().next() {
             Some(reason) => self.reporter.down(reason),

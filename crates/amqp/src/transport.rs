@@ -7,6 +7,10 @@ use std::{
     io::{self, Read, Write},
     net::SocketAddr,
     pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -16,31 +20,40 @@ use async_rs::{
     traits::{Executor, Reactor, RuntimeKit},
     util::Task,
 };
-use futures_util::{AsyncRead, AsyncWrite, Stream};
+use futures_util::{AsyncRead, AsyncWrite, Stream, task::AtomicWaker};
 use lapin::{AsyncTcpStream, Connection, ConnectionProperties, uri::AMQPUri};
 use tokio::net::TcpStream;
 use tokio_util::compat::{Compat, TokioAsyncReadCompatExt};
 
-/// Connects and logs in, on the runtime that this is called from. Not bounded.
-pub(crate) async fn connect(
-    uri: AMQPUri,
-    properties: ConnectionProperties,
-    tls: Option<Tls>,
-) -> lapin::Result<Connection> {
-    let open = async move |uri: AMQPUri, _: Runtime<Kit>| {
-        let host = uri.authority.host.as_str();
-        let stream = TcpStream::connect((host, uri.authority.port)).await?;
-        stream.set_nodelay(true)?;
-        let socket = match &tls {
-            None => Socket::Plain(stream.compat()),
-            #[cfg(feature = "tls")]
-            Some(tls) => Socket::Tls(Box::new(tls.handshake(host, stream).await?.compat())),
-            #[cfg(not(feature = "tls"))]
-            Some(never) => match never.0 {},
-        };
-        Ok(AsyncTcpStream::Plain(socket))
+/// A socket to the broker, and what ends it. Not bounded.
+pub(crate) async fn open(uri: &AMQPUri, tls: Option<Tls>) -> io::Result<(Socket, Abort)> {
+    let host = uri.authority.host.as_str();
+    let stream = TcpStream::connect((host, uri.authority.port)).await?;
+    stream.set_nodelay(true)?;
+    let inner = match tls {
+        None => Inner::Plain(stream.compat()),
+        #[cfg(feature = "tls")]
+        Some(tls) => Inner::Tls(Box::new(tls.handshake(host, stream).await?.compat())),
+        #[cfg(not(feature = "tls"))]
+        Some(never) => match never.0 {},
     };
-    Connection::connector(uri, Runtime::new(Kit(Tokio::current())), open, properties).await
+    let abort = Abort::default();
+    Ok((Socket { inner, abort: abort.clone() }, abort))
+}
+
+/// Logs in over a socket, on the runtime that this is called from. Not bounded; whoever stops waiting must
+/// [abort](Abort::abort) the socket.
+///
+/// The client library could open the socket itself. But it starts a task and a thread before, and does not end the
+/// task when the broker is not there: an outage of a day would leak thousands.
+pub(crate) async fn login(socket: Socket, uri: AMQPUri, properties: ConnectionProperties) -> lapin::Result<Connection> {
+    let socket = Mutex::new(Some(socket));
+    let take = async move |_: AMQPUri, _: Runtime<Kit>| {
+        let socket = socket.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // It asks once, because its own retries are off.
+        Ok(AsyncTcpStream::Plain(socket.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?))
+    };
+    Connection::connector(uri, Runtime::new(Kit(Tokio::current())), take, properties).await
 }
 
 /// What is needed to trust a broker, and to be trusted by it.
@@ -128,8 +141,24 @@ mod tls {
     }
 }
 
+/// Ends a socket from outside: the thread of the client library that waits for it has no other end.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Abort(Arc<(AtomicBool, AtomicWaker)>);
+
+impl Abort {
+    pub(crate) fn abort(&self) {
+        self.0.0.store(true, Ordering::Release);
+        self.0.1.wake();
+    }
+}
+
 /// A connected socket.
-pub(crate) enum Socket {
+pub(crate) struct Socket {
+    inner: Inner,
+    abort: Abort,
+}
+
+enum Inner {
     Plain(Compat<TcpStream>),
     #[cfg(feature = "tls")]
     Tls(Box<Compat<tokio_rustls::client::TlsStream<TcpStream>>>),
@@ -137,16 +166,21 @@ pub(crate) enum Socket {
 
 macro_rules! delegate {
     ($self:ident, $method:ident $(, $argument:expr)*) => {
-        match $self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).$method($($argument),*),
+        match &mut $self.get_mut().inner {
+            Inner::Plain(stream) => Pin::new(stream).$method($($argument),*),
             #[cfg(feature = "tls")]
-            Self::Tls(stream) => Pin::new(stream.as_mut()).$method($($argument),*),
+            Inner::Tls(stream) => Pin::new(stream.as_mut()).$method($($argument),*),
         }
     };
 }
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let abort = &self.abort.0;
+        abort.1.register(cx.waker());
+        if abort.0.load(Ordering::Acquire) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         delegate!(self, poll_read, cx, buffer)
     }
 }
@@ -203,7 +237,7 @@ impl Reactor for Kit {
         &self,
         _: H,
     ) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static> {
-        // Only for sockets that are made elsewhere; ours are made above.
+        // Ours are opened before the client library hears of them.
         Err::<Socket, _>(io::ErrorKind::Unsupported.into())
     }
 
@@ -215,8 +249,8 @@ impl Reactor for Kit {
         self.0.interval(duration)
     }
 
-    fn tcp_connect_addr(&self, address: SocketAddr) -> impl Future<Output = io::Result<Socket>> + Send + 'static {
-        let connecting = TcpStream::connect(address);
-        async move { Ok(Socket::Plain(connecting.await?.compat())) }
+    fn tcp_connect_addr(&self, _: SocketAddr) -> impl Future<Output = io::Result<Socket>> + Send + 'static {
+        // Ours are opened before the client library hears of them.
+        std::future::ready(Err(io::ErrorKind::Unsupported.into()))
     }
 }
