@@ -18,8 +18,8 @@ use tokio::{
 };
 
 use crate::{
-    Address, Backoff, ChannelKind, Completion, Connection, ConsumeOptions, Error, ErrorKind, HealthState, Message, ProduceOptions, Producer,
-    Receipt, Result, Retry, Stats, Subscription, Text, bus::Parts, layer::NextSend,
+    Address, Backoff, ChannelKind, Completion, Connection, ConsumeOptions, Error, ErrorKind, HealthState, Message,
+    ProduceOptions, Producer, Receipt, Result, Retry, Stats, Subscription, Text, bus::Parts, layer::NextSend,
 };
 
 /// What a send does when the window of unconfirmed messages is full.
@@ -316,7 +316,10 @@ impl Channel {
         if options.dead_letters.is_none() {
             options.dead_letters = Some(self.0.address.dead_letters(options.group.as_deref()));
         }
-        self.connection().declare(&self.0.address, &options).await.map_err(|error| self.locate(error))
+        self.connection()
+            .declare(&self.0.address, &options)
+            .await
+            .map_err(|error| self.locate(error.with_operation("declare")))
     }
 
     /// Deletes the channel, or one group's share of a topic.
@@ -326,7 +329,10 @@ impl Channel {
     pub async fn delete(&self, group: Option<&str>) -> Result<()> {
         self.check()?;
         self.check_group(group)?;
-        self.connection().delete(&self.0.address, group).await.map_err(|error| self.locate(error))
+        self.connection()
+            .delete(&self.0.address, group)
+            .await
+            .map_err(|error| self.locate(error.with_operation("delete")))
     }
 
     /// Counts messages and consumers.
@@ -336,7 +342,10 @@ impl Channel {
     pub async fn stats(&self, group: Option<&str>) -> Result<Stats> {
         self.check()?;
         self.check_group(group)?;
-        self.connection().stats(&self.0.address, group).await.map_err(|error| self.locate(error))
+        self.connection()
+            .stats(&self.0.address, group)
+            .await
+            .map_err(|error| self.locate(error.with_operation("stats")))
     }
 
     /// Empties the queue and says how many messages are gone.
@@ -345,7 +354,7 @@ impl Channel {
     /// [`ErrorKind::Unsupported`] as declared, [`ErrorKind::NotFound`].
     pub async fn purge(&self) -> Result<u64> {
         self.check()?;
-        self.connection().purge(&self.0.address).await.map_err(|error| self.locate(error))
+        self.connection().purge(&self.0.address).await.map_err(|error| self.locate(error.with_operation("purge")))
     }
 
     fn connection(&self) -> &dyn Connection {

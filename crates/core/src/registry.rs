@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use crate::{Backend, Connection, Error, ErrorKind, Result, Settings, config::nearest};
+use crate::{Backend, Bus, Error, ErrorKind, Result, config::nearest};
 
 /// A backend that exists but may not be linked: tells "not compiled in" from "unknown". Submitted through
 /// `inventory` by whoever offers backends as features.
@@ -117,14 +117,12 @@ impl Registry {
         self.backends.values().find(matches).ok_or_else(|| self.unknown(wanted))
     }
 
-    /// Connects to the backend that the URL's scheme names.
+    /// A bus on the backend that the URL's scheme names, with the defaults of [`Bus::connect`].
     ///
     /// # Errors
-    /// Those of [`Registry::backend`] and of [`Backend::connect`].
-    pub async fn connect(&self, url: &str) -> Result<Arc<dyn Connection>> {
-        let settings = Settings::from_url(url)?;
-        let scheme = url.split(':').next().unwrap_or_default();
-        self.backend(scheme)?.connect(&settings).await
+    /// Those of [`Registry::backend`] and of [`BusBuilder::connect`](crate::BusBuilder::connect).
+    pub async fn connect(&self, url: &str) -> Result<Bus> {
+        Bus::builder().registry(self.clone()).url(url).connect().await
     }
 
     #[cold]

@@ -114,10 +114,7 @@ pub(crate) async fn open(
         group: options.group.clone(),
         backend: connection.backend(),
         capabilities: parts.capabilities.clone(),
-        dead_letters: options
-            .dead_letters
-            .clone()
-            .map(|queue| Channel::new(Arc::clone(parts), queue)),
+        dead_letters: options.dead_letters.clone().map(|queue| Channel::new(Arc::clone(parts), queue)),
         address,
     };
     Ok((consumer, Arc::new(origin)))

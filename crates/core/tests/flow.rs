@@ -106,7 +106,8 @@ async fn c8_order_by_key_holds_with_concurrency_and_failures() {
     assert!(queue.send_all((0..1000).map(keyed)).await.iter().all(Result::is_ok));
     let entries = log.wait(1000).await;
     for key in 0..10 {
-        let ids: Vec<u64> = entries.iter().map(|id| id.parse().expect("a number")).filter(|id| id % 10 == key).collect();
+        let ids: Vec<u64> =
+            entries.iter().map(|id| id.parse().expect("a number")).filter(|id| id % 10 == key).collect();
         let expected: Vec<u64> = (0..1000).filter(|id| id % 10 == key).collect();
         assert_eq!(ids, expected, "key {key}");
     }

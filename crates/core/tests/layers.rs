@@ -54,12 +54,12 @@ impl Layer for Inverting {
 async fn d15_layers_nest_in_the_documented_order() {
     let log = Log::default();
     let builder = Bus::builder().url("memory://d15").environment(Environment::default());
-    let builder = builder.layer(Numbered(1, log.clone())).layer(Numbered(2, log.clone())).layer(Numbered(3, log.clone()));
+    let builder =
+        builder.layer(Numbered(1, log.clone())).layer(Numbered(2, log.clone())).layer(Numbered(3, log.clone()));
     let bus = builder.connect().await.expect("connects");
     bus.queue("orders").send(&order(1)).await.expect("sent");
     let sent: Vec<String> = log.entries();
-    let expected =
-        ["send 1 before", "send 2 before", "send 3 before", "send 3 after", "send 2 after", "send 1 after"];
+    let expected = ["send 1 before", "send 2 before", "send 3 before", "send 3 after", "send 2 after", "send 1 after"];
     assert_eq!(sent, expected);
 
     let mut consumers = ConsumerFactory::new(&bus);

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use common::{Log, Order, assert_empty, bus, dead_letter, letters, order};
 use polymq_core::{
-    AckMode, Attempt, Backoff, Batch, Body, ConsumeOptions, ConsumerFactory, ConsumerRunner, Context, FailurePolicy,
-    Failure, Message, Outcome, RetryMode, State, blocking,
+    AckMode, Attempt, Backoff, Batch, Body, ConsumeOptions, ConsumerFactory, ConsumerRunner, Context, Failure,
+    FailurePolicy, Message, Outcome, RetryMode, State, blocking,
     dead_letter::{ATTEMPTS, FIRST_ERROR, LAST_ERROR, REASON, SOURCE},
 };
 use tokio::time::Instant;
@@ -241,7 +241,8 @@ async fn d20_callbacks_tell_errors_apart_and_a_failing_one_harms_nothing() {
         errors.add(format!("handler error: {}", event.error));
         panic!("a callback's own problem");
     });
-    consumers.on_transport_error(move |address, error| transport.add(format!("transport {address}: {:?}", error.kind())));
+    consumers
+        .on_transport_error(move |address, error| transport.add(format!("transport {address}: {:?}", error.kind())));
     consumers.on_handled(move |event| handled.add(event.outcome));
     let running = ConsumerRunner::new(consumers).start().await.expect("starts");
     bus.queue("orders").send(&order(1)).await.expect("sent");

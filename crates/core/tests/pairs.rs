@@ -82,15 +82,15 @@ async fn a7_one_process_consumes_from_several_connections() {
         });
         consumers
     };
-    let runner = ConsumerRunner::new(factory(&one, "one"));
-    // The same queue name twice would be one subscription's name: the second one has its own service.
-    let first = runner.start().await.expect("starts");
-    let second = ConsumerRunner::new(factory(&two, "two")).start().await.expect("starts");
+    let running = ConsumerRunner::new(factory(&one, "one")).and(factory(&two, "two")).start().await.expect("starts");
     one.queue("orders").send(&order(1)).await.expect("sent");
     two.queue("orders").send(&order(2)).await.expect("sent");
     let mut entries = log.wait(2).await;
     entries.sort();
     assert_eq!(entries, ["one 1", "two 2"]);
-    first.stop().await.expect("stops");
-    second.stop().await.expect("stops");
+    let names: Vec<_> = running.all_stats().into_keys().collect();
+    assert_eq!(names, ["memory:orders", "orders"]);
+    let (first, second) = tokio::join!(running.stop(), running.stop());
+    assert!(first.is_ok() && second.is_ok());
+    assert_eq!(two.queue("orders").stats(None).await.expect("counts").consumers, 0);
 }

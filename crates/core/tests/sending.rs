@@ -15,8 +15,8 @@ use async_trait::async_trait;
 use common::{bus, order};
 use polymq_core::{
     Address, Backend, Backoff, Bus, Capabilities, Completion, Connection, ConsumeOptions, Consumer, Environment, Error,
-    ErrorKind, HealthReporter, HealthWatch, Identity, Key, Message, ProduceOptions, Producer, Receipt, Registry, Result,
-    Retry, SENDER_CLIENT, SENDER_COMPONENT, SENDER_VERSION, Settings, WhenFull,
+    ErrorKind, HealthReporter, HealthWatch, Identity, Key, Message, ProduceOptions, Producer, Receipt, Registry,
+    Result, Retry, SENDER_CLIENT, SENDER_COMPONENT, SENDER_VERSION, Settings, WhenFull,
 };
 
 /// What the stub does with a message.
@@ -271,7 +271,8 @@ async fn b19_many_tasks_share_one_producer() {
     for task in tasks.collect::<Vec<_>>() {
         task.await.expect("no panic");
     }
-    let mut subscription = queue.subscribe(ConsumeOptions { prefetch: 10_000, ..Default::default() }).await.expect("subscribes");
+    let mut subscription =
+        queue.subscribe(ConsumeOptions { prefetch: 10_000, ..Default::default() }).await.expect("subscribes");
     let mut ids = std::collections::BTreeSet::new();
     while ids.len() < 6_400 {
         for delivery in subscription.receive(1000, Duration::from_secs(5)).await.expect("works") {
@@ -313,8 +314,7 @@ async fn a10_an_option_that_the_backend_cannot_honour_is_refused() {
 
 #[tokio::test]
 async fn a6_code_overrides_the_environment() {
-    let environment: Environment =
-        [("POLYMQ_BACKEND", "stub"), ("POLYMQ_URL", "stub://nowhere")].into_iter().collect();
+    let environment: Environment = [("POLYMQ_BACKEND", "stub"), ("POLYMQ_URL", "stub://nowhere")].into_iter().collect();
     let bus = Bus::builder().backend("memory").environment(environment).connect().await.expect("connects");
     assert_eq!(bus.backend(), "memory");
 }

@@ -82,6 +82,7 @@ impl Config {
             delayed_send: Delay { support: Support::Native, max: None },
             delivery_count: DeliveryCount::Native,
             confirms: true,
+            creates_channels: true,
             detects_unroutable: true,
             request_reply: true,
             expiry: Support::Emulated,

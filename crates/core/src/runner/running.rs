@@ -28,9 +28,12 @@ struct Inner {
     cancelled: CancellationToken,
     /// A subscription has ended with an error that opening it again cannot help.
     failed: CancellationToken,
+    /// Held while it is being stopped.
+    stopping: tokio::sync::Mutex<()>,
 }
 
 struct Subscribed {
+    bus: Bus,
     control: Arc<Control>,
     stop: Stop,
     cancelled: CancellationToken,
@@ -46,6 +49,7 @@ impl Running {
             stop: Stop::default(),
             cancelled: CancellationToken::new(),
             failed: CancellationToken::new(),
+            stopping: tokio::sync::Mutex::default(),
         }))
     }
 
@@ -61,7 +65,7 @@ impl Running {
     }
 
     pub(super) async fn attach_plan(&self, bus: Bus, mut plan: Plan) -> Result<()> {
-        let name = plan.name();
+        let name = self.name_for(&bus, &plan);
         if self.0.stop.is_said() {
             return Err(Error::closed("attach").with_channel(name));
         }
@@ -76,6 +80,7 @@ impl Running {
         let (consumer, origin) = subscription::open(bus.parts(), plan.address.clone(), &plan.options).await?;
         let control = Arc::new(Control::new(plan.concurrency));
         let (stop, cancelled) = (self.0.stop.child(), self.0.cancelled.child_token());
+        let consumed = bus.clone();
         let opening = Opening {
             bus,
             plan: Arc::new(plan),
@@ -91,8 +96,19 @@ impl Running {
             }
             outcome
         });
-        self.subscribed().insert(name, Subscribed { control, stop, cancelled, task: Some(task) });
+        self.subscribed().insert(name, Subscribed { bus: consumed, control, stop, cancelled, task: Some(task) });
         Ok(())
+    }
+
+    /// `queue` or `topic@group`; with the backend before it (`amqp:queue`) when the service consumes a channel of
+    /// that name over another connection too.
+    fn name_for(&self, bus: &Bus, plan: &Plan) -> String {
+        let name = plan.name();
+        let same = |known: &Bus| std::ptr::eq(known.connection().as_ref(), bus.connection().as_ref());
+        match self.subscribed().get(&name) {
+            Some(taken) if !same(&taken.bus) => format!("{}:{name}", bus.backend()),
+            _ => name,
+        }
     }
 
     /// Stops one subscription (`queue`, or `topic@group`) as [`stop`](Self::stop) does; the others go on.
@@ -167,6 +183,7 @@ impl Running {
     /// The first one met; stopping goes on all the same.
     pub async fn stop(&self) -> Result<()> {
         self.0.stop.stop();
+        let _first = self.0.stopping.lock().await;
         let deadline = tokio::time::Instant::now() + self.0.drain_timeout;
         let tasks: Vec<_> = self.subscribed().values_mut().map(|subscribed| subscribed.task.take()).collect();
         let mut outcome = Ok(());
