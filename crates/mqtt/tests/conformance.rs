@@ -201,5 +201,5 @@ fn from_mqtt(publish: Publish) -> BareMessage {
 }
 
 fn main() -> ExitCode {
-    Suite::new("mqtt", Mosquitto::start).main()
+    Suite::new("mqtt", Mosquitto::start).and_mutants().main()
 }
