@@ -69,6 +69,7 @@ impl Bus {
             will: Some(bus.claims.will()),
             gated: true,
             first_must_succeed: !bus.config.connect_retry,
+            after: 0,
         };
         let events = Main { bus: Arc::downgrade(&bus), is_up: Arc::clone(&bus.is_up) };
         let (link, first) = Link::start(Arc::clone(&bus.config), options, bus.board.member(), events);
@@ -175,6 +176,7 @@ impl Bus {
             will: None,
             gated: false,
             first_must_succeed: true,
+            after: 0,
         };
         let present = Arc::new(AtomicBool::new(false));
         let events = Visitor(Arc::clone(&present));

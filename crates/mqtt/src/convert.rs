@@ -28,6 +28,9 @@ const ATTRIBUTES: [&str; 6] = [ID, KIND, VERSION, TIME, KEY, EXPIRES];
 /// Before the name of a header that is called like an attribute.
 const HEADER: &str = "polymq-header-";
 
+/// System header of a retry's copy: the time before which nobody handles it.
+pub(crate) const DUE: &str = "polymq-due";
+
 /// How a producer publishes.
 #[derive(Debug, Clone)]
 pub(crate) struct Style {
@@ -213,6 +216,20 @@ pub(crate) fn from_publish(publish: Publish) -> (Message, Option<Box<Details>>) 
 fn header(mut message: Message, name: impl Into<Text>, value: String) -> Message {
     message.add_wire_header(name, value);
     message
+}
+
+/// Makes a message wait wherever it is received.
+pub(crate) fn set_due_in(message: &mut Message, wait: Duration) {
+    if let Some(due) = rfc_3339(polymq_core::now() + wait) {
+        message.set_system_header(DUE, due);
+    }
+}
+
+/// How long a message has to wait.
+pub(crate) fn due_in(message: &Message) -> Option<Duration> {
+    let due = message.system_headers().get(DUE)?;
+    let wait = until(humantime::parse_rfc3339(due).ok()?);
+    (!wait.is_zero()).then_some(wait)
 }
 
 /// The concrete topic, where it is not the one that was asked for.

@@ -13,12 +13,12 @@ use std::{
 
 use polymq_core::{Details, Error, Incoming, Message, Result, Token};
 use rumqttc::v5::mqttbytes::v5::Publish;
-use tokio::{sync::Notify, time::Instant};
-
-use crate::{
-    convert,
-    link::{Events, Link, Lost},
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep},
 };
+
+use crate::{convert, lender::Lender, lends::Lends, link::Link};
 
 /// What arrives and who takes it.
 #[derive(Debug)]
@@ -35,6 +35,8 @@ pub(crate) struct Hub {
 #[derive(Debug, Default)]
 struct State {
     arrived: VecDeque<(Token, Incoming)>,
+    /// Retries that wait for their time.
+    delayed: HashMap<Token, Incoming>,
     /// What a message needs besides itself when it is handed out again.
     beside: HashMap<Token, Beside>,
     lenders: BTreeMap<u16, Lender>,
@@ -52,19 +54,6 @@ struct Beside {
     attempt: Option<u32>,
     channel: Option<Arc<str>>,
     details: Option<Box<Details>>,
-}
-
-/// A connection that brings messages.
-#[derive(Debug)]
-struct Lender {
-    link: Option<Link>,
-    /// Of the present connection; zero without one.
-    generation: u32,
-    /// Whether this connection is subscribed, so that what is sent now arrives.
-    subscribed: bool,
-    /// Messages that the broker waits to be acknowledged, in our hands or in a consumer's.
-    lent: usize,
-    last: Instant,
 }
 
 /// What one consumer holds.
@@ -90,7 +79,8 @@ impl Quota {
 
     /// A delivery is settled.
     pub(crate) fn free(&self) {
-        if self.held.fetch_sub(1, Ordering::AcqRel) >= self.limit {
+        let before = self.held.fetch_update(Ordering::AcqRel, Ordering::Acquire, |held| held.checked_sub(1));
+        if before.is_ok_and(|before| before >= self.limit) {
             self.freed.notify_one();
         }
     }
@@ -110,16 +100,22 @@ impl Hub {
         Arc::new(Self { name, state: Mutex::default(), ready: Notify::new(), changed: Notify::new() })
     }
 
-    /// A connection that will bring messages; `None` when the hub has had more connections than it can tell apart.
+    /// A connection that will bring messages.
     pub(crate) fn add_lender(self: &Arc<Self>, sibling: Option<Arc<AtomicBool>>) -> (u16, Lends) {
         let mut state = self.lock();
         let number = state.next_lender;
         // 65536 connections later, the first one is long gone.
         state.next_lender = state.next_lender.wrapping_add(1);
-        state
-            .lenders
-            .insert(number, Lender { link: None, generation: 0, subscribed: false, lent: 0, last: Instant::now() });
-        (number, Lends { hub: Arc::clone(self), number, fate: Fate::default(), sibling })
+        state.lenders.insert(number, Lender::new());
+        (number, Lends::new(self, number, 0, sibling))
+    }
+
+    /// Another link for the same connection; with the generation after which it counts.
+    pub(crate) fn hand_over(self: &Arc<Self>, number: u16, sibling: Option<Arc<AtomicBool>>) -> Option<(Lends, u32)> {
+        let mut state = self.lock();
+        let lender = state.lenders.get_mut(&number)?;
+        let after = lender.hand_over()?;
+        Some((Lends::new(self, number, lender.serial, sibling), after))
     }
 
     pub(crate) fn attach(&self, lender: u16, link: Link) {
@@ -138,7 +134,11 @@ impl Hub {
     /// When nothing of this connection is unsettled: since when nothing came.
     pub(crate) fn quiet_since(&self, lender: u16) -> Option<Instant> {
         let state = self.lock();
-        state.lenders.get(&lender).filter(|lender| lender.lent == 0 && lender.generation > 0).map(|lender| lender.last)
+        state
+            .lenders
+            .get(&lender)
+            .filter(|lender| lender.lent() == 0 && lender.generation > 0)
+            .map(|lender| lender.last)
     }
 
     /// Forgets every connection; they end when nobody else holds them.
@@ -146,6 +146,7 @@ impl Hub {
         let mut state = self.lock();
         let lenders = std::mem::take(&mut state.lenders);
         state.arrived.clear();
+        state.delayed.clear();
         drop(state);
         drop(lenders);
     }
@@ -155,8 +156,8 @@ impl Hub {
     pub(crate) fn close_if_done(&self) -> bool {
         let mut state = self.lock();
         let untaken = state.arrived.iter().filter(|(token, _)| parts(*token).2 > 0).count();
-        let lent = state.lenders.values().map(|lender| lender.lent).sum::<usize>();
-        state.closed |= state.failed.is_some() || (state.consumers == 0 && lent <= untaken);
+        let lent = state.lenders.values().map(Lender::lent).sum::<usize>();
+        state.closed |= state.failed.is_some() || (state.consumers == 0 && lent <= untaken + state.delayed.len());
         state.closed
     }
 
@@ -164,7 +165,7 @@ impl Hub {
     /// delivering anything twice.
     pub(crate) fn suspend_if_empty(&self, lender: u16) -> bool {
         match self.lock().lenders.get_mut(&lender) {
-            Some(lender) if lender.lent == 0 && lender.generation > 0 => {
+            Some(lender) if lender.lent() == 0 && lender.generation > 0 => {
                 lender.generation = 0;
                 true
             }
@@ -260,10 +261,10 @@ impl Hub {
         Ok(true)
     }
 
-    /// Whether the broker still waits for this delivery to be acknowledged over the present connection.
+    /// Whether the broker still waits for this delivery to be acknowledged, and we can do it.
     pub(crate) fn is_current(&self, token: Token) -> bool {
         let (lender, generation, _) = parts(token);
-        self.lock().lenders.get(&lender).is_some_and(|lender| lender.generation == generation)
+        self.lock().lenders.get(&lender).is_some_and(|lender| lender.knows(generation))
     }
 
     /// Acknowledges; `false` when the connection has ended and the broker delivers the message again.
@@ -271,18 +272,14 @@ impl Hub {
         let (lender, generation, pkid) = parts(token);
         let mut state = self.lock();
         let state = &mut *state;
-        state.beside.remove(&token);
-        let Some(lender) = state.lenders.get_mut(&lender).filter(|lender| lender.generation == generation) else {
+        if !state.beside.is_empty() {
+            state.beside.remove(&token);
+        }
+        let Some(lender) = state.lenders.get_mut(&lender).filter(|lender| lender.knows(generation)) else {
             return false;
         };
-        if pkid == 0 {
-            return true;
-        }
-        if let Some(link) = &lender.link {
-            link.ack(generation, pkid);
-        }
-        lender.lent = lender.lent.saturating_sub(1);
-        if lender.lent == 0 || state.consumers == 0 {
+        lender.ack(pkid);
+        if lender.lent() == 0 || state.consumers == 0 {
             self.changed.notify_one();
         }
         true
@@ -293,7 +290,7 @@ impl Hub {
         let (lender, generation, _) = parts(token);
         let mut state = self.lock();
         let beside = state.beside.remove(&token);
-        if state.lenders.get(&lender).is_none_or(|lender| lender.generation != generation) {
+        if !state.lenders.get(&lender).is_some_and(|lender| lender.knows(generation)) {
             return false;
         }
         let Beside { attempt: before, channel, details } = beside.unwrap_or_default();
@@ -319,6 +316,80 @@ impl Hub {
         }
     }
 
+    /// Events of a link: connected.
+    pub(crate) fn connected(&self, number: u16, serial: u32, generation: u32, session_present: bool) {
+        let mut state = self.lock();
+        let lender = state.lenders.get_mut(&number).filter(|lender| lender.serial == serial);
+        let resumed = lender.is_none_or(|lender| lender.connected(generation, session_present));
+        if !resumed {
+            state.forget(number);
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// Events of a link: a message.
+    pub(crate) fn message(self: &Arc<Self>, number: u16, generation: u32, publish: Publish) {
+        let (pkid, dup) = (publish.pkid, publish.dup);
+        let token = token(number, generation, pkid);
+        let channel = convert::concrete_topic(&publish, &self.name);
+        let (message, details) = convert::from_publish(publish);
+        let wait = convert::due_in(&message);
+        let incoming = Incoming { message, token, attempt: None, channel, details };
+        let mut state = self.lock();
+        // A connection that is being closed may still bring something; the broker delivers it again.
+        let lender = state.lenders.get_mut(&number).filter(|lender| lender.generation == generation);
+        if !lender.is_some_and(|lender| lender.arrived(pkid, dup)) {
+            return;
+        }
+        let Some(wait) = wait else {
+            state.arrived.push_back((token, incoming));
+            return;
+        };
+        state.delayed.insert(token, incoming);
+        let hub = Arc::downgrade(self);
+        tokio::spawn(async move {
+            sleep(wait).await;
+            if let Some(hub) = hub.upgrade() {
+                hub.due(token);
+            }
+        });
+    }
+
+    /// The time of a retry has come.
+    fn due(&self, token: Token) {
+        let mut state = self.lock();
+        if let Some(incoming) = state.delayed.remove(&token) {
+            state.arrived.push_back((token, incoming));
+            drop(state);
+            self.wake();
+        }
+    }
+
+    /// Events of a link: no more messages for now.
+    pub(crate) fn wake(&self) {
+        self.ready.notify_one();
+    }
+
+    /// Events of a link: what is sent now arrives.
+    pub(crate) fn subscribed(&self, number: u16, serial: u32) {
+        if let Some(lender) = self.lock().lenders.get_mut(&number).filter(|lender| lender.serial == serial) {
+            lender.subscribed = true;
+        }
+    }
+
+    /// Events of a link: the connection ended.
+    pub(crate) fn lost(&self, number: u16, serial: u32) {
+        let mut state = self.lock();
+        if let Some(lender) = state.lenders.get_mut(&number).filter(|lender| lender.serial == serial) {
+            lender.lost();
+            // The broker delivers these again: handing them out now would hand them out twice.
+            state.forget(number);
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -327,126 +398,7 @@ impl Hub {
 impl State {
     fn forget(&mut self, lender: u16) {
         self.arrived.retain(|(token, _)| parts(*token).0 != lender);
+        self.delayed.retain(|token, _| parts(*token).0 != lender);
         self.beside.retain(|token, _| parts(*token).0 != lender);
-    }
-}
-
-/// What has become of a connection that brings messages.
-#[derive(Debug, Default, Clone)]
-pub(crate) struct Fate(Arc<Mutex<(Option<Ended>, bool)>>);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ended {
-    TakenOver,
-    GivenUp,
-}
-
-impl Fate {
-    pub(crate) fn ended(&self) -> Option<Ended> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).0
-    }
-
-    /// Whether the broker knew the session at the last connect.
-    pub(crate) fn session_present(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).1
-    }
-
-    fn set_ended(&self, ended: Ended) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).0.get_or_insert(ended);
-    }
-
-    fn set_present(&self, present: bool) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).1 = present;
-    }
-}
-
-/// The events of one connection that brings messages.
-#[derive(Debug)]
-pub(crate) struct Lends {
-    hub: Arc<Hub>,
-    number: u16,
-    fate: Fate,
-    /// Whether another connection to the same broker is up, where the session may be taken over.
-    sibling: Option<Arc<AtomicBool>>,
-}
-
-impl Lends {
-    pub(crate) fn fate(&self) -> Fate {
-        self.fate.clone()
-    }
-}
-
-impl Events for Lends {
-    fn connected(&mut self, generation: u32, session_present: bool) {
-        self.fate.set_present(session_present);
-        let mut state = self.hub.lock();
-        if let Some(lender) = state.lenders.get_mut(&self.number) {
-            (lender.generation, lender.lent, lender.last) = (generation, 0, Instant::now());
-        }
-        drop(state);
-        self.hub.changed.notify_one();
-    }
-
-    fn message(&mut self, generation: u32, publish: Publish) {
-        let token = token(self.number, generation, publish.pkid);
-        let channel = convert::concrete_topic(&publish, &self.hub.name);
-        let (message, details) = convert::from_publish(publish);
-        let incoming = Incoming { message, token, attempt: None, channel, details };
-        let mut state = self.hub.lock();
-        // A connection that is being closed may still bring something; the broker delivers it again.
-        let current = state.lenders.get_mut(&self.number).filter(|lender| lender.generation == generation);
-        if let Some(lender) = current {
-            lender.lent += usize::from(parts(token).2 > 0);
-            lender.last = Instant::now();
-            state.arrived.push_back((token, incoming));
-        }
-    }
-
-    fn idle(&mut self) {
-        self.hub.ready.notify_one();
-    }
-
-    fn lost(&mut self, lost: &Lost) -> bool {
-        let mut state = self.hub.lock();
-        if let Some(lender) = state.lenders.get_mut(&self.number) {
-            (lender.generation, lender.lent, lender.subscribed) = (0, 0, false);
-        }
-        // The broker delivers these again: handing them out now would hand them out twice.
-        state.forget(self.number);
-        drop(state);
-        let go_on = !matches!(lost, Lost::TakenOver);
-        if !go_on {
-            self.fate.set_ended(Ended::TakenOver);
-        }
-        self.hub.changed.notify_one();
-        go_on
-    }
-
-    fn may_reconnect(&mut self) -> bool {
-        // A broker that ends one connection and not the other has given the session to someone else; mosquitto closes
-        // without a word more often than with one. Whoever has it must be asked before we take it back.
-        let taken_over = self.sibling.as_ref().is_some_and(|up| up.load(Ordering::Acquire));
-        if taken_over {
-            self.fate.set_ended(Ended::TakenOver);
-            self.hub.changed.notify_one();
-        }
-        !taken_over
-    }
-
-    fn subscribed(&mut self) {
-        if let Some(lender) = self.hub.lock().lenders.get_mut(&self.number) {
-            lender.subscribed = true;
-        }
-    }
-
-    fn refused(&mut self, error: Error) {
-        self.hub.fail(&error);
-    }
-
-    fn ended(&mut self, error: Option<&Error>) {
-        if error.is_some() {
-            self.fate.set_ended(Ended::GivenUp);
-        }
-        self.lost(&Lost::Because(String::new()));
     }
 }

@@ -18,7 +18,8 @@ use crate::{
     bus::Bus,
     claims::{Claim, Purpose},
     error::error,
-    hub::{Ended, Fate, Hub},
+    hub::Hub,
+    lends::{Ended, Fate, Lends},
     link::{Link, LinkOptions},
     topology::{Durable, OWN_SESSION},
 };
@@ -170,16 +171,26 @@ impl Keeper {
     async fn widen(&mut self) {
         let wanted = self.receive_maximum();
         let Some(own) = self.own.as_mut().filter(|own| own.receive_maximum < wanted) else { return };
-        if !self.hub.suspend_if_empty(own.lender) {
-            return;
-        }
+        let Some((events, after)) = self.hub.hand_over(own.lender, Some(Arc::clone(&self.bus.is_up))) else { return };
+        // Acknowledgements that were written must be read before the session has a new connection.
         own.link.close(false).await;
-        self.hub.remove_lender(own.lender);
-        let (number, claim) = (own.number, own.claim.take());
+        let (number, lender, claim) = (own.number, own.lender, own.claim.take());
         self.own = None;
-        match self.open(number, claim).await {
-            Ok(session) => self.own = Some(session),
-            Err(cause) => tracing::debug!(%cause, "cannot connect with a larger window"),
+        let filter = match &self.source {
+            Source::Row(row) => row.filter.clone(),
+            Source::Own(_) => self.hub.name.to_string(),
+        };
+        let session = self.connect(number, lender, events, after, claim).await;
+        let widened = match session {
+            Ok(session) => {
+                let subscribed = self.subscribe(&session, filter).await;
+                self.own = Some(session);
+                subscribed
+            }
+            Err(cause) => Err(cause),
+        };
+        if let Err(cause) = widened {
+            tracing::debug!(%cause, "cannot connect with a larger window");
         }
     }
 
@@ -265,11 +276,22 @@ impl Keeper {
 
     /// Connects as a session.
     async fn open(&self, number: u16, claim: Option<Claim>) -> Result<Session> {
-        let own = matches!(self.source, Source::Own(_));
-        let sibling = (!own).then(|| Arc::clone(&self.bus.is_up));
-        let (lender, events) = self.hub.add_lender(sibling);
+        let row = matches!(self.source, Source::Row(_));
+        let (lender, events) = self.hub.add_lender(row.then(|| Arc::clone(&self.bus.is_up)));
+        self.connect(number, lender, events, 0, claim).await
+    }
+
+    async fn connect(
+        &self,
+        number: u16,
+        lender: u16,
+        events: Lends,
+        after: u32,
+        claim: Option<Claim>,
+    ) -> Result<Session> {
         let fate = events.fate();
         let receive_maximum = self.receive_maximum();
+        let own = matches!(self.source, Source::Own(_));
         let options = LinkOptions {
             client_id: match &self.source {
                 Source::Row(row) => row.session(number),
@@ -283,6 +305,7 @@ impl Keeper {
             will: None,
             gated: false,
             first_must_succeed: true,
+            after,
         };
         let health = self.bus.board.member();
         let (link, first) = Link::start(Arc::clone(&self.bus.config), options, health, events);

@@ -33,6 +33,8 @@ pub(crate) struct LinkOptions {
     pub(crate) gated: bool,
     /// Whether a first attempt that fails ends the link.
     pub(crate) first_must_succeed: bool,
+    /// Generations count from the one after this.
+    pub(crate) after: u32,
 }
 
 /// Why a connection ended.

@@ -3,7 +3,10 @@
 //! MQTT knows one answer, "done". Everything else is made from keeping that answer back: a message that is not
 //! acknowledged stays with the broker, and comes again when this process dies.
 
-use std::{sync::Arc, sync::Weak, time::Duration};
+use std::{
+    sync::{Arc, Weak, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use polymq_core::{ATTEMPT, Completion, ErrorKind, Message, Result, Settler, Token};
@@ -12,7 +15,7 @@ use tokio::time::sleep;
 
 use crate::{
     bus::Bus,
-    convert::Style,
+    convert::{self, Style},
     error::error,
     hub::{Hub, Quota},
     producer,
@@ -48,9 +51,13 @@ impl MqttSettler {
 
 impl Settler for MqttSettler {
     fn ack(&self, token: Token) -> Completion<()> {
+        // A delivery that could not be settled is released later, which frees its place.
+        if !self.hub.ack(token) {
+            return Completion::ready(Err(stale()));
+        }
         self.quota.free();
         // There is no answer to an acknowledgement. If it is lost with the connection, the message comes again.
-        Completion::ready(if self.hub.ack(token) { Ok(()) } else { Err(stale()) })
+        Completion::ready(Ok(()))
     }
 
     fn release(&self, token: Token, message: Message) {
@@ -59,7 +66,6 @@ impl Settler for MqttSettler {
     }
 
     fn retry(&self, token: Token, message: &Message, attempt: u32, after: Duration) -> Completion<()> {
-        self.quota.free();
         if !self.hub.is_current(token) {
             return Completion::ready(Err(stale()));
         }
@@ -69,20 +75,23 @@ impl Settler for MqttSettler {
             token,
             message: message.clone(),
             attempt,
-            republish: self.republish.clone(),
+            after,
         };
-        if after.is_zero() {
-            let (completer, completion) = Completion::queued();
-            let _ = completer.hand_over();
-            tokio::spawn(async move { completer.complete(retry.now().await) });
-            return completion;
-        }
-        // The broker keeps the message until it is acknowledged: from here on, another attempt is certain.
+        let Some(style) = self.republish.clone() else {
+            self.quota.free();
+            return Completion::ready(retry.stay());
+        };
+        let quota = Arc::clone(&self.quota);
+        let (completer, completion) = Completion::queued();
+        let _ = completer.hand_over();
         tokio::spawn(async move {
-            sleep(after).await;
-            let _ = retry.now().await;
+            let settled = retry.republish(&style).await;
+            if settled.is_ok() {
+                quota.free();
+            }
+            completer.complete(settled);
         });
-        Completion::ready(Ok(()))
+        completion
     }
 }
 
@@ -92,40 +101,55 @@ struct Retry {
     token: Token,
     message: Message,
     attempt: u32,
-    republish: Option<Style>,
+    after: Duration,
 }
 
 impl Retry {
-    async fn now(mut self) -> Result<()> {
-        if let Some(style) = self.republish.take() {
-            match self.republish(&style).await {
-                Ok(()) => return Ok(()),
-                Err(cause) if cause.kind() == ErrorKind::Stale => return Err(cause),
+    /// Sends the successor, which waits wherever it is received, then gives the original up.
+    async fn republish(self, style: &Style) -> Result<()> {
+        let sent = match self.bus.upgrade().filter(|bus| bus.is_up.load(Ordering::Acquire)) {
+            Some(bus) => self.send(&bus, style).await,
+            // By the time there is a connection, the broker may have delivered the original again.
+            None => Err(error(ErrorKind::Disconnected, "not connected")),
+        };
+        match sent {
+            Ok(()) if self.hub.ack(self.token) => Ok(()),
+            // The connection ended in between: the successor is safe, and the original comes again too.
+            Ok(()) => Err(stale()),
+            // It may be there: settling again sends a copy more, and no copy less.
+            Err(cause) if cause.kind() == ErrorKind::UnknownOutcome => Err(cause.with_operation("settle")),
+            Err(cause) => {
                 // Still ours: then the attempt happens here, and only its number is lost with this process.
-                Err(cause) => tracing::warn!(channel = &*self.hub.name, %cause, "a retry stays in this process"),
+                tracing::warn!(channel = &*self.hub.name, %cause, "a retry stays in this process");
+                self.stay()
             }
-        }
-        match self.hub.again(self.token, self.message, Some(self.attempt), false) {
-            true => Ok(()),
-            false => Err(stale()),
         }
     }
 
-    /// Sends the successor, then gives the original up.
-    async fn republish(&self, style: &Style) -> Result<()> {
-        // The broker delivers a message of an ended connection again: a copy would be one too many.
-        if !self.hub.is_current(self.token) {
-            return Err(stale());
-        }
-        let bus = self.bus.upgrade().ok_or_else(|| error(ErrorKind::Closed, "the connection was closed"))?;
+    async fn send(&self, bus: &Bus, style: &Style) -> Result<()> {
         let mut copy = self.message.clone();
         copy.set_system_header(ATTEMPT, self.attempt.to_string());
-        producer::publish(bus.link()?, style, true, &copy)?.await?;
-        match self.hub.ack(self.token) {
-            true => Ok(()),
-            // The connection ended in between: the successor is safe, and the original comes again too.
-            false => Err(stale()),
+        if !self.after.is_zero() {
+            convert::set_due_in(&mut copy, self.after);
         }
+        producer::publish(bus.link()?, style, true, &copy)?.await.map(|_| ())
+    }
+
+    /// Hands the original out again when its time has come. The broker keeps it until it is acknowledged, so that
+    /// from here on another attempt is certain.
+    fn stay(self) -> Result<()> {
+        let Self { hub, token, message, attempt, after, .. } = self;
+        if after.is_zero() {
+            return if hub.again(token, message, Some(attempt), false) { Ok(()) } else { Err(stale()) };
+        }
+        if !hub.is_current(token) {
+            return Err(stale());
+        }
+        tokio::spawn(async move {
+            sleep(after).await;
+            hub.again(token, message, Some(attempt), false);
+        });
+        Ok(())
     }
 }
 

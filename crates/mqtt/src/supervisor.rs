@@ -133,7 +133,7 @@ impl<E: Events> Task<E> {
                 () = sleep(pause) => {}
                 end = offline(&mut self.ends.commands) => return self.end(end, first, None).await,
             }
-            if self.generation > 0 && !self.events.may_reconnect() {
+            if first.is_none() && !self.events.may_reconnect() {
                 let end = End::Closed { end_session: false, done: None };
                 return self.end(end, first, None).await;
             }
@@ -292,7 +292,7 @@ impl<E: Events> Task<E> {
         }
         self.slots.begin(properties.and_then(|properties| properties.receive_max).unwrap_or(u16::MAX));
         self.generation += 1;
-        self.gate_open = !self.options.gated || self.generation == 1;
+        self.gate_open = !self.options.gated || self.generation == self.options.after + 1;
         // Mosquitto 2.0 restores the messages of a session after a restart and forgets its shared subscriptions. Others
         // must not be made again, because that delivers retained messages again.
         if !connack.session_present || self.subscriptions.iter().any(|filter| filter.path.starts_with("$share/")) {
