@@ -11,6 +11,8 @@ mod ledger;
 pub mod mutant;
 mod probe;
 mod proxy;
+mod recorder;
+mod service;
 mod suite;
 pub mod twist;
 
@@ -27,6 +29,8 @@ pub use crate::{
     ledger::Ledger,
     probe::{eventually, try_eventually},
     proxy::{Direction, Proxy, ProxyStats},
+    recorder::{Recorder, Sent, TestBus},
+    service::TestService,
     suite::{Outcome, Suite, Use, run_case},
 };
 

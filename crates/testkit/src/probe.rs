@@ -49,12 +49,14 @@ where
 {
     let deadline = Instant::now() + within;
     let mut pause = Duration::from_millis(1);
+    // Under a paused clock hours pass in a moment; asking every 50 ms of them would not.
+    let longest = (within / 1000).max(Duration::from_millis(50));
     loop {
         match probe().await {
             Ok(value) => return Ok(value),
             Err(last) if Instant::now() >= deadline => return Err(last),
             Err(_) => sleep(pause).await,
         }
-        pause = (pause * 2).min(Duration::from_millis(50));
+        pause = (pause * 2).min(longest);
     }
 }

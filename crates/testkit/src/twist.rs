@@ -159,7 +159,7 @@ pub struct Twisted {
 impl Twisted {
     /// Puts `twist` around `backend`; name, schemes and keys stay.
     #[must_use]
-    pub fn new(backend: Arc<dyn Backend>, twist: Arc<dyn Twist>) -> Arc<dyn Backend> {
+    pub fn around(backend: Arc<dyn Backend>, twist: Arc<dyn Twist>) -> Arc<dyn Backend> {
         Arc::new(Self { backend, twist })
     }
 }

@@ -127,7 +127,7 @@ pub async fn dead_letters_down(cx: Cx) {
     }
     let fault = Arc::new(LettersDown { down: AtomicBool::new(true), ..LettersDown::default() });
     let twist = Arc::clone(&fault);
-    let bus = cx.builder_around(cx.harness().url(None), |backend| Twisted::new(backend, twist)).connect().await;
+    let bus = cx.builder_around(cx.harness().url(None), |backend| Twisted::around(backend, twist)).connect().await;
     let bus = bus.expect("connect");
     let queue = cx.queue(&bus);
     publish(&queue, bodies(5)).await;
@@ -206,7 +206,7 @@ impl Twist for DiesBeforeAck {
 pub async fn crash_before_ack(cx: Cx) {
     let twist = Arc::new(DiesBeforeAck::default());
     let fault = Arc::clone(&twist);
-    let bus = cx.builder_around(cx.harness().url(None), |backend| Twisted::new(backend, fault)).connect().await;
+    let bus = cx.builder_around(cx.harness().url(None), |backend| Twisted::around(backend, fault)).connect().await;
     let bus = bus.expect("connect");
     let queue = cx.queue(&bus);
     queue.send_message(rich("doomed")).await.expect("send");

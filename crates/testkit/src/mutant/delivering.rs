@@ -274,6 +274,8 @@ impl Twist for AcksOnReceipt {
         for incoming in &into[before..] {
             settler.ack(incoming.token).await?;
         }
+        // Until they are on the wire.
+        tokio::time::sleep(Duration::from_millis(200)).await;
         Ok(())
     }
 

@@ -54,7 +54,7 @@ pub(crate) fn by_name(name: Option<&str>, backend: Arc<dyn Backend>) -> Arc<dyn 
         None => backend,
         Some(name) => {
             let mutant = all().find(|mutant| mutant.name == name).unwrap_or_else(|| panic!("no mutant {name}"));
-            Twisted::new(backend, (mutant.make)())
+            Twisted::around(backend, (mutant.make)())
         }
     }
 }
@@ -85,7 +85,7 @@ impl Harness for Broken {
     }
 
     fn wrap(&self, backend: Arc<dyn Backend>) -> Arc<dyn Backend> {
-        Twisted::new(self.harness.wrap(backend), Arc::clone(&self.twist))
+        Twisted::around(self.harness.wrap(backend), Arc::clone(&self.twist))
     }
 
     fn clock(&self) -> Clock {

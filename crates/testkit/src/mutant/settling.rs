@@ -60,28 +60,34 @@ fn done() -> Completion<()> {
 
 /// What consumers hold, in the order in which they got it.
 #[derive(Debug, Default)]
-struct Held(Mutex<(u64, HashMap<Key, (u64, Message)>)>);
+struct Held(Mutex<Holding>);
+
+#[derive(Debug, Default)]
+struct Holding {
+    received: u64,
+    messages: HashMap<Key, (u64, Message)>,
+}
 
 impl Held {
     fn add(&self, at: &Receiving, received: &[Incoming]) {
         let mut held = lock(&self.0);
         for incoming in received {
-            held.0 += 1;
-            let order = held.0;
-            held.1.insert((at.id, incoming.token), (order, incoming.message.clone()));
+            held.received += 1;
+            let order = held.received;
+            held.messages.insert((at.id, incoming.token), (order, incoming.message.clone()));
         }
     }
 
     fn remove(&self, at: &Receiving, token: Token) -> Option<(u64, Message)> {
-        lock(&self.0).1.remove(&(at.id, token))
+        lock(&self.0).messages.remove(&(at.id, token))
     }
 
     /// Takes those of this consumer that came before, or all.
     fn take(&self, at: &Receiving, before: u64) -> Vec<(Token, Message)> {
         let mut held = lock(&self.0);
-        let keys: Vec<Key> =
-            held.1.iter().filter(|(key, (order, _))| key.0 == at.id && *order < before).map(|(key, _)| *key).collect();
-        keys.into_iter().filter_map(|key| held.1.remove(&key).map(|(_, message)| (key.1, message))).collect()
+        let of_before = |(key, (order, _)): &(&Key, &(u64, Message))| key.0 == at.id && *order < before;
+        let keys: Vec<Key> = held.messages.iter().filter(of_before).map(|(key, _)| *key).collect();
+        keys.into_iter().filter_map(|key| held.messages.remove(&key).map(|(_, message)| (key.1, message))).collect()
     }
 }
 
