@@ -28,10 +28,7 @@ impl Accept {
 
     /// Only the serializers with these names. An empty list accepts nothing.
     pub fn only<N: Into<Box<str>>>(names: impl IntoIterator<Item = N>) -> Self {
-        Self {
-            only: Some(names.into_iter().map(Into::into).collect()),
-            unlabelled: None,
-        }
+        Self { only: Some(names.into_iter().map(Into::into).collect()), unlabelled: None }
     }
 
     /// Decodes bodies without a content type with the serializer of this name, which must be accepted too.
@@ -58,8 +55,6 @@ impl Accept {
     }
 
     pub(crate) fn allows(&self, name: &str) -> bool {
-        self.only
-            .as_ref()
-            .is_none_or(|names| names.iter().any(|accepted| **accepted == *name))
+        self.only.as_ref().is_none_or(|names| names.iter().any(|accepted| **accepted == *name))
     }
 }

@@ -23,10 +23,7 @@ impl Bindings {
     }
 
     pub(crate) fn bind<T: 'static + ?Sized>(&mut self, format: Format) -> Result<(), RegistryError> {
-        let bound = self
-            .exact
-            .entry(TypeId::of::<T>())
-            .or_insert_with(|| format.clone());
+        let bound = self.exact.entry(TypeId::of::<T>()).or_insert_with(|| format.clone());
         agree(|| format!("type `{}`", type_name::<T>()), bound, &format)
     }
 
@@ -42,10 +39,7 @@ impl Bindings {
         if let Some(same) = self.fallbacks.iter().find(|fallback| *fallback.group == *trimmed) {
             return agree(|| format!("group \"{trimmed}\""), &same.format, &format);
         }
-        self.fallbacks.push(Fallback {
-            group: trimmed.into(),
-            format,
-        });
+        self.fallbacks.push(Fallback { group: trimmed.into(), format });
         Ok(())
     }
 
@@ -60,11 +54,7 @@ impl Bindings {
     fn find_fallback(&self, type_name: &'static str) -> Result<Option<&Format>, RegistryError> {
         let mut best: Option<&Fallback> = None;
         let mut rival: Option<&Fallback> = None;
-        for fallback in self
-            .fallbacks
-            .iter()
-            .filter(|fallback| fallback.matches(type_name))
-        {
+        for fallback in self.fallbacks.iter().filter(|fallback| fallback.matches(type_name)) {
             match best {
                 Some(found) if found.segments() > fallback.segments() => {}
                 Some(found) if found.segments() == fallback.segments() => {
@@ -76,11 +66,9 @@ impl Bindings {
             }
         }
         match (best, rival) {
-            (Some(first), Some(second)) => Err(RegistryError::Ambiguous {
-                type_name,
-                first: first.group.clone(),
-                second: second.group.clone(),
-            }),
+            (Some(first), Some(second)) => {
+                Err(RegistryError::Ambiguous { type_name, first: first.group.clone(), second: second.group.clone() })
+            }
             (best, _) => Ok(best.map(|fallback| &fallback.format)),
         }
     }
@@ -93,16 +81,9 @@ impl Fallback {
 
     /// Whether the group is a run of whole segments of the path of this type, its generic arguments left out.
     fn matches(&self, type_name: &str) -> bool {
-        let mut rest = type_name
-            .trim_start_matches('&')
-            .split('<')
-            .next()
-            .unwrap_or_default();
+        let mut rest = type_name.trim_start_matches('&').split('<').next().unwrap_or_default();
         loop {
-            if rest
-                .strip_prefix(&*self.group)
-                .is_some_and(|after| after.is_empty() || after.starts_with("::"))
-            {
+            if rest.strip_prefix(&*self.group).is_some_and(|after| after.is_empty() || after.starts_with("::")) {
                 return true;
             }
             match rest.split_once("::") {

@@ -2,10 +2,7 @@
 
 /// `type/subtype` of a content type.
 pub(crate) fn essence(content_type: &str) -> &str {
-    content_type
-        .split_once(';')
-        .map_or(content_type, |(essence, _)| essence)
-        .trim()
+    content_type.split_once(';').map_or(content_type, |(essence, _)| essence).trim()
 }
 
 /// Whether two content types have the same type and subtype.
@@ -31,18 +28,11 @@ pub(crate) fn is_utf8(content_type: &str) -> bool {
         .filter_map(|parameter| parameter.split_once('='))
         .filter(|(name, _)| name.trim().eq_ignore_ascii_case("charset"))
         .map(|(_, charset)| charset.trim().trim_matches('"'))
-        .all(|charset| {
-            ["utf-8", "utf8", "us-ascii"]
-                .iter()
-                .any(|known| charset.eq_ignore_ascii_case(known))
-        })
+        .all(|charset| ["utf-8", "utf8", "us-ascii"].iter().any(|known| charset.eq_ignore_ascii_case(known)))
 }
 
 /// Whether it has the form `type/subtype`.
 pub(crate) fn is_valid(content_type: &str) -> bool {
-    let token =
-        |part: &str| !part.is_empty() && !part.contains(|c: char| c.is_whitespace() || c.is_control());
-    essence(content_type)
-        .split_once('/')
-        .is_some_and(|(kind, subtype)| token(kind) && token(subtype))
+    let token = |part: &str| !part.is_empty() && !part.contains(|c: char| c.is_whitespace() || c.is_control());
+    essence(content_type).split_once('/').is_some_and(|(kind, subtype)| token(kind) && token(subtype))
 }

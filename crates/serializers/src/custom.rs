@@ -10,10 +10,7 @@ use crate::error::{DecodeError, SerializeError};
 use crate::limits::Limits;
 use crate::serializer::Serializer;
 
-pub(crate) fn encode<T: Serialize + ?Sized>(
-    serializer: &dyn Serializer,
-    value: &T,
-) -> Result<Bytes, SerializeError> {
+pub(crate) fn encode<T: Serialize + ?Sized>(serializer: &dyn Serializer, value: &T) -> Result<Bytes, SerializeError> {
     match serializer.encode(&value) {
         Ok(body) => Ok(Bytes::from(body)),
         Err(source) => Err(SerializeError::unsupported::<T>(serializer.name(), source)),
@@ -28,21 +25,14 @@ pub(crate) fn decode<T: DeserializeOwned>(
     let tripped = Cell::new(false);
     let mut decoded = None;
     let outcome = serializer.decode(body, &mut |deserializer| {
-        decoded = Some(T::deserialize(Guard::new(
-            deserializer,
-            limits.max_containers(),
-            &tripped,
-        ))?);
+        decoded = Some(T::deserialize(Guard::new(deserializer, limits.max_containers(), &tripped))?);
         Ok(())
     });
     let name = serializer.name();
     match (outcome, decoded) {
         _ if tripped.get() => {
             let max_depth = limits.max_depth.min(Limits::DEPTH_CEILING);
-            Err(DecodeError::TooDeep {
-                format: name.into(),
-                max_depth,
-            })
+            Err(DecodeError::TooDeep { format: name.into(), max_depth })
         }
         (Ok(()), Some(value)) => Ok(value),
         (Ok(()), None) => {

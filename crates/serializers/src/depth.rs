@@ -3,9 +3,7 @@
 use std::cell::Cell;
 use std::fmt;
 
-use serde::de::{
-    DeserializeSeed, Deserializer, EnumAccess, Error, MapAccess, SeqAccess, VariantAccess, Visitor,
-};
+use serde::de::{DeserializeSeed, Deserializer, EnumAccess, Error, MapAccess, SeqAccess, VariantAccess, Visitor};
 
 /// One part of a deserialization that may go `left` levels deeper; notes in `tripped` that it wanted more.
 pub(crate) struct Guard<'g, T> {
@@ -116,8 +114,7 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Guard<'_, A> {
     type Error = A::Error;
 
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, A::Error> {
-        self.inner
-            .next_element_seed(Guard::new(seed, self.left, self.tripped))
+        self.inner.next_element_seed(Guard::new(seed, self.left, self.tripped))
     }
 }
 
@@ -125,13 +122,11 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Guard<'_, A> {
     type Error = A::Error;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, A::Error> {
-        self.inner
-            .next_key_seed(Guard::new(seed, self.left, self.tripped))
+        self.inner.next_key_seed(Guard::new(seed, self.left, self.tripped))
     }
 
     fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, A::Error> {
-        self.inner
-            .next_value_seed(Guard::new(seed, self.left, self.tripped))
+        self.inner.next_value_seed(Guard::new(seed, self.left, self.tripped))
     }
 }
 
@@ -140,9 +135,7 @@ impl<'de, 'g, A: EnumAccess<'de>> EnumAccess<'de> for Guard<'g, A> {
     type Variant = Guard<'g, A::Variant>;
 
     fn variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<(T::Value, Self::Variant), A::Error> {
-        let (value, variant) = self
-            .inner
-            .variant_seed(Guard::new(seed, self.left, self.tripped))?;
+        let (value, variant) = self.inner.variant_seed(Guard::new(seed, self.left, self.tripped))?;
         Ok((value, Guard::new(variant, self.left, self.tripped)))
     }
 }
@@ -155,13 +148,11 @@ impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Guard<'_, A> {
     }
 
     fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, A::Error> {
-        self.inner
-            .newtype_variant_seed(Guard::new(seed, self.left, self.tripped))
+        self.inner.newtype_variant_seed(Guard::new(seed, self.left, self.tripped))
     }
 
     fn tuple_variant<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, A::Error> {
-        self.inner
-            .tuple_variant(len, Guard::new(visitor, self.left, self.tripped))
+        self.inner.tuple_variant(len, Guard::new(visitor, self.left, self.tripped))
     }
 
     fn struct_variant<V: Visitor<'de>>(
@@ -169,7 +160,6 @@ impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Guard<'_, A> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, A::Error> {
-        self.inner
-            .struct_variant(fields, Guard::new(visitor, self.left, self.tripped))
+        self.inner.struct_variant(fields, Guard::new(visitor, self.left, self.tripped))
     }
 }

@@ -6,19 +6,14 @@
 /// so only the text after the last `, expected ` is taken: it comes from the Rust type.
 pub(crate) fn expectation(message: &str) -> Option<String> {
     if let Some(rest) = message.strip_prefix("missing field `") {
-        return rest
-            .split_once('`')
-            .map(|(field, _)| format!("the field `{field}` is missing"));
+        return rest.split_once('`').map(|(field, _)| format!("the field `{field}` is missing"));
     }
-    let quotes_then_expects = ["invalid type: ", "invalid value: ", "invalid length "]
-        .iter()
-        .any(|start| message.starts_with(start));
+    let quotes_then_expects =
+        ["invalid type: ", "invalid value: ", "invalid length "].iter().any(|start| message.starts_with(start));
     if !quotes_then_expects {
         return None;
     }
-    message
-        .rsplit_once(", expected ")
-        .map(|(_, expected)| format!("expected {expected}"))
+    message.rsplit_once(", expected ").map(|(_, expected)| format!("expected {expected}"))
 }
 
 /// `text` for a message about foreign input: at most 100 characters.

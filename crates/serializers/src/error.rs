@@ -81,9 +81,7 @@ pub enum DecodeError {
         max_bytes: usize,
     },
     /// The values of the body nest deeper than [`Limits::max_depth`](crate::Limits::max_depth).
-    #[error(
-        "the {format} body nests deeper than the allowed {max_depth} levels; flatten it, or raise `max_depth`"
-    )]
+    #[error("the {format} body nests deeper than the allowed {max_depth} levels; flatten it, or raise `max_depth`")]
     TooDeep {
         /// Name of the serializer.
         format: Box<str>,
@@ -107,11 +105,7 @@ pub enum DecodeError {
 impl DecodeError {
     /// A [`Malformed`](Self::Malformed) for the type `T`.
     #[cold]
-    pub(crate) fn malformed<T: ?Sized>(
-        format: &str,
-        detail: impl Into<Box<str>>,
-        source: impl Into<BoxError>,
-    ) -> Self {
+    pub(crate) fn malformed<T: ?Sized>(format: &str, detail: impl Into<Box<str>>, source: impl Into<BoxError>) -> Self {
         Self::Malformed {
             format: format.into(),
             type_name: std::any::type_name::<T>(),
@@ -125,10 +119,6 @@ impl SerializeError {
     /// An [`Unsupported`](Self::Unsupported) for the type `T`.
     #[cold]
     pub(crate) fn unsupported<T: ?Sized>(format: &str, source: impl Into<BoxError>) -> Self {
-        Self::Unsupported {
-            format: format.into(),
-            type_name: std::any::type_name::<T>(),
-            source: source.into(),
-        }
+        Self::Unsupported { format: format.into(), type_name: std::any::type_name::<T>(), source: source.into() }
     }
 }

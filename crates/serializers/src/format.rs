@@ -133,10 +133,7 @@ impl Format {
     #[inline]
     pub fn decode<T: DeserializeOwned>(&self, body: &[u8], limits: &Limits) -> Result<T, DecodeError> {
         if body.len() > limits.max_bytes {
-            return Err(DecodeError::TooLarge {
-                len: body.len(),
-                max_bytes: limits.max_bytes,
-            });
+            return Err(DecodeError::TooLarge { len: body.len(), max_bytes: limits.max_bytes });
         }
         match &self.0 {
             Repr::Json => json::decode(body, limits),
@@ -153,13 +150,9 @@ impl Format {
         match &self.0 {
             Repr::Text => same(&text::CONTENT_TYPE) && content_type::is_utf8(content_type),
             Repr::Json => [json::CONTENT_TYPE, "text/json"].iter().any(same),
-            Repr::MessagePack => [
-                message_pack::CONTENT_TYPE,
-                "application/msgpack",
-                "application/x-msgpack",
-            ]
-            .iter()
-            .any(same),
+            Repr::MessagePack => {
+                [message_pack::CONTENT_TYPE, "application/msgpack", "application/x-msgpack"].iter().any(same)
+            }
             Repr::Bytes | Repr::Custom(_) => same(&self.content_type()),
         }
     }

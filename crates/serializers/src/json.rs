@@ -40,10 +40,7 @@ fn explain<T>(source: serde_json::Error, body: &[u8], limits: &Limits) -> Decode
             let place = format!(" at line {} column {}", source.line(), source.column());
             let message = message.strip_suffix(&place).unwrap_or(&message);
             let expected = crate::detail::expectation(message);
-            let detail = format!(
-                "{}{place}",
-                expected.as_deref().unwrap_or("a value does not fit the type")
-            );
+            let detail = format!("{}{place}", expected.as_deref().unwrap_or("a value does not fit the type"));
             return DecodeError::malformed::<T>(NAME, detail, source);
         }
     };
@@ -53,10 +50,7 @@ fn explain<T>(source: serde_json::Error, body: &[u8], limits: &Limits) -> Decode
 
 #[cold]
 fn too_deep(limits: &Limits) -> DecodeError {
-    DecodeError::TooDeep {
-        format: NAME.into(),
-        max_depth: limits.max_depth.min(Limits::DEPTH_CEILING),
-    }
+    DecodeError::TooDeep { format: NAME.into(), max_depth: limits.max_depth.min(Limits::DEPTH_CEILING) }
 }
 
 /// Whether more than `max` lists and objects enclose each other. Looks at brackets outside strings only; what

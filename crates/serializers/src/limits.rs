@@ -26,10 +26,7 @@ pub struct Limits {
 
 impl Limits {
     /// The limits used where none are named: 16 MiB, 128 deep.
-    pub const DEFAULT: Self = Self {
-        max_bytes: 16 * 1024 * 1024,
-        max_depth: Self::DEPTH_CEILING,
-    };
+    pub const DEFAULT: Self = Self { max_bytes: 16 * 1024 * 1024, max_depth: Self::DEPTH_CEILING };
 
     /// The deepest nesting any setting allows. More could overflow the two-megabyte stack of a worker thread.
     pub const DEPTH_CEILING: usize = 128;

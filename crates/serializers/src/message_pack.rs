@@ -49,10 +49,9 @@ fn explain<T>(source: rmp_serde::decode::Error) -> DecodeError {
 #[cold]
 fn refuse<T>(flaw: Flaw, limits: &Limits) -> DecodeError {
     match flaw {
-        Flaw::TooDeep => DecodeError::TooDeep {
-            format: NAME.into(),
-            max_depth: limits.max_depth.min(Limits::DEPTH_CEILING),
-        },
+        Flaw::TooDeep => {
+            DecodeError::TooDeep { format: NAME.into(), max_depth: limits.max_depth.min(Limits::DEPTH_CEILING) }
+        }
         flaw => DecodeError::malformed::<T>(NAME, flaw.to_string(), flaw),
     }
 }

@@ -40,13 +40,7 @@ impl Serializers {
     /// JSON, MessagePack, text and bytes, with JSON as the default.
     pub fn builtin() -> Self {
         let formats = vec![Format::JSON, Format::MESSAGE_PACK, Format::TEXT, Format::BYTES];
-        Self {
-            inner: Arc::new(Inner {
-                formats,
-                bindings: Bindings::default(),
-                default: Some(Format::JSON),
-            }),
-        }
+        Self { inner: Arc::new(Inner { formats, bindings: Bindings::default(), default: Some(Format::JSON) }) }
     }
 
     /// The built-in ones and every serializer that a linked crate submitted with
@@ -56,9 +50,7 @@ impl Serializers {
     ///
     /// As [`add`](Self::add), if two linked crates contradict each other.
     pub fn linked() -> Result<Self, RegistryError> {
-        let mut linked: Vec<_> = inventory::iter::<SerializerEntry>()
-            .map(SerializerEntry::make)
-            .collect();
+        let mut linked: Vec<_> = inventory::iter::<SerializerEntry>().map(SerializerEntry::make).collect();
         // The linker's order is arbitrary; an error should be the same on every run.
         linked.sort_by(|a, b| (a.id(), a.name()).cmp(&(b.id(), b.name())));
         let mut serializers = Self::builtin();
@@ -80,26 +72,14 @@ impl Serializers {
         let (name, content_type, id) = (added.name(), added.content_type(), added.id());
         if name.is_empty() || name.contains(char::is_whitespace) {
             let expected = "at least one character and no white space";
-            return Err(RegistryError::Invalid {
-                what: "serializer name",
-                value: name.into(),
-                expected,
-            });
+            return Err(RegistryError::Invalid { what: "serializer name", value: name.into(), expected });
         }
         if !content_type::is_valid(content_type) {
             let expected = "the form type/subtype";
-            return Err(RegistryError::Invalid {
-                what: "content type",
-                value: content_type.into(),
-                expected,
-            });
+            return Err(RegistryError::Invalid { what: "content type", value: content_type.into(), expected });
         }
         let duplicate = |what, existing: &Format| {
-            Err(RegistryError::Duplicate {
-                what,
-                added: added.describe(),
-                existing: existing.describe(),
-            })
+            Err(RegistryError::Duplicate { what, added: added.describe(), existing: existing.describe() })
         };
         for existing in &self.inner.formats {
             if existing.name() == name {
@@ -113,10 +93,7 @@ impl Serializers {
             }
         }
         if id < FIRST_CUSTOM_ID {
-            return Err(RegistryError::ReservedId {
-                name: name.into(),
-                id,
-            });
+            return Err(RegistryError::ReservedId { name: name.into(), id });
         }
         Arc::make_mut(&mut self.inner).formats.push(added);
         Ok(())
@@ -145,9 +122,7 @@ impl Serializers {
     /// [`RegistryError::AlreadyBound`] if the group has another serializer.
     pub fn bind_fallback(&mut self, group: &str, name: &str) -> Result<(), RegistryError> {
         let format = self.by_name(name)?.clone();
-        Arc::make_mut(&mut self.inner)
-            .bindings
-            .bind_fallback(group, format)
+        Arc::make_mut(&mut self.inner).bindings.bind_fallback(group, format)
     }
 
     /// Makes the serializer called `name` the default in place of JSON.
@@ -178,9 +153,7 @@ impl Serializers {
             Some(default) if self.inner.bindings.is_empty() => Ok(default),
             default => {
                 let bound = self.inner.bindings.find::<T>()?.or(default.as_ref());
-                bound.ok_or(RegistryError::Unbound {
-                    type_name: std::any::type_name::<T>(),
-                })
+                bound.ok_or(RegistryError::Unbound { type_name: std::any::type_name::<T>() })
             }
         }
     }
@@ -191,15 +164,11 @@ impl Serializers {
     ///
     /// [`RegistryError::UnknownName`], which lists the known names and guesses which was meant.
     pub fn by_name(&self, name: &str) -> Result<&Format, RegistryError> {
-        self.inner
-            .formats
-            .iter()
-            .find(|format| format.name() == name)
-            .ok_or_else(|| RegistryError::UnknownName {
-                name: name.into(),
-                known: join(self.names()),
-                guess: suggest::nearest(name, self.names()).map(Into::into),
-            })
+        self.inner.formats.iter().find(|format| format.name() == name).ok_or_else(|| RegistryError::UnknownName {
+            name: name.into(),
+            known: join(self.names()),
+            guess: suggest::nearest(name, self.names()).map(Into::into),
+        })
     }
 
     /// The serializer that reads bodies labelled `content_type`, if there is one.
@@ -209,9 +178,7 @@ impl Serializers {
     pub fn by_content_type(&self, content_type: &str) -> Option<&Format> {
         let formats = &self.inner.formats;
         // The sender is usually polymq too: its spelling needs no parsing.
-        let verbatim = formats
-            .iter()
-            .find(|format| format.content_type() == content_type);
+        let verbatim = formats.iter().find(|format| format.content_type() == content_type);
         verbatim
             .or_else(|| formats.iter().find(|format| format.reads(content_type)))
             .or_else(|| content_type::has_json_suffix(content_type).then_some(&JSON))
@@ -236,9 +203,5 @@ impl Serializers {
 /// The parts as a list for a sentence.
 pub(crate) fn join<'a>(parts: impl Iterator<Item = &'a str>) -> Box<str> {
     let joined = parts.collect::<Vec<_>>().join(", ");
-    if joined.is_empty() {
-        "none".into()
-    } else {
-        joined.into()
-    }
+    if joined.is_empty() { "none".into() } else { joined.into() }
 }

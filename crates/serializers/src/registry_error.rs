@@ -27,10 +27,7 @@ pub enum RegistryError {
         existing: Box<str>,
     },
     /// A third-party serializer has an id that is kept for polymq.
-    #[error(
-        "serializer {name:?} has the reserved id {id}; choose one from {} up",
-        crate::FIRST_CUSTOM_ID
-    )]
+    #[error("serializer {name:?} has the reserved id {id}; choose one from {} up", crate::FIRST_CUSTOM_ID)]
     ReservedId {
         /// Name of the serializer.
         name: Box<str>,

@@ -48,17 +48,12 @@ impl Serializers {
             (Some(label), _) => (self.by_content_type(label), label),
             (None, Some(name)) => (self.by_name(name).ok(), name),
             (None, None) => {
-                return Err(DecodeError::Unlabelled {
-                    accepted: self.accepted(accept),
-                });
+                return Err(DecodeError::Unlabelled { accepted: self.accepted(accept) });
             }
         };
         let Some(format) = found else {
             let known = join(self.iter().map(Format::content_type));
-            return Err(DecodeError::UnknownContentType {
-                content_type: shorten(label),
-                known,
-            });
+            return Err(DecodeError::UnknownContentType { content_type: shorten(label), known });
         };
         if !accept.allows(format.name()) {
             return Err(DecodeError::NotAccepted {

@@ -19,11 +19,7 @@ impl Scratch {
 
     #[inline]
     pub(crate) fn new() -> Self {
-        Self {
-            inline: [0; Self::INLINE],
-            used: 0,
-            spilled: Vec::new(),
-        }
+        Self { inline: [0; Self::INLINE], used: 0, spilled: Vec::new() }
     }
 
     /// The body, with no byte of it copied again if it is large.
@@ -56,8 +52,7 @@ impl Scratch {
     #[cold]
     fn spill(&mut self, more: usize) {
         self.spilled.reserve((self.used + more).max(4 * Self::INLINE));
-        self.spilled
-            .extend_from_slice(self.inline.get(..self.used).unwrap_or_default());
+        self.spilled.extend_from_slice(self.inline.get(..self.used).unwrap_or_default());
         // Full from now on, so that what follows goes to the `Vec` too.
         self.used = Self::INLINE;
     }

@@ -14,10 +14,7 @@ pub(crate) struct ShapeError {
 impl ShapeError {
     #[cold]
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self {
-            message: message.into(),
-            ours: true,
-        }
+        Self { message: message.into(), ours: true }
     }
 
     /// What may be shown of it.
@@ -32,20 +29,14 @@ impl ShapeError {
 impl serde::ser::Error for ShapeError {
     #[cold]
     fn custom<T: Display>(message: T) -> Self {
-        Self {
-            message: message.to_string(),
-            ours: false,
-        }
+        Self { message: message.to_string(), ours: false }
     }
 }
 
 impl serde::de::Error for ShapeError {
     #[cold]
     fn custom<T: Display>(message: T) -> Self {
-        Self {
-            message: message.to_string(),
-            ours: false,
-        }
+        Self { message: message.to_string(), ours: false }
     }
 }
 

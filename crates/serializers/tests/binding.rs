@@ -24,18 +24,8 @@ type Ask = fn(&Serializers) -> Result<&Format, RegistryError>;
 
 /// Setup, question, and the name of the answer or the start of the error.
 const RULES: &[(&str, Setup, Ask, Result<&str, &str>)] = &[
-    (
-        "nothing bound: JSON",
-        |_| Ok(()),
-        |s| s.for_type::<orders::Paid>(),
-        Ok("json"),
-    ),
-    (
-        "the default is used",
-        |s| s.bind_default("msgpack"),
-        |s| s.for_type::<orders::Paid>(),
-        Ok("msgpack"),
-    ),
+    ("nothing bound: JSON", |_| Ok(()), |s| s.for_type::<orders::Paid>(), Ok("json")),
+    ("the default is used", |s| s.bind_default("msgpack"), |s| s.for_type::<orders::Paid>(), Ok("msgpack")),
     (
         "the type itself wins over everything",
         |s| {
@@ -52,12 +42,7 @@ const RULES: &[(&str, Setup, Ask, Result<&str, &str>)] = &[
         |s| s.for_type::<orders::v2::Paid>(),
         Ok("json"),
     ),
-    (
-        "unsized types are bound too",
-        |s| s.bind::<str>("text"),
-        |s| s.for_type::<str>(),
-        Ok("text"),
-    ),
+    ("unsized types are bound too", |s| s.bind::<str>("text"), |s| s.for_type::<str>(), Ok("text")),
     (
         "a group wins over the default",
         |s| {
@@ -118,9 +103,7 @@ const RULES: &[(&str, Setup, Ask, Result<&str, &str>)] = &[
             s.bind_fallback("orders::v2", "text")
         },
         |s| s.for_type::<orders::v2::Paid>(),
-        Err(
-            "type `binding::shop::orders::v2::Paid` is matched by the fallbacks \"shop::orders\" and \"orders::v2\"",
-        ),
+        Err("type `binding::shop::orders::v2::Paid` is matched by the fallbacks \"shop::orders\" and \"orders::v2\""),
     ),
     (
         "a better group ends the tie",
@@ -204,16 +187,12 @@ fn contradictions_are_refused_when_they_are_made() {
 #[test]
 fn unknown_serializers_and_groups_are_refused() {
     let mut serializers = Serializers::builtin();
-    let unknown =
-        |result: Result<(), RegistryError>| matches!(result, Err(RegistryError::UnknownName { .. }));
+    let unknown = |result: Result<(), RegistryError>| matches!(result, Err(RegistryError::UnknownName { .. }));
     assert!(unknown(serializers.bind::<u8>("jsn")));
     assert!(unknown(serializers.bind_default("jsn")));
     assert!(unknown(serializers.bind_fallback("orders", "jsn")));
     for group in ["", "::", "a b", "a::::b", "a:b", "Vec<u8>"] {
         let refused = serializers.bind_fallback(group, "json");
-        assert!(
-            matches!(refused, Err(RegistryError::Invalid { what: "group", .. })),
-            "{group:?}"
-        );
+        assert!(matches!(refused, Err(RegistryError::Invalid { what: "group", .. })), "{group:?}");
     }
 }

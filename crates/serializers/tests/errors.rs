@@ -28,10 +28,7 @@ fn malformed<T: serde::de::DeserializeOwned + std::fmt::Debug>(format: &Format, 
     assert!(error.source().is_some());
     let sentence = error.to_string();
     assert!(!sentence.contains(SECRET), "{sentence}");
-    assert!(
-        sentence.starts_with(&format!("cannot decode the body as {format} into `")),
-        "{sentence}"
-    );
+    assert!(sentence.starts_with(&format!("cannot decode the body as {format} into `")), "{sentence}");
     sentence
 }
 
@@ -42,24 +39,12 @@ fn corrupt_json_is_malformed() {
         (&b""[..], "it ends too early at line 1 column 0"),
         (b"{\"id\":1,\"note\":\"hunter2", "it ends too early"),
         (b"hunter2", "it is not valid JSON at line 1 column 1"),
-        (
-            b"{\"id\":1,\"lines\":[]} hunter2",
-            "it is not valid JSON at line 1 column 21",
-        ),
-        (
-            b"{\"id\":\"hunter2, expected nothing\",\"lines\":[]}",
-            "expected u64 at line 1 column",
-        ),
+        (b"{\"id\":1,\"lines\":[]} hunter2", "it is not valid JSON at line 1 column 21"),
+        (b"{\"id\":\"hunter2, expected nothing\",\"lines\":[]}", "expected u64 at line 1 column"),
         (b"{\"id\":1}", "the field `lines` is missing at line 1 column 8"),
-        (
-            b"{\"id\":1,\"lines\":[[\"hunter2\"]]}",
-            "expected a tuple of size 2",
-        ),
+        (b"{\"id\":1,\"lines\":[[\"hunter2\"]]}", "expected a tuple of size 2"),
         (b"{\"id\":-1,\"lines\":[]}", "expected u64"),
-        (
-            b"{\"id\":1,\"note\":\"\xff\",\"lines\":[]}",
-            "it is not valid JSON",
-        ),
+        (b"{\"id\":1,\"note\":\"\xff\",\"lines\":[]}", "it is not valid JSON"),
     ] {
         let sentence = malformed::<Order>(&json, body);
         assert!(sentence.contains(detail), "{sentence}");
@@ -68,11 +53,7 @@ fn corrupt_json_is_malformed() {
 
 #[test]
 fn corrupt_message_pack_is_malformed() {
-    let order = Order {
-        id: 1,
-        note: Some(SECRET.into()),
-        lines: vec![("a".into(), 1)],
-    };
+    let order = Order { id: 1, note: Some(SECRET.into()), lines: vec![("a".into(), 1)] };
     let body = Format::MESSAGE_PACK.encode(&order, &LIMITS).unwrap();
     for cut in 0..body.len() {
         malformed::<Order>(&Format::MESSAGE_PACK, &body[..cut]);
@@ -124,68 +105,37 @@ fn corrupt_bodies_of_a_custom_format_are_malformed() {
 
 #[test]
 fn what_a_format_cannot_carry_is_refused() {
-    let order = Order {
-        id: 1,
-        note: None,
-        lines: vec![],
-    };
+    let order = Order { id: 1, note: None, lines: vec![] };
     for (refused, words) in [
-        (
-            Format::TEXT.encode(&order, &LIMITS),
-            "not a struct; use \"json\" or \"msgpack\"",
-        ),
+        (Format::TEXT.encode(&order, &LIMITS), "not a struct; use \"json\" or \"msgpack\""),
         (Format::TEXT.encode(&[1u8], &LIMITS), "not a list"),
         (Format::TEXT.encode(&None::<u8>, &LIMITS), "not an absent option"),
         (Format::TEXT.encode(&Bytes::new(), &LIMITS), "not bytes"),
-        (
-            Format::BYTES.encode(&order, &LIMITS),
-            "not a struct; use \"json\" or \"msgpack\"",
-        ),
+        (Format::BYTES.encode(&order, &LIMITS), "not a struct; use \"json\" or \"msgpack\""),
         (Format::BYTES.encode("text", &LIMITS), "not a string"),
         (Format::BYTES.encode(&vec![1u16], &LIMITS), "not a list of u16"),
-        (
-            Format::BYTES.encode(&(1u8, "x"), &LIMITS),
-            "not a list of a string",
-        ),
-        (
-            Format::JSON.encode(&BTreeMap::from([([1u8, 2], 3)]), &LIMITS),
-            "key must be a string",
-        ),
+        (Format::BYTES.encode(&(1u8, "x"), &LIMITS), "not a list of a string"),
+        (Format::JSON.encode(&BTreeMap::from([([1u8, 2], 3)]), &LIMITS), "key must be a string"),
     ] {
         let error = refused.unwrap_err();
         assert!(matches!(error, SerializeError::Unsupported { .. }));
         let sentence = error.to_string();
-        assert!(
-            sentence.starts_with("cannot encode `") && sentence.contains(words),
-            "{sentence}"
-        );
+        assert!(sentence.starts_with("cannot encode `") && sentence.contains(words), "{sentence}");
     }
 }
 
 #[test]
 fn sizes_are_limited_both_ways() {
-    let limits = Limits {
-        max_bytes: 10,
-        ..LIMITS
-    };
+    let limits = Limits { max_bytes: 10, ..LIMITS };
     let custom = Format::custom(Custom::arc("own", "application/own", 100));
     for format in [Format::JSON, Format::MESSAGE_PACK, Format::TEXT, custom] {
         let body = format.encode(&"x".repeat(20), &LIMITS).unwrap();
         let refused = format.encode(&"x".repeat(20), &limits).unwrap_err();
-        assert!(
-            matches!(refused, SerializeError::TooLarge { max_bytes: 10, .. }),
-            "{refused}"
-        );
+        assert!(matches!(refused, SerializeError::TooLarge { max_bytes: 10, .. }), "{refused}");
         let refused = format.decode::<String>(&body, &limits).unwrap_err();
-        assert!(
-            matches!(refused, DecodeError::TooLarge { len, max_bytes: 10 } if len == body.len()),
-            "{refused}"
-        );
+        assert!(matches!(refused, DecodeError::TooLarge { len, max_bytes: 10 } if len == body.len()), "{refused}");
     }
-    let exact = Limits {
-        max_bytes: 4,
-        ..LIMITS
-    };
+    let exact = Limits { max_bytes: 4, ..LIMITS };
     assert_eq!(Format::BYTES.encode(&[0u8; 4], &exact).unwrap().len(), 4);
     assert!(Format::BYTES.decode::<Vec<u8>>(&[0; 5], &exact).is_err());
 }
@@ -199,8 +149,5 @@ enum Colour {
 fn a_unit_variant_is_text() {
     let body = Format::TEXT.encode(&Colour::Red, &LIMITS).unwrap();
     assert_eq!(&body[..], b"Red");
-    assert_eq!(
-        Format::TEXT.decode::<Colour>(&body, &LIMITS).unwrap(),
-        Colour::Red
-    );
+    assert_eq!(Format::TEXT.decode::<Colour>(&body, &LIMITS).unwrap(), Colour::Red);
 }

@@ -50,18 +50,7 @@ fn every_format_draws_the_same_line() {
         assert!(!decodes(&format, 1, 1), "a list is two deep");
         assert!(!decodes(&format, 1, 0));
         let scalar = if format == Format::JSON { &b"7"[..] } else { &[7] };
-        assert_eq!(
-            format
-                .decode::<u8>(
-                    scalar,
-                    &Limits {
-                        max_depth: 1,
-                        ..LIMITS
-                    }
-                )
-                .unwrap(),
-            7
-        );
+        assert_eq!(format.decode::<u8>(scalar, &Limits { max_depth: 1, ..LIMITS }).unwrap(), 7);
     }
 }
 
@@ -70,16 +59,9 @@ fn nesting_through_enums_is_counted() {
     let json = format!("{}\"End\"{}", "{\"Link\":".repeat(100_000), "}".repeat(100_000));
     let link: &[u8] = b"\x81\xa4Link";
     let msgpack = [link.repeat(100_000), b"\xa3End".to_vec()].concat();
-    for (format, body) in [
-        (Format::JSON, json.as_bytes()),
-        (Format::MESSAGE_PACK, &msgpack),
-        (custom(), &msgpack),
-    ] {
+    for (format, body) in [(Format::JSON, json.as_bytes()), (Format::MESSAGE_PACK, &msgpack), (custom(), &msgpack)] {
         let refused = format.decode::<Chain>(body, &LIMITS);
-        assert!(
-            matches!(refused, Err(DecodeError::TooDeep { .. })),
-            "{format}: {refused:?}"
-        );
+        assert!(matches!(refused, Err(DecodeError::TooDeep { .. })), "{format}: {refused:?}");
     }
 }
 
@@ -87,47 +69,25 @@ fn nesting_through_enums_is_counted() {
 fn a_custom_format_without_a_limit_gets_one() {
     let deep = lists(&custom(), 100_000);
     let refused = custom().decode::<Nest>(&deep, &LIMITS).unwrap_err();
-    assert!(
-        matches!(refused, DecodeError::TooDeep { max_depth: 128, .. }),
-        "{refused}"
-    );
+    assert!(matches!(refused, DecodeError::TooDeep { max_depth: 128, .. }), "{refused}");
     // A newtype counts there as well as its list.
     assert!(custom().decode::<Nest>(&lists(&custom(), 63), &LIMITS).is_ok());
 }
 
 #[test]
 fn brackets_in_strings_are_not_nesting() {
-    let limits = Limits {
-        max_depth: 3,
-        ..LIMITS
-    };
+    let limits = Limits { max_depth: 3, ..LIMITS };
     let text = r#"[[[[{{{{ \ " [[[["#.repeat(40);
     let body = Format::JSON.encode(&[&text], &limits).unwrap();
-    assert_eq!(
-        Format::JSON.decode::<Vec<String>>(&body, &limits).unwrap(),
-        [text]
-    );
+    assert_eq!(Format::JSON.decode::<Vec<String>>(&body, &limits).unwrap(), [text]);
 }
 
 #[test]
 fn skipped_json_does_not_overflow_the_stack() {
-    let deep = format!(
-        "{{\"id\":1,\"lines\":[],\"more\":{0}{1}}}",
-        "[".repeat(1_000_000),
-        "]".repeat(1_000_000)
-    );
-    assert_eq!(
-        Format::JSON.decode::<Order>(deep.as_bytes(), &LIMITS).unwrap().id,
-        1
-    );
-    let limits = Limits {
-        max_depth: 127,
-        ..LIMITS
-    };
-    assert!(matches!(
-        Format::JSON.decode::<Order>(deep.as_bytes(), &limits),
-        Err(DecodeError::TooDeep { .. })
-    ));
+    let deep = format!("{{\"id\":1,\"lines\":[],\"more\":{0}{1}}}", "[".repeat(1_000_000), "]".repeat(1_000_000));
+    assert_eq!(Format::JSON.decode::<Order>(deep.as_bytes(), &LIMITS).unwrap().id, 1);
+    let limits = Limits { max_depth: 127, ..LIMITS };
+    assert!(matches!(Format::JSON.decode::<Order>(deep.as_bytes(), &limits), Err(DecodeError::TooDeep { .. })));
 }
 
 /// A list that records the largest length that was claimed while it was read.
@@ -164,10 +124,7 @@ fn a_claimed_length_reserves_nothing() {
         for format in [Format::MESSAGE_PACK, custom()] {
             for body in [&body[..], &padded] {
                 let refused = format.decode::<Vec<[u64; 16]>>(body, &LIMITS);
-                assert!(
-                    matches!(refused, Err(DecodeError::Malformed { .. })),
-                    "{format}: {refused:?}"
-                );
+                assert!(matches!(refused, Err(DecodeError::Malformed { .. })), "{format}: {refused:?}");
                 assert!(format.decode::<Nest>(body, &LIMITS).is_err());
                 assert!(format.decode::<String>(body, &LIMITS).is_err());
             }
@@ -175,10 +132,7 @@ fn a_claimed_length_reserves_nothing() {
     }
     // Each level of a recursive type would reserve its own megabyte.
     let nested = array32.repeat(100);
-    assert!(matches!(
-        Format::MESSAGE_PACK.decode::<Nest>(&nested, &LIMITS),
-        Err(DecodeError::Malformed { .. })
-    ));
+    assert!(matches!(Format::MESSAGE_PACK.decode::<Nest>(&nested, &LIMITS), Err(DecodeError::Malformed { .. })));
     assert!(custom().decode::<Nest>(&nested, &LIMITS).is_err());
 }
 
@@ -186,10 +140,7 @@ fn a_claimed_length_reserves_nothing() {
 fn a_custom_format_passes_no_size_hint_on() {
     let body = [&b"\xdc\x00\x08"[..], &[1; 8]].concat();
     assert_eq!(custom().decode::<Claimed>(&body, &LIMITS).unwrap().0, 0);
-    assert_eq!(
-        Format::MESSAGE_PACK.decode::<Claimed>(&body, &LIMITS).unwrap().0,
-        8
-    );
+    assert_eq!(Format::MESSAGE_PACK.decode::<Claimed>(&body, &LIMITS).unwrap().0, 8);
 }
 
 /// Bytes that are often MessagePack: markers of containers and lengths are frequent.

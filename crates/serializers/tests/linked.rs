@@ -23,18 +23,12 @@ fn linked_serializers_are_registered_in_the_order_of_their_ids() {
 fn a_linked_serializer_is_bound_encodes_and_decodes() {
     let mut serializers = Serializers::linked().unwrap();
     serializers.bind::<Order>("by-macro").unwrap();
-    let order = Order {
-        id: 7,
-        note: Some("x".into()),
-        lines: vec![("a".into(), -1)],
-    };
+    let order = Order { id: 7, note: Some("x".into()), lines: vec![("a".into(), -1)] };
 
     let sender = serializers.for_type::<Order>().unwrap();
     let body = sender.encode(&order, &LIMITS).unwrap();
 
-    let receiver = serializers
-        .resolve(&Accept::any(), Some(sender.content_type()))
-        .unwrap();
+    let receiver = serializers.resolve(&Accept::any(), Some(sender.content_type())).unwrap();
     assert_eq!(receiver, sender);
     assert_eq!(serializers.by_id(501), Some(sender));
     assert_eq!(receiver.decode::<Order>(&body, &LIMITS).unwrap(), order);
@@ -43,11 +37,6 @@ fn a_linked_serializer_is_bound_encodes_and_decodes() {
 #[test]
 fn a_linked_serializer_that_contradicts_another_is_refused() {
     let mut serializers = Serializers::linked().unwrap();
-    let again = serializers
-        .add(Custom::arc("by-macro", "application/vnd.test.other", 502))
-        .unwrap_err();
-    assert!(
-        again.to_string().contains("application/vnd.test.macro"),
-        "{again}"
-    );
+    let again = serializers.add(Custom::arc("by-macro", "application/vnd.test.other", 502)).unwrap_err();
+    assert!(again.to_string().contains("application/vnd.test.macro"), "{again}");
 }

@@ -39,30 +39,22 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 fn everything() -> impl Strategy<Value = Everything> {
-    let scalars = (
-        any::<bool>(),
-        any::<char>(),
-        any::<i8>(),
-        any::<u64>(),
-        -1e300..1e300,
-    );
+    let scalars = (any::<bool>(), any::<char>(), any::<i8>(), any::<u64>(), -1e300..1e300);
     let rest = (
         any::<String>(),
         prop::collection::vec(event(), 0..8),
         prop::collection::btree_map(any::<String>(), any::<(u8, Option<i32>)>(), 0..8),
     );
-    (scalars, rest).prop_map(
-        |((flag, letter, small, large, fraction), (name, events, map))| Everything {
-            flag,
-            letter,
-            small,
-            large,
-            fraction,
-            name,
-            events,
-            map,
-        },
-    )
+    (scalars, rest).prop_map(|((flag, letter, small, large, fraction), (name, events, map))| Everything {
+        flag,
+        letter,
+        small,
+        large,
+        fraction,
+        name,
+        events,
+        map,
+    })
 }
 
 fn back<T: Serialize + DeserializeOwned>(format: &Format, value: &T) -> T {
@@ -143,24 +135,8 @@ fn fields_may_be_added_and_reordered_in_both_structured_formats() {
         id: u64,
     }
     for format in [Format::JSON, Format::MESSAGE_PACK] {
-        let body = format
-            .encode(
-                &Newer {
-                    lines: vec![],
-                    added: 1,
-                    id: 9,
-                },
-                &LIMITS,
-            )
-            .unwrap();
+        let body = format.encode(&Newer { lines: vec![], added: 1, id: 9 }, &LIMITS).unwrap();
         let order: Order = format.decode(&body, &LIMITS).unwrap();
-        assert_eq!(
-            order,
-            Order {
-                id: 9,
-                note: None,
-                lines: vec![]
-            }
-        );
+        assert_eq!(order, Order { id: 9, note: None, lines: vec![] });
     }
 }

@@ -33,11 +33,7 @@ pub(crate) fn check(body: &[u8], max_containers: usize) -> Result<(), Flaw> {
     loop {
         while values == 0 {
             if depth == 0 {
-                return if rest.is_empty() {
-                    Ok(())
-                } else {
-                    Err(Flaw::Trailing)
-                };
+                return if rest.is_empty() { Ok(()) } else { Err(Flaw::Trailing) };
             }
             depth -= 1;
             values = open[depth];
@@ -98,7 +94,5 @@ fn marker(rest: &mut &[u8]) -> Result<Next, Flaw> {
 fn length<const N: usize>(rest: &mut &[u8]) -> Result<usize, Flaw> {
     let (head, after) = rest.split_first_chunk::<N>().ok_or(Flaw::Truncated)?;
     *rest = after;
-    Ok(head
-        .iter()
-        .fold(0, |length, byte| length << 8 | usize::from(*byte)))
+    Ok(head.iter().fold(0, |length, byte| length << 8 | usize::from(*byte)))
 }

@@ -49,10 +49,7 @@ impl<'de> Deserializer<'de> for FromBytes<'de> {
 
     fn deserialize_tuple<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, ShapeError> {
         if self.0.len() != len {
-            return Err(ShapeError::new(format!(
-                "expected {len} bytes, found {}",
-                self.0.len()
-            )));
+            return Err(ShapeError::new(format!("expected {len} bytes, found {}", self.0.len())));
         }
         self.list(visitor)
     }
@@ -61,11 +58,7 @@ impl<'de> Deserializer<'de> for FromBytes<'de> {
         visitor.visit_unit()
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        visitor: V,
-    ) -> Result<V::Value, ShapeError> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, ShapeError> {
         visitor.visit_newtype_struct(self)
     }
 

@@ -5,9 +5,7 @@ use crate::shape::{ShapeError, refuse_serialize};
 
 #[cold]
 fn refused(found: &str) -> ShapeError {
-    ShapeError::new(format!(
-        "bytes carries bytes or a list of u8, not {found}; use \"json\" or \"msgpack\""
-    ))
+    ShapeError::new(format!("bytes carries bytes or a list of u8, not {found}; use \"json\" or \"msgpack\""))
 }
 
 /// Writes bytes, or a list of `u8`, as they are.
@@ -46,11 +44,7 @@ impl Serializer for ToBytes {
         Ok(Octets(Vec::with_capacity(len)))
     }
 
-    fn serialize_newtype_struct<T: ?Sized + Serialize>(
-        self,
-        _: &'static str,
-        value: &T,
-    ) -> Result<Bytes, ShapeError> {
+    fn serialize_newtype_struct<T: ?Sized + Serialize>(self, _: &'static str, value: &T) -> Result<Bytes, ShapeError> {
         value.serialize(self)
     }
 

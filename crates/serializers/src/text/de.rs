@@ -9,9 +9,7 @@ pub(crate) struct FromText<'de>(pub(crate) &'de str);
 impl FromText<'_> {
     #[cold]
     fn refuse(wanted: &str) -> ShapeError {
-        ShapeError::new(format!(
-            "text becomes a string, char, number, bool or unit variant, not {wanted}"
-        ))
+        ShapeError::new(format!("text becomes a string, char, number, bool or unit variant, not {wanted}"))
     }
 }
 
@@ -56,11 +54,7 @@ impl<'de> Deserializer<'de> for FromText<'de> {
         visitor.visit_unit()
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        visitor: V,
-    ) -> Result<V::Value, ShapeError> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, ShapeError> {
         visitor.visit_newtype_struct(self)
     }
 

@@ -45,20 +45,11 @@ impl Serializer for ToText {
         Ok(Bytes::copy_from_slice(value.as_bytes()))
     }
 
-    fn serialize_unit_variant(
-        self,
-        _: &'static str,
-        _: u32,
-        variant: &'static str,
-    ) -> Result<Bytes, ShapeError> {
+    fn serialize_unit_variant(self, _: &'static str, _: u32, variant: &'static str) -> Result<Bytes, ShapeError> {
         Ok(Bytes::from_static(variant.as_bytes()))
     }
 
-    fn serialize_newtype_struct<T: ?Sized + Serialize>(
-        self,
-        _: &'static str,
-        value: &T,
-    ) -> Result<Bytes, ShapeError> {
+    fn serialize_newtype_struct<T: ?Sized + Serialize>(self, _: &'static str, value: &T) -> Result<Bytes, ShapeError> {
         value.serialize(self)
     }
 

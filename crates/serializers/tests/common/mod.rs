@@ -36,11 +36,7 @@ pub(crate) struct Custom {
 
 impl Custom {
     pub(crate) const fn new(name: &'static str, content_type: &'static str, id: u16) -> Self {
-        Self {
-            name,
-            content_type,
-            id,
-        }
+        Self { name, content_type, id }
     }
 
     pub(crate) fn arc(name: &'static str, content_type: &'static str, id: u16) -> Arc<dyn Serializer> {
@@ -72,9 +68,7 @@ impl Serializer for Custom {
     ) -> Result<(), BoxError> {
         let mut deserializer = rmp_serde::Deserializer::from_read_ref(body);
         deserializer.set_max_depth(usize::from(u16::MAX));
-        visit(&mut <dyn erased_serde::Deserializer<'_>>::erase(
-            &mut deserializer,
-        ))?;
+        visit(&mut <dyn erased_serde::Deserializer<'_>>::erase(&mut deserializer))?;
         Ok(())
     }
 }
