@@ -26,7 +26,7 @@ use crate::{
 pub(super) const CASES: &[Case] = &[
     Case::new("O1_per_key_order", run!(per_key_order)).when("order", |c| c.order != Order::None, run!(order_refused)),
     Case::new("O1_order_over_rebalance", run!(order_over_rebalance)).when(
-        "redelivery",
+        "order, redelivery",
         |c| c.order != Order::None && c.redelivery != RedeliveryOrder::Any,
         run!(rebalance_without_order),
     ),
@@ -110,6 +110,9 @@ pub async fn order_over_rebalance(cx: Cx) {
 
 /// Where a returned message may come anywhere, a rebalance may change the order; nothing is lost or repeated.
 pub async fn rebalance_without_order(cx: Cx) {
+    if cx.capabilities().order == Order::None {
+        return order_refused(cx).await;
+    }
     keys_in_order(cx, true, false).await;
 }
 
