@@ -76,6 +76,16 @@ pub trait Twist: Send + Sync + fmt::Debug + 'static {
         connection.consumer(address, options).await
     }
 
+    /// Counts.
+    async fn stats(&self, connection: &dyn Connection, address: &Address, group: Option<&str>) -> Result<Stats> {
+        connection.stats(address, group).await
+    }
+
+    /// Empties a queue.
+    async fn purge(&self, connection: &dyn Connection, address: &Address) -> Result<u64> {
+        connection.purge(address).await
+    }
+
     /// Closes the connection.
     async fn close(&self, connection: &dyn Connection) -> Result<()> {
         connection.close().await
@@ -256,11 +266,11 @@ impl Connection for TwistedConnection {
     }
 
     async fn stats(&self, address: &Address, group: Option<&str>) -> Result<Stats> {
-        self.connection.stats(&self.twist.address(address), group).await
+        self.twist.stats(self.connection.as_ref(), &self.twist.address(address), group).await
     }
 
     async fn purge(&self, address: &Address) -> Result<u64> {
-        self.connection.purge(&self.twist.address(address)).await
+        self.twist.purge(self.connection.as_ref(), &self.twist.address(address)).await
     }
 
     async fn ping(&self) -> Result<()> {

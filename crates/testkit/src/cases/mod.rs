@@ -9,11 +9,13 @@ pub mod lifecycle;
 pub mod order;
 pub mod retry;
 pub mod settlement;
+pub mod topics;
 
 use crate::Case;
 
 const ALL: &[&[Case]] = &[
     basics::CASES,
+    topics::CASES,
     connecting::CASES,
     settlement::CASES,
     handling::CASES,

@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use polymq_core::{
     Address, Backend, Capabilities, Completion, Connection, ConsumeOptions, Consumer, Error, ErrorKind, HealthReporter,
-    HealthState, HealthWatch, Message, ProduceOptions, Producer, Receipt, Result, Settings,
+    HealthState, HealthWatch, Message, ProduceOptions, Producer, Receipt, Result, Settings, Start, Stats, Wildcards,
 };
 use tokio::task::Id;
 
@@ -32,6 +32,11 @@ pub(super) const MUTANTS: &[Mutant] = &[
     mutant("hangs_on_close", || Arc::new(HangsOnClose), &["L2_second_signal_forces"]),
     mutant("never_closes", || Arc::new(NeverCloses), &["L4_after_close", "L5_close_with_a_blocked_consumer"]),
     mutant("fails_to_close_twice", || Arc::new(ClosesOnce::default()), &["L5_close_is_idempotent"]),
+    mutant("gives_each_member_everything", || Arc::new(NoGroups), &["T2_group_shares"]),
+    mutant("forgets_groups", || Arc::new(ForgetsGroups::default()), &["T3_group_misses_nothing"]),
+    mutant("claims_replay", || Arc::new(ClaimsReplay), &["T4_start"]),
+    mutant("claims_wildcards", || Arc::new(ClaimsWildcards), &["T5_wildcards"]),
+    mutant("counts_nothing", || Arc::new(CountsNothing), &["D2_stats", "D3_purge"]),
     mutant("leaks_a_task", || Arc::new(LeaksATask), &["L6_open_and_close"]),
     mutant("is_always_up", || Arc::new(AlwaysUp(HealthReporter::new())), &["F4_black_hole"]),
     mutant("tries_to_start_once", || Arc::new(StartsOnce), &["F8_starts_before_the_broker"]),
@@ -223,5 +228,85 @@ impl Twist for GivesUp {
             drop(lost.close().await);
         });
         Ok(connection)
+    }
+}
+
+#[derive(Debug)]
+struct NoGroups;
+
+#[async_trait]
+impl Twist for NoGroups {
+    async fn consumer(
+        &self,
+        connection: &dyn Connection,
+        address: &Address,
+        options: &ConsumeOptions,
+    ) -> Result<Box<dyn Consumer>> {
+        connection.consumer(address, &ConsumeOptions { group: None, ..options.clone() }).await
+    }
+}
+
+/// A group ends with its member.
+#[derive(Debug, Default)]
+struct ForgetsGroups(Mutex<Option<String>>);
+
+#[async_trait]
+impl Twist for ForgetsGroups {
+    async fn consumer(
+        &self,
+        connection: &dyn Connection,
+        address: &Address,
+        options: &ConsumeOptions,
+    ) -> Result<Box<dyn Consumer>> {
+        lock(&self.0).clone_from(&options.group);
+        connection.consumer(address, options).await
+    }
+
+    async fn close_consumer(&self, at: &Receiving, consumer: &mut dyn Consumer) -> Result<()> {
+        consumer.close().await?;
+        let group = lock(&self.0).clone();
+        at.connection.delete(&at.address, group.as_deref()).await
+    }
+}
+
+#[derive(Debug)]
+struct ClaimsReplay;
+
+#[async_trait]
+impl Twist for ClaimsReplay {
+    fn capabilities(&self, own: Capabilities) -> Capabilities {
+        Capabilities { replay: true, ..own }
+    }
+
+    async fn consumer(
+        &self,
+        connection: &dyn Connection,
+        address: &Address,
+        options: &ConsumeOptions,
+    ) -> Result<Box<dyn Consumer>> {
+        connection.consumer(address, &ConsumeOptions { start: Start::New, ..options.clone() }).await
+    }
+}
+
+#[derive(Debug)]
+struct ClaimsWildcards;
+
+impl Twist for ClaimsWildcards {
+    fn capabilities(&self, own: Capabilities) -> Capabilities {
+        Capabilities { wildcards: Some(Wildcards { one: "*", many: "#", separator: "." }), ..own }
+    }
+}
+
+#[derive(Debug)]
+struct CountsNothing;
+
+#[async_trait]
+impl Twist for CountsNothing {
+    async fn stats(&self, _: &dyn Connection, _: &Address, _: Option<&str>) -> Result<Stats> {
+        Ok(Stats::default())
+    }
+
+    async fn purge(&self, connection: &dyn Connection, address: &Address) -> Result<u64> {
+        connection.purge(address).await.map(|_| 0)
     }
 }

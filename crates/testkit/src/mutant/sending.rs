@@ -33,11 +33,16 @@ pub(super) const MUTANTS: &[Mutant] = &[
     mutant("makes_bodies_text", || Changes::all(make_text), &["B1_invalid_utf8"]),
     mutant("reformats_json", || Changes::all(reformat), &["B1_json_untouched"]),
     mutant("reduces_headers_to_ascii", || Changes::all(|message| headers(message, ascii)), &["B2_header_values"]),
-    mutant("mixes_correlation_ids_up", || Changes::all(|m| m.with_correlation_id("other")), &["B2_attributes"]),
+    mutant(
+        "mixes_correlation_ids_up",
+        || Changes::all(|m| m.with_correlation_id("other")),
+        &["B2_attributes", "T6_reply"],
+    ),
     mutant("shortens_header_values", || Changes::all(|message| headers(message, short)), &["B2_refused_shapes"]),
     mutant("carries_ten_headers", || Changes::all(ten_headers), &["B2_count_limits"]),
     mutant("loses_a_header", || Changes::all(lose_tenant), &["R8_replay", "R3_exhausted_once"]),
     mutant("forgets_expiry", || Changes::all(Message::without_expires_at), &["R6_expired"]),
+    mutant("sends_at_once", || Changes::all(Message::without_deliver_at), &["D1_delayed_send"]),
     mutant("labels_everything", || Changes::all(label), &["R6_undecodable"]),
     mutant(
         "cuts_bodies_to_fit",
@@ -64,7 +69,11 @@ pub(super) const MUTANTS: &[Mutant] = &[
         &["L3_close_flushes", "B7_confirmed_survives_kill", "F2_kill"],
     ),
     mutant("has_one_queue", || Arc::new(Renames(one_queue)), &["B4_isolation"]),
-    mutant("has_no_topics", || Arc::new(Renames(no_topics)), &["B4_queue_and_topic_of_one_name"]),
+    mutant(
+        "has_no_topics",
+        || Arc::new(Renames(no_topics)),
+        &["B4_queue_and_topic_of_one_name", "T1_topic_reaches_everyone"],
+    ),
     mutant("names_in_ascii", || Arc::new(Renames(ascii_name)), &["B4_awkward_names"]),
     mutant("names_without_dots", || Arc::new(Renames(no_dots)), &["B4_prefix_collisions"]),
 ];
