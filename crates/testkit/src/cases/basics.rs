@@ -21,9 +21,12 @@ pub(super) const CASES: &[Case] = &[
     Case::new("B1_json_untouched", run!(json_untouched)),
     Case::new("B2_header_values", run!(header_values)),
     Case::new("B2_attributes", run!(attributes)),
+    Case::new("B2_random_messages", run!(random_messages)),
     Case::new("B2_refused_shapes", run!(refused_shapes)),
     Case::new("B2_count_limits", run!(count_limits)),
     Case::new("B3_strict_multiset", run!(strict_multiset)),
+    Case::new("B3_stream_of_messages", run!(stream_of_messages)),
+    Case::new("B3_results_of_a_batch", run!(results_of_a_batch)),
     Case::new("B4_isolation", run!(isolation)),
     Case::new("B4_queue_and_topic_of_one_name", run!(queue_and_topic)).when(
         "topics",
@@ -201,6 +204,125 @@ pub async fn attributes(cx: Cx) {
     assert_eq!(unset, (None, None, None, None, None, None));
     assert!(got.expires_at().is_none() && got.deliver_at().is_none() && got.headers().is_empty());
     delivery.ack().await.expect("ack");
+}
+
+/// A random text of what headers and attributes may hold.
+fn random_text(random: &mut fastrand::Rng, max: usize) -> String {
+    let char = |random: &mut fastrand::Rng| loop {
+        let range = [' '..='~', '\u{a1}'..='\u{24f}', '\u{400}'..='\u{4ff}', '\u{4e00}'..='\u{9fff}', '😀'..='😼'];
+        let at = random.usize(..range.len());
+        let c = random.char(range[at].clone());
+        if !c.is_control() {
+            return c;
+        }
+    };
+    (0..random.usize(1..=max)).map(|_| char(random)).collect()
+}
+
+fn random_message(random: &mut fastrand::Rng, n: usize) -> Message {
+    let mut body = vec![0; random.usize(..2000)];
+    random.fill(&mut body);
+    let mut message = Message::new(body).with_id(format!("{n}"));
+    if random.bool() {
+        message = message.with_key(random_text(random, 20)).with_correlation_id(random_text(random, 20));
+    }
+    if random.bool() {
+        message = message.with_kind(random_text(random, 20)).with_version(random.u32(..));
+    }
+    if random.bool() {
+        message = message.with_content_type("application/x-random");
+    }
+    for at in 0..random.usize(..12) {
+        let name: String = (0..random.usize(1..20)).map(|_| random.alphanumeric()).collect();
+        message = message.with_header(format!("h{at}-{name}"), random_text(random, 100));
+    }
+    message
+}
+
+/// 200 messages with random bodies, headers and attributes come back identical (mission row B5).
+pub async fn random_messages(cx: Cx) {
+    let seed = fastrand::u64(..);
+    let mut random = fastrand::Rng::with_seed(seed);
+    let most = cx.capabilities().max_headers.unwrap_or(usize::MAX);
+    let sent: Vec<Message> =
+        (0..200).map(|n| random_message(&mut random, n)).filter(|m| m.headers().len() <= most).collect();
+    let bus = cx.bus().await;
+    let queue = cx.queue(&bus);
+    for result in queue.send_all(sent.clone()).await {
+        result.unwrap_or_else(|error| panic!("seed {seed}: {error:?}"));
+    }
+    let mut subscription = subscribe(&queue).await;
+    for delivery in take(&mut subscription, sent.len()).await {
+        let got = delivery.message();
+        let id = got.id().expect("an id").to_string();
+        let sent =
+            sent.iter().find(|sent| sent.id().is_some_and(|known| known.to_string() == id)).expect("one of ours");
+        assert_eq!(got.payload(), sent.payload(), "seed {seed}, message {id}");
+        let attributes = |m: &Message| {
+            let text = |text: Option<&str>| text.map(str::to_owned);
+            (text(m.key()), text(m.correlation_id()), text(m.kind()), m.version(), text(m.content_type()))
+        };
+        assert_eq!(attributes(got), attributes(sent), "seed {seed}, message {id}");
+        let pairs = |m: &Message| -> std::collections::BTreeMap<String, String> {
+            m.headers().iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+        };
+        assert_eq!(pairs(got), pairs(sent), "seed {seed}, message {id}");
+        delivery.ack().await.expect("ack");
+    }
+}
+
+/// 10 000 messages are sent with a window of 128: each is answered, no more are unanswered at a time, each arrives
+/// once (mission row B8).
+pub async fn stream_of_messages(cx: Cx) {
+    const COUNT: usize = 10_000;
+    const WINDOW: usize = 128;
+    let bus = cx.bus().await;
+    let queue = cx.queue(&bus).with_window(WINDOW, polymq_core::WhenFull::Wait);
+    let mut answers = Vec::with_capacity(COUNT);
+    for body in bodies(COUNT) {
+        answers.push(queue.enqueue(Message::new(body)).await.expect("enqueue"));
+        assert!(queue.in_flight() <= WINDOW, "{} are unanswered", queue.in_flight());
+    }
+    queue.flush().await.expect("flush");
+    for answer in answers {
+        answer.await.expect("accepted");
+    }
+    let mut ledger = Ledger::sent(bodies(COUNT));
+    let mut subscription = subscribe_with(&queue, ConsumeOptions { prefetch: 1000, ..ConsumeOptions::default() }).await;
+    let mut seen = 0;
+    while seen < COUNT {
+        let batch = subscription.receive(500, crate::PATIENCE).await.expect("receive");
+        assert!(!batch.is_empty(), "{seen} of {COUNT} arrived");
+        seen += batch.len();
+        for delivery in batch {
+            ledger.see(text(&delivery));
+            delivery.ack().await.expect("ack");
+        }
+    }
+    quiet(&mut subscription).await;
+    ledger.assert_exact();
+}
+
+/// Of 25 messages sent together, the one that is invalid is named, and the other 24 arrive (mission row B7).
+pub async fn results_of_a_batch(cx: Cx) {
+    let bus = cx.bus().await;
+    let queue = cx.queue(&bus);
+    let message = |(n, body): (usize, String)| {
+        let message = Message::new(body);
+        if n == 13 { message.with_header("no\nheader", "x") } else { message }
+    };
+    let results = queue.send_all(bodies(25).enumerate().map(message)).await;
+    assert_eq!(results.len(), 25, "one answer each");
+    for (n, result) in results.into_iter().enumerate() {
+        match (n, result) {
+            (13, result) => drop(refused(result, &[ErrorKind::InvalidInput])),
+            (n, result) => drop(result.unwrap_or_else(|error| panic!("message {n}: {error:?}"))),
+        }
+    }
+    let mut subscription = subscribe(&queue).await;
+    let expected: Vec<_> = bodies(25).filter(|body| body != "m-000013").collect();
+    assert_eq!(take_acked(&mut subscription, 24).await, expected);
+    quiet(&mut subscription).await;
 }
 
 /// Shapes that some broker cannot carry are refused before anything is sent; the largest allowed shape is carried.

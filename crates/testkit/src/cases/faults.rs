@@ -33,6 +33,7 @@ pub(super) const CASES: &[Case] = &[
     Case::new("F4_black_hole", run!(black_hole)).broker(),
     Case::new("F8_starts_before_the_broker", run!(starts_before_the_broker)).own_broker(),
     Case::new("F8_refused_for_a_while", run!(refused_for_a_while)).broker(),
+    Case::new("F8_gives_up_at_the_limit", run!(gives_up_at_the_limit)).broker(),
     Case::new("F9_ack_fails_while_a_handler_runs", run!(ack_fails_while_a_handler_runs)).broker(),
     Case::new("F15_consumer_killed_mid_handler", run!(consumer_killed_mid_handler)).broker(),
     Case::new("F15_consumer_killed_mid_batch", run!(consumer_killed_mid_batch)).broker(),
@@ -329,6 +330,43 @@ pub async fn refused_for_a_while(cx: Cx) {
     cx.note(format_args!("{tried} attempts in {AWAY:?}; works again after {:?}", back.elapsed()));
     running.stop().await.expect("stop");
     bus.close().await.expect("close");
+}
+
+/// With a limit of attempts, a connection that cannot be made again is closed after that many, and says so to those
+/// who use it (mission row J10).
+pub async fn gives_up_at_the_limit(cx: Cx) {
+    let (proxy, url) = proxy(&cx).await;
+    let states = States::default();
+    let builder = states.watched(cx.builder_to(url)).with("reconnect_limit", "3").with("reconnect_initial", "100ms");
+    let bus = builder.with("connect_timeout", "2s").connect().await.expect("connect");
+    let queue = cx.queue(&bus);
+    publish(&queue, ["before".to_owned()]).await;
+    let mut subscription = subscribe(&queue).await;
+    proxy.refuse(true);
+    let before = proxy.stats().accepted;
+    proxy.reset_all();
+    eventually(cx.harness().recovery(), || async {
+        let now = bus.health();
+        if now.state == HealthState::Closed { Ok(()) } else { Err(format!("{now}")) }
+    })
+    .await;
+    let tried = proxy.stats().accepted - before;
+    assert!((3..=20).contains(&tried), "{tried} attempts with a limit of 3");
+    assert!(bus.health().reason.is_some(), "it says why");
+    let error = queue.send_message(Message::new("after")).await.expect_err("it is closed");
+    assert!(matches!(error.kind(), ErrorKind::Closed | ErrorKind::Disconnected), "{error:?}");
+    let ended = tokio::time::timeout(PATIENCE, async {
+        loop {
+            match subscription.next().await {
+                // What was fetched before may still be handed out.
+                Ok(delivery) => drop(delivery),
+                Err(error) => return error,
+            }
+        }
+    });
+    let error = ended.await.expect("the consumer ends");
+    assert!(matches!(error.kind(), ErrorKind::Closed | ErrorKind::Disconnected), "{error:?}");
+    let _ = bus.close().await;
 }
 
 /// The connection is lost while a handler runs, so that its acknowledgement fails: the message is handled again, and

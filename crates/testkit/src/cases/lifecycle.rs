@@ -6,7 +6,7 @@ use polymq_core::{Attempt, Bus, Channel, ConsumerFactory, ConsumerRunner, ErrorK
 use tokio::time::Instant;
 
 use crate::{
-    Case, Cx, Ledger, PATIENCE,
+    Case, Cx, Ledger, PATIENCE, Proxy,
     case::run,
     child::{self, Mode},
     drive::{Log, bodies, counted, next, publish, quiet, refused, start, subscribe, take_acked, text},
@@ -23,6 +23,7 @@ pub(super) const CASES: &[Case] = &[
     Case::new("L5_close_is_idempotent", run!(close_is_idempotent)),
     Case::new("L5_close_with_a_blocked_consumer", run!(close_with_a_blocked_consumer)),
     Case::new("L6_open_and_close", run!(open_and_close)).alone(),
+    Case::new("L6_connections_are_shared", run!(connections_are_shared)).broker(),
     Case::new("L7_add_again_under_load", run!(add_again_under_load)),
     Case::new("L8_cancelled_sends", run!(cancelled_sends)),
     Case::new("L8_cancelled_receives", run!(cancelled_receives)),
@@ -311,6 +312,26 @@ pub async fn open_and_close(cx: Cx) {
         .await;
     }
     quiet(&mut subscribe(&bus.queue(queue.as_str())).await).await;
+}
+
+/// Many producers share the connections of their bus (mission row J20).
+pub async fn connections_are_shared(cx: Cx) {
+    let proxy = Proxy::start(cx.broker().address()).await.expect("a proxy");
+    let bus = cx.builder_to(cx.harness().url(Some(proxy.address()))).connect().await.expect("connect");
+    let first = cx.queue(&bus);
+    publish(&first, bodies(1)).await;
+    let before = proxy.stats().open;
+    let queues: Vec<_> = (0..20).map(|_| cx.queue(&bus)).collect();
+    for queue in &queues {
+        publish(queue, bodies(3)).await;
+    }
+    eventually(PATIENCE, || async {
+        let open = proxy.stats().open;
+        if open <= before { Ok(()) } else { Err(format!("{open} connections for 21 producers, {before} for one")) }
+    })
+    .await;
+    assert!(before <= 4, "{before} connections for one producer");
+    bus.close().await.expect("close");
 }
 
 /// A subscription that is taken away and added again, over and over, under load: nothing is lost, nothing comes twice.

@@ -11,7 +11,8 @@ use std::{
 use async_trait::async_trait;
 use polymq_core::{
     Address, Backend, Capabilities, Completion, Connection, ConsumeOptions, Consumer, Error, ErrorKind, HealthReporter,
-    HealthState, HealthWatch, Message, ProduceOptions, Producer, Receipt, Result, Settings, Start, Stats, Wildcards,
+    HealthState, HealthWatch, Message, ProduceOptions, Producer, Receipt, Registry, Result, Settings, Start, Stats,
+    Wildcards,
 };
 use tokio::task::Id;
 
@@ -40,6 +41,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
     mutant("leaks_a_task", || Arc::new(LeaksATask), &["L6_open_and_close"]),
     mutant("is_always_up", || Arc::new(AlwaysUp(HealthReporter::new())), &["F4_black_hole"]),
     mutant("tries_to_start_once", || Arc::new(StartsOnce), &["F8_starts_before_the_broker"]),
+    mutant("never_gives_up", || Arc::new(NeverGivesUp), &["F8_gives_up_at_the_limit"]),
+    mutant("connects_for_each_producer", || Arc::new(ConnectsForEach::default()), &["L6_connections_are_shared"]),
     mutant("gives_up", || Arc::new(GivesUp), &["F8_refused_for_a_while"]),
 ];
 
@@ -210,6 +213,45 @@ struct StartsOnce;
 impl Twist for StartsOnce {
     async fn connect(&self, backend: &dyn Backend, settings: &Settings) -> Result<Arc<dyn Connection>> {
         backend.connect(&settings.clone().with("connect_retry", "false")).await
+    }
+}
+
+/// Whatever limit it is given.
+#[derive(Debug)]
+struct NeverGivesUp;
+
+#[async_trait]
+impl Twist for NeverGivesUp {
+    async fn connect(&self, backend: &dyn Backend, settings: &Settings) -> Result<Arc<dyn Connection>> {
+        backend.connect(&settings.clone().with("reconnect_limit", "0")).await
+    }
+}
+
+#[derive(Debug, Default)]
+struct ConnectsForEach {
+    more: tokio::sync::Mutex<Vec<Arc<dyn Connection>>>,
+    settings: Mutex<Settings>,
+    backend: Mutex<Option<&'static str>>,
+}
+
+#[async_trait]
+impl Twist for ConnectsForEach {
+    async fn connect(&self, backend: &dyn Backend, settings: &Settings) -> Result<Arc<dyn Connection>> {
+        *lock(&self.settings) = settings.clone();
+        *lock(&self.backend) = Some(backend.name());
+        backend.connect(settings).await
+    }
+
+    async fn producer(
+        &self,
+        connection: &dyn Connection,
+        address: &Address,
+        options: &ProduceOptions,
+    ) -> Result<Box<dyn Producer>> {
+        let (name, settings) = (lock(&self.backend).unwrap_or_default(), lock(&self.settings).clone());
+        let another = Registry::linked()?.backend(name)?.connect(&settings).await?;
+        self.more.lock().await.push(another);
+        connection.producer(address, options).await
     }
 }
 

@@ -32,7 +32,11 @@ pub(super) const MUTANTS: &[Mutant] = &[
     mutant("cuts_large_bodies", || Changes::all(cut_large), &["B1_64_kib"]),
     mutant("makes_bodies_text", || Changes::all(make_text), &["B1_invalid_utf8"]),
     mutant("reformats_json", || Changes::all(reformat), &["B1_json_untouched"]),
-    mutant("reduces_headers_to_ascii", || Changes::all(|message| headers(message, ascii)), &["B2_header_values"]),
+    mutant(
+        "reduces_headers_to_ascii",
+        || Changes::all(|message| headers(message, ascii)),
+        &["B2_header_values", "B2_random_messages"],
+    ),
     mutant(
         "mixes_correlation_ids_up",
         || Changes::all(|m| m.with_correlation_id("other")),
@@ -55,11 +59,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     mutant("adds_a_header", || Changes::all(|message| message.with_header("x-sent-by", "me")), &["B9_golden"]),
     mutant("gives_copies_new_ids", || Changes::letters(|m| m.with_id(MessageId::new())), &["R5_crash_before_ack"]),
     mutant("refuses_the_largest", || Arc::new(RefusesTheLargest), &["B1_max_size"]),
-    mutant(
-        "sends_some_twice",
-        || Arc::new(SendsTwice(AtomicUsize::new(0))),
-        &["B3_strict_multiset", "L8_cancelled_sends"],
-    ),
+    mutant("sends_some_twice", || Arc::new(SendsTwice(AtomicUsize::new(0))), TWICE),
     mutant("sends_letters_twice", || Arc::new(SendsLettersTwice), &["R3_exhausted_once"]),
     mutant("loses_dead_letters", || Arc::new(LosesLetters), LETTERS),
     mutant("swallows_errors", || Arc::new(SwallowsErrors), &["R4_dead_letters_down", "B8_unroutable_is_an_error"]),
@@ -78,6 +78,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     mutant("names_without_dots", || Arc::new(Renames(no_dots)), &["B4_prefix_collisions"]),
 ];
 
+const TWICE: &[&str] = &["B3_strict_multiset", "B3_stream_of_messages", "B3_results_of_a_batch", "L8_cancelled_sends"];
 const LETTERS: &[&str] =
     &["S1_reject", "R1_in_place_schedule", "R2_permanent_goes_at_once", "R3_exhausted_once", "R6_undecodable"];
 
