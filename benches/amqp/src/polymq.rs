@@ -50,7 +50,7 @@ pub async fn publish(options: Options) -> Numbers {
     .await;
     let numbers = meter.stop(options.messages());
     bus.close().await.expect("closed");
-    assert_eq!(u64::from(raw::left(&options, POLYMQ_QUEUE).await), options.messages() + 1);
+    raw::expect_left(&options, POLYMQ_QUEUE, options.messages() + 1).await;
     raw::delete(&options, POLYMQ_QUEUE).await;
     numbers
 }
@@ -74,7 +74,7 @@ pub async fn consume(options: Options) -> Numbers {
     let numbers = all_handled(options.messages()).await;
     running.stop().await.expect("stopped");
     bus.close().await.expect("closed");
-    assert_eq!(raw::left(&options, POLYMQ_QUEUE).await, 0, "everything was acknowledged");
+    raw::expect_left(&options, POLYMQ_QUEUE, 0).await;
     raw::delete(&options, POLYMQ_QUEUE).await;
     numbers
 }

@@ -45,7 +45,7 @@ pub async fn publish(options: Options) -> Numbers {
     })
     .await;
     let numbers = meter.stop(options.messages());
-    assert_eq!(u64::from(raw::left(&options, QUEUE).await), options.messages() + 1);
+    raw::expect_left(&options, QUEUE, options.messages() + 1).await;
     numbers
 }
 
@@ -72,6 +72,6 @@ pub async fn consume(options: Options) -> Numbers {
     let numbers = all_handled(options.messages()).await;
     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     running.shutdown().await.expect("stopped");
-    assert_eq!(raw::left(&options, QUEUE).await, 0, "everything was acknowledged");
+    raw::expect_left(&options, QUEUE, 0).await;
     numbers
 }

@@ -195,6 +195,9 @@ pub fn percentile(sorted: &[f64], percent: f64) -> f64 {
 /// What a scenario is: a name, and what runs it.
 pub type Scenario = (&'static str, fn(&Options) -> Numbers);
 
+/// The longest that one measurement may take; under valgrind everything takes fifty times as long.
+const LIMIT: Duration = Duration::from_secs(180);
+
 /// The `main` of a measured program.
 pub fn main(scenarios: &[Scenario]) {
     let mut arguments = std::env::args().skip(1);
@@ -204,6 +207,16 @@ pub fn main(scenarios: &[Scenario]) {
         eprintln!("usage: PROGRAM SCENARIO [KEY=VALUE...]; scenarios: {}", names.join(", "));
         std::process::exit(2);
     };
+    // A task that panics must not leave the others waiting, nor a message that is lost the whole run.
+    std::panic::set_hook(Box::new(|panic| {
+        eprintln!("{panic}");
+        std::process::exit(101);
+    }));
+    std::thread::spawn(|| {
+        std::thread::sleep(LIMIT);
+        eprintln!("not done within {LIMIT:?}");
+        std::process::exit(102);
+    });
     let pairs = arguments.map(|argument| match argument.split_once('=') {
         Some((key, value)) => (key.to_owned(), value.to_owned()),
         None => panic!("{argument} is not KEY=VALUE"),
