@@ -82,7 +82,11 @@ pub(crate) fn properties(message: &Message, persistent: bool, expires: bool) -> 
         && let Ok(since) = time.duration_since(SystemTime::UNIX_EPOCH)
     {
         properties = properties.with_timestamp(since.as_secs());
-        put(TIME, &humantime::format_rfc3339(time).to_string())?;
+        // A table of headers costs the broker a tenth of its work on a message, so it is not there for this alone: an id
+        // that polymq made has the milliseconds in it.
+        if message.id().and_then(made_at) != Some(since.as_millis()) {
+            put(TIME, &humantime::format_rfc3339(time).to_string())?;
+        }
     }
     if let Some(at) = message.expires_at() {
         if at >= SystemTime::UNIX_EPOCH {
@@ -126,11 +130,6 @@ pub(crate) fn message(properties: &BasicProperties, body: Vec<u8>) -> Message {
             }
         };
     }
-    let seconds =
-        || properties.timestamp().map(|seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
-    if let Some(time) = precise.or_else(|| seconds().flatten()) {
-        message = message.with_time(time);
-    }
     let owned = |value: &Option<ShortString>| value.as_ref().map(|value| value.as_str().to_owned());
     if let Some(value) = owned(properties.content_type()) {
         message = message.with_content_type(value);
@@ -144,10 +143,30 @@ pub(crate) fn message(properties: &BasicProperties, body: Vec<u8>) -> Message {
     if let Some(value) = owned(properties.reply_to()) {
         message = message.with_reply_to(value);
     }
-    match properties.message_id() {
-        Some(id) => message.with_id(id.as_str()),
+    if let Some(id) = properties.message_id() {
+        message = message.with_id(id.as_str());
+    }
+    match precise.or_else(|| coarse(properties, &message)) {
+        Some(time) => message.with_time(time),
         None => message,
     }
+}
+
+/// The time of a message without a precise one.
+fn coarse(properties: &BasicProperties, message: &Message) -> Option<SystemTime> {
+    let seconds = (*properties.timestamp())?;
+    let made = message.id().and_then(made_at).filter(|millis| millis / 1000 == u128::from(seconds));
+    let since = match made.and_then(|millis| u64::try_from(millis).ok()) {
+        Some(millis) => Duration::from_millis(millis),
+        None => Duration::from_secs(seconds),
+    };
+    SystemTime::UNIX_EPOCH.checked_add(since)
+}
+
+/// The milliseconds in a UUID of version 7 (RFC 9562, section 5.7).
+fn made_at(id: &MessageId) -> Option<u128> {
+    let bits = id.as_uuid()?.as_u128();
+    (bits >> 76 & 0xf == 7).then_some(bits >> 80)
 }
 
 /// Headers by which the broker steers or in which it keeps its own history: `CC` and `BCC` route, the others
@@ -232,6 +251,23 @@ mod tests {
             .with_type("order.created".into());
         assert_eq!(written, golden);
         assert_eq!(message(&golden, b"{}".to_vec()), full());
+    }
+
+    #[test]
+    fn the_time_of_an_id_needs_no_header() {
+        let millis = 0x0190_b5a3_6c1e;
+        let time = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
+        let sent = Message::new("").with_id(ID).with_time(time);
+        let written = properties(&sent, true, true).expect("fits");
+        let golden =
+            BasicProperties::default().with_delivery_mode(2).with_message_id(ID.into()).with_timestamp(millis / 1000);
+        assert_eq!(written, golden);
+        assert_eq!(message(&golden, Vec::new()), sent);
+        // Any other time is exact, and of a foreign producer in whole seconds.
+        let own = sent.with_time(time + Duration::from_nanos(1_000_001));
+        assert_eq!(message(&properties(&own, true, true).expect("fits"), Vec::new()), own);
+        let other = golden.with_timestamp(5);
+        assert_eq!(message(&other, Vec::new()).time(), Some(SystemTime::UNIX_EPOCH + Duration::from_secs(5)));
     }
 
     #[test]
