@@ -66,6 +66,7 @@ pub(crate) fn capabilities(config: &AmqpConfig) -> Capabilities {
         persistent: config.persistent,
         queues: true,
         topics: true,
+        kinds_apart: true,
         groups: true,
         order: Order::SingleConsumer,
         requeue: Support::Emulated,

@@ -56,12 +56,17 @@ impl Address {
     }
 
     /// The queue that keeps this channel's dead letters unless the failure policy names another:
-    /// `<name>.dlq`, or `<name>.<group>.dlq` for a group of a topic.
+    /// `<name>.dlq`, or `<name>.<group>.dlq` for a group of a topic. A topic's name may be a pattern, which a queue's
+    /// may not: characters that brokers use as wildcards (`+ # * >`) become `_`.
     #[must_use]
     pub fn dead_letters(&self, group: Option<&str>) -> Self {
+        let name = match self.kind {
+            ChannelKind::Queue => self.name.to_string(),
+            ChannelKind::Topic => self.name.replace(['+', '#', '*', '>'], "_"),
+        };
         match group {
-            Some(group) => Self::queue(format!("{}.{group}.dlq", self.name)),
-            None => Self::queue(format!("{}.dlq", self.name)),
+            Some(group) => Self::queue(format!("{name}.{group}.dlq")),
+            None => Self::queue(format!("{name}.dlq")),
         }
     }
 

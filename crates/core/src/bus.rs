@@ -9,8 +9,8 @@ use std::{
 use polymq_serializers::{Accept, Limits, Serializers};
 
 use crate::{
-    Address, Capabilities, Channel, Connection, Environment, Error, ErrorKind, Health, HealthWatch, Kinds, Layer,
-    Message, Registry, Result, Settings,
+    Address, Capabilities, Channel, ChannelKind, Connection, Environment, Error, ErrorKind, Health, HealthWatch, Kinds,
+    Layer, Message, Registry, Result, Settings,
     config::{Origin, nearest},
     layer::Layers,
 };
@@ -35,6 +35,28 @@ pub(crate) struct Parts {
     pub(crate) kinds: Kinds,
     pub(crate) layers: Layers,
     pub(crate) identity: Option<Identity>,
+    /// Kinds by name, where the backend cannot keep a queue and a topic of one name apart.
+    kinds_in_use: Mutex<HashMap<Arc<str>, ChannelKind>>,
+}
+
+impl Parts {
+    /// Checks that the backend can carry the address and keeps it apart from the others in use.
+    pub(crate) fn check_address(&self, address: &Address) -> Result<()> {
+        address.check().and_then(|()| self.connection.check_address(address))?;
+        if self.capabilities.kinds_apart {
+            return Ok(());
+        }
+        let mut in_use = self.kinds_in_use.lock().unwrap_or_else(PoisonError::into_inner);
+        let kind = *in_use.entry(address.shared_name()).or_insert(address.kind());
+        if kind == address.kind() {
+            return Ok(());
+        }
+        let sentence = format!("used as a {kind} already, and this backend delivers the messages of both to both");
+        Err(Error::new(ErrorKind::Conflict, sentence)
+            .with_backend(self.connection.backend())
+            .with_channel(address.name())
+            .with_hint("give the queue and the topic different names"))
+    }
 }
 
 /// A connection to one backend. Cheap to clone; clones share the connection and its producers.
@@ -409,6 +431,7 @@ impl BusBuilder {
             kinds,
             layers: self.layers.into(),
             identity: self.identity,
+            kinds_in_use: Mutex::default(),
         };
         Ok(Bus { parts: Arc::new(parts), channels: Arc::default() })
     }

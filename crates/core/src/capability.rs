@@ -96,6 +96,8 @@ pub struct Capabilities {
     pub queues: bool,
     /// Topics: each message to every group.
     pub topics: bool,
+    /// A queue and a topic of one name are two channels; otherwise using both over one bus is refused.
+    pub kinds_apart: bool,
     /// Named groups that share the messages of a topic.
     pub groups: bool,
     /// A new group sees messages that were sent before it.

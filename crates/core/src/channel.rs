@@ -366,7 +366,7 @@ impl Channel {
     }
 
     fn check(&self) -> Result<()> {
-        self.0.address.check().and_then(|()| self.connection().check_address(&self.0.address))
+        self.0.parts.check_address(&self.0.address)
     }
 
     fn check_group(&self, group: Option<&str>) -> Result<()> {

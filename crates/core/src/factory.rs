@@ -423,7 +423,7 @@ impl Plan {
 
     fn check(&self, bus: &Bus) -> Result<()> {
         let (backend, capabilities) = (bus.backend(), bus.capabilities());
-        self.address.check().and_then(|()| bus.connection().check_address(&self.address))?;
+        bus.parts().check_address(&self.address)?;
         self.policy.check(&self.address)?;
         check_options(backend, capabilities, &self.address, &self.options)?;
         bus.parts().serializers.check(&self.accept)?;

@@ -41,6 +41,8 @@ fn names_of_channels() {
         assert_eq!(Address::topic(name).check().expect_err("refused").kind(), ErrorKind::InvalidInput, "{name:?}");
     }
     assert_eq!(Address::topic("t").dead_letters(Some("g")), Address::queue("t.g.dlq"));
+    assert_eq!(Address::topic("a/+/#").dead_letters(None), Address::queue("a/_/_.dlq"));
+    assert_eq!(Address::queue("a+b").dead_letters(None), Address::queue("a+b.dlq"));
 }
 
 const CHILD: &str = "POLYMQ_TEST_IDS_CHILD";

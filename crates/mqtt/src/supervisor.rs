@@ -193,7 +193,7 @@ impl<E: Events> Task<E> {
                     None => {}
                 }
             }
-            let room = writer.write_buffer().len() < WRITE_BUFFER;
+            let room = has_room(&writer);
             let may_send = room && self.gate_open && self.slots.has_room();
             tokio::select! {
                 biased;
@@ -209,6 +209,11 @@ impl<E: Events> Task<E> {
                         if let Some(lost) = self.packet(packet, &mut writer) {
                             return End::Lost(lost);
                         }
+                        // In a small window, broker and client would take turns instead of working at once.
+                        if self.slots.is_small() {
+                            self.pump(&mut writer);
+                            let _ = writer.flush().now_or_never();
+                        }
                         if handled == BATCH {
                             break;
                         }
@@ -218,6 +223,8 @@ impl<E: Events> Task<E> {
                         }
                     }
                     self.events.idle();
+                    // Answers have made room: filling it now saves a turn of the loop for each of them.
+                    self.pump(&mut writer);
                 }
                 command = self.ends.commands.recv(), if room => {
                     let mut next = command;
@@ -244,24 +251,8 @@ impl<E: Events> Task<E> {
                     }
                 }
                 Some(send) = self.ends.sends.recv(), if may_send => {
-                    let mut next = send;
-                    for handled in 1.. {
-                        match next {
-                            Sending::Message(message) => {
-                                self.ends.waiting.fetch_sub(1, Ordering::Relaxed);
-                                self.send(message, &mut writer);
-                            }
-                            Sending::Flush(done) => self.slots.when_answered(done),
-                        }
-                        let full = !self.slots.has_room() || writer.write_buffer().len() >= WRITE_BUFFER;
-                        if full || handled == BATCH {
-                            break;
-                        }
-                        match self.ends.sends.try_recv() {
-                            Ok(more) => next = more,
-                            Err(_) => break,
-                        }
-                    }
+                    self.sending(send, &mut writer);
+                    self.pump(&mut writer);
                 }
                 flushed = writer.flush(), if !writer.write_buffer().is_empty() => match flushed {
                     Ok(()) => self.slots.flushed(),
@@ -382,6 +373,27 @@ impl<E: Events> Task<E> {
         }
     }
 
+    /// Takes messages that wait, as far as they may be sent.
+    fn pump(&mut self, writer: &mut Writer) {
+        for _ in 0..BATCH {
+            if !self.gate_open || !self.slots.has_room() || !has_room(writer) {
+                return;
+            }
+            let Ok(send) = self.ends.sends.try_recv() else { return };
+            self.sending(send, writer);
+        }
+    }
+
+    fn sending(&mut self, send: Sending, writer: &mut Writer) {
+        match send {
+            Sending::Message(message) => {
+                self.ends.waiting.fetch_sub(1, Ordering::Relaxed);
+                self.send(message, writer);
+            }
+            Sending::Flush(done) => self.slots.when_answered(done),
+        }
+    }
+
     fn send(&mut self, message: Outgoing, writer: &mut Writer) {
         let Outgoing { mut publish, answer } = message;
         if !answer.hand_over() {
@@ -402,6 +414,11 @@ impl<E: Events> Task<E> {
         }
         write(writer, Packet::Publish(publish));
     }
+}
+
+/// Whether the socket keeps up.
+fn has_room(writer: &Writer) -> bool {
+    writer.write_buffer().len() < WRITE_BUFFER
 }
 
 /// Answers what cannot be done without a connection, until the link is closed.

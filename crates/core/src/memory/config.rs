@@ -74,6 +74,7 @@ impl Config {
         Capabilities {
             queues: true,
             topics: true,
+            kinds_apart: true,
             groups: true,
             order: Order::SingleConsumer,
             requeue: Support::Native,

@@ -29,9 +29,9 @@ pub(super) const CASES: &[Case] = &[
     Case::new("B3_results_of_a_batch", run!(results_of_a_batch)),
     Case::new("B4_isolation", run!(isolation)),
     Case::new("B4_queue_and_topic_of_one_name", run!(queue_and_topic)).when(
-        "topics",
-        |c| c.topics,
-        run!(topics_refused),
+        "topics, kinds_apart",
+        |c| c.topics && c.kinds_apart,
+        run!(queue_and_topic_refused),
     ),
     Case::new("B4_awkward_names", run!(awkward_names)),
     Case::new("B4_prefix_collisions", run!(prefix_collisions)),
@@ -453,11 +453,14 @@ pub async fn queue_and_topic(cx: Cx) {
     quiet(&mut from_queue).await;
 }
 
-/// Without topics, one is refused.
-pub async fn topics_refused(cx: Cx) {
+/// Without topics, one is refused; where the two would mix, the second of them is.
+pub async fn queue_and_topic_refused(cx: Cx) {
     let bus = cx.bus().await;
-    let topic = bus.topic(cx.topic_name(&[]));
-    refused(topic.subscribe(ConsumeOptions::default()).await, &[ErrorKind::Unsupported]);
+    let queue = cx.queue(&bus);
+    publish(&queue, ["to the queue".to_owned()]).await;
+    let topic = bus.topic(queue.address().name());
+    let expected = [if cx.capabilities().topics { ErrorKind::Conflict } else { ErrorKind::Unsupported }];
+    refused(topic.subscribe(ConsumeOptions::default()).await, &expected);
 }
 
 /// Each name either carries messages of its own, or is refused alike by sending and by subscribing, before any I/O.
