@@ -463,6 +463,13 @@ pub async fn queue_and_topic_refused(cx: Cx) {
     refused(topic.subscribe(ConsumeOptions::default()).await, &expected);
 }
 
+/// Without topics, one is refused.
+pub async fn topics_refused(cx: Cx) {
+    let bus = cx.bus().await;
+    let topic = bus.topic(cx.topic_name(&[]));
+    refused(topic.subscribe(ConsumeOptions::default()).await, &[ErrorKind::Unsupported]);
+}
+
 /// Each name either carries messages of its own, or is refused alike by sending and by subscribing, before any I/O.
 async fn names_are_apart(cx: &Cx, names: &[&str]) {
     let bus = cx.bus().await;
