@@ -10,7 +10,7 @@ use polymq_testkit::TestService;
 /// What any program does: it knows no backend.
 async fn echo(bus: &Bus, text: &str) -> String {
     let queue = bus.queue("echo");
-    queue.send(&text).await.expect("send");
+    queue.send(&text.to_owned()).await.expect("send");
     let mut subscription = queue.subscribe(ConsumeOptions::default()).await.expect("subscribe");
     let mut deliveries = subscription.receive(1, Duration::from_secs(5)).await.expect("receive");
     let delivery = deliveries.pop().expect("the message");
