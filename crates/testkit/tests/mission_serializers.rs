@@ -213,7 +213,7 @@ async fn e2_e3_e9_a_users_own_format_is_bound_like_any_other_and_its_id_cannot_b
 
 #[tokio::test]
 async fn e17_huge_and_deeply_nested_bodies_are_refused() {
-    let limits = Limits { max_bytes: 1000, max_depth: 10, ..Limits::default() };
+    let limits = Limits { max_bytes: 1000, max_depth: 10 };
     let bus = TestBus::with(|builder| builder.limits(limits)).await.expect("connect");
     let deep = format!("{{\"id\": 1, \"note\": \"\", \"x\": {}{}}}", "[".repeat(50), "]".repeat(50));
     let huge = format!("{{\"id\": 1, \"note\": \"{}\"}}", "x".repeat(2000));
