@@ -69,6 +69,11 @@ impl Harness for Mosquitto {
         Some(Denied { url: self.url(None), address: Address::queue("forbidden"), consumers_are_told: false })
     }
 
+    fn write_lag(&self) -> Duration {
+        // With autosave_on_changes the database is written after the answers of one turn of the broker's loop.
+        Duration::from_millis(100)
+    }
+
     fn heartbeat(&self) -> Option<Heartbeat> {
         // Declared: a connection that is silent for one and a half of keep_alive is given up.
         Some(Heartbeat { settings: vec![("keep_alive".into(), "4s".into())], bound: Duration::from_secs(6) })

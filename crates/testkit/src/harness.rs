@@ -59,6 +59,12 @@ pub trait Harness: Send + Sync + fmt::Debug + 'static {
         Duration::from_secs(45)
     }
 
+    /// How long after its answer the broker may still lose a message when it is killed; zero for a broker that
+    /// answers when the message is on disk. Mosquitto writes right after it has answered.
+    fn write_lag(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// How many messages wait in the case with a large backlog.
     fn backlog(&self) -> usize {
         100_000

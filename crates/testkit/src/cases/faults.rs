@@ -87,11 +87,19 @@ async fn connect(cx: &Cx, states: &States, url: String) -> Bus {
 
 /// Sends with retries as the errors allow, eight at a time; every message is accepted in the end, perhaps twice.
 async fn send_persistently(cx: Cx, queue: Channel, count: usize) {
+    send_logged(cx, queue, count, Log::default()).await;
+}
+
+/// The same; each message is in the log when it was accepted.
+async fn send_logged(cx: Cx, queue: Channel, count: usize, accepted: Log) {
     let mut senders = JoinSet::new();
     let queue = queue.with_timeout(ONE_SEND);
     for body in bodies(count) {
-        let (cx, queue) = (cx.clone(), queue.clone());
-        senders.spawn(async move { send_one(&cx, &queue, &body).await });
+        let (cx, queue, accepted) = (cx.clone(), queue.clone(), accepted.clone());
+        senders.spawn(async move {
+            send_one(&cx, &queue, &body).await;
+            accepted.add(&Message::new(body), 1);
+        });
         if senders.len() >= 8 {
             senders.join_next().await.expect("there are some").expect("a sender");
         }
@@ -124,8 +132,9 @@ async fn consume(bus: &Bus, queue: &Channel, log: &Log) -> Running {
     start(consumers).await
 }
 
-/// Sends `COUNT` messages and breaks something when a third and when half of them were handled.
-async fn traffic_with_faults(cx: &Cx, url: String, fault: impl AsyncFn(usize)) {
+/// Sends `COUNT` messages and breaks something when a third and when half of them were handled. The fault tells when
+/// a killed broker was gone.
+async fn traffic_with_faults(cx: &Cx, url: String, fault: impl AsyncFn(usize) -> Option<Instant>) {
     const COUNT: usize = 600;
     let states = States::default();
     let bus = connect(cx, &states, url).await;
@@ -133,11 +142,16 @@ async fn traffic_with_faults(cx: &Cx, url: String, fault: impl AsyncFn(usize)) {
     let log = Log::default();
     let running = consume(&bus, &queue, &log).await;
     let queue = queue.with_timeout(ONE_SEND);
-    let sending = tokio::spawn(send_persistently(cx.clone(), queue.clone(), COUNT));
+    let accepted = Log::default();
+    let sending = tokio::spawn(send_logged(cx.clone(), queue.clone(), COUNT, accepted.clone()));
+    let mut unwritten = Vec::new();
     for (number, at) in [COUNT / 3, COUNT / 2].into_iter().enumerate() {
         log.reaches(at).await;
         let downs = states.downs();
-        fault(number).await;
+        let began = Instant::now();
+        if let Some(gone) = fault(number).await {
+            unwritten.push((began - cx.harness().write_lag(), gone));
+        }
         let ended = Instant::now();
         states.goes_down(PATIENCE, downs).await;
         // Sent after the fault, so that what was fetched before does not count.
@@ -154,6 +168,11 @@ async fn traffic_with_faults(cx: &Cx, url: String, fault: impl AsyncFn(usize)) {
         cx.note(format_args!("fault {number}: works again after {:?}", ended.elapsed()));
     }
     sending.await.expect("the sender");
+    // What the broker had accepted and not written when it was killed is lost by it, if it says that it writes late.
+    let may_be_lost = |body: &str| {
+        let lag = !cx.harness().write_lag().is_zero();
+        lag && accepted.of(body).iter().any(|seen| unwritten.iter().any(|(from, to)| (*from..=*to).contains(&seen.at)))
+    };
     let ledger = || {
         let markers = (0..2).map(|number| format!("after fault {number}"));
         let mut ledger = Ledger::sent(bodies(COUNT).chain(markers));
@@ -161,10 +180,26 @@ async fn traffic_with_faults(cx: &Cx, url: String, fault: impl AsyncFn(usize)) {
         ledger
     };
     eventually(cx.harness().recovery(), || async {
-        let missing = ledger().missing().len();
-        if missing == 0 { Ok(()) } else { Err(format!("{missing} of {COUNT} are missing; {}", bus.health())) }
+        let ledger = ledger();
+        let missing: Vec<_> = ledger.missing().into_iter().filter(|body| !may_be_lost(body)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let example = accepted.of(missing[0]).first().map(|seen| seen.at.elapsed());
+        Err(format!(
+            "{} of {COUNT} are missing, {} accepted {example:?} ago; {}",
+            missing.len(),
+            missing[0],
+            bus.health()
+        ))
     })
     .await;
+    for lost in ledger().missing() {
+        let answered = accepted.of(lost).first().map(|seen| seen.at);
+        let before =
+            unwritten.iter().filter_map(|(_, gone)| answered.map(|at| gone.saturating_duration_since(at))).min();
+        cx.note(format_args!("{lost} is lost: the broker answered it {before:?} before it was gone, and writes later"));
+    }
     states.recovered(cx, &bus).await;
     cx.note(format_args!("duplicate ratio {:.4}, states {:?}", ledger().duplicate_ratio(), states.all()));
     running.stop().await.expect("stop");
@@ -187,6 +222,7 @@ pub async fn graceful_restart(cx: Cx) {
     traffic_with_faults(&cx, url, async move |_| {
         of_fault.broker().stop().await;
         of_fault.broker().start().await;
+        None
     })
     .await;
 }
@@ -197,7 +233,9 @@ pub async fn kill(cx: Cx) {
     let of_fault = cx.clone();
     traffic_with_faults(&cx, url, async move |_| {
         of_fault.broker().kill().await;
+        let gone = Instant::now();
         of_fault.broker().start().await;
+        Some(gone)
     })
     .await;
 }
@@ -212,7 +250,11 @@ async fn proxy(cx: &Cx) -> (Arc<Proxy>, String) {
 pub async fn reset_of_all_connections(cx: Cx) {
     let (proxy, url) = proxy(&cx).await;
     let of_fault = Arc::clone(&proxy);
-    traffic_with_faults(&cx, url, async move |_| of_fault.reset_all()).await;
+    traffic_with_faults(&cx, url, async move |_| {
+        of_fault.reset_all();
+        None
+    })
+    .await;
     assert!(proxy.stats().resets >= 2, "{proxy:?}");
 }
 

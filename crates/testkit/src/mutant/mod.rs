@@ -122,6 +122,10 @@ impl Harness for Broken {
         self.harness.backlog()
     }
 
+    fn write_lag(&self) -> std::time::Duration {
+        self.harness.write_lag()
+    }
+
     fn recovery(&self) -> std::time::Duration {
         // It is to fail: waiting long for that would only take time.
         self.harness.recovery() / 4
