@@ -18,7 +18,10 @@ fn script() -> PathBuf {
 
 impl Broker {
     pub fn start(kind: &'static str) -> Result<Self, String> {
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).map_err(|e| e.to_string())?.port();
+        let port = TcpListener::bind("127.0.0.1:0")
+            .and_then(|listener| listener.local_addr())
+            .map_err(|e| e.to_string())?
+            .port();
         let folder = std::env::temp_dir().join(format!("polymq-bench-{kind}-{}", std::process::id()));
         let mut command = Command::new(script());
         command.args(["up", kind, "--port", &port.to_string(), "--dir"]).arg(&folder);

@@ -27,7 +27,8 @@ fn main() {
         ("run", options) => run(options),
         ("print", [file]) => Results::read(file).map(|results| print!("{}", report::text(&results))),
         ("docs", [file, page]) => Results::read(file).and_then(|results| report::write_page(&results, page)),
-        _ => Err("usage: bench run [--quick] [--only memory|amqp|mqtt] [--out FILE] | print FILE | docs FILE PAGE".to_owned()),
+        _ => Err("usage: bench run [--quick] [--only memory|amqp|mqtt] [--out FILE] | print FILE | docs FILE PAGE"
+            .to_owned()),
     };
     if let Err(error) = outcome {
         eprintln!("bench: {error}");

@@ -66,7 +66,8 @@ pub fn table(programs: &Programs, table: plan::Table, url: Option<&str>, quick: 
     let rounds = if quick { table.quick_rounds } else { table.rounds };
     for round in 0..rounds {
         for (at, row) in table.rows.iter().enumerate() {
-            let n = if quick { row.n / 4 } else { row.n };
+            // What is said about how much waits must be so.
+            let n = if quick && table.rounds > 1 { row.n / 4 } else { row.n };
             let numbers = programs.run(programs.command(row, url, n), row)?;
             for (name, value) in numbers {
                 samples[at].entry(name).or_default().push(value);
@@ -93,7 +94,8 @@ fn finish(table: plan::Table, samples: Vec<BTreeMap<String, Vec<f64>>>) -> Table
     for (row, own) in table.rows.iter().zip(&samples) {
         let ratios = |base: &Vec<f64>, own: &Vec<f64>| {
             let pairs = base.iter().zip(own);
-            let ratios: Vec<f64> = pairs.map(|(base, own)| if table.less_is_better { base / own } else { own / base }).collect();
+            let ratios: Vec<f64> =
+                pairs.map(|(base, own)| if table.less_is_better { base / own } else { own / base }).collect();
             median(&ratios)
         };
         let ratio = of(row.baseline).zip(own.get(table.metric)).and_then(|(base, own)| ratios(base, own));
@@ -111,7 +113,8 @@ fn finish(table: plan::Table, samples: Vec<BTreeMap<String, Vec<f64>>>) -> Table
     // Bars that compare with another row than the baseline.
     for (at, row) in table.rows.iter().enumerate() {
         for (metric, sign, other, factor) in &row.against {
-            let limit = rows.iter().find(|row| row.key == *other).and_then(|row| row.value(metric)).map(|value| value * factor);
+            let limit =
+                rows.iter().find(|row| row.key == *other).and_then(|row| row.value(metric)).map(|value| value * factor);
             let Some(limit) = limit else { continue };
             let bar = judge(&(*metric, *sign, limit), &rows[at]);
             rows[at].bars.push(bar);

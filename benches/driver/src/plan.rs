@@ -84,12 +84,20 @@ fn memory() -> Vec<Table> {
                 bytes("polymq", "polymq handler, one by one").bar("ratio", ">=", 0.75).bar("allocations", "<=", 2.02),
                 bytes("polymq-bytes", "polymq handler that keeps the bytes (Body)"),
                 bytes("ruststream", "RustStream #[subscriber], one by one"),
-                bytes("polymq-batch", "polymq, send_all and handler of 128").bar("ratio", ">=", 1.8).bar("allocations", "<=", 1.1),
+                bytes("polymq-batch", "polymq, send_all and handler of 128").bar("ratio", ">=", 1.8).bar(
+                    "allocations",
+                    "<=",
+                    1.1,
+                ),
                 bytes("polymq-batch-bytes", "polymq, the same, keeping the bytes (Body)"),
                 bytes("ruststream-batch", "RustStream, handler of 128"),
                 bytes("mq-bridge-batch", "mq-bridge, batches of 128 (loses what is refused)"),
                 bytes("mq-bridge-batch-nack", "mq-bridge, batches of 128, nack support on"),
-                bytes("polymq-dyn", "polymq by hand: send, next, ack").bar("ratio", ">=", 0.7).bar("allocations", "<=", 4.0),
+                bytes("polymq-dyn", "polymq by hand: send, next, ack").bar("ratio", ">=", 0.7).bar(
+                    "allocations",
+                    "<=",
+                    4.0,
+                ),
                 bytes("ruststream-traits", "RustStream raw traits: publish, stream, ack (not dyn)"),
                 bytes("omniqueue-dyn", "omniqueue dyn: send_raw, receive, ack"),
             ],
@@ -107,7 +115,12 @@ fn memory() -> Vec<Table> {
                 json("mpsc-json", "tokio mpsc and serde_json"),
                 json("polymq-json", "polymq handler, one by one").against("instructions", "<=", "ruststream-json", 1.0),
                 json("ruststream-json", "RustStream #[subscriber], one by one"),
-                json("polymq-json-batch", "polymq, send_all and handler of 128").against("instructions", "<=", "ruststream-json-batch", 1.0),
+                json("polymq-json-batch", "polymq, send_all and handler of 128").against(
+                    "instructions",
+                    "<=",
+                    "ruststream-json-batch",
+                    1.0,
+                ),
                 json("ruststream-json-batch", "RustStream, handler of 128"),
             ],
         },
@@ -122,9 +135,12 @@ fn memory() -> Vec<Table> {
             quick_rounds: 3,
             rows: vec![
                 latency("mpsc-latency", "tokio mpsc, bounded"),
-                latency("polymq-latency", "polymq handler")
-                    .against("p50_us", "<=", "mpsc-latency", 1.2)
-                    .against("p99_us", "<=", "mpsc-latency", 1.2),
+                latency("polymq-latency", "polymq handler").against("p50_us", "<=", "mpsc-latency", 1.2).against(
+                    "p99_us",
+                    "<=",
+                    "mpsc-latency",
+                    1.2,
+                ),
                 latency("ruststream-latency", "RustStream #[subscriber]"),
             ],
         },
@@ -140,7 +156,9 @@ fn amqp(quick: bool) -> Vec<Table> {
     for (at, (_, size, workers)) in CASES.into_iter().enumerate() {
         let n = if size > 1024 { 4_000 } else { 16_000 };
         let case = |scenario, label, baseline| {
-            row("bench-amqp", baseline, n, scenario, label).with(format!("size={size}")).with(format!("workers={workers}"))
+            row("bench-amqp", baseline, n, scenario, label)
+                .with(format!("size={size}"))
+                .with(format!("workers={workers}"))
         };
         tables.push(Table {
             id: ["amqp-publish-small-1", "amqp-publish-small-8", "amqp-publish-large-1", "amqp-publish-large-8"][at],
@@ -159,7 +177,7 @@ fn amqp(quick: bool) -> Vec<Table> {
             rows: vec![
                 case("raw-publish", "lapin, sliding window", "raw-publish"),
                 case("polymq-publish", "polymq, send_all", "raw-publish").bar("ratio", ">=", 0.95),
-                case("ruststream-publish", "ruststream-lapin, confirms, 128 publishes at a time", "raw-publish"),
+                case("ruststream-publish", "ruststream-lapin, confirms, 128 at a time (not mandatory)", "raw-publish"),
                 case("omniqueue-publish", "omniqueue (weaker: no confirms, so no window)", "raw-publish"),
             ],
         });
@@ -194,7 +212,8 @@ fn mqtt(quick: bool) -> Vec<Table> {
     let mut tables = Vec::new();
     for (at, size) in [256, 16 * 1024].into_iter().enumerate() {
         let n = if size > 1024 { 10_000 } else { 60_000 };
-        let case = |scenario, label, baseline| row("bench-mqtt", baseline, n, scenario, label).with(format!("size={size}"));
+        let case =
+            |scenario, label, baseline| row("bench-mqtt", baseline, n, scenario, label).with(format!("size={size}"));
         tables.push(Table {
             id: ["mqtt-publish-small", "mqtt-publish-large"][at],
             title: ["Mosquitto, publish with QoS 1, 256 bytes", "Mosquitto, publish with QoS 1, 16 KiB"][at],
@@ -230,7 +249,8 @@ fn mqtt(quick: bool) -> Vec<Table> {
 
 /// Memory of a slow consumer and the price of an idle one.
 fn upkeep(program: &'static str, broker: &'static str, quick: bool) -> Vec<Table> {
-    let resident = |key, label, n, size| row(program, "", n, "polymq-resident", label).keyed(key).with(format!("size={size}"));
+    let resident =
+        |key, label, n, size| row(program, "", n, "polymq-resident", label).keyed(key).with(format!("size={size}"));
     let (resident_title, idle_title) = match broker {
         "RabbitMQ" => ("RabbitMQ, memory of a slow consumer", "RabbitMQ, idle consumer"),
         _ => ("Mosquitto, memory of a slow consumer", "Mosquitto, idle consumer"),
@@ -246,7 +266,8 @@ fn upkeep(program: &'static str, broker: &'static str, quick: bool) -> Vec<Table
         quick_rounds: 1,
         rows,
     };
-    let (resident_id, idle_id) = if broker == "RabbitMQ" { ("amqp-resident", "amqp-idle") } else { ("mqtt-resident", "mqtt-idle") };
+    let (resident_id, idle_id) =
+        if broker == "RabbitMQ" { ("amqp-resident", "amqp-idle") } else { ("mqtt-resident", "mqtt-idle") };
     vec![
         table(
             resident_id,
@@ -264,9 +285,11 @@ fn upkeep(program: &'static str, broker: &'static str, quick: bool) -> Vec<Table
             "Processor time of the whole process while nothing comes.",
             "cpu_percent",
             vec![
-                row(program, "", 1, "polymq-idle", "polymq")
-                    .with(if quick { "seconds=5" } else { "seconds=20" })
-                    .bar("cpu_percent", "<=", 1.0),
+                row(program, "", 1, "polymq-idle", "polymq").with(if quick { "seconds=5" } else { "seconds=20" }).bar(
+                    "cpu_percent",
+                    "<=",
+                    1.0,
+                ),
             ],
         ),
     ]

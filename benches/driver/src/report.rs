@@ -62,18 +62,21 @@ fn name_of(metric: &str) -> &str {
 
 pub fn table_text(table: &Table) -> String {
     let lines = lines(table);
-    let widths: Vec<usize> = (0..lines[0].len()).map(|at| lines.iter().map(|line| line[at].chars().count()).max().unwrap_or(0)).collect();
+    let widths: Vec<usize> =
+        (0..lines[0].len()).map(|at| lines.iter().map(|line| line[at].chars().count()).max().unwrap_or(0)).collect();
     let mut text = format!("\n{}\n", table.title);
     if !table.note.is_empty() {
         let _ = writeln!(text, "{}", table.note);
     }
     for line in lines {
-        let cells: Vec<String> = line
-            .iter()
-            .zip(&widths)
-            .enumerate()
-            .map(|(at, (cell, &width))| if at == 0 || at + 1 == line.len() { format!("{cell:<width$}") } else { format!("{cell:>width$}") })
-            .collect();
+        let cells: Vec<String> =
+            line.iter()
+                .zip(&widths)
+                .enumerate()
+                .map(|(at, (cell, &width))| {
+                    if at == 0 || at + 1 == line.len() { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+                })
+                .collect();
         let _ = writeln!(text, "  {}", cells.join("  ").trim_end());
     }
     text

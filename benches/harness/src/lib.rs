@@ -222,6 +222,7 @@ pub fn main(scenarios: &[Scenario]) {
         None => panic!("{argument} is not KEY=VALUE"),
     });
     let numbers = run(&Options(pairs.collect()));
-    let object: serde_json::Map<_, _> = numbers.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
+    let object: serde_json::Map<_, _> =
+        numbers.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
     println!("{}", serde_json::Value::Object(object));
 }

@@ -2,8 +2,8 @@
 
 use harness::{Meter, Numbers, Options};
 use polymq_core::{
-    Batch, Body, Bus, Channel, ConsumeOptions, ConsumerFactory, ConsumerRunner, Environment, FromDelivery, Message, Result,
-    Running, View,
+    Batch, Body, Bus, Channel, ConsumeOptions, ConsumerFactory, ConsumerRunner, Environment, FromDelivery, Message,
+    Result, Running, View,
 };
 
 use crate::{BATCH, CAPACITY, LATCH, ORDER, Order, handled, handled_order, payload, size};

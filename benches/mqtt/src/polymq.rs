@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use harness::{Meter, Numbers, Options, cpu_time, memory};
 use polymq_core::{
-    Body, Bus, Channel, ConsumeOptions, ConsumerFactory, ConsumerRunner, Environment, FromDelivery, Message, Result, Running,
-    View, WhenFull,
+    Body, Bus, Channel, ConsumeOptions, ConsumerFactory, ConsumerRunner, Environment, FromDelivery, Message, Result,
+    Running, View, WhenFull,
 };
 
 use crate::{WINDOW, all_handled, handled, payload, queue, raw};
