@@ -158,11 +158,16 @@ async fn traffic_with_faults(cx: &Cx, url: String, fault: impl AsyncFn(usize) ->
         let marker = format!("after fault {number}");
         send_one(cx, &queue, &marker).await;
         eventually(cx.harness().recovery(), || async {
-            if log.of(&marker).is_empty() {
-                Err(format!("{marker} nothing is handled; {}", bus.health()))
-            } else {
-                Ok(())
+            if !log.of(&marker).is_empty() {
+                return Ok(());
             }
+            let last = log.all().last().map(|seen| (seen.body.clone(), seen.at.elapsed()));
+            Err(format!(
+                "{marker}, a message that was accepted is not handled; {} accepted, {} handled, the last {last:?} ago; {}",
+                accepted.len(),
+                log.len(),
+                bus.health()
+            ))
         })
         .await;
         cx.note(format_args!("fault {number}: works again after {:?}", ended.elapsed()));
