@@ -7,9 +7,11 @@ use std::sync::{
 
 use async_trait::async_trait;
 use polymq_core::{Completion, Message, Producer, Receipt, Result};
+use tokio::time::timeout;
 
 use crate::{
     convert, error,
+    link::CLOSE_TIMEOUT,
     pool::{Answer, Outgoing, Publishers, Route},
 };
 
@@ -48,9 +50,12 @@ impl Producer for AmqpProducer {
     }
 
     async fn close(&self) -> Result<()> {
-        if !self.closed.swap(true, Ordering::AcqRel) {
-            self.flush().await?;
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
         }
-        Ok(())
+        // Bounded: what waits for a connection may wait for ever. It goes on waiting until the connection is closed.
+        timeout(CLOSE_TIMEOUT, self.flush())
+            .await
+            .unwrap_or_else(|_| Err(error::timeout("close").with_channel(&*self.route.routing_key)))
     }
 }

@@ -35,6 +35,8 @@ use crate::{
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// How many withdrawn messages may lie about before they are looked for while nothing can be sent.
 const SWEEP_FROM: usize = 1024;
+/// How often they are looked for while somebody waits for a flush.
+const SWEEP_EVERY: Duration = Duration::from_millis(500);
 
 /// One channel of the pool.
 pub(crate) struct Publisher {
@@ -44,6 +46,8 @@ pub(crate) struct Publisher {
     /// Not written yet, in order.
     waiting: VecDeque<Item>,
     sweep_at: usize,
+    /// Flushes in `waiting`: somebody waits for messages that may be withdrawn meanwhile.
+    held: usize,
     written: InFlight,
     flushes: VecDeque<(u64, oneshot::Sender<()>)>,
 }
@@ -92,6 +96,7 @@ impl Publisher {
             inbox,
             waiting: VecDeque::new(),
             sweep_at: SWEEP_FROM,
+            held: 0,
             written: InFlight::default(),
             flushes: VecDeque::new(),
         }
@@ -125,6 +130,7 @@ impl Publisher {
                     Some(item) => self.wait(item),
                     None => return ControlFlow::Break(()),
                 },
+                () = sleep(SWEEP_EVERY), if self.held > 0 => self.sweep(),
             }
         };
         let opened = async {
@@ -175,6 +181,7 @@ impl Publisher {
                     }
                     batch.drain(..).for_each(|item| self.wait(item));
                 }
+                () = sleep(SWEEP_EVERY), if session.live.blocked.is_some() && self.held > 0 => self.sweep(),
             }
         }
     }
@@ -190,11 +197,25 @@ impl Publisher {
     /// Queues an item. While nothing can be sent, withdrawn messages are dropped now and then, so that an outage of an
     /// hour does not hold an hour of messages.
     fn wait(&mut self, item: Item) {
+        let flush = matches!(item, Item::Flush(_));
+        self.held += usize::from(flush);
         self.waiting.push_back(item);
-        if self.waiting.len() >= self.sweep_at {
-            self.waiting.retain(|item| !matches!(item, Item::Publish(outgoing) if outgoing.answer.is_abandoned()));
-            self.sweep_at = (self.waiting.len() * 2).max(SWEEP_FROM);
+        if flush || self.waiting.len() >= self.sweep_at {
+            self.sweep();
         }
+    }
+
+    /// Drops withdrawn messages, and counts flushes that wait for nothing but what is written.
+    fn sweep(&mut self) {
+        self.waiting.retain(|item| !matches!(item, Item::Publish(outgoing) if outgoing.answer.is_abandoned()));
+        self.sweep_at = (self.waiting.len() * 2).max(SWEEP_FROM);
+        while let Some(Item::Flush(_)) = self.waiting.front() {
+            if let Some(Item::Flush(done)) = self.waiting.pop_front() {
+                self.held -= 1;
+                self.flushes.push_back((self.written.next(), done));
+            }
+        }
+        self.answer_flushes();
     }
 
     async fn write(&mut self, session: &mut Session) {
@@ -202,6 +223,7 @@ impl Publisher {
             let Some(item) = self.waiting.pop_front() else { break };
             match item {
                 Item::Flush(done) => {
+                    self.held -= 1;
                     self.flushes.push_back((self.written.next(), done));
                     self.answer_flushes();
                 }

@@ -92,6 +92,12 @@ pub async fn messages_wait_for_the_connection_and_can_be_withdrawn() {
     send(&*producer, message("before")).await.expect("sent");
     proxy.cut(true);
     eventually("the loss is seen", || async { connection.health().now().state == HealthState::Down }).await;
+    within(1, producer.flush()).await.expect("there is nothing to wait for");
+    let withdrawn = producer.send(message("withdrawn"));
+    let mut flush = std::pin::pin!(producer.flush());
+    assert!(tokio::time::timeout(Duration::from_millis(100), &mut flush).await.is_err());
+    assert!(withdrawn.withdraw());
+    within(2, flush).await.expect("there is nothing left to wait for");
     let withdrawn = producer.send(message("withdrawn"));
     let waiting: Vec<_> = (0..50).map(|n| producer.send(message(&n.to_string()))).collect();
     tokio::time::sleep(Duration::from_millis(300)).await;
