@@ -84,13 +84,9 @@ impl AmqpConnection {
                 .with_backend(NAME)
                 .with_operation(operation));
         }
-        match timeout(self.config.connect_timeout, run(live)).await {
-            Ok(result) => {
-                if result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Disconnected) {
-                    self.publish.suspect();
-                }
-                result.map_err(|error| error.with_operation(operation))
-            }
+        let requests = self.publish.unless_lost(&live, operation, run(live.clone()));
+        match timeout(self.config.connect_timeout, requests).await {
+            Ok(result) => result.map_err(|error| error.with_operation(operation)),
             Err(_) => Err(error::timeout(operation)),
         }
     }

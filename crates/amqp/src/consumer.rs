@@ -160,7 +160,7 @@ impl Task {
                     break;
                 }
             };
-            match self.subscribe(&live).await {
+            match self.link.unless_lost(&live, "consume", self.subscribe(&live)).await {
                 Ok((channel, stream, queue)) => {
                     if let Some(ready) = ready.take() {
                         let _ = ready.send(Ok(()));
@@ -176,9 +176,10 @@ impl Task {
                 }
                 Err(error) => {
                     tracing::warn!(queue = %self.subscription.plan.name, %error, "cannot subscribe, trying again");
-                    self.link.suspect();
+                    // A connection that has just ended is soon known to have.
+                    let soon = error.kind() == ErrorKind::Disconnected;
                     tokio::select! {
-                        () = sleep(RETRY_AFTER) => {}
+                        () = sleep(if soon { RETRY_AFTER / 10 } else { RETRY_AFTER }) => {}
                         () = closing(&shared) => break,
                     }
                 }

@@ -11,7 +11,7 @@ use std::{
 
 use futures_util::StreamExt;
 use lapin::{Connection, ConnectionProperties, Event};
-use polymq_core::{Error, HealthReporter, Result};
+use polymq_core::{Error, ErrorKind, HealthReporter, Result};
 use tokio::{
     runtime::Handle,
     sync::{Notify, watch},
@@ -126,6 +126,29 @@ impl Link {
         match timeout(self.config.connect_timeout, self.live()).await {
             Ok(live) => live.map_err(|error| error.with_operation(operation)),
             Err(_) => Err(error::disconnected(operation, &self.reason())),
+        }
+    }
+
+    /// Runs requests on a connection, and stops waiting for their answers when it is lost.
+    ///
+    /// The client library forgets a request for a channel that comes in the instant in which the connection ends, and
+    /// with it whoever waits for the answer.
+    pub(crate) async fn unless_lost<T>(
+        &self,
+        live: &Live,
+        operation: &'static str,
+        requests: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let mut states = self.watch();
+        tokio::select! {
+            biased;
+            answer = requests => {
+                if answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Disconnected) {
+                    self.suspect();
+                }
+                answer
+            }
+            () = states.lost(live) => Err(error::disconnected(operation, &self.reason())),
         }
     }
 

@@ -86,6 +86,14 @@ impl Answer {
         }
     }
 
+    /// Whether what it was for is over: the broker delivers the original of a retry again, so a copy would be one too many.
+    pub(crate) fn is_stale(&self) -> bool {
+        match self {
+            Self::Send(_) => false,
+            Self::Retry { shared, token, .. } => !shared.is_open(*token),
+        }
+    }
+
     pub(crate) fn take_back(&self) {
         match self {
             Self::Send(completer) => completer.take_back(),

@@ -54,6 +54,7 @@ pub(crate) struct Publisher {
 
 /// A channel with confirms, and what ends it.
 struct Session {
+    link: Arc<LinkHandle>,
     live: Live,
     channel: Arc<Channel>,
     /// Where delay queues are declared: the broker ends a channel on a refusal, and with it every unconfirmed message.
@@ -63,16 +64,20 @@ struct Session {
 
 impl Session {
     async fn declare_delay(&mut self, route: &Route, ttl: Duration, queue_type: QueueType) -> Result<String> {
-        let channel = match self.declares.take().filter(|channel| channel.status().connected()) {
-            Some(channel) => channel,
-            None => {
-                let opened = self.live.connection.create_channel().await;
-                opened.map_err(|error| error::native("declare", error, Stage::Operation))?
-            }
-        };
         let delay = DelayQueue { exchange: &route.exchange, routing_key: &route.routing_key, ttl };
-        topology::ensure_delay(&channel, &delay, queue_type).await?;
-        self.declares = Some(channel);
+        let open = self.declares.take().filter(|channel| channel.status().connected());
+        let declared = async {
+            let channel = match open {
+                Some(channel) => channel,
+                None => {
+                    let opened = self.live.connection.create_channel().await;
+                    opened.map_err(|error| error::native("declare", error, Stage::Operation))?
+                }
+            };
+            topology::ensure_delay(&channel, &delay, queue_type).await?;
+            Ok(channel)
+        };
+        self.declares = Some(self.link.unless_lost(&self.live, "declare", declared).await?);
         Ok(delay.name())
     }
 
@@ -133,21 +138,21 @@ impl Publisher {
                 () = sleep(SWEEP_EVERY), if self.held > 0 => self.sweep(),
             }
         };
-        let opened = async {
-            let channel = live.connection.create_channel().await?;
-            channel.confirm_select(ConfirmSelectOptions::default()).await?;
-            Ok::<_, lapin::Error>(Arc::new(channel))
-        };
+        let failed = |error| error::native("send", error, Stage::Operation);
+        let opened = self.link.unless_lost(&live, "send", async {
+            let channel = live.connection.create_channel().await.map_err(failed)?;
+            channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(failed)?;
+            Ok(Arc::new(channel))
+        });
         let channel = match opened.await {
             Ok(channel) => channel,
             Err(error) => {
                 tracing::debug!(%error, "cannot open a channel, trying again");
-                self.link.suspect();
                 sleep(RETRY_AFTER).await;
                 return ControlFlow::Continue(());
             }
         };
-        let mut session = Session { live, channel, declares: None, failure: None };
+        let mut session = Session { link: Arc::clone(&link), live, channel, declares: None, failure: None };
         let end = self.serve(&mut session).await;
         self.settle(&mut session).await;
         self.fail_written(&session);
@@ -236,6 +241,10 @@ impl Publisher {
         if outgoing.answer.is_abandoned() {
             return;
         }
+        if outgoing.answer.is_stale() {
+            outgoing.answer.complete(Err(error::stale()));
+            return;
+        }
         let prepared = self.prepare(session, &outgoing).await;
         let (target, delay) = match prepared {
             Ok(prepared) => prepared,
@@ -301,7 +310,8 @@ impl Publisher {
         if (route.plan.is_none() && !route.declare_exchange) || route.ensured.load(Ordering::Acquire) == generation {
             return Ok(());
         }
-        route.ensure(&session.live.connection, self.config.declare).await?;
+        let made = route.ensure(&session.live.connection, self.config.declare);
+        self.link.unless_lost(&session.live, "declare", made).await?;
         route.ensured.store(generation, Ordering::Release);
         Ok(())
     }

@@ -209,6 +209,11 @@ impl Shared {
         state.armed = state.window.pending() > 0;
     }
 
+    /// Whether a delivery is ours and unsettled.
+    pub(crate) fn is_open(&self, token: Token) -> bool {
+        self.queue_of(token).is_ok()
+    }
+
     /// The queue that a delivery came from, while it is ours.
     fn queue_of(&self, token: Token) -> Result<Arc<str>> {
         let state = self.lock();
