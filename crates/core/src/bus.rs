@@ -43,7 +43,8 @@ impl Parts {
     /// Checks that the backend can carry the address and keeps it apart from the others in use.
     pub(crate) fn check_address(&self, address: &Address) -> Result<()> {
         address.check().and_then(|()| self.connection.check_address(address))?;
-        if self.capabilities.kinds_apart {
+        // Without topics, asking for one is refused for that.
+        if self.capabilities.kinds_apart || !self.capabilities.topics {
             return Ok(());
         }
         let mut in_use = self.kinds_in_use.lock().unwrap_or_else(PoisonError::into_inner);

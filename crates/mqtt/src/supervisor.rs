@@ -33,7 +33,7 @@ use crate::{
 /// small messages is one system call, small enough that a stalled broker does not fill the memory.
 const WRITE_BUFFER: usize = 256 * 1024;
 
-/// Packets that are handled before the other side of the socket gets its turn.
+/// Commands that are handled before the socket gets its turn.
 const BATCH: usize = 128;
 
 /// Runs a link until it is closed; `first` answers the first attempt to connect.
@@ -90,7 +90,7 @@ impl<E: Events> Task<E> {
             let attempt = timeout(self.config.connect_timeout, establish(&self.config, &self.options, false));
             let attempt = tokio::select! {
                 attempt = attempt => attempt.unwrap_or_else(|_| Err(self.too_slow())),
-                end = offline(&mut self.ends.commands) => return self.end(end, first, None).await,
+                end = offline(&mut self.ends.commands, &mut self.subscriptions) => return self.end(end, first, None).await,
             };
             match attempt {
                 Ok((reader, writer, connack)) => {
@@ -131,7 +131,7 @@ impl<E: Events> Task<E> {
             let pause = backoff(&self.config, failures);
             tokio::select! {
                 () = sleep(pause) => {}
-                end = offline(&mut self.ends.commands) => return self.end(end, first, None).await,
+                end = offline(&mut self.ends.commands, &mut self.subscriptions) => return self.end(end, first, None).await,
             }
             if first.is_none() && !self.events.may_reconnect() {
                 let end = End::Closed { end_session: false, done: None };
@@ -200,6 +200,7 @@ impl<E: Events> Task<E> {
                 packet = reader.next() => {
                     heard = Instant::now();
                     let mut next = packet;
+                    let chunk = self.slots.chunk();
                     for handled in 1.. {
                         let packet = match next {
                             Some(Ok(packet)) => packet,
@@ -209,12 +210,7 @@ impl<E: Events> Task<E> {
                         if let Some(lost) = self.packet(packet, &mut writer) {
                             return End::Lost(lost);
                         }
-                        // In a small window, broker and client would take turns instead of working at once.
-                        if self.slots.is_small() {
-                            self.pump(&mut writer);
-                            let _ = writer.flush().now_or_never();
-                        }
-                        if handled == BATCH {
+                        if handled == chunk {
                             break;
                         }
                         match reader.next().now_or_never() {
@@ -375,7 +371,7 @@ impl<E: Events> Task<E> {
 
     /// Takes messages that wait, as far as they may be sent.
     fn pump(&mut self, writer: &mut Writer) {
-        for _ in 0..BATCH {
+        for _ in 0..self.slots.chunk() {
             if !self.gate_open || !self.slots.has_room() || !has_room(writer) {
                 return;
             }
@@ -422,13 +418,18 @@ fn has_room(writer: &Writer) -> bool {
 }
 
 /// Answers what cannot be done without a connection, until the link is closed.
-async fn offline(commands: &mut mpsc::UnboundedReceiver<Command>) -> End {
+async fn offline(commands: &mut mpsc::UnboundedReceiver<Command>, subscriptions: &mut Vec<Filter>) -> End {
     loop {
         match commands.recv().await {
             Some(Command::Close { end_session, done }) => return End::Closed { end_session, done: Some(done) },
             None => return End::Closed { end_session: false, done: None },
             Some(Command::Message(message)) => message.answer.fail(not_connected()),
-            Some(Command::Subscribe(_, answer) | Command::Unsubscribe(_, answer) | Command::Ping(answer)) => {
+            Some(Command::Subscribe(_, answer) | Command::Ping(answer)) => {
+                let _ = answer.send(Err(not_connected()));
+            }
+            Some(Command::Unsubscribe(filter, answer)) => {
+                // The broker may know it still, where the session is not a clean one.
+                subscriptions.retain(|known| known.path != filter);
                 let _ = answer.send(Err(not_connected()));
             }
             Some(Command::Flush(done)) => {
