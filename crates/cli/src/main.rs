@@ -62,7 +62,7 @@ impl Connection {
             builder = builder.url(url);
         }
         let Some(name) = &self.backend else { return Ok(builder) };
-        let registry = Registry::linked()?;
+        let registry = Registry::linked();
         let backend = registry.backend(name)?;
         // The process's URL goes with --backend when it leads to that backend.
         if self.url.is_none()

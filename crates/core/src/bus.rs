@@ -345,7 +345,7 @@ impl BusBuilder {
     fn resolve(&self) -> Result<(Arc<dyn crate::Backend>, Settings)> {
         let registry = match &self.registry {
             Some(registry) => registry.clone(),
-            None => Registry::linked()?,
+            None => Registry::linked(),
         };
         let process;
         let environment = match &self.environment {
@@ -374,7 +374,7 @@ impl BusBuilder {
             (None, Some((url, _))) => scheme(url)?,
             (None, None) => DEFAULT_BACKEND,
         };
-        let backend = Arc::clone(registry.backend(name)?);
+        let backend = Arc::clone(&*registry.backend(name)?);
         if let Some((url, origin)) = url {
             let scheme = scheme(url)?;
             if !backend.schemes().contains(&scheme) {

@@ -115,8 +115,10 @@ pub struct ConsumeOptions {
     /// Creates the channel when it does not exist; otherwise a missing channel is
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound).
     pub declare: bool,
-    /// How long the broker lends a message, where it does.
+    /// How long the broker lends a message at a time, where it does; extended while the handler runs.
     pub lease: Duration,
+    /// How long a message is lent in all, whatever its handler does.
+    pub max_lease: Duration,
     /// Settings that only one backend knows, checked by it.
     pub extra: Vec<(String, String)>,
 }
@@ -132,6 +134,7 @@ impl Default for ConsumeOptions {
             dead_letters: None,
             declare: true,
             lease: Duration::from_secs(30),
+            max_lease: Duration::from_secs(12 * 3600),
             extra: Vec::new(),
         }
     }

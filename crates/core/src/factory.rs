@@ -280,6 +280,13 @@ impl Route {
         self
     }
 
+    /// How long the broker lends a message at a time, and how long in all while its handler runs; for backends that
+    /// declare leases.
+    pub fn lease(&mut self, each: Duration, at_most: Duration) -> &mut Self {
+        (self.options.lease, self.options.max_lease) = (each, at_most);
+        self
+    }
+
     /// The most bytes fetched and not settled, where the backend declares it.
     pub fn prefetch_bytes(&mut self, bytes: usize) -> &mut Self {
         self.options.prefetch_bytes = bytes;

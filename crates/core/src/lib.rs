@@ -61,7 +61,7 @@ pub use crate::{
     pair::{HandlerFactory, HandlerPair},
     policy::{Backoff, DeadLetters, FailurePolicy, Fate, Jitter, RetryMode},
     producer::{ProduceOptions, Producer, Receipt},
-    registry::{BackendEntry, KnownBackend, Registry},
+    registry::{BackendEntry, ChosenBackend, KnownBackend, Registry},
     runner::{ConsumerRunner, Handled, HandlerError, RouteStats, Running},
     service::{BIND_VARIABLE, run_service},
     subscription::Subscription,

@@ -1,6 +1,6 @@
 //! Handler pairs: a consumer and a producer of one queue, which may be on different backends.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use tokio::sync::Mutex;
 
@@ -9,14 +9,10 @@ use crate::{
     QueueTable, Registry, Result, State, config::nearest,
 };
 
-/// Makes the pairs of a [`QueueTable`]. Backends are connected when the first pair needs them, once each.
+/// Makes the pairs of a [`QueueTable`]. Backends are connected when a pair needs them, once each.
 #[derive(Debug)]
 pub struct HandlerFactory {
-    table: QueueTable,
-    file: String,
-    registry: Registry,
-    environment: Environment,
-    buses: Mutex<BTreeMap<&'static str, Bus>>,
+    sides: Arc<Sides>,
 }
 
 impl HandlerFactory {
@@ -26,10 +22,7 @@ impl HandlerFactory {
     /// [`ErrorKind::Config`], [`ErrorKind::UnknownBackend`] and [`ErrorKind::NotCompiledIn`], naming queue and backend.
     pub fn from_config(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let table = QueueTable::read(path)?;
-        let mut factory = Self::new(table, Registry::linked()?, Environment::process())?;
-        factory.file = path.display().to_string();
-        Ok(factory)
+        Self::of(QueueTable::read(path)?, path.display().to_string(), Registry::linked(), Environment::process())
     }
 
     /// Pairs of this table, with these backends and this environment.
@@ -37,21 +30,25 @@ impl HandlerFactory {
     /// # Errors
     /// As [`from_config`](Self::from_config).
     pub fn new(table: QueueTable, registry: Registry, environment: Environment) -> Result<Self> {
+        Self::of(table, "the queue table".into(), registry, environment)
+    }
+
+    fn of(table: QueueTable, file: String, registry: Registry, environment: Environment) -> Result<Self> {
         table.check(&registry)?;
-        Ok(Self { table, file: "the queue table".into(), registry, environment, buses: Mutex::default() })
+        Ok(Self { sides: Arc::new(Sides { table, file, registry, environment, buses: Mutex::default() }) })
     }
 
     /// The names of the queues.
     pub fn queues(&self) -> impl Iterator<Item = &str> {
-        self.table.queues.keys().map(String::as_str)
+        self.sides.table.queues.keys().map(String::as_str)
     }
 
-    /// The pair of a queue; connects what is not connected yet.
+    /// The pair of a queue. Nothing is connected: each side is when it is used first.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] naming the queues there are; then those of connecting.
-    pub async fn queue(&self, queue: &str) -> Result<HandlerPair> {
-        let Some(entry) = self.table.queues.get(queue) else {
+    /// [`ErrorKind::NotFound`] naming the queues there are.
+    pub fn queue(&self, queue: &str) -> Result<HandlerPair> {
+        let Some(entry) = self.sides.table.queues.get(queue) else {
             let known = self.queues().collect::<Vec<_>>().join(", ");
             let error = Error::new(ErrorKind::NotFound, format!("the queue table has no {queue:?}; it has: {known}"));
             return Err(match nearest(queue, self.queues()) {
@@ -59,12 +56,38 @@ impl HandlerFactory {
                 None => error,
             });
         };
+        let side = |backend: &str| -> Result<Side> {
+            Ok(Side::Backend(self.sides.registry.backend(backend)?.name(), Arc::clone(&self.sides)))
+        };
         let name = entry.name.clone().unwrap_or_else(|| queue.to_owned());
-        Ok(HandlerPair { name, consumer: self.bus(&entry.consumer).await?, producer: self.bus(&entry.producer).await? })
+        Ok(HandlerPair { name, consumer: side(&entry.consumer)?, producer: side(&entry.producer)? })
     }
 
-    async fn bus(&self, backend: &str) -> Result<Bus> {
-        let name = self.registry.backend(backend)?.name();
+    /// Closes every connection that was made.
+    ///
+    /// # Errors
+    /// The first one met.
+    pub async fn close(&self) -> Result<()> {
+        let mut outcome = Ok(());
+        for bus in std::mem::take(&mut *self.sides.buses.lock().await).into_values() {
+            outcome = outcome.and(bus.close().await);
+        }
+        outcome
+    }
+}
+
+/// The backends of a table, and the connections that its pairs share.
+#[derive(Debug)]
+struct Sides {
+    table: QueueTable,
+    file: String,
+    registry: Registry,
+    environment: Environment,
+    buses: Mutex<BTreeMap<&'static str, Bus>>,
+}
+
+impl Sides {
+    async fn bus(&self, name: &'static str) -> Result<Bus> {
         let mut buses = self.buses.lock().await;
         if let Some(bus) = buses.get(name) {
             return Ok(bus.clone());
@@ -84,17 +107,23 @@ impl HandlerFactory {
         buses.insert(name, bus.clone());
         Ok(bus)
     }
+}
 
-    /// Closes every connection that was made.
-    ///
-    /// # Errors
-    /// The first one met.
-    pub async fn close(&self) -> Result<()> {
-        let mut outcome = Ok(());
-        for bus in std::mem::take(&mut *self.buses.lock().await).into_values() {
-            outcome = outcome.and(bus.close().await);
+/// One side of a pair.
+#[derive(Debug, Clone)]
+enum Side {
+    /// A bus of the caller's.
+    Bus(Bus),
+    /// A backend of a table.
+    Backend(&'static str, Arc<Sides>),
+}
+
+impl Side {
+    async fn bus(&self) -> Result<Bus> {
+        match self {
+            Self::Bus(bus) => Ok(bus.clone()),
+            Self::Backend(name, sides) => sides.bus(name).await,
         }
-        outcome
     }
 }
 
@@ -102,15 +131,15 @@ impl HandlerFactory {
 #[derive(Debug, Clone)]
 pub struct HandlerPair {
     name: String,
-    consumer: Bus,
-    producer: Bus,
+    consumer: Side,
+    producer: Side,
 }
 
 impl HandlerPair {
     /// A pair on buses of your own.
     #[must_use]
     pub fn new(queue: impl Into<String>, consumer: &Bus, producer: &Bus) -> Self {
-        Self { name: queue.into(), consumer: consumer.clone(), producer: producer.clone() }
+        Self { name: queue.into(), consumer: Side::Bus(consumer.clone()), producer: Side::Bus(producer.clone()) }
     }
 
     /// The queue's name on the brokers.
@@ -120,23 +149,29 @@ impl HandlerPair {
     }
 
     /// The bus that the queue is consumed from.
-    #[must_use]
-    pub fn consumer(&self) -> &Bus {
-        &self.consumer
+    ///
+    /// # Errors
+    /// Those of connecting, the first time.
+    pub async fn consumer(&self) -> Result<Bus> {
+        self.consumer.bus().await
     }
 
     /// The queue where it is produced to.
-    #[must_use]
-    pub fn producer(&self) -> Channel {
-        self.producer.queue(self.name.as_str())
+    ///
+    /// # Errors
+    /// Those of connecting, the first time.
+    pub async fn producer(&self) -> Result<Channel> {
+        Ok(self.producer.bus().await?.queue(self.name.as_str()))
     }
 
     /// A runner with this handler on the queue.
-    #[must_use]
-    pub fn handle<Args: 'static>(&self, handler: impl Handler<Args>) -> ConsumerRunner {
-        let mut consumers = ConsumerFactory::new(&self.consumer);
+    ///
+    /// # Errors
+    /// Those of connecting, the first time.
+    pub async fn handle<Args: 'static>(&self, handler: impl Handler<Args>) -> Result<ConsumerRunner> {
+        let mut consumers = ConsumerFactory::new(&self.consumer().await?);
         consumers.route(self.name.as_str(), handler);
-        ConsumerRunner::new(consumers)
+        Ok(ConsumerRunner::new(consumers))
     }
 
     /// A runner that moves every message from the consumer's backend to the producer's. Id, headers, body and other
@@ -145,16 +180,18 @@ impl HandlerPair {
     /// While the target is down, messages wait at the source: the retries of moving have no end.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] when both are the same queue of the same connection: it would go round for ever.
-    pub fn bridge(&self) -> Result<ConsumerRunner> {
-        if std::ptr::eq(self.consumer.connection().as_ref(), self.producer.connection().as_ref()) {
+    /// Those of connecting, the first time; [`ErrorKind::Config`] when both are the same queue of the same connection:
+    /// it would go round for ever.
+    pub async fn bridge(&self) -> Result<ConsumerRunner> {
+        let (source, target) = (self.consumer().await?, self.producer.bus().await?);
+        if std::ptr::eq(source.connection().as_ref(), target.connection().as_ref()) {
             return Err(Error::new(ErrorKind::Config, "the queue would be moved to itself")
                 .with_operation("bridge")
                 .with_channel(self.name.clone())
                 .with_hint("choose another backend for the producer"));
         }
-        let mut consumers = ConsumerFactory::new(&self.consumer);
-        consumers.state(self.producer());
+        let mut consumers = ConsumerFactory::new(&source);
+        consumers.state(target.queue(self.name.as_str()));
         consumers.route(self.name.as_str(), forward).policy(crate::FailurePolicy {
             max_attempts: u32::MAX,
             mode: crate::RetryMode::InPlace,

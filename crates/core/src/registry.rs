@@ -1,8 +1,8 @@
 //! Backends by name: a value that tests build afresh, or everything that is linked into the program.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{borrow::Borrow, collections::BTreeMap, fmt, ops::Deref, sync::Arc};
 
-use crate::{Backend, Bus, Error, ErrorKind, Result, config::nearest};
+use crate::{Backend, Bus, Error, ErrorKind, Result, Settings, config::nearest};
 
 /// A backend that exists but may not be linked: tells "not compiled in" from "unknown". Submitted through
 /// `inventory` by whoever offers backends as features.
@@ -46,6 +46,8 @@ macro_rules! register_backend {
 #[derive(Clone, Default)]
 pub struct Registry {
     backends: BTreeMap<&'static str, Arc<dyn Backend>>,
+    /// What two linked crates both claim; told to whoever asks for a backend.
+    conflict: Option<String>,
 }
 
 impl Registry {
@@ -55,16 +57,17 @@ impl Registry {
         Self::default()
     }
 
-    /// Every backend that is linked into the program.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Conflict`] when two linked crates claim one name.
-    pub fn linked() -> Result<Self> {
+    /// Every backend that is linked into the program. When two linked crates claim one name, choosing any backend is
+    /// [`ErrorKind::Conflict`].
+    #[must_use]
+    pub fn linked() -> Self {
         let mut registry = Self::new();
         for entry in inventory::iter::<BackendEntry> {
-            registry.add((entry.make)())?;
+            if let Err(error) = registry.add((entry.make)()) {
+                registry.conflict = Some(error.message().to_owned());
+            }
         }
-        Ok(registry)
+        registry
     }
 
     /// Adds a backend.
@@ -77,15 +80,11 @@ impl Registry {
                 .find(|name| names(known.as_ref()).any(|other| other.eq_ignore_ascii_case(name)));
             let scheme = || backend.schemes().iter().find(|scheme| known.schemes().contains(scheme));
             if let Some(taken) = taken.or_else(|| scheme().copied()) {
-                return Err(Error::new(
-                    ErrorKind::Conflict,
-                    format!(
-                        "backend {:?} claims {taken:?}, which backend {:?} has already",
-                        backend.name(),
-                        known.name()
-                    ),
-                )
-                .with_hint("register each backend once, under its own name"));
+                return Err(conflict(format!(
+                    "backend {:?} claims {taken:?}, which backend {:?} has already",
+                    backend.name(),
+                    known.name()
+                )));
             }
         }
         self.backends.insert(backend.name(), backend);
@@ -106,15 +105,20 @@ impl Registry {
     ///
     /// # Errors
     /// [`ErrorKind::NotCompiledIn`] for a backend of this project that is not linked,
-    /// [`ErrorKind::UnknownBackend`] for any other name, listing what is linked and guessing what was meant.
-    pub fn backend(&self, name: &str) -> Result<&Arc<dyn Backend>> {
+    /// [`ErrorKind::UnknownBackend`] for any other name, listing what is linked and guessing what was meant;
+    /// [`ErrorKind::Conflict`] when two linked crates claim one name.
+    pub fn backend(&self, name: &str) -> Result<ChosenBackend> {
+        if let Some(sentence) = &self.conflict {
+            return Err(conflict(sentence.clone()));
+        }
         let wanted = name.trim();
         let matches = |backend: &&Arc<dyn Backend>| {
             names(backend.as_ref())
                 .chain(backend.schemes().iter().copied())
                 .any(|known| known.eq_ignore_ascii_case(wanted))
         };
-        self.backends.values().find(matches).ok_or_else(|| self.unknown(wanted))
+        let backend = self.backends.values().find(matches).ok_or_else(|| self.unknown(wanted))?;
+        Ok(ChosenBackend { backend: Arc::clone(backend), registry: self.clone() })
     }
 
     /// A bus on the backend that the URL's scheme names, with the defaults of [`Bus::connect`].
@@ -147,6 +151,36 @@ impl Registry {
             None => error.with_hint("choose one of the linked backends"),
         }
     }
+}
+
+/// A backend that was chosen by name: what it declares, and connections to it.
+#[derive(Debug, Clone)]
+pub struct ChosenBackend {
+    backend: Arc<dyn Backend>,
+    registry: Registry,
+}
+
+impl ChosenBackend {
+    /// Connects with these settings; the environment feeds what they leave open.
+    ///
+    /// # Errors
+    /// As [`BusBuilder::connect`](crate::BusBuilder::connect).
+    pub async fn connect(&self, config: impl Borrow<Settings>) -> Result<Bus> {
+        let builder = Bus::builder().registry(self.registry.clone()).backend(self.backend.name());
+        builder.settings(config.borrow()).connect().await
+    }
+}
+
+impl Deref for ChosenBackend {
+    type Target = Arc<dyn Backend>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.backend
+    }
+}
+
+fn conflict(sentence: String) -> Error {
+    Error::new(ErrorKind::Conflict, sentence).with_hint("register each backend once, under its own name")
 }
 
 fn names(backend: &dyn Backend) -> impl Iterator<Item = &'static str> {

@@ -13,7 +13,7 @@ use polymq_core::{
 
 fn table(text: &str) -> HandlerFactory {
     let table = QueueTable::from_toml(text).expect("a table");
-    let registry = Registry::linked().expect("consistent");
+    let registry = Registry::linked();
     HandlerFactory::new(table, registry, Environment::default()).expect("valid")
 }
 
@@ -23,7 +23,7 @@ async fn d5_the_pairs_producer_reaches_its_own_handler() {
         "[queues.orders]\nname = \"orders-v1\"\nconsumer = \"memory\"\nproducer = \"memory\"\n\
          [backends.memory]\nurl = \"memory://d5\"",
     );
-    let pair = factory.queue("orders").await.expect("in the table");
+    let pair = factory.queue("orders").expect("in the table");
     assert_eq!(pair.name(), "orders-v1");
     let log = Log::default();
     let seen = log.clone();
@@ -31,11 +31,11 @@ async fn d5_the_pairs_producer_reaches_its_own_handler() {
         seen.add(order.id.to_string());
         async {}
     });
-    let running = running.start().await.expect("starts");
-    pair.producer().send(&order(5)).await.expect("sent");
+    let running = running.await.expect("connects").start().await.expect("starts");
+    pair.producer().await.expect("connects").send(&order(5)).await.expect("sent");
     assert_eq!(log.wait(1).await, ["5"]);
     running.stop().await.expect("stops");
-    let error = factory.queue("order").await.expect_err("not in the table");
+    let error = factory.queue("order").expect_err("not in the table");
     assert_eq!(error.kind(), ErrorKind::NotFound);
     assert!(error.to_string().contains("did you mean \"orders\"?"), "{error}");
     factory.close().await.expect("closes");
@@ -45,7 +45,7 @@ async fn d5_the_pairs_producer_reaches_its_own_handler() {
 async fn d7_a_bridge_acknowledges_its_source_only_when_the_target_has_accepted() {
     let (left, right) = (bus("d7-left").await, bus("d7-right?capacity=1").await);
     let pair = HandlerPair::new("orders", &left, &right);
-    let running = pair.bridge().expect("two places").start().await.expect("starts");
+    let running = pair.bridge().await.expect("two places").start().await.expect("starts");
     let first = Message::new("1").with_id("one").with_header("tenant", "acme").with_content_type("text/plain");
     left.queue("orders").send_message(first).await.expect("sent");
     let mut target = right.queue("orders").subscribe(ConsumeOptions::default()).await.expect("subscribes");
@@ -65,7 +65,7 @@ async fn d7_a_bridge_acknowledges_its_source_only_when_the_target_has_accepted()
     running.stop().await.expect("stops");
     assert_eq!(left.queue("orders").stats(None).await.expect("counts").ready, 1);
 
-    let error = HandlerPair::new("orders", &left, &left).bridge().expect_err("to itself");
+    let error = HandlerPair::new("orders", &left, &left).bridge().await.expect_err("to itself");
     assert_eq!(error.kind(), ErrorKind::Config);
 }
 

@@ -112,7 +112,7 @@ fn f22_backoff_grows_to_its_bound_and_jitter_stays_inside() {
 
 #[test]
 fn d6_the_queue_table_reads_both_shapes_and_round_trips() {
-    let registry = Registry::linked().expect("consistent");
+    let registry = Registry::linked();
     let toml = "[queues.orders]\nconsumer = \"memory\"\nproducer = \"memory\"\n[backends.memory]\ncapacity = 10\n";
     let table = QueueTable::from_toml(toml).expect("valid");
     table.check(&registry).expect("known backends");

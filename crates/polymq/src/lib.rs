@@ -26,7 +26,7 @@ pub use crate::run::run;
 pub mod prelude {
     pub use polymq_core::{
         Batch, Body, Bus, ConsumerFactory, ConsumerRunner, Context, Failure, FailurePolicy, HandlerFactory, Json,
-        Message, Outcome, Registry, State,
+        Message, Outcome, Registry, Settings, State,
     };
     #[cfg(feature = "macros")]
     pub use polymq_macros::{Message, consumer};

@@ -49,19 +49,55 @@ async fn factory_with_routes_and_runner() {
     assert!(calls.try_recv().is_err(), "each message reaches one route");
 }
 
+/// The lines of the design's first page, as they stand there.
+mod first_page {
+    use super::*;
+
+    async fn bill(order: Order) -> Result<()> {
+        println!("billed order {} for {:.2}", order.id, order.total);
+        Ok(())
+    }
+
+    async fn audit(_order: Order) -> Result<()> {
+        Ok(())
+    }
+
+    pub(super) async fn serves() -> Result<()> {
+        let bus = Bus::from_env().await?;
+        let mut consumers = ConsumerFactory::new(&bus);
+        consumers.route("orders", bill);
+        consumers.route("orders.audit", audit).concurrency(8).group("audit");
+        ConsumerRunner::new(consumers).bind("0.0.0.0:9000").run().await?;
+        Ok(())
+    }
+
+    pub(super) async fn looks_up(config: Settings) -> Result<()> {
+        let registry = Registry::linked();
+        let producer = registry.backend("kafka")?.connect(config).await?.queue("orders");
+        let pair = HandlerFactory::from_config("polymq.toml")?.queue("orders")?;
+        drop((producer, pair));
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn the_first_page_compiles_and_says_what_is_missing() {
+    let _serves = first_page::serves;
+    let error = first_page::looks_up(Settings::new()).await.unwrap_err();
+    assert!(error.to_string().contains("backend \"kafka\" is not compiled in"), "{error}");
+}
+
 #[tokio::test]
 async fn registry_by_name() {
-    let registry = Registry::linked().unwrap();
+    let registry = Registry::linked();
     assert_eq!(registry.backend("memory").unwrap().name(), "memory");
-    let producer = Bus::builder()
-        .registry(registry)
-        .backend("memory")
-        .with("url", "memory://registry")
-        .connect()
-        .await
-        .unwrap()
-        .queue("orders");
+    let config = Settings::new().with("url", "memory://registry");
+    let producer = registry.backend("memory").unwrap().connect(&config).await.unwrap().queue("orders");
     producer.send(&ORDER).await.unwrap();
+    let again = registry.backend("Memory").unwrap().connect(config).await.unwrap();
+    assert_eq!(again.queue("orders").stats(None).await.unwrap().ready, 1, "it is the space of the settings");
+    let error = registry.backend("memory").unwrap().connect(Settings::new().with("capacty", "1")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
 }
 
 #[tokio::test]
@@ -72,15 +108,15 @@ async fn handler_pair_from_a_queue_table() {
     std::fs::write(&path, table).unwrap();
 
     let factory = HandlerFactory::from_config(&path).unwrap();
-    let pair = factory.queue("orders").await.unwrap();
+    let pair = factory.queue("orders").unwrap();
     let (seen, mut orders) = mpsc::unbounded_channel();
     let seen = Arc::new(seen);
     let handler = move |order: Order| {
         let seen = Arc::clone(&seen);
         async move { seen.send(order) }
     };
-    let running = pair.handle(handler).start().await.unwrap();
-    pair.producer().send(&ORDER).await.unwrap();
+    let running = pair.handle(handler).await.unwrap().start().await.unwrap();
+    pair.producer().await.unwrap().send(&ORDER).await.unwrap();
     assert_eq!(next(&mut orders).await, ORDER);
     running.stop().await.unwrap();
     factory.close().await.unwrap();
@@ -89,7 +125,7 @@ async fn handler_pair_from_a_queue_table() {
 #[test]
 fn a_queue_table_names_the_backend_that_it_cannot_have() {
     let table = QueueTable::from_toml("[queues.orders]\nconsumer = \"kafka\"\nproducer = \"memory\"\n").unwrap();
-    let error = HandlerFactory::new(table, Registry::linked().unwrap(), Environment::default()).unwrap_err();
+    let error = HandlerFactory::new(table, Registry::linked(), Environment::default()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotCompiledIn);
     assert!(error.to_string().contains("\"orders\"") && error.to_string().contains("\"kafka\""), "{error}");
 }
@@ -103,7 +139,7 @@ async fn a_bridge_acknowledges_when_the_target_has_accepted() {
     for id in 1..=3 {
         left.queue("orders").send(&Order { id, ..ORDER }).await.unwrap();
     }
-    let bridge = polymq::HandlerPair::new("orders", &left, &right).bridge().unwrap().start().await.unwrap();
+    let bridge = polymq::HandlerPair::new("orders", &left, &right).bridge().await.unwrap().start().await.unwrap();
     tokio::time::sleep(Duration::from_millis(200)).await;
     let waiting = left.queue("orders").stats(None).await.unwrap();
     assert_eq!(waiting.ready + waiting.unsettled.unwrap_or(0), 3, "nothing was acknowledged yet");

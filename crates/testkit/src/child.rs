@@ -4,7 +4,10 @@ use std::{
     io::{BufRead, BufReader, Read},
     path::PathBuf,
     process::{Child, ChildStdin, Command, Stdio},
-    sync::mpsc::{Receiver, channel},
+    sync::{
+        Arc,
+        mpsc::{Receiver, channel},
+    },
     thread,
     time::Duration,
 };
@@ -25,6 +28,8 @@ pub(crate) enum Mode {
     Hold,
     /// The same, as a batch.
     HoldBatch,
+    /// Handles ten messages at a time: even ones end after half a second, odd ones never. Drains for two seconds.
+    Drain,
     /// Sends itself a message, then the same as `Hold`, until a signal stops it.
     Stuck,
 }
@@ -43,11 +48,11 @@ pub fn run_if_child() {
         let url = std::env::var(URL).expect("the parent gives a URL");
         let queue = std::env::var(QUEUE).expect("the parent gives a queue");
         let mut registry = polymq_core::Registry::new();
-        let linked = polymq_core::Registry::linked().expect("linked backends do not conflict");
+        let linked = polymq_core::Registry::linked();
         let scheme = url.split(':').next().unwrap_or_default();
         let backend = linked.backend(scheme).expect("the backend is linked");
         registry
-            .add(crate::mutant::by_name(std::env::var(MUTANT).ok().as_deref(), backend.clone()))
+            .add(crate::mutant::by_name(std::env::var(MUTANT).ok().as_deref(), Arc::clone(&backend)))
             .expect("one backend");
         let bus = Bus::builder().registry(registry).url(url).connect().await.expect("connect");
         let mut consumers = ConsumerFactory::new(&bus);
@@ -58,16 +63,21 @@ pub fn run_if_child() {
                 std::future::pending::<()>().await;
             });
         } else {
-            let route = consumers.route(queue.as_str(), |message: Message, _: Attempt| async move {
+            let ends = mode == "Drain";
+            let route = consumers.route(queue.as_str(), move |message: Message, _: Attempt| async move {
                 say(&message);
+                if ends && message.payload().last().is_some_and(|last| last % 2 == 0) {
+                    return tokio::time::sleep(Duration::from_millis(500)).await;
+                }
                 std::future::pending::<()>().await;
             });
-            route.concurrency(4).policy(policy);
+            route.concurrency(if ends { 10 } else { 4 }).policy(policy);
         }
         if mode == "Stuck" {
             bus.queue(queue.as_str()).send_message(Message::new("stuck")).await.expect("send");
         }
-        let outcome = ConsumerRunner::new(consumers).drain_timeout(Duration::from_secs(60)).run().await;
+        let drain = Duration::from_secs(if mode == "Drain" { 2 } else { 60 });
+        let outcome = ConsumerRunner::new(consumers).drain_timeout(drain).run().await;
         println!("ended: {outcome:?}");
     });
     std::process::exit(0);

@@ -29,9 +29,9 @@ async fn main() -> Result<()> {
 
 async fn bridge_by_table(path: &str) -> Result<()> {
     let table = HandlerFactory::from_config(path)?;
-    let pair = table.queue("orders").await?;
+    let pair = table.queue("orders")?;
     println!("bridging the queue {}", pair.name());
-    pair.bridge()?.run().await?;
+    pair.bridge().await?.run().await?;
     Ok(table.close().await?)
 }
 
@@ -43,7 +43,7 @@ async fn bridge_in_this_process() -> Result<()> {
     let mut consumers = ConsumerFactory::new(&right);
     consumers.route("orders", arrived);
     let target = ConsumerRunner::new(consumers).start().await?;
-    let bridge = pair.bridge()?.start().await?;
+    let bridge = pair.bridge().await?.start().await?;
     for id in 1..=3 {
         left.queue("orders").send(&Order { id }).await?;
     }

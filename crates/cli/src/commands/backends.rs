@@ -12,7 +12,7 @@ use crate::{
 };
 
 pub(crate) fn run(options: &Backends, output: &Output) -> Result<Exit, Failed> {
-    let registry = Registry::linked()?;
+    let registry = Registry::linked();
     match &options.name {
         Some(name) => one(registry.backend(name)?.as_ref(), output)?,
         None => all(&registry, output)?,

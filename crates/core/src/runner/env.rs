@@ -19,8 +19,8 @@ pub(crate) struct Env {
     pub(crate) policy: FailurePolicy,
     pub(crate) ack_mode: AckMode,
     pub(crate) timeout: Option<Duration>,
-    /// How long the broker lends a message, when it does.
-    pub(crate) lease: Option<Duration>,
+    /// Where the broker lends messages: for how long at a time, and in all.
+    pub(crate) lease: Option<(Duration, Duration)>,
     pub(crate) states: States,
     pub(crate) accept: Accept,
     pub(crate) callbacks: Callbacks,
@@ -71,18 +71,25 @@ impl Env {
 
     /// Extends the loan of a message, where it is lent, until `until` is done.
     pub(crate) async fn lent<T>(&self, token: Token, until: impl Future<Output = T>) -> T {
-        let Some(lease) = self.lease else { return until.await };
+        let Some((lease, at_most)) = self.lease else { return until.await };
         tokio::select! {
             biased;
             done = until => done,
-            never = self.keep(token, lease) => match never {},
+            never = self.keep(token, lease, at_most) => match never {},
         }
     }
 
-    async fn keep(&self, token: Token, lease: Duration) -> std::convert::Infallible {
+    async fn keep(&self, token: Token, lease: Duration, at_most: Duration) -> std::convert::Infallible {
+        let lent = tokio::time::Instant::now();
         loop {
             tokio::time::sleep(lease / 3).await;
-            if let Err(error) = self.origin.settler.extend(token, lease).await {
+            let left = at_most.saturating_sub(lent.elapsed());
+            if left.is_zero() {
+                let channel = self.origin.address.name();
+                tracing::warn!(channel, limit = ?at_most, "a handler takes longer than a message is lent in all");
+                return std::future::pending().await;
+            }
+            if let Err(error) = self.origin.settler.extend(token, lease.min(left)).await {
                 tracing::warn!(channel = self.origin.address.name(), %error, "the loan of a message could not be extended");
                 self.callbacks.transport_error(&self.origin.address, &error);
                 if error.kind() == ErrorKind::Stale {

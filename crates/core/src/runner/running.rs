@@ -341,7 +341,7 @@ impl Opening {
             policy: plan.policy.clone(),
             ack_mode: plan.ack_mode,
             timeout: plan.timeout,
-            lease: self.bus.capabilities().leases.then_some(plan.options.lease),
+            lease: self.bus.capabilities().leases.then_some((plan.options.lease, plan.options.max_lease)),
             states: plan.states.clone(),
             accept: plan.accept.clone(),
             callbacks: plan.callbacks.clone(),

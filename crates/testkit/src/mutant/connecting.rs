@@ -249,7 +249,7 @@ impl Twist for ConnectsForEach {
         options: &ProduceOptions,
     ) -> Result<Box<dyn Producer>> {
         let (name, settings) = (lock(&self.backend).unwrap_or_default(), lock(&self.settings).clone());
-        let another = Registry::linked()?.backend(name)?.connect(&settings).await?;
+        let another = Arc::clone(&*Registry::linked().backend(name)?).connect(&settings).await?;
         self.more.lock().await.push(another);
         connection.producer(address, options).await
     }

@@ -3,7 +3,7 @@
 use polymq::{Bus, ErrorKind, Registry};
 
 fn main() {
-    let registry = Registry::linked().unwrap();
+    let registry = Registry::linked();
     assert_eq!(registry.names().collect::<Vec<_>>(), ["memory"]);
     for (name, feature) in [("amqp", "amqp"), ("amqps", "amqp"), ("mqtt", "mqtt")] {
         let error = Bus::builder().backend(name).check().unwrap_err();
