@@ -142,6 +142,9 @@ async fn d11_two_handlers_of_one_queue_and_kind_are_refused_by_name() {
     assert!(text.contains("dispatch::created") && text.contains("closure"), "{text}");
     assert!(text.contains("order.created version 1 of queue events"), "{text}");
 
+    let refused = ConsumerRunner::new(consumers).start().await.expect_err("at start too");
+    assert_eq!((refused.kind(), refused.to_string()), (ErrorKind::Conflict, text));
+
     let mut kinds = Kinds::new();
     kinds.bind::<Created>("same", None).expect("free");
     assert_eq!(kinds.bind::<Cancelled>("same", None).expect_err("taken").kind(), ErrorKind::Conflict);

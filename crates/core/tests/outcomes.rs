@@ -166,6 +166,8 @@ async fn d12_a_handler_replies_through_its_context() {
     async fn answer(order: Order, context: Context) -> Result<(), Failure> {
         assert_eq!((context.attempt(), context.channel()), (1, "questions"));
         assert_eq!(context.headers().get("tenant"), Some("acme"));
+        assert!(!context.cancelled().is_cancelled());
+        context.bus().queue("copies").send(&order).await?;
         context.reply(&order).await?;
         Ok(())
     }
@@ -179,6 +181,7 @@ async fn d12_a_handler_replies_through_its_context() {
     assert_eq!(reply.message().correlation_id(), Some("c-1"));
     assert_eq!(&reply.message().payload()[..], br#"{"id":7}"#);
     reply.ack().await.expect("acked");
+    assert_eq!(bus.queue("copies").stats(None).await.expect("counts").ready, 1, "it sends through the context too");
     running.stop().await.expect("stops");
 }
 
@@ -188,9 +191,17 @@ async fn d14_a_handler_that_never_returns_is_cancelled_counted_and_retried() {
     let log = Log::default();
     let mut consumers = ConsumerFactory::new(&bus);
     consumers.state(log.clone());
+    /// Tells that the handler's future was dropped.
+    struct Cancelled(Log);
+    impl Drop for Cancelled {
+        fn drop(&mut self) {
+            self.0.add("cancelled");
+        }
+    }
     async fn hangs(attempt: Attempt, log: State<Log>) {
         log.add(format!("attempt {}", attempt.0));
         if attempt.0 == 1 {
+            let _cancelled = Cancelled(Log::clone(&log));
             std::future::pending::<()>().await;
         }
     }
@@ -198,10 +209,10 @@ async fn d14_a_handler_that_never_returns_is_cancelled_counted_and_retried() {
     consumers.route("orders", hangs).timeout(Duration::from_secs(5)).policy(policy);
     let running = ConsumerRunner::new(consumers).start().await.expect("starts");
     bus.queue("orders").send(&order(1)).await.expect("sent");
-    assert_eq!(log.wait(2).await, ["attempt 1", "attempt 2"]);
+    assert_eq!(log.wait(3).await, ["attempt 1", "cancelled", "attempt 2"]);
     running.stop().await.expect("stops");
     let stats = running.stats("orders").expect("known");
-    assert_eq!((stats.timed_out, stats.handled), (1, 1));
+    assert_eq!((stats.timed_out, stats.failed, stats.retried, stats.handled), (1, 1, 1, 1));
 }
 
 #[tokio::test]

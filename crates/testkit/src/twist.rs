@@ -133,6 +133,11 @@ pub trait Twist: Send + Sync + fmt::Debug + 'static {
     fn retry(&self, at: &Receiving, token: Token, message: &Message, attempt: u32, after: Duration) -> Completion<()> {
         at.settler.retry(token, message, attempt, after)
     }
+
+    /// Extends a loan.
+    fn extend(&self, at: &Receiving, token: Token, by: Duration) -> Completion<()> {
+        at.settler.extend(token, by)
+    }
 }
 
 /// A producer below a twist.
@@ -346,6 +351,6 @@ impl Settler for TwistedSettler {
     }
 
     fn extend(&self, token: Token, by: Duration) -> Completion<()> {
-        self.receiving.settler.extend(token, by)
+        self.twist.extend(&self.receiving, token, by)
     }
 }

@@ -3,12 +3,15 @@
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use polymq_core::{Address, ConsumeOptions, Delivery, ErrorKind, Headers, Message};
+use polymq_core::{
+    Address, ConsumeOptions, ConsumerFactory, Delivery, ErrorKind, Headers, Message, State, serializers::Serializers,
+};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Case, Cx, Ledger,
     case::run,
-    drive::{bodies, next, publish, quiet, refused, subscribe, subscribe_with, take, take_acked, text},
+    drive::{Log, bodies, next, publish, quiet, refused, start, subscribe, subscribe_with, take, take_acked, text},
 };
 
 pub(super) const CASES: &[Case] = &[
@@ -19,7 +22,9 @@ pub(super) const CASES: &[Case] = &[
     Case::new("B1_oversize", run!(oversize)).when("max_payload", |c| c.max_payload.is_some(), run!(no_bound_of_size)),
     Case::new("B1_invalid_utf8", run!(invalid_utf8)),
     Case::new("B1_json_untouched", run!(json_untouched)),
+    Case::new("B1_every_format", run!(every_format)),
     Case::new("B2_header_values", run!(header_values)),
+    Case::new("B2_every_ascii_character", run!(every_ascii_character)),
     Case::new("B2_attributes", run!(attributes)),
     Case::new("B2_random_messages", run!(random_messages)),
     Case::new("B2_refused_shapes", run!(refused_shapes)),
@@ -116,6 +121,97 @@ pub async fn json_untouched(cx: Cx) {
     assert_eq!(text(&delivery), body);
     assert_eq!(delivery.message().content_type(), Some("application/json"));
     delivery.ack().await.expect("ack");
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Structured {
+    id: u64,
+    note: String,
+    parts: Vec<Option<f64>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Packed(Structured);
+
+/// Values of each built-in format reach their handlers as they were, labelled with the format (mission row E5).
+pub async fn every_format(cx: Cx) {
+    async fn seen<T: std::fmt::Debug>(value: T, log: State<Log>) {
+        log.add(&Message::new(format!("{value:?}")), 1);
+    }
+    let mut serializers = Serializers::builtin();
+    serializers.bind::<Packed>("msgpack").expect("built in");
+    serializers.bind::<String>("text").expect("built in");
+    serializers.bind::<Vec<u8>>("bytes").expect("built in");
+    let bus = cx.builder().serializers(serializers).connect().await.expect("connect");
+    let structured = Structured { id: u64::MAX, note: "é \"quoted\"\n".into(), parts: vec![None, Some(-0.5)] };
+    let (packed, words, raw) = (Packed(structured.clone()), "naïve 🦀".to_owned(), vec![0_u8, 0xff, b'\n']);
+    let queues: Vec<_> = (0..4).map(|_| cx.queue(&bus)).collect();
+    let log = Log::default();
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers.state(log.clone());
+    consumers.route(queues[0].address().name(), seen::<Structured>);
+    consumers.route(queues[1].address().name(), seen::<Packed>);
+    consumers.route(queues[2].address().name(), seen::<String>);
+    consumers.route(queues[3].address().name(), seen::<Vec<u8>>);
+    let labels = [
+        queues[0].message(&structured).expect("encode"),
+        queues[1].message(&packed).expect("encode"),
+        queues[2].message(&words).expect("encode"),
+        queues[3].message(&raw).expect("encode"),
+    ]
+    .map(|message| message.content_type().unwrap_or_default().to_owned());
+    let expected =
+        ["application/json", "application/vnd.msgpack", "text/plain; charset=utf-8", "application/octet-stream"];
+    assert_eq!(labels, expected);
+    let running = start(consumers).await;
+    queues[0].send(&structured).await.expect("send");
+    queues[1].send(&packed).await.expect("send");
+    queues[2].send(&words).await.expect("send");
+    queues[3].send(&raw).await.expect("send");
+    log.reaches(4).await;
+    running.stop().await.expect("stop");
+    let mut expected = [format!("{structured:?}"), format!("{packed:?}"), format!("{words:?}"), format!("{raw:?}")];
+    let mut bodies = log.bodies();
+    expected.sort();
+    bodies.sort();
+    assert_eq!(bodies, expected);
+}
+
+/// Each of the 128 ASCII characters in a header's value, and in its name, is carried or refused before sending,
+/// alike on every backend: values without control characters, names of letters, digits and three marks.
+pub async fn every_ascii_character(cx: Cx) {
+    let bus = cx.bus().await;
+    let queue = cx.queue(&bus);
+    let mut subscription = subscribe(&queue).await;
+    let mut carried = Vec::new();
+    for c in (0..128_u8).map(char::from) {
+        let value = Message::new("x").with_header("h", format!("{c}{c}"));
+        let name = Message::new("x").with_header(format!("h{c}"), "v");
+        let names = c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        for (message, allowed) in [(value, !c.is_ascii_control()), (name, names)] {
+            if allowed {
+                let (name, value) = message.headers().iter().next().expect("one header");
+                let name = if name == "h" { format!("value-of-{}", u32::from(c)) } else { name.to_owned() };
+                carried.push((name, value.to_owned()));
+            } else {
+                refused(queue.send_message(message).await, &[ErrorKind::InvalidInput]);
+            }
+        }
+    }
+    // Upper and lower case of a name collide; ten headers a message, as brokers with few allow.
+    let mut seen = std::collections::BTreeSet::new();
+    carried.retain(|(name, _)| seen.insert(name.to_ascii_lowercase()));
+    assert_eq!(carried.len(), 95 + 26 + 10 + 3, "printable characters in values, and characters of names");
+    for ten in carried.chunks(10) {
+        let headers: Headers = ten.iter().cloned().collect();
+        queue.send_message(Message::new("carried").with_headers(headers.clone())).await.expect("send");
+        let delivery = next(&mut subscription).await;
+        for (name, value) in ten {
+            assert_eq!(delivery.message().headers().get(name), Some(value.as_str()), "header {name}");
+        }
+        delivery.ack().await.expect("ack");
+    }
+    quiet(&mut subscription).await;
 }
 
 /// Hostile texts as header values arrive unchanged, under names of every allowed character.

@@ -40,6 +40,12 @@ pub(super) const CASES: &[Case] = &[
     Case::new("F15_consumer_killed_mid_drain", run!(consumer_killed_mid_drain)).broker(),
 ];
 
+/// How many messages are on their way while things break.
+const COUNT: usize = 600;
+/// How long a black hole lasts, at least.
+const HOLE: Duration = Duration::from_secs(30);
+/// How long a broker refuses connections.
+const AWAY: Duration = Duration::from_secs(120);
 /// The time-out of one send while things break.
 const ONE_SEND: Duration = Duration::from_secs(5);
 
@@ -139,10 +145,9 @@ async fn consume(bus: &Bus, queue: &Channel, log: &Log) -> Running {
     start(consumers).await
 }
 
-/// Sends `COUNT` messages and breaks something when a third and when half of them were handled. The fault tells when
+/// Sends `count` messages and breaks something when a third and when half of them were handled. The fault tells when
 /// a killed broker was gone.
-async fn traffic_with_faults(cx: &Cx, url: String, fault: impl AsyncFn(usize) -> Option<Instant>) {
-    const COUNT: usize = 600;
+async fn traffic_with_faults(cx: &Cx, url: String, count: usize, fault: impl AsyncFn(usize) -> Option<Instant>) {
     let states = States::default();
     let bus = connect(cx, &states, url).await;
     let queue = cx.queue(&bus);
@@ -150,9 +155,9 @@ async fn traffic_with_faults(cx: &Cx, url: String, fault: impl AsyncFn(usize) ->
     let running = consume(&bus, &queue, &log).await;
     let queue = queue.with_timeout(ONE_SEND);
     let accepted = Log::default();
-    let sending = tokio::spawn(send_logged(cx.clone(), queue.clone(), COUNT, accepted.clone()));
+    let sending = tokio::spawn(send_logged(cx.clone(), queue.clone(), count, accepted.clone()));
     let mut unwritten = Vec::new();
-    for (number, at) in [COUNT / 3, COUNT / 2].into_iter().enumerate() {
+    for (number, at) in [count / 3, count / 2].into_iter().enumerate() {
         log.reaches(at).await;
         let downs = states.downs();
         let began = Instant::now();
@@ -187,7 +192,7 @@ async fn traffic_with_faults(cx: &Cx, url: String, fault: impl AsyncFn(usize) ->
     };
     let ledger = || {
         let markers = (0..2).map(|number| format!("after fault {number}"));
-        let mut ledger = Ledger::sent(bodies(COUNT).chain(markers));
+        let mut ledger = Ledger::sent(bodies(count).chain(markers));
         log.bodies().into_iter().for_each(|body| ledger.see(body));
         ledger
     };
@@ -199,7 +204,7 @@ async fn traffic_with_faults(cx: &Cx, url: String, fault: impl AsyncFn(usize) ->
         }
         let example = accepted.of(missing[0]).first().map(|seen| seen.at.elapsed());
         Err(format!(
-            "{} of {COUNT} are missing, {} accepted {example:?} ago; {}",
+            "{} of {count} are missing, {} accepted {example:?} ago; {}",
             missing.len(),
             missing[0],
             bus.health()
@@ -213,6 +218,7 @@ async fn traffic_with_faults(cx: &Cx, url: String, fault: impl AsyncFn(usize) ->
         cx.note(format_args!("{lost} is lost: the broker answered it {before:?} before it was gone, and writes later"));
     }
     states.recovered(cx, &bus).await;
+    assert_eq!(states.all().first(), Some(&HealthState::Up), "callbacks come in order");
     cx.note(format_args!("duplicate ratio {:.4}, states {:?}", ledger().duplicate_ratio(), states.all()));
     end(&running, &bus).await;
     drop(running);
@@ -225,7 +231,7 @@ async fn traffic_with_faults(cx: &Cx, url: String, fault: impl AsyncFn(usize) ->
 pub async fn graceful_restart(cx: Cx) {
     let url = cx.harness().url(None);
     let of_fault = cx.clone();
-    traffic_with_faults(&cx, url, async move |_| {
+    traffic_with_faults(&cx, url, COUNT, async move |_| {
         of_fault.broker().stop().await;
         of_fault.broker().start().await;
         None
@@ -233,11 +239,12 @@ pub async fn graceful_restart(cx: Cx) {
     .await;
 }
 
-/// The same with SIGKILL.
+/// The same with SIGKILL, and 10 000 messages.
 pub async fn kill(cx: Cx) {
+    const COUNT: usize = 10_000;
     let url = cx.harness().url(None);
     let of_fault = cx.clone();
-    traffic_with_faults(&cx, url, async move |_| {
+    traffic_with_faults(&cx, url, COUNT, async move |_| {
         of_fault.broker().kill().await;
         let gone = Instant::now();
         of_fault.broker().start().await;
@@ -256,7 +263,7 @@ async fn proxy(cx: &Cx) -> (Arc<Proxy>, String) {
 pub async fn reset_of_all_connections(cx: Cx) {
     let (proxy, url) = proxy(&cx).await;
     let of_fault = Arc::clone(&proxy);
-    traffic_with_faults(&cx, url, async move |_| {
+    traffic_with_faults(&cx, url, COUNT, async move |_| {
         of_fault.reset_all();
         None
     })
@@ -294,7 +301,7 @@ pub async fn black_hole(cx: Cx) {
     let bound = heartbeat.bound + Duration::from_secs(2);
     states.goes_down(bound.saturating_sub(began.elapsed()), 0).await;
     cx.note(format_args!("noticed after {:?}, declared {:?}", began.elapsed(), heartbeat.bound));
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    tokio::time::sleep(HOLE.saturating_sub(began.elapsed())).await;
     proxy.resume();
     let resumed = Instant::now();
     states.recovered(&cx, &bus).await;
@@ -341,7 +348,6 @@ pub async fn starts_before_the_broker(cx: Cx) {
 
 /// While the broker refuses connections, it is asked again without end and without haste; then everything goes on.
 pub async fn refused_for_a_while(cx: Cx) {
-    const AWAY: Duration = Duration::from_secs(8);
     let (proxy, url) = proxy(&cx).await;
     let states = States::default();
     let bus = connect(&cx, &states, url).await;
@@ -362,7 +368,7 @@ pub async fn refused_for_a_while(cx: Cx) {
     assert!(matches!(error.kind(), ErrorKind::Disconnected | ErrorKind::UnknownOutcome), "{error:?}");
     tokio::time::sleep(AWAY).await;
     let tried = proxy.stats().accepted - before;
-    assert!((3..=200).contains(&tried), "{tried} attempts to connect in {AWAY:?}");
+    assert!((10..=600).contains(&tried), "{tried} attempts to connect in {AWAY:?}");
     assert_eq!(bus.health().state, HealthState::Down);
     proxy.refuse(false);
     let back = Instant::now();

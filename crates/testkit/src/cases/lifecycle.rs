@@ -16,6 +16,7 @@ use crate::{
 pub(super) const CASES: &[Case] = &[
     Case::new("L1_drain_under_load", run!(drain_under_load)),
     Case::new("L1_deadline_returns_the_rest", run!(deadline_returns_the_rest)),
+    Case::new("L1_sigterm_drains", run!(sigterm_drains)).broker(),
     Case::new("L2_force", run!(force)),
     Case::new("L2_second_signal_forces", run!(second_signal_forces)),
     Case::new("L3_close_flushes", run!(close_flushes)),
@@ -117,6 +118,35 @@ pub async fn deadline_returns_the_rest(cx: Cx) {
     ended.bodies().into_iter().for_each(|body| ledger.see(body));
     rest(&cx, &queue).await.into_iter().for_each(|body| ledger.see(body));
     ledger.assert_exact();
+}
+
+/// A process that gets SIGTERM with ten messages in its handlers: those that end in time are acknowledged, the rest
+/// come again, and the process ends in order, soon after its drain time-out (mission row J12).
+pub async fn sigterm_drains(cx: Cx) {
+    let bus = cx.bus().await;
+    let queue = cx.queue(&bus);
+    publish(&queue, bodies(10)).await;
+    let (of_child, name) = (cx.clone(), queue.address().name().to_owned());
+    let work = move || {
+        let mut child = child::Running::start(&of_child, Mode::Drain, &name);
+        for _ in 0..10 {
+            assert!(child.line(PATIENCE).is_some_and(|line| line.starts_with("handling ")), "ten are in flight");
+        }
+        let told = std::time::Instant::now();
+        child.signal("TERM");
+        assert_eq!(child.line(PATIENCE).as_deref(), Some("ended: Ok(())"));
+        while child.ended().is_none() {
+            assert!(told.elapsed() < PATIENCE, "the child goes on");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(told.elapsed() < Duration::from_secs(8), "the drain of two seconds took {:?}", told.elapsed());
+        assert!(child.ended().is_some_and(|status| status.success()), "{:?}", child.ended());
+    };
+    tokio::task::spawn_blocking(work).await.expect("the child's watcher");
+    let mut left = rest(&cx, &queue).await;
+    left.sort();
+    assert_eq!(left, ["m-000001", "m-000003", "m-000005", "m-000007", "m-000009"], "exactly the others come again");
+    bus.close().await.expect("close");
 }
 
 async fn stuck(message: Message, attempt: Attempt, log: State<Log>) {

@@ -1,8 +1,26 @@
 //! S1 to S4, S8, S9: settling by hand.
+//!
+//! Settling twice is no case: a delivery is settled by value, so a program that tries does not compile.
+//!
+//! ```compile_fail,E0382
+//! # use polymq_core::{Delivery, SettleError};
+//! async fn acknowledge_twice(delivery: Delivery) -> Result<(), SettleError> {
+//!     delivery.ack().await?;
+//!     delivery.ack().await // it was moved into the first call
+//! }
+//! ```
+//!
+//! ```compile_fail,E0382
+//! # use polymq_core::{Delivery, SettleError};
+//! async fn acknowledge_what_was_returned(delivery: Delivery) -> Result<(), SettleError> {
+//!     delivery.retry(std::time::Duration::ZERO).await?;
+//!     delivery.ack().await
+//! }
+//! ```
 
 use std::time::Duration;
 
-use polymq_core::{ConsumeOptions, DeliveryCount, ErrorKind, Subscription, dead_letter};
+use polymq_core::{ConsumeOptions, DeliveryCount, ErrorKind, RedeliveryOrder, Subscription, dead_letter};
 use tokio::time::Instant;
 
 use crate::{
@@ -30,6 +48,11 @@ pub(super) const CASES: &[Case] = &[
     Case::new("S2_settle_after_consumer_close", run!(settle_after_consumer_close)),
     Case::new("S2_settle_after_bus_close", run!(settle_after_bus_close)),
     Case::new("S2_lease_extension", run!(lease_extension)).when("leases", |c| c.leases, run!(lease_extension_refused)),
+    Case::new("S2_settle_after_lease", run!(settle_after_lease)).when(
+        "leases",
+        |c| c.leases,
+        run!(lease_extension_refused),
+    ),
     Case::new("S3_dropped_delivery_returns", run!(dropped_delivery_returns)),
     Case::new("S4_out_of_order_acks", run!(out_of_order_acks)),
     Case::new("S4_out_of_order_acks_kill", run!(out_of_order_acks_kill))
@@ -45,7 +68,7 @@ pub(super) const CASES: &[Case] = &[
         |c| c.delivery_count != DeliveryCount::None,
         run!(attempts_start_at_one),
     ),
-    Case::new("S9_retry_goes_behind", run!(retry_goes_behind)).when(
+    Case::new("S9_retry_comes_as_declared", run!(retry_comes_as_declared)).when(
         "requeue",
         |c| c.requeue.is_available(),
         run!(requeue_refused),
@@ -281,6 +304,26 @@ pub async fn lease_extension(cx: Cx) {
     delivery.ack().await.expect("ack");
 }
 
+/// A loan that was not extended ends: the message comes again, the first delivery is `Stale` and gives itself back,
+/// the second one is settled as usual.
+pub async fn settle_after_lease(cx: Cx) {
+    let lease = Duration::from_secs(2);
+    let bus = cx.bus().await;
+    let queue = cx.queue(&bus);
+    publish(&queue, ["lent".to_owned()]).await;
+    let options = ConsumeOptions { lease, ..ConsumeOptions::default() };
+    let mut subscription = subscribe_with(&queue, options).await;
+    let first = next(&mut subscription).await;
+    let second = next(&mut subscription).await;
+    assert_eq!((text(&first), text(&second)), ("lent".to_owned(), "lent".to_owned()));
+    assert_eq!(first.extend(lease).await.expect_err("the loan is over").kind(), ErrorKind::Stale);
+    let error = first.ack().await.expect_err("the loan is over");
+    assert_eq!(error.error().kind(), ErrorKind::Stale, "{error}");
+    assert_eq!(text(&error.into_delivery()), "lent", "the delivery is in the error");
+    second.ack().await.expect("ack");
+    assert!(subscription.receive(1, lease * 2).await.expect("receive").is_empty(), "it was acknowledged");
+}
+
 /// Where nothing is lent, asking for an extension is `Unsupported`, and the delivery is still ours.
 pub async fn lease_extension_refused(cx: Cx) {
     let bus = cx.bus().await;
@@ -418,8 +461,9 @@ pub async fn attempts_survive_restart(cx: Cx) {
     delivery.ack().await.expect("ack");
 }
 
-/// A message that is returned for another attempt goes behind those that wait.
-pub async fn retry_goes_behind(cx: Cx) {
+/// A message that is returned for another attempt comes where the backend declares that it does: before those that
+/// wait, after them, or anywhere.
+pub async fn retry_comes_as_declared(cx: Cx) {
     let bus = cx.bus().await;
     let queue = cx.queue(&bus);
     publish(&queue, ["a", "b", "c"].map(str::to_owned)).await;
@@ -431,7 +475,15 @@ pub async fn retry_goes_behind(cx: Cx) {
     for _ in 0..3 {
         seen.extend(take_acked(&mut subscription, 1).await);
     }
-    assert_eq!(seen, ["b", "c", "a"]);
+    match cx.capabilities().redelivery {
+        RedeliveryOrder::Front => assert_eq!(seen, ["a", "b", "c"]),
+        RedeliveryOrder::Back => assert_eq!(seen, ["b", "c", "a"]),
+        RedeliveryOrder::Any => {
+            cx.note(format_args!("a retried message came as {seen:?}"));
+            seen.sort();
+            assert_eq!(seen, ["a", "b", "c"]);
+        }
+    }
     quiet(&mut subscription).await;
 }
 

@@ -20,6 +20,11 @@ pub(super) const CASES: &[Case] = &[
         |c| c.topics,
         run!(super::basics::topics_refused),
     ),
+    Case::new("T1_attributes_reach_topics", run!(attributes_reach_topics)).when(
+        "topics",
+        |c| c.topics,
+        run!(super::basics::topics_refused),
+    ),
     Case::new("T2_group_shares", run!(group_shares)).when("groups", |c| c.groups, run!(groups_refused)),
     Case::new("T3_group_misses_nothing", run!(group_misses_nothing)).when("groups", |c| c.groups, run!(groups_refused)),
     Case::new("T4_start", run!(start_earliest)).when("replay", |c| c.replay, run!(replay_refused)),
@@ -61,6 +66,39 @@ pub async fn topic_reaches_everyone(cx: Cx) {
     let mut ledger = Ledger::sent(bodies(30));
     shared(&mut [&mut one, &mut two], &mut ledger, 30).await;
     ledger.assert_exact();
+}
+
+/// What travels with a message to a queue travels with it to a topic too: to every subscription and group the same
+/// id, kind, version, content type, key and headers (mission row E4).
+pub async fn attributes_reach_topics(cx: Cx) {
+    let bus = cx.bus().await;
+    let topic = bus.topic(cx.topic_name(&["one"]));
+    let queue = cx.queue(&bus);
+    let mut everyone = vec![subscribe(&topic).await, subscribe(&queue).await];
+    if cx.capabilities().groups {
+        everyone.push(join(&topic, "one").await);
+    }
+    let sent = Message::new("body")
+        .with_id("order-7")
+        .with_content_type("application/vnd.msgpack")
+        .with_kind("order.created")
+        .with_version(3)
+        .with_key("customer-7")
+        .with_correlation_id("saga-1")
+        .with_header("tenant", "acme");
+    for channel in [&topic, &queue] {
+        channel.send_message(sent.clone()).await.expect("send");
+    }
+    for subscription in &mut everyone {
+        let delivery = next(subscription).await;
+        let got = delivery.message();
+        assert_eq!((got.id(), got.payload()), (sent.id(), sent.payload()));
+        assert_eq!((got.kind(), got.version()), (sent.kind(), sent.version()), "kind and version");
+        assert_eq!((got.content_type(), got.key()), (sent.content_type(), sent.key()), "content type and key");
+        assert_eq!((got.correlation_id(), got.headers()), (sent.correlation_id(), sent.headers()));
+        delivery.ack().await.expect("ack");
+        quiet(subscription).await;
+    }
 }
 
 /// Takes from all of them until `count` messages were seen, then looks that no more come; how many each has got.

@@ -29,7 +29,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     mutant("refuses_long_delays", || Arc::new(RefusesLongDelays), &["S1_delay_bound"]),
     mutant("returns_what_is_acked_late", || Arc::new(ReturnsLateAcks::default()), &["S2_settle_after_consumer_close"]),
     mutant("settles_after_close", || Arc::new(SettlesAfterClose::default()), &["S2_settle_after_bus_close"]),
-    mutant("claims_leases", || Arc::new(ClaimsLeases), &["S2_lease_extension"]),
+    mutant("claims_leases", || Arc::new(ClaimsLeases), &["S2_lease_extension", "S2_settle_after_lease"]),
     mutant(
         "acks_what_is_dropped",
         || Arc::new(AcksWhatIsDropped),
@@ -38,6 +38,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
             "S6_handler_cancelled",
             "S9_released_comes_again",
             "L1_deadline_returns_the_rest",
+            "L1_sigterm_drains",
             "L2_force",
         ],
     ),
@@ -48,7 +49,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     ),
     mutant("retry_returns_all", || Arc::new(RetryReturnsAll::default()), &["S5_bad_message_in_a_batch"]),
     mutant("counts_cancelled", || Arc::new(CountsCancelled), &["S7_cancelled_is_not_failed"]),
-    mutant("retries_to_the_front", || Arc::new(RetriesToTheFront), &["S9_retry_goes_behind"]),
+    mutant("retries_to_the_front", || Arc::new(RetriesToTheFront), &["S9_retry_comes_as_declared"]),
     mutant("loses_delayed_at_close", || Arc::new(LosesDelayed::default()), &["R9_restart_in_backoff"]),
 ];
 
