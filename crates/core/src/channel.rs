@@ -8,7 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use serde::Serialize;
@@ -20,6 +20,7 @@ use tokio::{
 use crate::{
     Address, Backoff, ChannelKind, Completion, Connection, ConsumeOptions, Error, ErrorKind, HealthState, Message,
     ProduceOptions, Producer, Receipt, Result, Retry, Stats, Subscription, Text, bus::Parts, layer::NextSend,
+    message::Stamp,
 };
 
 /// What a send does when the window of unconfirmed messages is full.
@@ -45,6 +46,12 @@ struct Inner {
     producer: OnceCell<Box<dyn Producer>>,
     window: Window,
 }
+
+/// The most messages that are handed to a backend at once: few enough to stay in the processor's first cache.
+const CHUNK: usize = 32;
+
+/// After so many messages sent in one call other tasks get their turn, as tokio's own budget has it.
+const YIELD_AFTER: usize = 128;
 
 /// How the handle sends, whatever the backend.
 #[derive(Debug, Clone, Copy, Default)]
@@ -147,20 +154,20 @@ impl Channel {
     pub async fn send_message(&self, mut message: Message) -> Result<Receipt> {
         let has_own_id = message.id().is_some();
         self.prepare(&mut message)?;
+        // Where answers are always at hand, a producer that never waits must not keep other tasks from running.
+        coop::consume_budget().await;
         // The way of most sends, in one piece: each call on the way would move the message once more.
         if self.0.sending.repeats == 0
             && self.0.parts.layers.is_empty()
             && let Some(producer) = self.0.producer.get()
-            && self.0.window.try_enter(self.0.options.window)
+            && self.0.window.has_plenty(self.0.options.window)
         {
-            let _place = Permit(&self.0.window);
-            // Where the answer is always at hand, a producer that never waits must not keep other tasks from running.
-            coop::consume_budget().await;
             let mut completion = producer.send(message);
-            return match completion.try_take() {
-                Some(result) => result.map_err(|error| self.locate(error)),
-                None => self.answer(completion).await,
-            };
+            if let Some(result) = completion.try_take() {
+                return result.map_err(|error| self.locate(error));
+            }
+            let _place = self.0.window.enter_late();
+            return self.answer(completion).await;
         }
         Box::pin(self.send_repeatedly(message, has_own_id)).await
     }
@@ -220,7 +227,7 @@ impl Channel {
     ///
     /// Never waits for a whole batch: that costs a quarter of the throughput on some brokers and nearly all on others.
     pub async fn send_all(&self, messages: impl IntoIterator<Item = Message>) -> Vec<Result<Receipt>> {
-        let messages = messages.into_iter();
+        let mut messages = messages.into_iter();
         let mut results = Vec::with_capacity(messages.size_hint().0);
         if !self.0.parts.layers.is_empty() {
             for message in messages {
@@ -232,30 +239,44 @@ impl Channel {
             Ok(producer) => producer,
             Err(error) => return messages.map(|_| Err(copy(&error))).collect(),
         };
+        let window = self.0.options.window;
         // One clock read for the whole call; ids stay unique by their random part.
-        let now = SystemTime::now();
+        let now = Stamp::now();
         // Those behind the first one that waits for its answer, so that results are in order.
         let mut waiting: VecDeque<Completion<Receipt>> = VecDeque::new();
-        for mut message in messages {
-            message.stamp(now);
-            if waiting.len() >= self.0.options.window
+        let mut since_yield = 0;
+        loop {
+            if waiting.len() >= window
                 && let Some(completion) = waiting.pop_front()
             {
                 results.push(self.answer(completion).await);
             }
-            let mut completion = match self.prepare(&mut message) {
-                Ok(()) => {
-                    coop::consume_budget().await;
-                    producer.send(message)
-                }
-                Err(error) => Completion::ready(Err(error)),
-            };
-            if waiting.is_empty()
-                && let Some(result) = completion.try_take()
-            {
-                results.push(result.map_err(|error| self.locate(error)));
+            let room = (window - waiting.len()).min(CHUNK);
+            let mut chunk: Vec<Message> = messages.by_ref().take(room).collect();
+            let count = chunk.len();
+            if count == 0 {
+                break;
+            }
+            let mut refused = self.prepare_all(&mut chunk, now).into_iter().peekable();
+            // As above.
+            since_yield += count;
+            if since_yield >= YIELD_AFTER {
+                since_yield = 0;
+                tokio::task::yield_now().await;
             } else {
-                waiting.push_back(completion);
+                coop::consume_budget().await;
+            }
+            let mut answers = producer.send_many(chunk).into_iter();
+            for at in 0..count {
+                let answer = match refused.next_if(|(refused, _)| *refused == at) {
+                    Some((_, error)) => Ok(Err(error)),
+                    None => answers.next().unwrap_or_else(Completion::missing).at_hand(),
+                };
+                match answer {
+                    Ok(result) if waiting.is_empty() => results.push(result.map_err(|error| self.locate(error))),
+                    Ok(result) => waiting.push_back(Completion::ready(result)),
+                    Err(completion) => waiting.push_back(completion),
+                }
             }
         }
         for completion in waiting {
@@ -403,6 +424,18 @@ impl Channel {
         self.within_limits(message)
     }
 
+    /// Prepares messages where they are; takes out those that are refused, with their places.
+    fn prepare_all(&self, messages: &mut Vec<Message>, now: Stamp) -> Vec<(usize, Error)> {
+        let (mut at, mut refused) = (0, Vec::new());
+        messages.retain_mut(|message| {
+            message.stamp(now);
+            let result = self.prepare(message);
+            at += 1;
+            result.map_err(|error| refused.push((at - 1, error))).is_ok()
+        });
+        refused
+    }
+
     fn within_limits(&self, message: &Message) -> Result<()> {
         let capabilities = &self.0.parts.capabilities;
         let bytes = message.payload().len();
@@ -437,7 +470,7 @@ impl Channel {
 
     /// Sends without layers and without the rules for user headers: for copies that polymq makes.
     pub(crate) async fn send_as_is(&self, mut message: Message) -> Result<Receipt> {
-        message.stamp(SystemTime::now());
+        message.stamp(Stamp::now());
         self.hand_over(message).await
     }
 
@@ -515,7 +548,20 @@ struct Window {
     room: Notify,
 }
 
+/// How much room lets a send start without a place: more threads than this do not start one at the same instant.
+const PLENTY: usize = 64;
+
 impl Window {
+    /// Whether a message may be handed over first and counted afterwards, when its answer is not at hand.
+    fn has_plenty(&self, limit: usize) -> bool {
+        self.in_flight.load(Ordering::Relaxed) + PLENTY < limit
+    }
+
+    fn enter_late(&self) -> Permit<'_> {
+        self.in_flight.fetch_add(1, Ordering::SeqCst);
+        Permit(self)
+    }
+
     fn try_enter(&self, limit: usize) -> bool {
         let room = |taken| (taken < limit).then_some(taken + 1);
         self.in_flight.fetch_update(Ordering::SeqCst, Ordering::SeqCst, room).is_ok()

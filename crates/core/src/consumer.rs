@@ -68,6 +68,19 @@ pub trait Settler: Send + Sync + fmt::Debug + 'static {
     /// The message is done. Acknowledgements may be coalesced, but never cover an unfinished message.
     fn ack(&self, token: Token) -> Completion<()>;
 
+    /// Many messages are done, each as with [`ack`](Self::ack); an error is that of one of them. For backends that
+    /// do something once for all of them.
+    fn ack_many(&self, tokens: &[Token]) -> Completion<()> {
+        let mut result = Ok(());
+        for token in tokens {
+            // An answer that comes later can only be that the message comes again: nobody needs to wait for it.
+            if let Some(Err(error)) = self.ack(*token).try_take() {
+                result = Err(error);
+            }
+        }
+        Completion::ready(result)
+    }
+
     /// Back to the broker, for any consumer, now. Used when a delivery is dropped unsettled and when a consumer
     /// drains; best effort, because a connection that has ended has returned it already. Counts no attempt where
     /// polymq counts: what was not tried, or was cancelled, has not failed.

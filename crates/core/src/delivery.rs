@@ -21,7 +21,9 @@ pub(crate) struct Origin {
 /// A received message. Settle it with one of [`ack`](Self::ack), [`retry`](Self::retry), [`reject`](Self::reject) and
 /// [`drop_message`](Self::drop_message); each takes the delivery, so that settling twice does not compile, and
 /// gives it back inside the error when it fails. A delivery that is dropped unsettled returns to the broker, with a warning.
-pub struct Delivery {
+pub struct Delivery(Box<Inner>); // boxed: it is moved several times on its way to being settled
+
+struct Inner {
     incoming: Incoming,
     attempt: u32,
     origin: Arc<Origin>,
@@ -31,41 +33,41 @@ pub struct Delivery {
 impl Delivery {
     pub(crate) fn new(incoming: Incoming, origin: Arc<Origin>) -> Self {
         let attempt = attempt_of(&incoming);
-        Self { incoming, attempt, origin, settled: false }
+        Self(Box::new(Inner { incoming, attempt, origin, settled: false }))
     }
 
     pub(crate) fn with_attempt(mut self, attempt: u32) -> Self {
-        self.attempt = attempt;
+        self.0.attempt = attempt;
         self
     }
 
     /// It is settled already, by other means.
     pub(crate) fn forget(mut self) {
-        self.settled = true;
+        self.0.settled = true;
     }
 
     /// The message.
     #[must_use]
     pub fn message(&self) -> &Message {
-        &self.incoming.message
+        &self.0.incoming.message
     }
 
     /// The number of this attempt, 1-based.
     #[must_use]
     pub fn attempt(&self) -> u32 {
-        self.attempt
+        self.0.attempt
     }
 
     /// The concrete name of the channel: with wildcards, the name that was sent to.
     #[must_use]
     pub fn channel(&self) -> &str {
-        self.incoming.channel.as_deref().unwrap_or(self.origin.address.name())
+        self.0.incoming.channel.as_deref().unwrap_or(self.0.origin.address.name())
     }
 
     /// What the broker itself tells about the delivery.
     #[must_use]
     pub fn details(&self) -> Option<&Details> {
-        self.incoming.details.as_deref()
+        self.0.incoming.details.as_deref()
     }
 
     /// The message is done.
@@ -73,9 +75,14 @@ impl Delivery {
     /// # Errors
     /// [`ErrorKind::Stale`] when the broker has taken the message back in the meantime: it comes again.
     pub async fn ack(mut self) -> Result<(), SettleError> {
-        match self.origin.settler.ack(self.incoming.token).await {
+        let mut settling = self.0.origin.settler.ack(self.0.incoming.token);
+        let settled = match settling.try_take() {
+            Some(settled) => settled,
+            None => settling.await,
+        };
+        match settled {
             Ok(()) => {
-                self.settled = true;
+                self.0.settled = true;
                 Ok(())
             }
             Err(error) => Err(self.failed(error)),
@@ -87,7 +94,7 @@ impl Delivery {
     /// # Errors
     /// [`ErrorKind::Unsupported`] as the backend declares; [`ErrorKind::Stale`] as for [`ack`](Self::ack).
     pub async fn retry(self, after: Duration) -> Result<(), SettleError> {
-        let next = self.attempt.saturating_add(1);
+        let next = self.0.attempt.saturating_add(1);
         self.again(next, after, None).await
     }
 
@@ -96,23 +103,23 @@ impl Delivery {
     /// # Errors
     /// As [`retry`](Self::retry).
     pub async fn defer(self, after: Duration) -> Result<(), SettleError> {
-        let same = self.attempt;
+        let same = self.0.attempt;
         self.again(same, after, None).await
     }
 
     pub(crate) async fn again(mut self, attempt: u32, after: Duration, error: Option<&str>) -> Result<(), SettleError> {
-        if let Err(error) = can_retry(self.origin.backend, &self.origin.capabilities, after) {
+        if let Err(error) = can_retry(self.0.origin.backend, &self.0.origin.capabilities, after) {
             return Err(self.failed(error));
         }
         if let Some(error) = error
-            && self.incoming.message.system_headers().get(FIRST_ERROR).is_none()
+            && self.0.incoming.message.system_headers().get(FIRST_ERROR).is_none()
         {
-            self.incoming.message.set_system_header(FIRST_ERROR, header_text(error));
+            self.0.incoming.message.set_system_header(FIRST_ERROR, header_text(error));
         }
-        let settling = self.origin.settler.retry(self.incoming.token, &self.incoming.message, attempt, after);
+        let settling = self.0.origin.settler.retry(self.0.incoming.token, &self.0.incoming.message, attempt, after);
         match settling.await {
             Ok(()) => {
-                self.settled = true;
+                self.0.settled = true;
                 Ok(())
             }
             Err(error) => Err(self.failed(error)),
@@ -128,19 +135,19 @@ impl Delivery {
     }
 
     pub(crate) async fn bury(self, reason: &str, last_error: Option<&str>) -> Result<(), SettleError> {
-        let Some(channel) = &self.origin.dead_letters else {
+        let Some(channel) = &self.0.origin.dead_letters else {
             let error = Error::new(ErrorKind::Unsupported, "this channel has no dead-letter queue of polymq's")
                 .with_hint("choose one in the failure policy");
             return Err(self.failed(error));
         };
         let obituary = Obituary {
             reason,
-            source: &self.origin.address,
-            group: self.origin.group.as_deref(),
-            attempts: self.attempt,
+            source: &self.0.origin.address,
+            group: self.0.origin.group.as_deref(),
+            attempts: self.0.attempt,
             last_error,
         };
-        match channel.send_as_is(dead_letter(&self.incoming.message, obituary)).await {
+        match channel.send_as_is(dead_letter(&self.0.incoming.message, obituary)).await {
             Ok(_) => self.ack().await,
             Err(error) => Err(self.failed(error)),
         }
@@ -161,22 +168,22 @@ impl Delivery {
     /// # Errors
     /// [`ErrorKind::Unsupported`] where the broker lends for no fixed time; [`ErrorKind::Stale`] when the loan is over.
     pub async fn extend(&self, by: Duration) -> Result<()> {
-        if !self.origin.capabilities.leases {
-            return Err(Error::unsupported(self.origin.backend, "lease extension"));
+        if !self.0.origin.capabilities.leases {
+            return Err(Error::unsupported(self.0.origin.backend, "lease extension"));
         }
-        self.origin.settler.extend(self.incoming.token, by).await
+        self.0.origin.settler.extend(self.0.incoming.token, by).await
     }
 
     /// Returns the message to the broker without a warning.
     pub(crate) fn release(mut self) {
-        self.settled = true;
-        self.origin.settler.release(self.incoming.token, mem::take(&mut self.incoming.message));
+        self.0.settled = true;
+        self.0.origin.settler.release(self.0.incoming.token, mem::take(&mut self.0.incoming.message));
     }
 
     #[cold]
     fn failed(self, error: Error) -> SettleError {
-        let error = error.with_operation("settle").with_channel(self.origin.address.name());
-        SettleError { error, delivery: Box::new(self) }
+        let error = error.with_operation("settle").with_channel(self.0.origin.address.name());
+        SettleError { error, delivery: self }
     }
 }
 
@@ -206,13 +213,13 @@ pub(crate) fn can_retry(backend: &'static str, capabilities: &Capabilities, afte
 
 impl Drop for Delivery {
     fn drop(&mut self) {
-        if !self.settled {
+        if !self.0.settled {
             tracing::warn!(
                 channel = self.channel(),
-                id = ?self.incoming.message.id(),
+                id = ?self.0.incoming.message.id(),
                 "delivery dropped unsettled; the message returns to the broker"
             );
-            self.origin.settler.release(self.incoming.token, mem::take(&mut self.incoming.message));
+            self.0.origin.settler.release(self.0.incoming.token, mem::take(&mut self.0.incoming.message));
         }
     }
 }
@@ -221,8 +228,8 @@ impl fmt::Debug for Delivery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Delivery")
             .field("channel", &self.channel())
-            .field("attempt", &self.attempt)
-            .field("message", &self.incoming.message)
+            .field("attempt", &self.0.attempt)
+            .field("message", &self.0.incoming.message)
             .finish_non_exhaustive()
     }
 }
@@ -231,7 +238,7 @@ impl fmt::Debug for Delivery {
 #[derive(Debug)]
 pub struct SettleError {
     error: Error,
-    delivery: Box<Delivery>,
+    delivery: Delivery,
 }
 
 impl SettleError {
@@ -244,13 +251,13 @@ impl SettleError {
     /// The delivery, unsettled.
     #[must_use]
     pub fn into_delivery(self) -> Delivery {
-        *self.delivery
+        self.delivery
     }
 
     /// Both parts.
     #[must_use]
     pub fn into_parts(self) -> (Error, Delivery) {
-        (self.error, *self.delivery)
+        (self.error, self.delivery)
     }
 }
 

@@ -36,11 +36,11 @@ impl MessageId {
     /// A new UUIDv7 (RFC 9562, section 5.7) for this moment.
     #[must_use]
     pub fn new() -> Self {
-        Self::at(SystemTime::now())
+        Self::at(Stamp::now())
     }
 
-    pub(crate) fn at(time: SystemTime) -> Self {
-        let millis = time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+    fn at(Stamp(nanos): Stamp) -> Self {
+        let millis = nanos / 1_000_000;
         // 74 random bits an id; the generator is seeded by the operating system once a thread.
         let random = fastrand::u128(..) & !(0xF << 76 | 0b11 << 62) & u128::MAX >> 48;
         Uuid::from_u128(u128::from(millis) << 80 | 7 << 76 | 0b10 << 62 | random).into()
@@ -295,7 +295,7 @@ impl Message {
     /// told, to the nanosecond; any other becomes none.
     #[must_use]
     pub fn with_time(mut self, time: SystemTime) -> Self {
-        self.time = nanos_since_1970(time);
+        self.time = NonZeroU64::new(Stamp::from(time).0);
         self
     }
 
@@ -415,13 +415,23 @@ impl Message {
     /// Gives the message its id and time where they are missing, and checks what every backend refuses alike.
     pub(crate) fn prepare(&mut self) -> Result<()> {
         if self.id.is_none() || self.time.is_none() {
-            self.stamp(SystemTime::now());
+            self.stamp(Stamp::now());
         }
         self.check_attributes()
     }
 
     /// Attributes travel in short fields: the tightest is AMQP's short string (0-9-1, section 4.2.5.3).
+    #[inline]
     fn check_attributes(&self) -> Result<()> {
+        // A literal of the program is known good; a text may have come from anywhere.
+        let is_plain = matches!(self.id, Some(MessageId(Id::Uuid(_))))
+            && self.kind.is_none()
+            && self.rest.is_none()
+            && !matches!(self.content_type, Some(Text::Owned(_)));
+        if is_plain { Ok(()) } else { self.check_each_attribute() }
+    }
+
+    fn check_each_attribute(&self) -> Result<()> {
         let short = |what: &str, text: Option<&str>| match text {
             Some(text) if text.len() > MAX_ATTRIBUTE_BYTES || text.is_empty() || text.chars().any(char::is_control) => {
                 let sentence = format!(
@@ -433,7 +443,6 @@ impl Message {
             _ => Ok(()),
         };
         short("message id", self.id.as_ref().and_then(MessageId::as_text))?;
-        // A literal of the program is known good; a text may have come from anywhere.
         if matches!(self.content_type, Some(Text::Owned(_))) {
             short("content type", self.content_type())?;
         }
@@ -447,11 +456,12 @@ impl Message {
         rest.headers.check()
     }
 
-    pub(crate) fn stamp(&mut self, now: SystemTime) {
+    /// Gives the message its id and time where they are missing.
+    pub(crate) fn stamp(&mut self, now: Stamp) {
         if self.id.is_none() {
             self.id = Some(MessageId::at(now));
         }
-        self.time = self.time.or_else(|| nanos_since_1970(now));
+        self.time = self.time.or(NonZeroU64::new(now.0));
     }
 
     fn rest_mut(&mut self) -> &mut Rest {
@@ -459,9 +469,22 @@ impl Message {
     }
 }
 
-fn nanos_since_1970(time: SystemTime) -> Option<NonZeroU64> {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-    NonZeroU64::new(since.as_nanos().try_into().ok()?)
+/// A moment in nanoseconds since 1970; 0 where that cannot be told. What the clock gives is converted once for id and time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stamp(u64);
+
+impl Stamp {
+    pub(crate) fn now() -> Self {
+        SystemTime::now().into()
+    }
+}
+
+impl From<SystemTime> for Stamp {
+    fn from(time: SystemTime) -> Self {
+        let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let nanos = since.as_secs().checked_mul(1_000_000_000);
+        Self(nanos.and_then(|nanos| nanos.checked_add(u64::from(since.subsec_nanos()))).unwrap_or(0))
+    }
 }
 
 /// The longest id, content type, kind, key, correlation id and reply address, in bytes.

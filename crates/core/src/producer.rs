@@ -30,6 +30,12 @@ pub trait Producer: Send + Sync + fmt::Debug + 'static {
     /// connection lost after writing is [`ErrorKind::UnknownOutcome`](crate::ErrorKind::UnknownOutcome).
     fn send(&self, message: Message) -> Completion<Receipt>;
 
+    /// Hands many messages over as [`send`](Self::send) does each, in their order; one completion each. For backends
+    /// that do something once for all of them.
+    fn send_many(&self, messages: Vec<Message>) -> Vec<Completion<Receipt>> {
+        messages.into_iter().map(|message| self.send(message)).collect()
+    }
+
     /// Waits until everything handed over before has been answered.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Receiving without handlers: the caller settles each delivery.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, mem, sync::Arc, time::Duration};
 
 use futures_util::stream::{self, Stream};
 
@@ -9,12 +9,17 @@ use crate::{
     Result, Start, bus::Parts, delivery::Origin,
 };
 
+/// The most messages that [`Subscription::next`] takes from the backend at once.
+const AHEAD: usize = 64;
+
 /// A live subscription. Messages are fetched ahead, at most the prefetch; it goes on by itself after a lost connection.
 #[derive(Debug)]
 pub struct Subscription {
     consumer: Box<dyn Consumer>,
     origin: Arc<Origin>,
-    buffer: VecDeque<Delivery>,
+    /// Fetched and not given out.
+    buffer: VecDeque<Incoming>,
+    /// What `receive` of the consumer fills; exchanged with the buffer when that is empty.
     received: Vec<Incoming>,
     closed: bool,
 }
@@ -32,10 +37,10 @@ impl Subscription {
     /// connection is waited out.
     pub async fn next(&mut self) -> Result<Delivery> {
         loop {
-            if let Some(delivery) = self.buffer.pop_front() {
-                return Ok(delivery);
+            if let Some(incoming) = self.buffer.pop_front() {
+                return Ok(Delivery::new(incoming, Arc::clone(&self.origin)));
             }
-            self.fill(1).await?;
+            self.fill(AHEAD).await?;
         }
     }
 
@@ -51,7 +56,8 @@ impl Subscription {
             }
         }
         let count = self.buffer.len().min(max);
-        Ok(self.buffer.drain(..count).collect())
+        let origin = &self.origin;
+        Ok(self.buffer.drain(..count).map(|incoming| Delivery::new(incoming, Arc::clone(origin))).collect())
     }
 
     /// Messages without end, across reconnects; ends with the first error.
@@ -72,7 +78,7 @@ impl Subscription {
     /// As the broker answers.
     pub async fn close(&mut self) -> Result<()> {
         self.closed = true;
-        self.buffer.drain(..).for_each(Delivery::release);
+        self.release();
         self.consumer.close().await.map_err(|error| locate(error, &self.origin))
     }
 
@@ -84,18 +90,25 @@ impl Subscription {
         if self.received.is_empty() {
             self.consumer.receive(max, &mut self.received).await.map_err(|error| locate(error, &self.origin))?;
         }
-        let origin = &self.origin;
-        self.buffer.extend(self.received.drain(..).map(|incoming| Delivery::new(incoming, Arc::clone(origin))));
+        if self.buffer.is_empty() {
+            let spare = Vec::from(mem::take(&mut self.buffer));
+            self.buffer = mem::replace(&mut self.received, spare).into();
+        } else {
+            self.buffer.extend(self.received.drain(..));
+        }
         Ok(())
+    }
+
+    fn release(&mut self) {
+        for incoming in self.buffer.drain(..).chain(self.received.drain(..)) {
+            self.origin.settler.release(incoming.token, incoming.message);
+        }
     }
 }
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        self.buffer.drain(..).for_each(Delivery::release);
-        for incoming in self.received.drain(..) {
-            self.origin.settler.release(incoming.token, incoming.message);
-        }
+        self.release();
     }
 }
 

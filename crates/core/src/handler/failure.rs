@@ -8,49 +8,55 @@ use crate::{BoxError, Error, Retry};
 /// unless it is an [`Error`](enum@crate::ErrorKind) whose retry answer is "never" or it was made by [`Failure::permanent`].
 ///
 /// Like `anyhow::Error` it does not implement the trait itself, which is what makes that conversion possible.
-pub struct Failure {
+pub struct Failure(Box<Inner>); // boxed, so that the outcome of a success is small
+
+struct Inner {
     message: Cow<'static, str>,
     retry: Retry,
     source: Option<BoxError>,
 }
 
 impl Failure {
+    fn of(message: Cow<'static, str>, retry: Retry, source: Option<BoxError>) -> Self {
+        Self(Box::new(Inner { message, retry, source }))
+    }
+
     /// A failure that another attempt may help.
     #[must_use]
     pub fn new(message: impl Into<Cow<'static, str>>) -> Self {
-        Self { message: message.into(), retry: Retry::Now, source: None }
+        Self::of(message.into(), Retry::Now, None)
     }
 
     /// A failure that no attempt can help: the message goes to the dead letters at once.
     #[must_use]
     pub fn permanent(message: impl Into<Cow<'static, str>>) -> Self {
-        Self { message: message.into(), retry: Retry::Never, source: None }
+        Self::of(message.into(), Retry::Never, None)
     }
 
     /// No attempt can help.
     #[must_use]
     pub fn never_retry(mut self) -> Self {
-        self.retry = Retry::Never;
+        self.0.retry = Retry::Never;
         self
     }
 
     /// The next attempt comes after `delay` instead of the policy's backoff.
     #[must_use]
     pub fn retry_after(mut self, delay: Duration) -> Self {
-        self.retry = Retry::After(delay);
+        self.0.retry = Retry::After(delay);
         self
     }
 
     /// Whether to try again.
     #[must_use]
     pub fn retry(&self) -> Retry {
-        self.retry
+        self.0.retry
     }
 
     /// What made it fail.
     #[must_use]
     pub fn source(&self) -> Option<&(dyn StdError + Send + Sync + 'static)> {
-        self.source.as_deref()
+        self.0.source.as_deref()
     }
 }
 
@@ -63,29 +69,29 @@ impl<E: StdError + Send + Sync + 'static> From<E> for Failure {
             Some(error) => error.retry(),
             None => Retry::Now,
         };
-        Self { message: message.into(), retry, source: Some(source) }
+        Self::of(message.into(), retry, Some(source))
     }
 }
 
 impl From<Failure> for BoxError {
     fn from(failure: Failure) -> Self {
-        match failure.source {
+        match failure.0.source {
             Some(source) => source,
-            None => failure.message.into(),
+            None => failure.0.message.into(),
         }
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
+        f.write_str(&self.0.message)
     }
 }
 
 impl fmt::Debug for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)?;
-        let mut source = self.source.as_deref().and_then(|error| error.source());
+        f.write_str(&self.0.message)?;
+        let mut source = self.0.source.as_deref().and_then(|error| error.source());
         while let Some(error) = source {
             write!(f, "\ncaused by: {error}")?;
             source = error.source();

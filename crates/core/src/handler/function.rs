@@ -18,7 +18,7 @@ pub trait Handler<Args>: Send + Sync + 'static {
     ///
     /// # Errors
     /// That of the first argument that cannot be made; the function is not called then.
-    fn call(&self, view: &View<'_>) -> Result<impl Future<Output = Outcome> + Send + 'static>;
+    fn call(&self, view: &View<'_>) -> Result<impl Future<Output = Outcome> + Send + 'static + use<Self, Args>>;
 
     /// The type of the argument that is the body, if there is one.
     fn body_type() -> Option<TypeId>;
@@ -31,10 +31,10 @@ macro_rules! handlers {
             F: Fn($($argument),*) -> Fut + Send + Sync + 'static,
             Fut: Future + Send + 'static,
             Fut::Output: IntoOutcome,
-            $($argument: FromDelivery,)*
+            $($argument: FromDelivery + 'static,)*
         {
             #[allow(unused_variables)] // a function without arguments looks at nothing
-            fn call(&self, view: &View<'_>) -> Result<impl Future<Output = Outcome> + Send + 'static> {
+            fn call(&self, view: &View<'_>) -> Result<impl Future<Output = Outcome> + Send + 'static + use<F, Fut, $($argument),*>> {
                 let future = self($($argument::from_delivery(view)?),*);
                 Ok(async move { future.await.into_outcome() })
             }
@@ -51,7 +51,7 @@ macro_rules! handlers {
             $($argument: FromDelivery + Send + 'static,)*
         {
             #[allow(unused_variables, non_snake_case)] // as above; arguments are named like their types
-            fn call(&self, view: &View<'_>) -> Result<impl Future<Output = Outcome> + Send + 'static> {
+            fn call(&self, view: &View<'_>) -> Result<impl Future<Output = Outcome> + Send + 'static + use<F, Output, $($argument),*>> {
                 let function = self.0.clone();
                 $(let $argument = $argument::from_delivery(view)?;)*
                 let running = tokio::task::spawn_blocking(move || function($($argument),*).into_outcome());

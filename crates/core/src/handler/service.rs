@@ -4,7 +4,7 @@
 use std::{
     any::TypeId,
     marker::PhantomData,
-    panic::AssertUnwindSafe,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -93,7 +93,15 @@ impl<H: Handler<Args>, Args: 'static> Service for FunctionService<H, Args> {
             while work.starts(index) {
                 let env = work.env();
                 let tried = if env.is_plain() {
-                    self.attempt(work.view()).await
+                    // The same as `attempt` in one piece, so that nothing of the message is moved.
+                    match catch_unwind(AssertUnwindSafe(|| self.0.call(&work.view()))) {
+                        Ok(Ok(running)) => match AssertUnwindSafe(running).catch_unwind().await {
+                            Ok(outcome) => Tried::Outcome(outcome),
+                            Err(panic) => Tried::panicked(panic.as_ref()),
+                        },
+                        Ok(Err(error)) => Tried::Undecodable(error),
+                        Err(panic) => Tried::panicked(panic.as_ref()),
+                    }
                 } else {
                     env.guard(work.token(), self.attempt(work.view())).await
                 };
@@ -150,7 +158,7 @@ impl<H: BatchHandler<T>, T: FromDelivery + Send + 'static> Service for BatchServ
     fn drive<'a>(&'a self, index: usize, work: &'a mut Work) -> BoxFuture<'a, ()> {
         Box::pin(async move {
             while work.starts(index) {
-                let values = match std::panic::catch_unwind(AssertUnwindSafe(|| self.extract(index, work))) {
+                let values = match catch_unwind(AssertUnwindSafe(|| self.extract(index, work))) {
                     Ok(Ok(values)) => values,
                     Ok(Err(error)) => {
                         work.settle(self, Tried::Undecodable(error)).await;
@@ -171,11 +179,10 @@ impl<H: BatchHandler<T>, T: FromDelivery + Send + 'static> Service for BatchServ
                     Err(limit) => Some((0..count).map(|_| Tried::TimedOut(limit).into_outcome()).collect()),
                 };
                 match outcomes {
+                    None if work.ack_fronts(count) => {}
                     None => {
                         for _ in 0..count {
-                            if !work.ack_front() {
-                                work.settle(self, Tried::Outcome(Outcome::Ack)).await;
-                            }
+                            work.settle(self, Tried::Outcome(Outcome::Ack)).await;
                         }
                     }
                     Some(outcomes) => {

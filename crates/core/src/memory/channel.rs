@@ -4,6 +4,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
     task::Waker,
     time::Duration,
+    vec,
 };
 
 use tokio::{sync::oneshot, time::Instant};
@@ -179,6 +180,29 @@ impl Channel {
         let is_simple =
             now && state.parked.is_empty() && matches!(state.queues.as_slice(), [queue] if queue.fits(size));
         Locked { state, is_simple }
+    }
+
+    /// Takes messages into the only queue of the channel, under one lock, until one needs more than that.
+    pub(super) fn send_many(
+        &self,
+        messages: &mut vec::IntoIter<Message>,
+        max_payload: usize,
+        answers: &mut Vec<Completion<Receipt>>,
+    ) {
+        let is_plain = |message: &Message| {
+            message.payload().len() <= max_payload && message.deliver_at().is_none() && message.id().is_some()
+        };
+        let mut after = After::default();
+        let mut state = self.state();
+        let State { parked, queues, .. } = &mut *state;
+        if let ([queue], true) = (queues.as_mut_slice(), parked.is_empty()) {
+            let count = queue.fitting(messages.as_slice(), is_plain);
+            let receipts = messages.as_slice()[..count].iter().map(receipt);
+            answers.extend(receipts.map(|receipt| Completion::ready(Ok(receipt))));
+            queue.push_many(messages.by_ref().take(count), &mut after);
+        }
+        drop(state);
+        after.run();
     }
 
     /// Takes a message into every queue of the channel, or lets it wait.

@@ -28,6 +28,10 @@ impl MemoryProducer {
         Self { channel, link, closed: AtomicBool::new(false), max_payload }
     }
 
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire) || self.link.is_closed()
+    }
+
     #[cold]
     #[inline(never)]
     fn send_unnamed(&self, message: Message) -> Completion<Receipt> {
@@ -47,7 +51,7 @@ impl MemoryProducer {
 #[async_trait]
 impl Producer for MemoryProducer {
     fn send(&self, message: Message) -> Completion<Receipt> {
-        if self.closed.load(Ordering::Acquire) || self.link.is_closed() {
+        if self.is_closed() {
             return Completion::ready(Err(self.channel.closed("send")));
         }
         if message.payload().len() > self.max_payload {
@@ -68,6 +72,17 @@ impl Producer for MemoryProducer {
             waiting.wake();
         }
         Completion::ready(Ok(receipt))
+    }
+
+    fn send_many(&self, messages: Vec<Message>) -> Vec<Completion<Receipt>> {
+        let mut answers = Vec::with_capacity(messages.len());
+        let mut messages = messages.into_iter();
+        if !self.is_closed() {
+            self.channel.send_many(&mut messages, self.max_payload, &mut answers);
+        }
+        // What is left has something that the short way does not know.
+        answers.extend(messages.map(|message| self.send(message)));
+        answers
     }
 
     async fn flush(&self) -> Result<()> {

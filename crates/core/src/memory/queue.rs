@@ -155,6 +155,32 @@ impl Queue {
         Some(first)
     }
 
+    /// How many of the first messages are plain and may be added.
+    pub(super) fn fitting(&self, messages: &[Message], is_plain: impl Fn(&Message) -> bool) -> usize {
+        let (mut len, mut size) = (self.len(), self.size);
+        let fits = |message: &&Message| {
+            let next = size + Ticket::size_of(message);
+            let fits = len == 0 || (len < self.limits.messages && next <= self.limits.size);
+            (len, size) = (len + 1, next);
+            fits && is_plain(message)
+        };
+        messages.iter().take_while(fits).count()
+    }
+
+    /// Adds messages that were sent and fit.
+    pub(super) fn push_many(&mut self, messages: impl Iterator<Item = Message>, after: &mut After) {
+        let first = self.ready.len();
+        // Written at once to where they wait: built elsewhere, each would be moved once more.
+        self.ready.extend(messages.map(|message| first_attempt(message, Token(0))));
+        for at in first..self.ready.len() {
+            let token = self.next_token(Ticket::size_of(&self.ready[at].message));
+            self.ready[at].token = token;
+        }
+        for _ in 0..(self.ready.len() - first).min(self.waiting.len()) {
+            self.wake_one(after);
+        }
+    }
+
     /// The same, now or when it is due.
     pub(super) fn push_at(&mut self, message: Message, size: u64, due: Option<Instant>, after: &mut After) {
         match due {

@@ -1,5 +1,5 @@
 use std::{
-    fmt,
+    fmt, iter,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -124,17 +124,18 @@ impl Share {
         now.messages == seen.messages && now.size == seen.size && self.check().is_ok()
     }
 
-    fn settle(&self, token: Token) -> Result<()> {
+    fn settle(&self, tokens: &[Token]) -> Result<()> {
         if self.word.load(Ordering::Acquire) & CLOSED != 0 {
             return Err(self.channel.closed("settle"));
         }
-        self.discharge(token.into());
+        self.discharge(tokens.iter().map(|token| Ticket::from(*token)));
         Ok(())
     }
 
-    fn discharge(&self, ticket: Ticket) {
-        let before = self.word.fetch_sub(MESSAGE + ticket.size(), Ordering::AcqRel);
-        debug_assert!(messages(before) > 0, "a delivery was settled twice");
+    fn discharge(&self, tickets: impl Iterator<Item = Ticket>) {
+        let (count, charge) = tickets.fold((0, 0), |(count, sum), ticket| (count + 1, sum + MESSAGE + ticket.size()));
+        let before = self.word.fetch_sub(charge, Ordering::AcqRel);
+        debug_assert!(messages(before) >= count, "a delivery was settled twice");
         if before & WANTS_ROOM != 0 {
             self.word.fetch_and(!WANTS_ROOM, Ordering::AcqRel);
             self.wake();
@@ -148,7 +149,11 @@ fn messages(word: u64) -> usize {
 
 impl Settler for Share {
     fn ack(&self, token: Token) -> Completion<()> {
-        Completion::ready(self.settle(token))
+        Completion::ready(self.settle(&[token]))
+    }
+
+    fn ack_many(&self, tokens: &[Token]) -> Completion<()> {
+        Completion::ready(self.settle(tokens))
     }
 
     fn release(&self, token: Token, message: Message) {
@@ -156,7 +161,7 @@ impl Settler for Share {
         let ticket = Ticket::from(token);
         // What was not tried, or was cancelled, has not failed: the attempt stays the same, and so does its place.
         self.channel.give_back(self.queue, message, ticket, None, Duration::ZERO);
-        self.discharge(ticket);
+        self.discharge(iter::once(ticket));
     }
 
     fn retry(&self, token: Token, message: &Message, attempt: u32, after: Duration) -> Completion<()> {
@@ -167,7 +172,7 @@ impl Settler for Share {
         if !self.channel.give_back(self.queue, message.clone(), ticket, Some(attempt), after) {
             return Completion::ready(Err(self.channel.missing("settle")));
         }
-        self.discharge(ticket);
+        self.discharge(iter::once(ticket));
         Completion::ready(Ok(()))
     }
 

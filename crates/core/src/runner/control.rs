@@ -90,8 +90,8 @@ impl Control {
         self.changed.notified().await;
     }
 
-    pub(crate) fn succeeded(&self) {
-        self.counters.handled.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn succeeded(&self, count: u64) {
+        self.counters.handled.fetch_add(count, Ordering::Relaxed);
         if self.failures_in_a_row.load(Ordering::Relaxed) != 0 {
             self.failures_in_a_row.store(0, Ordering::Relaxed);
         }

@@ -34,12 +34,15 @@ pub(crate) struct Env {
 
 impl Env {
     /// The index of the entry that takes this message: exact version first, then any version, then any kind.
+    #[inline]
     pub(crate) fn find(&self, message: &Message) -> Option<usize> {
-        if let [only] = self.entries.as_slice()
-            && only.kind.is_none()
-        {
-            return Some(0);
+        match self.entries.as_slice() {
+            [only] if only.kind.is_none() => Some(0),
+            _ => self.find_by_kind(message),
         }
+    }
+
+    fn find_by_kind(&self, message: &Message) -> Option<usize> {
         let kind = message.kind();
         let position = |test: &dyn Fn(&Entry) -> bool| self.entries.iter().position(test);
         let named = |entry: &Entry| entry.kind.as_ref().map(|kind| kind.name.as_ref()) == kind && kind.is_some();
@@ -53,9 +56,9 @@ impl Env {
             })
     }
 
-    /// Whether handlers need nothing around them: no time-out, no lease, no limit of retries.
+    /// Whether handlers need nothing around them: no time-out, no lease, no limit of retries, no layer.
     pub(crate) fn is_plain(&self) -> bool {
-        self.timeout.is_none() && self.lease.is_none() && self.retries.is_none()
+        self.timeout.is_none() && self.lease.is_none() && self.retries.is_none() && self.bus.parts().layers.is_empty()
     }
 
     /// Runs a call with what is around it.

@@ -21,6 +21,8 @@ pub(crate) const DONE: &str = "polymq-done";
 pub(crate) struct Work {
     env: Arc<Env>,
     pending: VecDeque<Incoming>,
+    /// Memory for the tokens of a batch.
+    tokens: Vec<Token>,
     /// Attempts of the front that were made in place.
     in_place: u32,
     /// The front was acknowledged before it was handled.
@@ -31,7 +33,7 @@ pub(crate) struct Work {
 
 impl Work {
     pub(crate) fn new(env: Arc<Env>) -> Self {
-        Self { env, pending: VecDeque::new(), in_place: 0, acked: false, alone: false }
+        Self { env, pending: VecDeque::new(), tokens: Vec::new(), in_place: 0, acked: false, alone: false }
     }
 
     pub(crate) fn one(env: Arc<Env>, incoming: Incoming) -> Self {
@@ -100,6 +102,7 @@ impl Work {
     }
 
     /// Whether the message at `at` is for the entry at `index` and nothing else is to be decided about it.
+    #[inline]
     pub(crate) fn is_for(&self, at: usize, index: usize) -> bool {
         let Some(incoming) = self.pending.get(at) else { return false };
         !incoming.message.is_expired()
@@ -180,22 +183,28 @@ impl Work {
         }
         let mut settling = self.env.origin.settler.ack(self.token());
         match settling.try_take() {
-            Some(Ok(())) => {
-                self.env.control.succeeded();
-                self.pop();
-                true
-            }
-            Some(Err(error)) => {
-                self.stale(&error);
-                true
-            }
-            None => {
-                // The answer comes later and can only be that the message comes again: nobody needs to wait for it.
-                self.env.control.succeeded();
-                self.pop();
-                true
-            }
+            Some(Err(error)) => self.not_acknowledged(&error),
+            // An answer that comes later can only be that the message comes again: nobody needs to wait for it.
+            Some(Ok(())) | None => self.env.control.succeeded(1),
         }
+        self.pop();
+        true
+    }
+
+    /// The same for `count` messages at the front.
+    pub(crate) fn ack_fronts(&mut self, count: usize) -> bool {
+        if self.env.callbacks.handled.is_some() {
+            return false;
+        }
+        self.tokens.clear();
+        self.tokens.extend(self.pending.iter().take(count).map(|front| front.token));
+        match self.env.origin.settler.ack_many(&self.tokens).try_take() {
+            Some(Err(error)) => self.not_acknowledged(&error),
+            Some(Ok(())) | None => self.env.control.succeeded(count as u64),
+        }
+        self.in_place = 0;
+        self.pending.drain(..count);
+        true
     }
 
     fn pop(&mut self) -> Option<Incoming> {
@@ -204,10 +213,9 @@ impl Work {
         self.pending.pop_front()
     }
 
-    fn stale(&mut self, error: &crate::Error) {
+    fn not_acknowledged(&self, error: &crate::Error) {
         tracing::warn!(channel = self.env.origin.address.name(), %error, "not acknowledged; the message comes again");
         self.env.callbacks.transport_error(&self.env.origin.address, error);
-        self.pop();
     }
 
     /// Settles the front by what its handler did, trying again in place as the policy says.
@@ -271,7 +279,7 @@ impl Work {
         };
         match tried.into_outcome() {
             Outcome::Ack => {
-                env.control.succeeded();
+                env.control.succeeded(1);
                 self.finish(Settlement::Ack).await;
             }
             Outcome::Drop { reason } => {

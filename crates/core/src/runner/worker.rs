@@ -62,6 +62,9 @@ impl Worker {
 
     async fn serve(&mut self) -> Result<()> {
         let env = Arc::clone(&self.env);
+        // Made once: to register with them anew for each fetch would cost more than the fetch.
+        let (said, changed) = (env.stop.said(), env.control.changed());
+        tokio::pin!(said, changed);
         while !env.stop.is_said() {
             let limit = env.control.concurrency();
             let paused = env.control.is_paused();
@@ -79,14 +82,18 @@ impl Worker {
             self.tell_running(self.running.len());
             let room = self.room(limit);
             let outcome = tokio::select! {
+                // What ends or changes this is looked at above too: messages at hand cannot hide it.
                 biased;
-                () = env.stop.said() => Ok(()),
                 Some(ended) = self.running.join_next(), if !self.running.is_empty() => {
                     self.ended(ended.ok().flatten());
                     Ok(())
                 }
-                () = env.control.changed() => Ok(()),
                 received = self.consumer.receive(room, &mut self.fetched), if room > 0 && !paused => received,
+                () = &mut said => Ok(()),
+                () = &mut changed => {
+                    changed.set(env.control.changed());
+                    Ok(())
+                }
             };
             // Also what a call has fetched that was given up or failed.
             self.work.refill(&mut self.fetched);
