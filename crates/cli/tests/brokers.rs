@@ -37,6 +37,66 @@ fn mosquitto() {
     });
 }
 
+/// Everything is logged while real brokers are talked to, and neither the password nor headers nor bodies are in it.
+#[test]
+fn j8_nothing_secret_is_logged_while_brokers_are_used() {
+    const MARKER: &str = "s3cr3t-marker";
+    let login = ["--user", "tester", "--password", MARKER];
+    let (rabbitmq, mosquitto) = (Broker::rabbitmq_with(&login), Broker::mosquitto(&login));
+    let mut logged = 0;
+    for url in [
+        format!("amqp://tester:{MARKER}@{}", rabbitmq.address()),
+        format!("mqtt://tester:{MARKER}@{}", mosquitto.address()),
+    ] {
+        for command in [
+            &["send", "vault", MARKER, "--header", "token=s3cr3t-marker", "--content-type", "application/json"][..],
+            &["consume", "vault", "--max", "1", "--timeout", "20s"],
+            &["check"],
+        ] {
+            let output = polymq(&url, &[&["--log", "trace"], command].concat());
+            let log = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{command:?}: {log}");
+            logged += log.lines().count();
+            let shown: Vec<_> = log.lines().filter(|line| line.contains(MARKER)).collect();
+            assert!(shown.is_empty(), "{command:?}: {shown:#?}");
+        }
+        let wrong = url.replace(MARKER, "another-s3cr3t-marker");
+        let output = polymq(&wrong, &["--log", "trace", "check"]);
+        let told = [output.stdout, output.stderr].concat();
+        assert_eq!(output.status.code(), Some(5), "not allowed");
+        assert!(!String::from_utf8_lossy(&told).contains(MARKER), "a refused login shows the password");
+    }
+    assert!(logged > 10, "only {logged} lines were logged");
+}
+
+/// One command starts the development stack and prints how to use it; another one stops it.
+#[test]
+fn j24_the_development_stack_is_one_command() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let state = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("stack-{}", std::process::id()));
+    let native = Path::new("/usr/lib/rabbitmq/bin/rabbitmq-server").exists();
+    let brokers = |arguments: &[&str]| {
+        let mut command = Command::new(root.join("scripts/brokers"));
+        if native {
+            // Beside the stack of whoever runs this test; with Docker it is that stack.
+            command.env("POLYMQ_DOCKER", "never").env("POLYMQ_STACK_DIR", &state).env("POLYMQ_STACK_OFFSET", "23000");
+        }
+        let output = command.args(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let printed = brokers(&["start"]);
+    let urls: Vec<_> = printed.split_whitespace().filter_map(|word| word.strip_prefix("POLYMQ_URL=")).collect();
+    assert_eq!(urls.len(), 2, "{printed}");
+    for url in urls {
+        check(url);
+    }
+    assert_eq!(brokers(&["status"]).matches("running").count(), 2);
+    brokers(&["stop"]);
+    assert_eq!(brokers(&["status"]).matches("stopped").count(), 2);
+    let _ = std::fs::remove_dir_all(state);
+}
+
 fn polymq(url: &str, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_polymq")).args(arguments).env("POLYMQ_URL", url).output().unwrap()
 }

@@ -75,6 +75,7 @@ fn generate(what: &str, registry: &Registry) -> String {
         None if what == "capabilities" => capabilities(&registry.iter().map(AsRef::as_ref).collect::<Vec<_>>()),
         None if what == "variables" => variables(registry),
         None if what == "help" => help(),
+        None if what == "cases" => cases(),
         _ => panic!("nothing generates {what:?}"),
     }
 }
@@ -124,6 +125,102 @@ fn help() -> String {
             .replace("polymq \n", "polymq\n");
     }
     text
+}
+
+fn cases() -> String {
+    let mut table = "| case | needs | broken backends that it catches |\n|---|---|---|\n".to_owned();
+    for case in polymq_testkit::cases::all() {
+        let capability = case.decided_by(&polymq::Capabilities::default());
+        let needs = [case.needs_broker().then_some("a broker"), capability].into_iter().flatten().collect::<Vec<_>>();
+        let mutants = polymq_testkit::mutant::of(case).map(|mutant| mutant.name.replace('_', " ")).collect::<Vec<_>>();
+        table += &format!("| {} | {} | {} |\n", case.id, needs.join(", "), mutants.join(", "));
+    }
+    table
+}
+
+/// Files of this repository with this ending, without what builds leave behind.
+fn files(ending: &str) -> Vec<PathBuf> {
+    let (mut found, mut folders) = (Vec::new(), vec![root().join("crates"), root().join("examples")]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|found| found == ending) {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+/// Every test that docs/proof.md names is a function, a case of the suite or a file, and every row names one.
+#[test]
+fn every_test_in_the_proof_exists() {
+    let sources: String = files("rs").iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    let text = fs::read_to_string(root().join("docs/proof.md")).unwrap();
+    let (by_hand, _) = text.split_once("<!-- generated: cases -->").unwrap();
+    let rows = by_hand.lines().filter(|line| line.starts_with("| ") && !line.ends_with("| test |"));
+    let mut wrong = Vec::new();
+    for row in rows {
+        let tests = row.trim_end_matches(" |").rsplit(" | ").next().unwrap();
+        let names: Vec<_> = tests.split('`').skip(1).step_by(2).collect();
+        if names.is_empty() && tests != "the suite" {
+            wrong.push(format!("no test: {row}"));
+        }
+        for name in names {
+            let exists = if name.contains('/') {
+                root().join(name).exists()
+            } else if name.starts_with(char::is_uppercase) {
+                polymq_testkit::cases::find(name).is_some()
+            } else {
+                sources.contains(&format!("fn {name}("))
+            };
+            if !exists {
+                wrong.push(format!("{name} does not exist: {row}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// A page with Rust in it is compiled with the doc tests of a crate.
+#[test]
+fn every_rust_snippet_is_compiled() {
+    let sources: String = files("rs").iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    let readmes = files("md").into_iter().filter(|path| path.ends_with("README.md"));
+    for page in pages().into_iter().chain(readmes) {
+        let text = fs::read_to_string(&page).unwrap();
+        if !text.contains("```rust") && !text.contains("```\nuse ") {
+            continue;
+        }
+        assert!(!text.contains("```rust,ignore"), "a snippet of {} is not compiled", page.display());
+        let folder = page.parent().unwrap();
+        let of_crate = fs::read_to_string(folder.join("src/lib.rs"))
+            .is_ok_and(|lib| lib.contains("#![doc = include_str!(\"../README.md\")]"));
+        let relative = page.strip_prefix(root()).unwrap().display().to_string();
+        let of_facade = sources.contains(&format!("#[doc = include_str!(\"../../../{relative}\")]"));
+        assert!(of_crate || of_facade, "nothing compiles the snippets of {relative}");
+    }
+}
+
+/// Errors of client libraries stay inside: they are reachable as the source of polymq's own error.
+#[test]
+fn j17_no_native_error_is_in_a_public_signature() {
+    let natives =
+        ["lapin::Error", "lapin::Result", "ClientError", "ConnectionError", "StateError", "v5::ConnectionError"];
+    for path in files("rs") {
+        let text = path.display().to_string();
+        if !["crates/amqp/src", "crates/mqtt/src"].iter().any(|folder| text.contains(folder)) {
+            continue;
+        }
+        let source = fs::read_to_string(&path).unwrap();
+        for signature in source.split("\n    pub ").chain(source.split("\npub ")).skip(1) {
+            let signature = signature.split(['{', ';']).next().unwrap();
+            let native = natives.iter().find(|native| signature.contains(*native));
+            assert!(native.is_none(), "{text}: {signature}");
+        }
+    }
 }
 
 /// Links inside the repository lead somewhere.

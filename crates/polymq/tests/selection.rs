@@ -99,6 +99,62 @@ fn the_features_decide_what_is_linked() {
     assert!(names.contains(&"memory"));
 }
 
+/// Code says memory while the variables name a broker that listens: nobody connects to it.
+#[cfg(feature = "amqp")]
+#[tokio::test]
+async fn a6_what_code_has_not_chosen_is_not_connected() {
+    let broker = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("amqp://{}", broker.local_addr().unwrap());
+    let variables = environment([("POLYMQ_BACKEND", "amqp"), ("POLYMQ_URL", url.as_str())]);
+    let bus = Bus::builder().backend("memory").environment(variables.clone()).connect().await.unwrap();
+    assert_eq!(echo(&bus, "hello").await, "hello");
+    let accepted = tokio::time::timeout(Duration::from_millis(200), broker.accept());
+    assert!(accepted.await.is_err(), "somebody connected to the broker of the variables");
+
+    // Without the choice in code, it is that broker which is tried.
+    let tried = tokio::spawn(Bus::builder().environment(variables).connect());
+    tokio::time::timeout(Duration::from_secs(5), broker.accept()).await.unwrap().unwrap();
+    tried.abort();
+}
+
+/// A variable with our prefix that nobody reads is warned about, with the one that was probably meant.
+#[test]
+fn j1_an_unknown_variable_of_ours_is_warned_about() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
+    tracing::subscriber::with_default(subscriber, || {
+        let known =
+            environment([("POLYMQ_BACKEND", "memory"), ("POLYMQ_MEMORY_CAPACITY", "5"), ("OTHERS_VARIABLE", "1")]);
+        Bus::builder().environment(known).check().unwrap();
+        assert_eq!(log.text(), "");
+        Bus::builder().environment(environment([("POLYMQ_BACKEN", "s3cr3t-marker")])).check().unwrap();
+    });
+    let text = log.text();
+    assert!(text.contains("WARN") && text.contains("POLYMQ_BACKEN") && text.contains("POLYMQ_BACKEND"), "{text}");
+    assert!(!text.contains("s3cr3t-marker"), "{text}");
+}
+
+#[derive(Clone, Default)]
+struct Log(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl Log {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 #[tokio::test]
 async fn code_overrides_the_environment() {
     // Would fail at once if anything were tried with the variables.

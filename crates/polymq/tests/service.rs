@@ -43,9 +43,54 @@ fn child() {
         Ok("ends") => polymq::run(ends),
         Ok("never ends") => polymq::run(never_ends),
         Ok("fails") => polymq::run(fails),
+        #[cfg(feature = "ops")]
+        Ok("three") => match three() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        },
         _ => return,
     };
     std::process::exit(i32::from(code != ExitCode::SUCCESS));
+}
+
+/// One call that runs the three handlers of a factory, with a host and a port.
+#[cfg(feature = "ops")]
+#[tokio::main]
+async fn three() -> Result<()> {
+    async fn print(text: String, context: polymq::Context) {
+        println!("\n{} got {text}", context.channel());
+    }
+    let bus = Bus::connect("memory://three").await?;
+    let mut consumers = ConsumerFactory::new(&bus);
+    for queue in ["one", "two", "three"] {
+        consumers.route(queue, print);
+        bus.queue(queue).send(&"it").await?;
+    }
+    let address = std::env::var("ADDRESS")?;
+    ConsumerRunner::new(consumers).bind(address).run().await?;
+    println!("\nreturned");
+    Ok(())
+}
+
+#[cfg(feature = "ops")]
+#[test]
+fn d4_one_call_runs_every_handler_until_a_signal() {
+    use std::io::Write;
+
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut process = start("three").env("ADDRESS", address.to_string()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut printed = BufReader::new(process.stdout.take().unwrap()).lines().map_while(|line| line.ok());
+    let mut got: Vec<_> = printed.by_ref().filter(|line| line.ends_with("got it")).take(3).collect();
+    got.sort();
+    assert_eq!(got, ["one got it", "three got it", "two got it"]);
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.write_all(b"GET /ready HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    signal(&process, "-TERM");
+    assert!(printed.any(|line| line == "returned"), "the call returns after the signal");
+    assert_eq!(process.wait().unwrap().code(), Some(0));
 }
 
 fn start(service: &str) -> Command {

@@ -122,6 +122,36 @@ async fn handler_pair_from_a_queue_table() {
     factory.close().await.unwrap();
 }
 
+/// A file in the older shape, of two queues, starts as it is, and messages come back through both pairs.
+#[tokio::test]
+async fn d6_a_table_in_the_older_shape_starts_and_round_trips() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("queues.json");
+    let entry = |name: &str, consumer: &str| {
+        format!("\"{name}\": {{\"name\": \"d6-{name}\", \"consumer_loop\": \"{consumer}\", \"producer\": \"memory\"}}")
+    };
+    std::fs::write(&path, format!("{{{}, {}}}", entry("queue_1", "memory"), entry("queue_2", "Memory"))).unwrap();
+    let factory = HandlerFactory::from_config(&path).unwrap();
+    for queue in ["queue_1", "queue_2"] {
+        let pair = factory.queue(queue).unwrap();
+        assert_eq!(pair.name(), format!("d6-{queue}"));
+        let (seen, mut orders) = mpsc::unbounded_channel();
+        let handler = move |order: Order| {
+            let sent = seen.send(order);
+            async move { sent }
+        };
+        let running = pair.handle(handler).await.unwrap().start().await.unwrap();
+        pair.producer().await.unwrap().send(&ORDER).await.unwrap();
+        assert_eq!(next(&mut orders).await, ORDER);
+        running.stop().await.unwrap();
+    }
+    factory.close().await.unwrap();
+
+    std::fs::write(&path, format!("{{{}}}", entry("queue_1", "memroy"))).unwrap();
+    let error = HandlerFactory::from_config(&path).unwrap_err().to_string();
+    assert!(error.contains("\"queue_1\"") && error.contains("unknown backend \"memroy\""), "{error}");
+}
+
 #[test]
 fn a_queue_table_names_the_backend_that_it_cannot_have() {
     let table = QueueTable::from_toml("[queues.orders]\nconsumer = \"kafka\"\nproducer = \"memory\"\n").unwrap();

@@ -40,7 +40,16 @@ impl Broker {
     /// When it cannot be started, with what the script says: a broker that is missing is a failure.
     #[must_use]
     pub fn rabbitmq() -> Self {
-        Self::start_blocking("rabbitmq", true, &[])
+        Self::rabbitmq_with(&[])
+    }
+
+    /// The same with further options of the script, such as `--user` and `--password`.
+    ///
+    /// # Panics
+    /// As [`rabbitmq`](Self::rabbitmq).
+    #[must_use]
+    pub fn rabbitmq_with(options: &[&str]) -> Self {
+        Self::start_blocking("rabbitmq", true, options)
     }
 
     /// Starts Mosquitto with further options of the script, such as `--volatile`.

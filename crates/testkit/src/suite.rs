@@ -241,6 +241,10 @@ pub fn run_case(case: &'static Case, harness: &Arc<dyn Harness>) -> Outcome {
     let runtime = runtime(harness.clock());
     let cx = Cx::new(Arc::clone(harness), case.id);
     let decided = case.decided_by(cx.capabilities());
+    if case.needs_broker() && decided.is_none() && harness.broker().is_none() {
+        let result = Err("this case needs a broker; the harness has none".to_owned());
+        return Outcome { result, decided, notes: Vec::new() };
+    }
     let run = match case.gate {
         Some(gate) if decided.is_some() => gate.refusal,
         _ => case.run,
@@ -293,4 +297,22 @@ fn quiet_panics() {
 fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     text.unwrap_or("panicked without a text").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn i6_the_summary_names_what_did_not_run_and_why() {
+        let mut report = Report { passed: 3, ..Report::default() };
+        report
+            .decided
+            .insert("it lives in the process: nothing to kill, no wire", vec!["F1_graceful_restart", "F2_kill"]);
+        report.decided.entry("leases").or_default().push("S2_lease_extension");
+        let text = report.text("toy");
+        assert!(text.contains("summary of toy: 3 ran, 0 failed; 3 decided by what it declares"), "{text}");
+        assert!(text.contains("nothing to kill, no wire: F1_graceful_restart, F2_kill"), "{text}");
+        assert!(text.contains("leases: S2_lease_extension"), "{text}");
+    }
 }

@@ -43,6 +43,34 @@ impl Harness for Poor {
     }
 }
 
+/// The memory backend without a word that there is no broker.
+#[derive(Debug)]
+struct NoBroker;
+
+impl Harness for NoBroker {
+    fn backend(&self) -> Arc<dyn Backend> {
+        Arc::new(MemoryBackend)
+    }
+
+    fn url(&self, _: Option<SocketAddr>) -> String {
+        "memory://no-broker".into()
+    }
+}
+
+#[test]
+fn i6_a_case_without_its_broker_fails_and_says_so() {
+    let harness: Arc<dyn Harness> = Arc::new(NoBroker);
+    for case in cases::all().filter(|case| case.needs_broker()) {
+        let outcome = run_case(case, &harness);
+        // What is decided by "not persistent" needs no broker.
+        if outcome.decided.is_some() {
+            continue;
+        }
+        let why = outcome.result.expect_err("it cannot pass without a broker");
+        assert_eq!(why, "this case needs a broker; the harness has none", "{case:?}");
+    }
+}
+
 #[test]
 fn a_declared_no_is_tested_as_a_refusal() {
     let harness: Arc<dyn Harness> = Arc::new(Poor);

@@ -1,0 +1,316 @@
+//! What a program does on the real brokers, told by its environment or by a queue table: mission rows A1, A7, C13, D7,
+//! J9, J13 and J20. Each test starts its own RabbitMQ and Mosquitto.
+#![cfg(all(unix, feature = "amqp", feature = "mqtt", feature = "macros", feature = "ops"))]
+
+use std::{
+    collections::BTreeSet,
+    io::{BufRead, BufReader},
+    process::{Child, Command, ExitCode, Stdio},
+    sync::{Arc, Mutex, mpsc},
+    time::Duration,
+};
+
+use polymq::{ConsumeOptions, Environment, HandlerPair, HealthState, QueueTable, prelude::*};
+use polymq_testkit::{Broker, BrokerControl, eventually};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::mpsc::{UnboundedSender, unbounded_channel},
+};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Tells the child process to be the program.
+const PROGRAM: &str = "PROGRAM_UNDER_TEST";
+
+#[consumer("echo")]
+async fn echo(text: String) {
+    println!("\necho: {text}");
+}
+
+/// The program: it knows no backend.
+async fn program(bus: Bus) -> Result<()> {
+    bus.queue("echo").send(&"hello").await?;
+    Ok(())
+}
+
+/// Not a test: what the child process runs.
+#[test]
+fn child() {
+    if std::env::var_os(PROGRAM).is_some() {
+        let code = polymq::run(program);
+        std::process::exit(i32::from(code != ExitCode::SUCCESS));
+    }
+}
+
+fn url(scheme: &str, broker: &Broker) -> String {
+    format!("{scheme}://{}", broker.address())
+}
+
+/// The program as a process.
+struct Program {
+    process: Child,
+    printed: mpsc::Receiver<String>,
+}
+
+impl Program {
+    /// On the backend of this name; nothing but the environment differs.
+    fn start(backend: &str, url: &str) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["child", "--exact", "--nocapture"]).env(PROGRAM, "1");
+        command.env("POLYMQ_BACKEND", backend).env("POLYMQ_URL", url);
+        let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(process.stdout.take().unwrap()).lines().map_while(|line| line.ok());
+        let (sender, printed) = mpsc::channel();
+        std::thread::spawn(move || lines.into_iter().all(|line| sender.send(line).is_ok()));
+        Self { process, printed }
+    }
+
+    fn prints(&self, expected: &str) {
+        while self.printed.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("{expected:?} was not printed")) != expected
+        {
+        }
+    }
+
+    /// The time that processors have spent on it, in ticks of 10 ms.
+    fn ticks(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id())).unwrap();
+        let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    }
+
+    fn ends_in_order(mut self) {
+        let told = Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status().unwrap();
+        assert!(told.success());
+        assert_eq!(self.process.wait().unwrap().code(), Some(0));
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // After a failed assertion; it has ended otherwise.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The same binary on each backend, chosen by one variable; then each of them idles and must cost nothing.
+#[test]
+fn a1_c13_one_binary_runs_on_each_backend_and_idles_for_free() {
+    let (rabbitmq, mosquitto) = (Broker::rabbitmq(), Broker::mosquitto(&[]));
+    let programs =
+        [("memory", "memory://".to_owned()), ("amqp", url("amqp", &rabbitmq)), ("mqtt", url("mqtt", &mosquitto))]
+            .map(|(backend, url)| (backend, Program::start(backend, &url)));
+    for (_, program) in &programs {
+        program.prints("echo: hello");
+    }
+    std::thread::sleep(Duration::from_secs(2)); // what starting costs is not counted
+    let before = programs.each_ref().map(|(_, program)| program.ticks());
+    std::thread::sleep(Duration::from_secs(10));
+    for ((backend, program), before) in programs.iter().zip(before) {
+        let used = program.ticks() - before;
+        assert!(used < 10, "{backend}: {used} ticks of 10 ms in ten idle seconds are 1 % of a processor or more");
+    }
+    for (_, program) in programs {
+        program.ends_in_order();
+    }
+}
+
+async fn connect(url: &str) -> Bus {
+    let builder = Bus::builder().environment(Environment::default()).url(url);
+    builder.with("reconnect_max", "500ms").connect().await.unwrap()
+}
+
+/// One queue comes in over AMQP and goes out over MQTT, another is on AMQP both ways, in one process.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a7_each_queue_and_direction_has_its_own_backend() {
+    let (rabbitmq, mosquitto) = (Broker::rabbitmq(), Broker::mosquitto(&[]));
+    let (amqp, mqtt) = (url("amqp", &rabbitmq), url("mqtt", &mosquitto));
+    let table = format!(
+        "[queues.one]\nconsumer = \"amqp\"\nproducer = \"mqtt\"\n[queues.two]\nconsumer = \"amqp\"\nproducer = \"amqp\"\n\
+         [backends.amqp]\nurl = \"{amqp}\"\n[backends.mqtt]\nurl = \"{mqtt}\"\n"
+    );
+    let table = QueueTable::from_toml(&table).unwrap();
+    let factory = HandlerFactory::new(table, Registry::linked(), Environment::default()).unwrap();
+    let (one, two) = (factory.queue("one").unwrap(), factory.queue("two").unwrap());
+
+    let out = one.producer().await.unwrap();
+    let double = move |n: u64| {
+        let out = out.clone();
+        async move { out.send(&(n * 2)).await.map(drop) }
+    };
+    let first = one.handle(double).await.unwrap().start().await.unwrap();
+    let mut answers = connect(&mqtt).await.queue("one").subscribe(ConsumeOptions::default()).await.unwrap();
+    connect(&amqp).await.queue("one").send(&21_u64).await.unwrap();
+    let answer = tokio::time::timeout(PATIENCE, answers.next()).await.unwrap().unwrap();
+    assert_eq!(answer.message().payload(), "42");
+    answer.ack().await.unwrap();
+
+    let (sender, mut seen) = unbounded_channel();
+    let handler = move |n: u64| {
+        let sent = sender.send(n);
+        async move { sent }
+    };
+    let second = two.handle(handler).await.unwrap().start().await.unwrap();
+    two.producer().await.unwrap().send(&7_u64).await.unwrap();
+    assert_eq!(tokio::time::timeout(PATIENCE, seen.recv()).await.unwrap(), Some(7));
+    first.stop().await.unwrap();
+    second.stop().await.unwrap();
+    factory.close().await.unwrap();
+}
+
+/// What RabbitMQ's own management interface says.
+async fn managed(broker: &Broker, path: &str) -> serde_json::Value {
+    let mut stream = tokio::net::TcpStream::connect(broker.management().unwrap()).await.unwrap();
+    let login = "authorization: Basic Z3Vlc3Q6Z3Vlc3Q=";
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nhost: test\r\n{login}\r\n\r\n").as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains(" 200 "), "{head}");
+    serde_json::from_str(body).unwrap()
+}
+
+/// How many messages a queue holds, ready or not acknowledged.
+async fn messages(broker: &Broker, queue: &str) -> u64 {
+    let queues = managed(broker, "/api/queues?disable_stats=true&enable_queue_totals=true").await;
+    let queue = queues.as_array().unwrap().iter().find(|found| found["name"] == queue).expect("the queue exists");
+    queue["messages"].as_u64().unwrap_or_else(|| panic!("no count in {queue}"))
+}
+
+/// While the target is down, everything stays at the source; when it is there again, each message is moved once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d7_a_bridge_keeps_what_its_target_has_not_accepted() {
+    const COUNT: u64 = 5;
+    let (rabbitmq, mosquitto) = (Broker::rabbitmq(), Broker::mosquitto(&[]));
+    let (source, target) = (connect(&url("amqp", &rabbitmq)).await, connect(&url("mqtt", &mosquitto)).await);
+    let waiting = source.queue("orders");
+    let bridge = HandlerPair::new("orders", &source, &target).bridge().await.unwrap().start().await.unwrap();
+    let mut arrived = target.queue("orders").subscribe(ConsumeOptions::default()).await.unwrap();
+    mosquitto.kill().await;
+    eventually(PATIENCE, || async {
+        if target.health().state == HealthState::Down { Ok(()) } else { Err(target.health()) }
+    })
+    .await;
+    for n in 0..COUNT {
+        waiting.send(&n).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(messages(&rabbitmq, "orders").await, COUNT, "nothing was acknowledged");
+
+    mosquitto.start().await;
+    let mut moved = Vec::new();
+    while moved.len() < 5 {
+        let delivery = tokio::time::timeout(PATIENCE, arrived.next()).await.expect("it is moved").unwrap();
+        moved.push(String::from_utf8_lossy(delivery.message().payload()).into_owned());
+        delivery.ack().await.unwrap();
+    }
+    assert_eq!(moved.iter().collect::<BTreeSet<_>>().len(), 5, "each once: {moved:?}");
+    assert!(arrived.receive(1, Duration::from_secs(2)).await.unwrap().is_empty(), "and no more");
+    eventually(PATIENCE, || async {
+        match messages(&rabbitmq, "orders").await {
+            0 => Ok(()),
+            left => Err(format!("{left} messages are at the source")),
+        }
+    })
+    .await;
+    bridge.stop().await.unwrap();
+}
+
+async fn get(address: &str, path: &str) -> String {
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+async fn answers(address: &str, path: &str, expected: &str) {
+    eventually(PATIENCE, || async {
+        let answer = get(address, path).await;
+        if answer.starts_with(&format!("HTTP/1.1 {expected}")) { Ok(()) } else { Err(answer) }
+    })
+    .await;
+}
+
+/// A killed broker makes the service not ready and a ping fail; when it is back, the consumer goes on, and callbacks
+/// that were registered before connecting have seen the states in order.
+async fn follows(broker: Broker, url: String) {
+    async fn handle(n: u64, seen: State<UnboundedSender<u64>>) -> Result<()> {
+        Ok(seen.send(n)?)
+    }
+    let states = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&states);
+    let builder = Bus::builder().environment(Environment::default()).url(url).with("reconnect_max", "500ms");
+    let bus = builder.on_health(move |health| told.lock().unwrap().push(health.state)).connect().await.unwrap();
+    let (sender, mut seen) = unbounded_channel::<u64>();
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers.state(sender).route("numbers", handle);
+    let address = {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        free.local_addr().unwrap().to_string()
+    };
+    let running = ConsumerRunner::new(consumers).bind(&address).start().await.unwrap();
+    bus.queue("numbers").send(&1_u64).await.unwrap();
+    let first = tokio::time::timeout(PATIENCE, seen.recv()).await;
+    assert_eq!(first, Ok(Some(1)), "{:?} {:?}", running.stats("numbers"), bus.health());
+    answers(&address, "/ready", "200").await;
+    bus.ping().await.unwrap();
+
+    broker.kill().await;
+    answers(&address, "/ready", "503").await;
+    bus.ping().await.expect_err("there is no broker");
+    answers(&address, "/health", "200").await;
+
+    broker.start().await;
+    answers(&address, "/ready", "200").await;
+    eventually(PATIENCE, || async { bus.ping().await.map_err(|error| error.to_string()) }).await;
+    bus.queue("numbers").send(&2_u64).await.unwrap();
+    let second = async { while seen.recv().await.expect("the handler runs") != 2 {} };
+    tokio::time::timeout(PATIENCE, second).await.unwrap();
+    running.stop().await.unwrap();
+    bus.close().await.unwrap();
+    eventually(PATIENCE, || async {
+        let states = states.lock().unwrap().clone();
+        let down = states.iter().position(|state| *state == HealthState::Down).unwrap_or_default();
+        let up_again = states[down..].iter().any(|state| matches!(state, HealthState::Up | HealthState::Degraded));
+        let in_order = states.first() == Some(&HealthState::Up) && down > 0 && up_again;
+        if in_order && states.last() == Some(&HealthState::Closed) { Ok(()) } else { Err(format!("{states:?}")) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn j9_j13_health_follows_rabbitmq() {
+    let broker = Broker::rabbitmq();
+    let url = url("amqp", &broker);
+    follows(broker, url).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn j9_j13_health_follows_mosquitto() {
+    let broker = Broker::mosquitto(&[]);
+    let url = url("mqtt", &broker);
+    follows(broker, url).await;
+}
+
+/// However many producers there are, they share the connection and as many channels as the settings say.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn j20_producers_share_as_many_channels_as_were_asked_for() {
+    let broker = Broker::rabbitmq();
+    let builder = Bus::builder().environment(Environment::default()).url(url("amqp", &broker));
+    let bus = builder.with("channels", "3").connect().await.unwrap();
+    for n in 0..20 {
+        bus.queue(format!("shared-{n}")).send(&n).await.unwrap();
+    }
+    // The broker's statistics are some seconds old.
+    eventually(PATIENCE, || async {
+        let channels = managed(&broker, "/api/channels").await;
+        let confirming: Vec<_> =
+            channels.as_array().unwrap().iter().filter(|channel| channel["confirm"] == true).collect();
+        let connections: BTreeSet<_> =
+            confirming.iter().filter_map(|channel| channel["connection_details"]["name"].as_str()).collect();
+        if (confirming.len(), connections.len()) == (3, 1) { Ok(()) } else { Err(format!("{channels:?}")) }
+    })
+    .await;
+    bus.close().await.unwrap();
+}
