@@ -7,7 +7,7 @@ use polymq_core::{Error, ErrorKind, Key, Result, Secret, Settings, config::durat
 use serde::Deserialize;
 use url::Url;
 
-use crate::NAME;
+use crate::{NAME, login::Login};
 
 /// Every setting, as [`Backend::keys`](polymq_core::Backend::keys) tells them.
 pub const KEYS: &[Key] = &[
@@ -261,14 +261,18 @@ impl Endpoint {
         self.vhost.as_deref().unwrap_or("/")
     }
 
-    /// The form of the client library; the only place where the password leaves its wrapper.
+    /// The only place where the password leaves its wrapper.
+    pub(crate) fn login(&self) -> Login {
+        Login::new(self.user(), self.pass.as_ref().map_or("guest", Secret::expose))
+    }
+
+    /// The form of the client library, without the login.
     pub(crate) fn uri(&self, heartbeat: Duration) -> AMQPUri {
         use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUserInfo};
-        let password = self.pass.as_ref().map_or("guest", Secret::expose);
         AMQPUri {
             scheme: if self.tls { AMQPScheme::AMQPS } else { AMQPScheme::AMQP },
             authority: AMQPAuthority {
-                userinfo: AMQPUserInfo { username: self.user().to_owned(), password: password.to_owned() },
+                userinfo: AMQPUserInfo { username: String::new(), password: String::new() },
                 host: self.host().to_owned(),
                 port: self.port(),
             },
@@ -315,7 +319,7 @@ mod tests {
     fn a_url_is_taken_apart() {
         let endpoint = read("amqp://us%40er:p%2Fss@127.0.0.1:5673/my%2Fhost").expect("valid");
         assert_eq!((endpoint.user(), endpoint.vhost(), endpoint.port()), ("us@er", "my/host", 5673));
-        assert_eq!(endpoint.uri(Duration::from_secs(7)).authority.userinfo.password, "p/ss");
+        assert_eq!(endpoint.pass.as_ref().map(Secret::expose), Some("p/ss"));
         assert_eq!(endpoint.uri(Duration::from_secs(7)).query.heartbeat, Some(7));
         let endpoint = read("amqp://localhost/").expect("valid");
         assert_eq!((endpoint.user(), endpoint.vhost(), endpoint.port()), ("guest", "/", 5672));

@@ -225,7 +225,7 @@ impl Task {
         // Unique, so that two processes are never taken for one.
         let tag = format!("polymq-{}-{:016x}", std::process::id(), fastrand::u64(..));
         let consume = channel.basic_consume(
-            short(&plan.name)?,
+            short(&*plan.name)?,
             short(&tag)?,
             BasicConsumeOptions::default(),
             FieldTable::default(),

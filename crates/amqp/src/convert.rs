@@ -21,6 +21,9 @@ const EXPIRES: &str = "cloudEvents:expirytime";
 /// straight to the queue would lose it.
 pub(crate) const CHANNEL: &str = "polymq-channel";
 
+/// In front of a user's header whose name the broker keeps for itself; no header's own name holds a colon.
+const ESCAPE: &str = "polymq:";
+
 /// Longest text of a property, from the protocol's one length byte.
 const MAX_SHORT: usize = 255;
 
@@ -38,12 +41,7 @@ pub(crate) fn check(message: &Message) -> Result<()> {
             return Err(error::invalid(format!("the {name} has {} bytes, AMQP carries {MAX_SHORT}", value.len())));
         }
     }
-    match message.headers().iter().find(|(name, _)| is_brokers_own(name)) {
-        Some((name, _)) => {
-            Err(error::invalid(format!("RabbitMQ itself uses the header {name:?}; choose another name")))
-        }
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 /// The properties of a message; `expires` says whether the broker is told to drop it in time.
@@ -62,7 +60,7 @@ pub(crate) fn properties(message: &Message, persistent: bool, expires: bool) -> 
         properties = properties.with_reply_to(short(value)?);
     }
     if let Some(value) = message.id() {
-        properties = properties.with_message_id(short(&value.to_string())?);
+        properties = properties.with_message_id(short(value.to_string())?);
     }
     let mut table = FieldTable::default();
     let mut put = |name: &str, value: &str| -> Result<()> {
@@ -70,7 +68,11 @@ pub(crate) fn properties(message: &Message, persistent: bool, expires: bool) -> 
         Ok(())
     };
     for (name, value) in message.wire_headers() {
-        put(name, value)?;
+        if is_brokers_own(name) {
+            put(&format!("{ESCAPE}{name}"), value)?;
+        } else {
+            put(name, value)?;
+        }
     }
     if let Some(value) = message.key() {
         put(KEY, value)?;
@@ -94,7 +96,7 @@ pub(crate) fn properties(message: &Message, persistent: bool, expires: bool) -> 
         }
         if expires {
             let millis = until(at).as_millis().min(u128::from(u32::MAX));
-            properties = properties.with_expiration(short(&millis.to_string())?);
+            properties = properties.with_expiration(short(millis.to_string())?);
         }
     }
     if !table.inner().is_empty() {
@@ -125,7 +127,8 @@ pub(crate) fn message(properties: &BasicProperties, body: Vec<u8>) -> Message {
                 Err(_) => message,
             },
             _ => {
-                message.add_wire_header(name.to_owned(), value);
+                let escaped = name.strip_prefix(ESCAPE).filter(|name| is_brokers_own(name));
+                message.add_wire_header(escaped.unwrap_or(name).to_owned(), value);
                 message
             }
         };
@@ -170,7 +173,7 @@ fn made_at(id: &MessageId) -> Option<u128> {
 }
 
 /// Headers by which the broker steers or in which it keeps its own history: `CC` and `BCC` route, the others
-/// tell of dead-lettering, which polymq's delay queues use. None of them is the user's.
+/// tell of dead-lettering, which polymq's delay queues use. A user's header of such a name travels [escaped](ESCAPE).
 fn is_brokers_own(name: &str) -> bool {
     matches!(name, "CC" | "BCC" | "x-death" | "x-delivery-count" | "x-acquired-count")
         || name.starts_with("x-first-death-")
@@ -197,9 +200,11 @@ fn text(value: &AMQPValue) -> Option<String> {
     })
 }
 
-pub(crate) fn short(text: &str) -> Result<ShortString> {
+pub(crate) fn short(text: impl Into<String>) -> Result<ShortString> {
+    let text = text.into();
+    let bytes = text.len();
     ShortString::try_new(text)
-        .map_err(|_| error::invalid(format!("a text of {} bytes, AMQP carries {MAX_SHORT} here", text.len())))
+        .map_err(|_| error::invalid(format!("a text of {bytes} bytes, AMQP carries {MAX_SHORT} here")))
 }
 
 #[cfg(test)]
@@ -307,14 +312,25 @@ mod tests {
     }
 
     #[test]
+    fn headers_that_steer_the_broker_travel_under_another_name() {
+        let sent = Message::new("").with_header("CC", "a").with_header("x-death", "b").with_header("x-delay", "c");
+        assert!(check(&sent).is_ok());
+        let mut table = FieldTable::default();
+        for (name, value) in [("polymq:CC", "a"), ("polymq:x-death", "b"), ("x-delay", "c")] {
+            table.insert(name.into(), AMQPValue::LongString(value.into()));
+        }
+        let golden = BasicProperties::default().with_delivery_mode(2).with_headers(table);
+        assert_eq!(properties(&sent, true, true).expect("fits"), golden);
+        let mut read: Vec<_> =
+            message(&golden, Vec::new()).headers().iter().map(|(name, value)| format!("{name}={value}")).collect();
+        read.sort();
+        assert_eq!(read, ["CC=a", "x-death=b", "x-delay=c"]);
+    }
+
+    #[test]
     fn what_the_protocol_cannot_carry_is_refused() {
         let long = "x".repeat(256);
-        for message in [
-            Message::new("").with_kind(long.clone()),
-            Message::new("").with_id(long.as_str()),
-            Message::new("").with_header("CC", "elsewhere"),
-            Message::new("").with_header("x-death", "1"),
-        ] {
+        for message in [Message::new("").with_kind(long.clone()), Message::new("").with_id(long.as_str())] {
             assert_eq!(check(&message).expect_err("too long").kind(), ErrorKind::InvalidInput);
         }
         assert!(check(&full()).is_ok());

@@ -2,20 +2,45 @@
 
 use std::{
     collections::VecDeque,
-    future::Future,
+    sync::Arc,
     task::{Context, Poll, Waker},
-    time::Duration,
 };
 
+use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use lapin::{Channel, Confirmation, message::BasicReturnMessage};
+use lapin::{
+    BasicProperties, Channel, Confirmation, message::BasicReturnMessage, options::BasicPublishOptions,
+    types::ShortString,
+};
 use polymq_core::MessageId;
-use tokio::time::Instant;
 
-use crate::pool::Outgoing;
+use crate::{pool::Outgoing, session::Delay};
 
 /// Sequence number and confirm of a message.
 pub(crate) type Confirm = (u64, lapin::Result<Confirmation>);
+
+/// Where one message goes, in the words of the client library.
+pub(crate) struct Target {
+    pub(crate) exchange: ShortString,
+    pub(crate) routing_key: ShortString,
+    pub(crate) mandatory: bool,
+    pub(crate) properties: BasicProperties,
+}
+
+impl Target {
+    fn publish(self, channel: Arc<Channel>, payload: Bytes, sequence: u64) -> BoxFuture<'static, Confirm> {
+        let Self { exchange, routing_key, mandatory, properties } = self;
+        let options = BasicPublishOptions { mandatory, ..BasicPublishOptions::default() };
+        Box::pin(async move {
+            let written = channel.basic_publish(exchange, routing_key, options, &payload, properties).await;
+            let confirmed = match written {
+                Ok(confirm) => confirm.await,
+                Err(error) => Err(error),
+            };
+            (sequence, confirmed)
+        })
+    }
+}
 
 /// A message, written and not confirmed.
 #[derive(Debug)]
@@ -24,11 +49,11 @@ pub(crate) struct Entry {
     /// The broker's reason for having returned it.
     pub(crate) returned: Option<String>,
     /// The delay of its delay queue, and when that was declared.
-    pub(crate) delay: Option<(Duration, Instant)>,
+    pub(crate) delay: Option<Delay>,
 }
 
 impl Entry {
-    pub(crate) fn new(outgoing: Outgoing, delay: Option<(Duration, Instant)>) -> Self {
+    pub(crate) fn new(outgoing: Outgoing, delay: Option<Delay>) -> Self {
         Self { outgoing, returned: None, delay }
     }
 }
@@ -49,13 +74,13 @@ impl InFlight {
     ///
     /// The first poll hands the frames to the connection, so the order of calls is the order on the wire. It does not
     /// wait for the socket: many messages go out with one system call.
-    pub(crate) fn push(
+    pub(crate) fn write(
         &mut self,
+        channel: &Arc<Channel>,
+        target: Target,
         entry: Entry,
-        confirm: impl Future<Output = lapin::Result<Confirmation>> + Send + 'static,
     ) -> Result<(), Box<(Outgoing, lapin::Error)>> {
-        let sequence = self.next();
-        let mut confirm = confirm.map(move |result| (sequence, result)).boxed();
+        let mut confirm = target.publish(Arc::clone(channel), entry.outgoing.message.payload().clone(), self.next());
         match confirm.poll_unpin(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready((_, Err(error))) => return Err(Box::new((entry.outgoing, error))),
             Poll::Ready(confirm) => self.ready.push(confirm),

@@ -2,16 +2,23 @@
 
 mod backend;
 mod config;
+mod connect;
 mod connection;
 mod consumer;
 mod convert;
 mod error;
+mod health;
 mod inflight;
 mod link;
+mod login;
 mod pool;
 mod producer;
 mod publisher;
+mod session;
 mod settle;
+mod socket;
+#[cfg(feature = "tls")]
+mod tls;
 mod topology;
 mod transport;
 mod window;

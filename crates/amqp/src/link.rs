@@ -3,26 +3,24 @@
 //! The client library's own recovery is off: it is known to hang, and it cannot tell a delivery of before from one
 //! of after. Here a lost connection ends everything that used it, and each user starts afresh on the next one.
 
-use std::{
-    ops::Deref,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{ops::Deref, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
-use lapin::{Connection, ConnectionProperties, Event};
-use polymq_core::{Error, ErrorKind, HealthReporter, Result};
+use lapin::{Connection, Event};
+use polymq_core::{ErrorKind, Result};
 use tokio::{
     runtime::Handle,
     sync::{Notify, watch},
     task::JoinHandle,
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{sleep, timeout},
 };
 
 use crate::{
     config::AmqpConfig,
-    error::{self, Stage},
-    transport::{self, Abort, Tls},
+    connect::{Wire, connect},
+    error,
+    health::HealthBoard,
+    socket::{Burst, Control},
 };
 
 /// How long a goodbye may take.
@@ -37,7 +35,7 @@ pub(crate) enum Role {
 }
 
 impl Role {
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Publish => "publish",
             Self::Consume => "consume",
@@ -49,11 +47,18 @@ impl Role {
 #[derive(Debug, Clone)]
 pub(crate) struct Live {
     pub(crate) connection: Arc<Connection>,
-    abort: Abort,
+    control: Control,
     /// Counts the connections, from 1.
     pub(crate) generation: u64,
     /// Why the broker takes no messages at present.
     pub(crate) blocked: Option<Arc<str>>,
+}
+
+impl Live {
+    /// See [`Control::burst`].
+    pub(crate) fn burst(&self) -> Burst {
+        self.control.burst()
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -181,14 +186,14 @@ impl Link {
         if let State::Up(live) = before {
             // A peer that does not answer must not hold the goodbye up.
             if timeout(CLOSE_TIMEOUT, live.connection.close(200, "closed".into())).await.is_err() {
-                live.abort.abort();
+                live.control.abort();
             }
         }
     }
 
     fn up(&self, wire: &Wire, generation: u64) {
-        let Wire { connection, abort } = wire.clone();
-        let live = Live { connection, abort, generation, blocked: None };
+        let Wire { connection, control } = wire.clone();
+        let live = Live { connection, control, generation, blocked: None };
         if self.change(State::Up(live)) {
             self.health.set(self.role, None);
         }
@@ -358,89 +363,5 @@ async fn reconnect(link: &Link) -> Option<Wire> {
                 }
             }
         }
-    }
-}
-
-async fn connect(config: &Arc<AmqpConfig>, role: Role) -> Result<Wire> {
-    let endpoint = config.endpoint()?;
-    let tls = tls(config, endpoint.tls).await?;
-    let properties = ConnectionProperties::default()
-        .with_connection_name(format!("{} ({})", config.name, role.name()).into())
-        .with_client_property("product".into(), "polymq".into())
-        .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
-    let uri = endpoint.uri(config.heartbeat);
-    let deadline = Instant::now() + config.connect_timeout;
-    let failed = |error| with_place(error, &endpoint.to_string());
-    let silent = || failed(error::disconnected("connect", "no answer in time"));
-    let native = |error| failed(error::native("connect", error, Stage::Login));
-    let opened = timeout_at(deadline, transport::open(&uri, tls)).await;
-    let (socket, abort) = opened.map_err(|_| silent())?.map_err(|error| native(error.into()))?;
-    match timeout_at(deadline, transport::login(socket, uri, properties)).await {
-        Ok(Ok(connection)) => Ok(Wire { connection: Arc::new(connection), abort }),
-        Ok(Err(error)) => Err(native(error)),
-        Err(_) => {
-            abort.abort();
-            Err(silent())
-        }
-    }
-}
-
-/// A connection and what ends it when the broker does not answer.
-#[derive(Debug, Clone)]
-struct Wire {
-    connection: Arc<Connection>,
-    abort: Abort,
-}
-
-fn with_place(error: Error, place: &str) -> Error {
-    let message = format!("{} ({place})", error.message());
-    let hint = error.hint().map(str::to_owned);
-    let mut placed = Error::new(error.kind(), message).with_backend(crate::NAME).with_operation("connect");
-    if let Some(hint) = hint {
-        placed = placed.with_hint(hint);
-    }
-    placed.with_source(error)
-}
-
-#[cfg(feature = "tls")]
-async fn tls(config: &Arc<AmqpConfig>, needed: bool) -> Result<Option<Tls>> {
-    if !needed {
-        return Ok(None);
-    }
-    let config = Arc::clone(config);
-    match tokio::task::spawn_blocking(move || Tls::load(&config)).await {
-        Ok(loaded) => loaded.map(Some),
-        Err(_) => Err(error::closed("connect")),
-    }
-}
-
-#[cfg(not(feature = "tls"))]
-async fn tls(_: &Arc<AmqpConfig>, _: bool) -> Result<Option<Tls>> {
-    Ok(None)
-}
-
-/// One health out of two connections: up when all that are in use are up and the broker takes messages.
-#[derive(Debug, Default)]
-pub(crate) struct HealthBoard {
-    pub(crate) reporter: HealthReporter,
-    reasons: Mutex<[Option<String>; 2]>,
-}
-
-impl HealthBoard {
-    fn set(&self, role: Role, reason: Option<String>) {
-        let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
-        if reasons[role as usize] == reason && reason.is_some() {
-            // One of many attempts that fail alike.
-            return;
-        }
-        reasons[role as usize] = reason;
-        match reasons.iter().flatten().next() {
-            Some(reason) => self.reporter.down(reason),
-            None => self.reporter.up(),
-        }
-    }
-
-    pub(crate) fn closed(&self, reason: &str) {
-        self.reporter.closed(reason);
     }
 }

@@ -9,26 +9,21 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use lapin::{
-    Channel, Confirmation,
-    options::{BasicPublishOptions, ConfirmSelectOptions},
-};
-use polymq_core::{Error, ErrorKind, Message, Result, Retry, until};
+use polymq_core::{Error, ErrorKind, Retry};
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, sleep},
+    task::yield_now,
+    time::sleep,
 };
 
 use crate::{
     NAME,
-    config::{AmqpConfig, QueueType},
-    convert::{self, short},
+    config::AmqpConfig,
     error::{self, Stage},
     inflight::{Entry, InFlight},
-    link::{Change, LinkHandle, Live},
-    pool::{Item, Outgoing, Route},
-    topology::{self, DELAY_MARGIN, DelayQueue, delay_step},
+    link::{Change, LinkHandle},
+    pool::{Item, Outgoing},
+    session::Session,
 };
 
 /// Wait before a channel that could not be opened is tried again.
@@ -37,6 +32,10 @@ const RETRY_AFTER: Duration = Duration::from_millis(200);
 const SWEEP_FROM: usize = 1024;
 /// How often they are looked for while somebody waits for a flush.
 const SWEEP_EVERY: Duration = Duration::from_millis(500);
+/// What is handed to the connection before it writes: more than a socket takes at once anyway.
+const BURST_BYTES: usize = 256 * 1024;
+/// What the frames of a message take besides its body, about.
+const FRAMES_BYTES: usize = 200;
 
 /// One channel of the pool.
 pub(crate) struct Publisher {
@@ -50,47 +49,6 @@ pub(crate) struct Publisher {
     held: usize,
     written: InFlight,
     flushes: VecDeque<(u64, oneshot::Sender<()>)>,
-}
-
-/// A channel with confirms, and what ends it.
-struct Session {
-    link: Arc<LinkHandle>,
-    live: Live,
-    channel: Arc<Channel>,
-    /// Where delay queues are declared: the broker ends a channel on a refusal, and with it every unconfirmed message.
-    declares: Option<Channel>,
-    failure: Option<lapin::Error>,
-}
-
-impl Session {
-    async fn declare_delay(&mut self, route: &Route, ttl: Duration, queue_type: QueueType) -> Result<String> {
-        let delay = DelayQueue { exchange: &route.exchange, routing_key: &route.routing_key, ttl };
-        let open = self.declares.take().filter(|channel| channel.status().connected());
-        let declared = async {
-            let channel = match open {
-                Some(channel) => channel,
-                None => {
-                    let opened = self.live.connection.create_channel().await;
-                    opened.map_err(|error| error::native("declare", error, Stage::Operation))?
-                }
-            };
-            topology::ensure_delay(&channel, &delay, queue_type).await?;
-            Ok(channel)
-        };
-        self.declares = Some(self.link.unless_lost(&self.live, "declare", declared).await?);
-        Ok(delay.name())
-    }
-
-    /// The first failure counts, but the broker's own words count more than their consequences.
-    fn fail(&mut self, error: lapin::Error) {
-        if self.failure.as_ref().is_none_or(|known| !error::is_channel_only(known) && error::is_channel_only(&error)) {
-            self.failure = Some(error);
-        }
-    }
-
-    fn fail_disconnected(&mut self) {
-        self.fail(lapin::ErrorKind::InvalidConnectionState(lapin::ConnectionState::Error).into());
-    }
 }
 
 impl Publisher {
@@ -138,21 +96,14 @@ impl Publisher {
                 () = sleep(SWEEP_EVERY), if self.held > 0 => self.sweep(),
             }
         };
-        let failed = |error| error::native("send", error, Stage::Operation);
-        let opened = self.link.unless_lost(&live, "send", async {
-            let channel = live.connection.create_channel().await.map_err(failed)?;
-            channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(failed)?;
-            Ok(Arc::new(channel))
-        });
-        let channel = match opened.await {
-            Ok(channel) => channel,
+        let mut session = match Session::open(Arc::clone(&link), Arc::clone(&self.config), live).await {
+            Ok(session) => session,
             Err(error) => {
                 tracing::debug!(%error, "cannot open a channel, trying again");
                 sleep(RETRY_AFTER).await;
                 return ControlFlow::Continue(());
             }
         };
-        let mut session = Session { link: Arc::clone(&link), live, channel, declares: None, failure: None };
         let end = self.serve(&mut session).await;
         self.settle(&mut session).await;
         self.fail_written(&session);
@@ -223,18 +174,45 @@ impl Publisher {
         self.answer_flushes();
     }
 
+    /// Writes what waits, and what comes meanwhile.
     async fn write(&mut self, session: &mut Session) {
-        while session.failure.is_none() {
-            let Some(item) = self.waiting.pop_front() else { break };
-            match item {
-                Item::Flush(done) => {
+        while self.write_burst(session).await {
+            self.settle(session).await;
+            yield_now().await;
+        }
+    }
+
+    /// One burst; `false` when nothing waits any more, or the channel has ended.
+    async fn write_burst(&mut self, session: &mut Session) -> bool {
+        let mut burst = session.live.burst();
+        let mut room = BURST_BYTES;
+        while session.failure.is_none() && room > 0 {
+            if self.waiting.is_empty()
+                && let Ok(item) = self.inbox.try_recv()
+            {
+                self.wait(item);
+            }
+            match self.waiting.pop_front() {
+                None => return false,
+                Some(Item::Flush(done)) => {
                     self.held -= 1;
                     self.flushes.push_back((self.written.next(), done));
                     self.answer_flushes();
                 }
-                Item::Publish(outgoing) => self.publish(session, outgoing).await,
+                Some(Item::Publish(outgoing)) => {
+                    room = room.saturating_sub(outgoing.message.payload().len() + FRAMES_BYTES);
+                    if session.is_ready_for(&outgoing) {
+                        self.publish(session, outgoing).await;
+                    } else {
+                        // The broker is asked, and must hear of it.
+                        drop(burst);
+                        self.publish(session, outgoing).await;
+                        burst = session.live.burst();
+                    }
+                }
             }
         }
+        session.failure.is_none()
     }
 
     async fn publish(&mut self, session: &mut Session, outgoing: Outgoing) {
@@ -245,8 +223,7 @@ impl Publisher {
             outgoing.answer.complete(Err(error::stale()));
             return;
         }
-        let prepared = self.prepare(session, &outgoing).await;
-        let (target, delay) = match prepared {
+        let (target, delay) = match session.prepare(&outgoing).await {
             Ok(prepared) => prepared,
             Err(error) if error.kind() == ErrorKind::Disconnected => {
                 // Nothing was written: it waits for the next connection.
@@ -262,58 +239,12 @@ impl Publisher {
         if !outgoing.answer.hand_over() {
             return;
         }
-        let confirm = target.publish(Arc::clone(&session.channel), outgoing.message.payload().clone());
-        match self.written.push(Entry::new(outgoing, delay), confirm) {
-            Ok(()) => {}
-            Err(refused) => {
-                let (outgoing, error) = *refused;
-                outgoing.answer.take_back();
-                self.waiting.push_front(Item::Publish(outgoing));
-                session.fail(error);
-            }
+        if let Err(refused) = self.written.write(&session.channel, target, Entry::new(outgoing, delay)) {
+            let (outgoing, error) = *refused;
+            outgoing.answer.take_back();
+            self.waiting.push_front(Item::Publish(outgoing));
+            session.fail(error);
         }
-    }
-
-    /// Makes what the message needs, and says where it goes.
-    async fn prepare(
-        &mut self,
-        session: &mut Session,
-        outgoing: &Outgoing,
-    ) -> Result<(Target, Option<(Duration, Instant)>)> {
-        let route = &outgoing.route;
-        self.ensure(session, route).await?;
-        let wait = outgoing.message.deliver_at().map(until).filter(|wait| !wait.is_zero());
-        let mandatory = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let Some(wait) = wait else {
-            let target = Target {
-                exchange: short(&route.exchange)?,
-                routing_key: short(&route.routing_key)?,
-                options: BasicPublishOptions { mandatory: route.is_queue(), ..BasicPublishOptions::default() },
-                properties: convert::properties(&outgoing.message, route.persistent, true)?,
-            };
-            return Ok((target, None));
-        };
-        let ttl = delay_step(wait);
-        let name = session.declare_delay(route, ttl, self.config.queue_type).await?;
-        let target = Target {
-            exchange: short("")?,
-            routing_key: short(&name)?,
-            options: mandatory,
-            // Expiring in the delay queue would mean being delivered early.
-            properties: convert::properties(&outgoing.message, route.persistent, false)?,
-        };
-        Ok((target, Some((ttl, Instant::now()))))
-    }
-
-    async fn ensure(&mut self, session: &Session, route: &Route) -> Result<()> {
-        let generation = session.live.generation;
-        if (route.plan.is_none() && !route.declare_exchange) || route.ensured.load(Ordering::Acquire) == generation {
-            return Ok(());
-        }
-        let made = route.ensure(&session.live.connection, self.config.declare);
-        self.link.unless_lost(&session.live, "declare", made).await?;
-        route.ensured.store(generation, Ordering::Release);
-        Ok(())
     }
 
     /// Answers what has been confirmed.
@@ -347,7 +278,7 @@ impl Publisher {
                 .with_retry(Retry::Now)
                 .with_hint("the queue may be full (x-max-length) or its node in trouble; look at the broker's log"))
         } else {
-            outlive(session, &outgoing, delay, self.config.queue_type).await.map(|()| outgoing.message.id().cloned())
+            session.outlive(&outgoing, delay).await.map(|()| outgoing.message.id().cloned())
         };
         let result = result.map_err(|error| error.with_backend(NAME).with_operation("send").with_channel(name()));
         outgoing.answer.complete(result);
@@ -363,70 +294,26 @@ impl Publisher {
 
     /// The channel has ended: what was written and not confirmed gets its answer.
     fn fail_written(&mut self, session: &Session) {
-        let failure = session.failure.as_ref();
-        let blamed = failure.filter(|error| error::is_channel_only(error));
-        let reason = match failure {
+        let reason = match &session.failure {
             Some(error) if self.link.is_up() => error::text(error),
             _ => self.link.reason().to_string(),
         };
-        for Outgoing { route, answer, message } in self.written.abandon() {
-            let error = match blamed {
-                Some(error) if is_blamed(error, &route, &message) => {
-                    route.ensured.store(0, Ordering::Release);
+        for outgoing in self.written.abandon() {
+            let error = match session.blame(&outgoing) {
+                Some(error) => {
+                    outgoing.route.ensured.store(0, Ordering::Release);
                     // Which of several such messages the broker refused, it does not say.
                     error::native("send", error.clone(), Stage::Operation).with_retry(Retry::UnknownOutcome)
                 }
-                _ => error::unknown("send", &reason),
+                None => error::unknown("send", &reason),
             };
-            answer.complete(Err(error.with_channel(&*route.routing_key)));
+            let error = error.with_channel(&*outgoing.route.routing_key);
+            outgoing.answer.complete(Err(error));
         }
         self.answer_flushes();
-        if !session.channel.status().connected() && blamed.is_none() {
+        let refused = session.failure.as_ref().is_some_and(error::is_channel_only);
+        if !session.channel.status().connected() && !refused {
             self.link.suspect();
         }
-    }
-}
-
-/// Where one message goes, in the words of the client library.
-struct Target {
-    exchange: lapin::types::ShortString,
-    routing_key: lapin::types::ShortString,
-    options: BasicPublishOptions,
-    properties: lapin::BasicProperties,
-}
-
-impl Target {
-    async fn publish(self, channel: Arc<Channel>, payload: Bytes) -> lapin::Result<Confirmation> {
-        let Self { exchange, routing_key, options, properties } = self;
-        channel.basic_publish(exchange, routing_key, options, &payload, properties).await?.await
-    }
-}
-
-/// A delay queue must live longer than the message in it: when the confirm took long, its life is renewed.
-async fn outlive(
-    session: &mut Session,
-    outgoing: &Outgoing,
-    delay: Option<(Duration, Instant)>,
-    queue_type: QueueType,
-) -> Result<()> {
-    let Some((ttl, since)) = delay.filter(|(_, since)| since.elapsed() > DELAY_MARGIN / 4) else { return Ok(()) };
-    let renewed = if since.elapsed() > ttl + DELAY_MARGIN {
-        Err(Error::new(ErrorKind::UnknownOutcome, "the confirm took longer than the delay queue lives"))
-    } else {
-        session.declare_delay(&outgoing.route, ttl, queue_type).await
-    };
-    renewed.map(drop).map_err(|error| error.with_kind(ErrorKind::UnknownOutcome))
-}
-
-/// Whether a channel error can be about this message.
-fn is_blamed(error: &lapin::Error, route: &Route, message: &Message) -> bool {
-    let text = error::text(error);
-    match error::kind(error, Stage::Operation) {
-        ErrorKind::TooLarge => text.contains(&format!("size {} ", message.payload().len())),
-        // "no exchange 'x' in vhost", "access to exchange 'x' in vhost".
-        ErrorKind::NotFound | ErrorKind::PermissionDenied => {
-            text.contains(&format!("'{}'", route.exchange)) || (route.is_queue() && text.contains("'amq.default'"))
-        }
-        _ => true,
     }
 }

@@ -133,7 +133,7 @@ pub(crate) async fn ensure(connection: &Connection, plan: &QueuePlan) -> Result<
         create(&channel, &plan.name, plan.queue_type, plan.exclusive, arguments).await?;
     }
     if let Some(binding) = &plan.binding {
-        let (queue, exchange, pattern) = (short(&plan.name)?, short(&binding.exchange)?, short(&binding.pattern)?);
+        let (queue, exchange, pattern) = (short(&*plan.name)?, short(&*binding.exchange)?, short(&*binding.pattern)?);
         let bound = channel.queue_bind(queue, exchange, pattern, QueueBindOptions::default(), FieldTable::default());
         bound.await.map_err(|error| failed(error, &plan.name))?;
     }

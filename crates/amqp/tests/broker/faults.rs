@@ -173,15 +173,15 @@ pub async fn a_killed_broker_loses_nothing_confirmed() {
     let mut received = Vec::new();
     let mut killed = false;
     let mut pending = std::collections::VecDeque::new();
-    for n in 0..6_000 {
+    for n in 0..10_000 {
         pending.push_back((n, producer.send(message(&n.to_string()))));
-        if n == 3_000 && !killed {
+        if n == 5_000 && !killed {
             killed = true;
             broker.kill("KILL");
             eventually("the loss is seen", || async { connection.health().now().state == HealthState::Down }).await;
             tokio::task::block_in_place(|| broker.up());
         }
-        while pending.len() > 128 || (n == 5_999 && !pending.is_empty()) {
+        while pending.len() > 128 || (n == 9_999 && !pending.is_empty()) {
             let Some((n, answer)) = pending.pop_front() else { break };
             match within(60, answer).await {
                 Ok(_) => {

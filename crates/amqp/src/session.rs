@@ -1,0 +1,145 @@
+//! A confirm channel from its opening to its end: what it declares, where a message goes on it, what has ended it.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use lapin::{Channel, options::ConfirmSelectOptions};
+use polymq_core::{Error, ErrorKind, Message, Result, until};
+use tokio::time::Instant;
+
+use crate::{
+    config::AmqpConfig,
+    convert::{self, short},
+    error::{self, Stage},
+    inflight::Target,
+    link::{LinkHandle, Live},
+    pool::{Outgoing, Route},
+    topology::{self, DELAY_MARGIN, DelayQueue, delay_step},
+};
+
+/// A channel with confirms.
+pub(crate) struct Session {
+    link: Arc<LinkHandle>,
+    config: Arc<AmqpConfig>,
+    pub(crate) live: Live,
+    pub(crate) channel: Arc<Channel>,
+    /// Where delay queues are declared: the broker ends a channel on a refusal, and with it every unconfirmed message.
+    declares: Option<Channel>,
+    pub(crate) failure: Option<lapin::Error>,
+}
+
+/// The time that a message spends in a delay queue, and when that queue was declared.
+pub(crate) type Delay = (Duration, Instant);
+
+impl Session {
+    pub(crate) async fn open(link: Arc<LinkHandle>, config: Arc<AmqpConfig>, live: Live) -> Result<Self> {
+        let opened = link.unless_lost(&live, "send", async {
+            let channel = live.connection.create_channel().await.map_err(failed("send"))?;
+            channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(failed("send"))?;
+            Ok(Arc::new(channel))
+        });
+        let channel = opened.await?;
+        Ok(Self { link, config, live, channel, declares: None, failure: None })
+    }
+
+    /// The first failure counts, but the broker's own words count more than their consequences.
+    pub(crate) fn fail(&mut self, error: lapin::Error) {
+        if self.failure.as_ref().is_none_or(|known| !error::is_channel_only(known) && error::is_channel_only(&error)) {
+            self.failure = Some(error);
+        }
+    }
+
+    pub(crate) fn fail_disconnected(&mut self) {
+        self.fail(lapin::ErrorKind::InvalidConnectionState(lapin::ConnectionState::Error).into());
+    }
+
+    /// Whether a message can be written without asking the broker for anything before.
+    pub(crate) fn is_ready_for(&self, outgoing: &Outgoing) -> bool {
+        wait_of(&outgoing.message).is_none() && self.is_ensured(&outgoing.route)
+    }
+
+    /// Makes what the message needs, and says where it goes.
+    pub(crate) async fn prepare(&mut self, outgoing: &Outgoing) -> Result<(Target, Option<Delay>)> {
+        let route = &outgoing.route;
+        if !self.is_ensured(route) {
+            let made = route.ensure(&self.live.connection, self.config.declare);
+            self.link.unless_lost(&self.live, "declare", made).await?;
+            route.ensured.store(self.live.generation, Ordering::Release);
+        }
+        let Some(wait) = wait_of(&outgoing.message) else {
+            let target = Target {
+                exchange: short(&*route.exchange)?,
+                routing_key: short(&*route.routing_key)?,
+                mandatory: route.is_queue(),
+                properties: convert::properties(&outgoing.message, route.persistent, true)?,
+            };
+            return Ok((target, None));
+        };
+        let ttl = delay_step(wait);
+        let name = self.declare_delay(route, ttl).await?;
+        let target = Target {
+            exchange: short("")?,
+            routing_key: short(name)?,
+            mandatory: true,
+            // Expiring in the delay queue would mean being delivered early.
+            properties: convert::properties(&outgoing.message, route.persistent, false)?,
+        };
+        Ok((target, Some((ttl, Instant::now()))))
+    }
+
+    fn is_ensured(&self, route: &Route) -> bool {
+        let nothing_to_make = route.plan.is_none() && !route.declare_exchange;
+        nothing_to_make || route.ensured.load(Ordering::Acquire) == self.live.generation
+    }
+
+    async fn declare_delay(&mut self, route: &Route, ttl: Duration) -> Result<String> {
+        let delay = DelayQueue { exchange: &route.exchange, routing_key: &route.routing_key, ttl };
+        let open = self.declares.take().filter(|channel| channel.status().connected());
+        let declared = async {
+            let channel = match open {
+                Some(channel) => channel,
+                None => self.live.connection.create_channel().await.map_err(failed("declare"))?,
+            };
+            topology::ensure_delay(&channel, &delay, self.config.queue_type).await?;
+            Ok(channel)
+        };
+        self.declares = Some(self.link.unless_lost(&self.live, "declare", declared).await?);
+        Ok(delay.name())
+    }
+
+    /// A delay queue must live longer than the message in it: when the confirm took long, its life is renewed.
+    pub(crate) async fn outlive(&mut self, outgoing: &Outgoing, delay: Option<Delay>) -> Result<()> {
+        let Some((ttl, since)) = delay.filter(|(_, since)| since.elapsed() > DELAY_MARGIN / 4) else { return Ok(()) };
+        let renewed = if since.elapsed() > ttl + DELAY_MARGIN {
+            Err(Error::new(ErrorKind::UnknownOutcome, "the confirm took longer than the delay queue lives"))
+        } else {
+            self.declare_delay(&outgoing.route, ttl).await
+        };
+        renewed.map(drop).map_err(|error| error.with_kind(ErrorKind::UnknownOutcome))
+    }
+
+    /// What an unconfirmed message is told when the channel has ended: the broker's words if they can be about it.
+    pub(crate) fn blame(&self, outgoing: &Outgoing) -> Option<&lapin::Error> {
+        let error = self.failure.as_ref().filter(|error| error::is_channel_only(error))?;
+        let (text, Outgoing { route, message, .. }) = (error::text(error), outgoing);
+        let blamed = match error::kind(error, Stage::Operation) {
+            ErrorKind::TooLarge => text.contains(&format!("size {} ", message.payload().len())),
+            // "no exchange 'x' in vhost", "access to exchange 'x' in vhost".
+            ErrorKind::NotFound | ErrorKind::PermissionDenied => {
+                text.contains(&format!("'{}'", route.exchange)) || (route.is_queue() && text.contains("'amq.default'"))
+            }
+            _ => true,
+        };
+        blamed.then_some(error)
+    }
+}
+
+fn wait_of(message: &Message) -> Option<Duration> {
+    message.deliver_at().map(until).filter(|wait| !wait.is_zero())
+}
+
+fn failed(operation: &'static str) -> impl Fn(lapin::Error) -> Error {
+    move |error| error::native(operation, error, Stage::Operation)
+}
