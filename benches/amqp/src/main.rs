@@ -79,6 +79,7 @@ macro_rules! scenarios {
 fn main() {
     harness::main(scenarios![
         "raw-publish" => raw::publish,
+        "raw-publish-ids" => raw::publish_with_ids,
         "raw-consume" => raw::consume,
         "raw-consume-cumulative" => raw::consume_cumulative,
         "polymq-publish" => polymq::publish,

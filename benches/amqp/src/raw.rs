@@ -51,16 +51,26 @@ pub async fn delete(options: &Options, queue: &str) {
 /// Publishes with a sliding window of unconfirmed messages, until the last confirm. Waiting for all of the window at
 /// once beats a queue of confirms whose first one is waited for: a confirm often covers many messages, and then many
 /// are published before the next wait.
-async fn publish_window(channel: &Channel, queue: &str, body: &[u8], messages: u64, window: usize) {
+async fn publish_window(
+    channel: &Channel,
+    queue: &str,
+    body: &[u8],
+    properties: &BasicProperties,
+    messages: u64,
+    window: usize,
+) {
     // What no queue takes comes back, instead of being confirmed and gone: polymq asks for that too.
     let mandatory = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-    let persistent = BasicProperties::default().with_delivery_mode(2);
     let publishes = stream::iter(0..messages).map(|_| async {
         let sent =
-            channel.basic_publish("".into(), queue.into(), mandatory, body, persistent.clone()).await.expect("sent");
+            channel.basic_publish("".into(), queue.into(), mandatory, body, properties.clone()).await.expect("sent");
         assert!(matches!(sent.await.expect("answered"), Confirmation::Ack(None)), "taken by the queue");
     });
     publishes.buffer_unordered(window).for_each(|()| std::future::ready(())).await;
+}
+
+fn persistent() -> BasicProperties {
+    BasicProperties::default().with_delivery_mode(2)
 }
 
 async fn confirm_channel(connection: &Connection) -> Channel {
@@ -73,11 +83,21 @@ async fn confirm_channel(connection: &Connection) -> Channel {
 pub async fn fill(options: &Options, queue: &str) {
     let connection = connect(options).await;
     let channel = confirm_channel(&connection).await;
-    publish_window(&channel, queue, &payload(options), options.messages(), 1024).await;
+    publish_window(&channel, queue, &payload(options), &persistent(), options.messages(), 1024).await;
     let _ = connection.close(200, "done".into()).await;
 }
 
 pub async fn publish(options: Options) -> Numbers {
+    publish_with(options, persistent()).await
+}
+
+/// Messages that can be told apart, as polymq's can: what the broker and the wire pay for that.
+pub async fn publish_with_ids(options: Options) -> Numbers {
+    let id = "0190b5a3-6c1e-7d11-8f2b-7c0d3f1a2b3c";
+    publish_with(options, persistent().with_message_id(id.into()).with_timestamp(1_700_000_000)).await
+}
+
+async fn publish_with(options: Options, properties: BasicProperties) -> Numbers {
     let connection = connect(&options).await;
     empty_queue(&connection).await;
     let mut channels = Vec::new();
@@ -89,8 +109,8 @@ pub async fn publish(options: Options) -> Numbers {
     let meter = Meter::start(&options);
     spread(&options, |share| {
         let channel = channels.lock().expect("no panic").pop().expect("one a worker");
-        let body = body.clone();
-        async move { publish_window(&channel, QUEUE, &body, share, WINDOW).await }
+        let (body, properties) = (body.clone(), properties.clone());
+        async move { publish_window(&channel, QUEUE, &body, &properties, share, WINDOW).await }
     })
     .await;
     let numbers = meter.stop(options.messages());

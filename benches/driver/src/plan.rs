@@ -176,6 +176,7 @@ fn amqp(quick: bool) -> Vec<Table> {
             quick_rounds: 1,
             rows: vec![
                 case("raw-publish", "lapin, sliding window", "raw-publish"),
+                case("raw-publish-ids", "lapin, the same with an id and a time", "raw-publish"),
                 case("polymq-publish", "polymq, send_all", "raw-publish").bar("ratio", ">=", 0.95),
                 case("ruststream-publish", "ruststream-lapin, confirms, 128 at a time (not mandatory)", "raw-publish"),
                 case("omniqueue-publish", "omniqueue (weaker: no confirms, so no window)", "raw-publish"),
