@@ -424,6 +424,13 @@ impl Plan {
             parts.extend(route.parts.iter().map(|(name, part)| (name.replace(',', ";"), Arc::clone(part))));
             Arc::new(Several(parts))
         };
+        if let Some((_, state)) = service.needed_states().into_iter().find(|(id, _)| !self.states.has(*id)) {
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!("{} of {} needs a state of type {state}, and none was given", route.name, self.address),
+            )
+            .with_hint("call ConsumerFactory::state before the runner starts"));
+        }
         self.entries.push(Entry { name: route.name, kind, service });
         Ok(())
     }

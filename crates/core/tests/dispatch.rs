@@ -131,9 +131,28 @@ async fn d10_only_the_handler_that_failed_is_called_again() {
 }
 
 #[tokio::test]
+async fn a_state_that_nobody_gave_is_refused_at_start() {
+    let bus = typed_bus("states").await;
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers.route("events", created);
+    let error = ConsumerRunner::new(consumers).start().await.expect_err("no handler could ever be called");
+    assert_eq!(error.kind(), ErrorKind::Config);
+    let text = error.to_string();
+    assert!(text.contains("dispatch::created of queue events needs a state of type dispatch::common::Log"), "{text}");
+    assert!(text.ends_with("call ConsumerFactory::state before the runner starts"), "{text}");
+
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers.state(Log::default());
+    consumers.route("events", created).also("again", async |_: State<u64>| {});
+    let text = consumers.check().expect_err("the second one's").to_string();
+    assert!(text.contains("a state of type u64"), "{text}");
+}
+
+#[tokio::test]
 async fn d11_two_handlers_of_one_queue_and_kind_are_refused_by_name() {
     let bus = typed_bus("d11").await;
     let mut consumers = ConsumerFactory::new(&bus);
+    consumers.state(Log::default());
     consumers.route("events", created);
     consumers.route("events", async |_: Created| {});
     let error = consumers.check().expect_err("a conflict");

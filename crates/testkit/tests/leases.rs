@@ -13,7 +13,7 @@ use std::{
 
 use async_trait::async_trait;
 use polymq_core::{
-    Address, Backend, Bus, Capabilities, Completion, Connection, ConsumeOptions, Consumer, ConsumerFactory,
+    Address, Backend, Batch, Bus, Capabilities, Completion, Connection, ConsumeOptions, Consumer, ConsumerFactory,
     ConsumerRunner, Environment, Error, ErrorKind, Incoming, Message, Registry, Result, Running, State, Token,
     memory::MemoryBackend,
 };
@@ -176,6 +176,37 @@ async fn c10_the_loan_is_extended_while_the_handler_runs() {
     let stats = bus.queue("orders").stats(None).await.expect("stats");
     assert_eq!((stats.ready, stats.unsettled), (0, Some(0)));
     running.stop().await.expect("stop");
+}
+
+/// Messages of a batch are lent on while it is handled, each of them.
+#[tokio::test(start_paused = true)]
+async fn c10_the_loans_of_a_batch_are_extended() {
+    let mut registry = Registry::new();
+    registry.add(backend()).expect("one");
+    let builder = Bus::builder().registry(registry).environment(Environment::default());
+    let bus = builder.url("memory://c10-batch").connect().await.expect("connect");
+    for n in 0..3 {
+        bus.queue("orders").send(&n).await.expect("sent");
+    }
+    let (called, mut calls) = mpsc::unbounded_channel();
+    let slow = move |batch: Batch<u64>| {
+        called.send(batch.len()).expect("the test listens");
+        async { tokio::time::sleep(LEASE * 6).await }
+    };
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers.route_batch("orders", 3, slow).lease(LEASE, LEASE * 1000).concurrency(2);
+    let running = ConsumerRunner::new(consumers).start().await.expect("start");
+    eventually(LEASE * 20, || async {
+        if running.stats("orders").expect("stats").handled == 3 { Ok(()) } else { Err("not handled") }
+    })
+    .await;
+    tokio::time::sleep(LEASE * 10).await;
+    running.stop().await.expect("stop");
+    let mut sizes = Vec::new();
+    while let Ok(size) = calls.try_recv() {
+        sizes.push(size);
+    }
+    assert_eq!(sizes.iter().sum::<usize>(), 3, "each was handled once: {sizes:?}");
 }
 
 #[tokio::test(start_paused = true)]

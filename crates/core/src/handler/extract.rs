@@ -72,6 +72,12 @@ pub trait FromDelivery: Sized {
     fn body_type() -> Option<TypeId> {
         None
     }
+
+    /// The type of the state that must be given before the runner starts, and its name, if this argument is one.
+    #[must_use]
+    fn needed_state() -> Option<(TypeId, &'static str)> {
+        None
+    }
 }
 
 impl<T: DeserializeOwned + 'static> FromDelivery for T {
@@ -171,6 +177,10 @@ impl<T: Send + Sync + 'static> FromDelivery for State<T> {
         };
         view.states.get::<T>().map(Self).ok_or_else(missing)
     }
+
+    fn needed_state() -> Option<(TypeId, &'static str)> {
+        Some((TypeId::of::<T>(), type_name::<T>()))
+    }
 }
 
 /// Everything about the delivery, and the bus to send with.
@@ -268,6 +278,10 @@ pub(crate) struct States(HashMap<TypeId, Arc<dyn Any + Send + Sync>>);
 impl States {
     pub(crate) fn insert<T: Send + Sync + 'static>(&mut self, value: Arc<T>) {
         self.0.insert(TypeId::of::<T>(), value);
+    }
+
+    pub(crate) fn has(&self, id: TypeId) -> bool {
+        self.0.contains_key(&id)
     }
 
     pub(crate) fn get<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {

@@ -22,6 +22,9 @@ pub trait Handler<Args>: Send + Sync + 'static {
 
     /// The type of the argument that is the body, if there is one.
     fn body_type() -> Option<TypeId>;
+
+    /// The states that must be given before the runner starts: their types and names.
+    fn needed_states() -> Vec<(TypeId, &'static str)>;
 }
 
 macro_rules! handlers {
@@ -41,6 +44,10 @@ macro_rules! handlers {
 
             fn body_type() -> Option<TypeId> {
                 None$(.or($argument::body_type()))*
+            }
+
+            fn needed_states() -> Vec<(TypeId, &'static str)> {
+                std::iter::empty()$(.chain($argument::needed_state()))*.collect()
             }
         }
 
@@ -68,6 +75,10 @@ macro_rules! handlers {
 
             fn body_type() -> Option<TypeId> {
                 None$(.or($argument::body_type()))*
+            }
+
+            fn needed_states() -> Vec<(TypeId, &'static str)> {
+                std::iter::empty()$(.chain($argument::needed_state()))*.collect()
             }
         }
     };

@@ -29,6 +29,9 @@ pub(crate) trait Service: Send + Sync {
     /// The type that decides which kinds it takes.
     fn body_type(&self) -> Option<TypeId>;
 
+    /// The states that must be given before it is called: their types and names.
+    fn needed_states(&self) -> Vec<(TypeId, &'static str)>;
+
     /// The most messages that one call takes.
     fn max_batch(&self) -> usize {
         1
@@ -120,6 +123,10 @@ impl<H: Handler<Args>, Args: 'static> Service for FunctionService<H, Args> {
     fn body_type(&self) -> Option<TypeId> {
         H::body_type()
     }
+
+    fn needed_states(&self) -> Vec<(TypeId, &'static str)> {
+        H::needed_states()
+    }
 }
 
 /// One function, many messages.
@@ -171,7 +178,8 @@ impl<H: BatchHandler<T>, T: FromDelivery + Send + 'static> Service for BatchServ
                 };
                 let count = values.len();
                 let calling = AssertUnwindSafe(async { self.handler.call(Batch(values)).await }).catch_unwind();
-                let outcomes = match work.env().within_time(calling).await {
+                let calling = work.env().within_time(calling);
+                let outcomes = match work.env().lent(&work.tokens(count), calling).await {
                     Ok(Ok(outcome)) => outcome.each(count),
                     Ok(Err(panic)) => {
                         Some((0..count).map(|_| Tried::panicked(panic.as_ref()).into_outcome()).collect())
@@ -214,6 +222,10 @@ impl<H: BatchHandler<T>, T: FromDelivery + Send + 'static> Service for BatchServ
 
     fn body_type(&self) -> Option<TypeId> {
         T::body_type()
+    }
+
+    fn needed_states(&self) -> Vec<(TypeId, &'static str)> {
+        T::needed_state().into_iter().collect()
     }
 
     fn max_batch(&self) -> usize {
@@ -265,5 +277,9 @@ impl Service for Several {
 
     fn body_type(&self) -> Option<TypeId> {
         self.0.iter().find_map(|(_, part)| part.body_type())
+    }
+
+    fn needed_states(&self) -> Vec<(TypeId, &'static str)> {
+        self.0.iter().flat_map(|(_, part)| part.needed_states()).collect()
     }
 }

@@ -69,37 +69,43 @@ impl Env {
                 Err(limit) => Tried::TimedOut(limit),
             }
         };
-        self.lent(token, call).await
+        self.lent(&[token], call).await
     }
 
-    /// Extends the loan of a message, where it is lent, until `until` is done.
-    pub(crate) async fn lent<T>(&self, token: Token, until: impl Future<Output = T>) -> T {
+    /// Extends the loans of messages, where they are lent, until `until` is done.
+    pub(crate) async fn lent<T>(&self, tokens: &[Token], until: impl Future<Output = T>) -> T {
         let Some((lease, at_most)) = self.lease else { return until.await };
         tokio::select! {
             biased;
             done = until => done,
-            never = self.keep(token, lease, at_most) => match never {},
+            never = self.keep(tokens.to_vec(), lease, at_most) => match never {},
         }
     }
 
-    async fn keep(&self, token: Token, lease: Duration, at_most: Duration) -> std::convert::Infallible {
+    async fn keep(&self, mut tokens: Vec<Token>, lease: Duration, at_most: Duration) -> std::convert::Infallible {
+        let channel = self.origin.address.name();
         let lent = tokio::time::Instant::now();
-        loop {
+        while !tokens.is_empty() {
             tokio::time::sleep(lease / 3).await;
             let left = at_most.saturating_sub(lent.elapsed());
             if left.is_zero() {
-                let channel = self.origin.address.name();
                 tracing::warn!(channel, limit = ?at_most, "a handler takes longer than a message is lent in all");
-                return std::future::pending().await;
+                break;
             }
-            if let Err(error) = self.origin.settler.extend(token, lease.min(left)).await {
-                tracing::warn!(channel = self.origin.address.name(), %error, "the loan of a message could not be extended");
-                self.callbacks.transport_error(&self.origin.address, &error);
-                if error.kind() == ErrorKind::Stale {
-                    return std::future::pending().await;
+            let mut held = Vec::with_capacity(tokens.len());
+            for token in tokens {
+                let extended = self.origin.settler.extend(token, lease.min(left)).await;
+                if let Err(error) = &extended {
+                    tracing::warn!(channel, %error, "the loan of a message could not be extended");
+                    self.callbacks.transport_error(&self.origin.address, error);
+                }
+                if !extended.is_err_and(|error| error.kind() == ErrorKind::Stale) {
+                    held.push(token);
                 }
             }
+            tokens = held;
         }
+        std::future::pending().await
     }
 
     /// `Err` is the limit that has passed.

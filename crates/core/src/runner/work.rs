@@ -77,6 +77,11 @@ impl Work {
         self.pending.front().map(|front| front.token).unwrap_or_default()
     }
 
+    /// The tokens of so many at the front.
+    pub(crate) fn tokens(&self, count: usize) -> Vec<Token> {
+        self.pending.iter().take(count).map(|pending| pending.token).collect()
+    }
+
     /// What the handler of the front sees.
     pub(crate) fn view(&self) -> View<'_> {
         self.view_at(0)
@@ -248,7 +253,7 @@ impl Work {
 
     /// Waits in place; a loan is extended meanwhile.
     async fn wait(&self, delay: Duration) {
-        self.env.lent(self.token(), tokio::time::sleep(delay)).await;
+        self.env.lent(&[self.token()], tokio::time::sleep(delay)).await;
     }
 
     /// Does what the policy says; `Some` is the delay before another attempt in place.
