@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
+
 use super::{Env, Handled, HandlerError, Tried};
 use crate::{
     AckMode, Delivery, ErrorKind, Fate, Incoming, Outcome, Result, RetryMode, SettleError, Token, View,
@@ -159,26 +161,33 @@ impl Work {
             };
             return self.give_up(self.env.policy.unwanted, &reason, None).await;
         };
+        if self.env.ack_mode != AckMode::AfterSuccess || (attempt > 1 && self.env.retries.is_some()) {
+            return self.process_with_care(index, attempt).await;
+        }
         let service = Arc::clone(&self.env.entries[index].service);
-        let env = Arc::clone(&self.env);
-        let retry_place = match &env.retries {
-            Some(limit) if attempt > 1 => limit.acquire().await.ok(),
-            _ => None,
-        };
-        if self.env.ack_mode == AckMode::AfterSuccess && retry_place.is_none() {
-            return service.drive(index, self).await;
-        }
-        if self.env.ack_mode == AckMode::OnReceipt {
-            let token = self.token();
-            if let Err(error) = self.env.origin.settler.ack(token).await {
-                tracing::warn!(channel = self.env.origin.address.name(), %error, "not acknowledged on receipt; it comes again");
-                self.pop();
-                return;
+        service.drive(index, self).await;
+    }
+
+    /// The front, where it is acknowledged in another mode, or as one of a limited number of retries.
+    fn process_with_care(&mut self, index: usize, attempt: u32) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let env = Arc::clone(&self.env);
+            let service = &env.entries[index].service;
+            let _retry_place = match &env.retries {
+                Some(limit) if attempt > 1 => limit.acquire().await.ok(),
+                _ => None,
+            };
+            if env.ack_mode == AckMode::OnReceipt {
+                if let Err(error) = env.origin.settler.ack(self.token()).await {
+                    tracing::warn!(channel = env.origin.address.name(), %error, "not acknowledged on receipt; it comes again");
+                    self.pop();
+                    return;
+                }
+                self.acked = true;
             }
-            self.acked = true;
-        }
-        let tried = env.guard(self.token(), service.call(self.view())).await;
-        self.settle(service.as_ref(), tried).await;
+            let tried = env.guard(self.token(), service.call(self.view())).await;
+            self.settle(service.as_ref(), tried).await;
+        })
     }
 
     /// Acknowledges the front when the answer is at hand, which costs nothing. `false`: settle it the long way.
@@ -224,31 +233,30 @@ impl Work {
     }
 
     /// Settles the front by what its handler did, trying again in place as the policy says.
-    pub(crate) async fn settle<S: Service + ?Sized>(&mut self, service: &S, mut tried: Tried) {
-        loop {
-            match self.decide(tried).await {
-                None => return,
-                Some(delay) => {
-                    let env = Arc::clone(&self.env);
-                    tokio::select! {
-                        biased;
-                        // Not settled: it returns to the broker with what else is left.
-                        () = env.stop.said() => return,
-                        () = self.wait(delay) => {}
-                    }
-                    self.in_place += 1;
-                    if env.control.is_paused() {
-                        // It stays at the front, for when the channel is resumed.
-                        return;
-                    }
-                    let _place = match &env.retries {
-                        Some(limit) => limit.acquire().await.ok(),
-                        None => None,
-                    };
-                    tried = env.guard(self.token(), service.call(self.view())).await;
+    ///
+    /// Boxed, like all that is not the way of most messages: their future is made for every fetch and stays small.
+    pub(crate) fn settle<'a, S: Service + ?Sized>(&'a mut self, service: &'a S, mut tried: Tried) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            while let Some(delay) = self.decide(tried).await {
+                let env = Arc::clone(&self.env);
+                tokio::select! {
+                    biased;
+                    // Not settled: it returns to the broker with what else is left.
+                    () = env.stop.said() => return,
+                    () = self.wait(delay) => {}
                 }
+                self.in_place += 1;
+                if env.control.is_paused() {
+                    // It stays at the front, for when the channel is resumed.
+                    return;
+                }
+                let _place = match &env.retries {
+                    Some(limit) => limit.acquire().await.ok(),
+                    None => None,
+                };
+                tried = env.guard(self.token(), service.call(self.view())).await;
             }
-        }
+        })
     }
 
     /// Waits in place; a loan is extended meanwhile.
@@ -329,18 +337,16 @@ impl Work {
         self.env.callbacks.handler_error(HandlerError { address, message, attempt, error });
     }
 
-    async fn give_up(&mut self, fate: Fate, reason: &str, last_error: Option<&str>) {
-        let counters = &Arc::clone(&self.env).control.counters;
-        match fate {
-            Fate::DeadLetter => {
-                self.finish(Settlement::Bury(reason, last_error)).await;
-                counters.dead_lettered.fetch_add(1, Ordering::Relaxed);
-            }
-            Fate::Drop => {
-                self.finish(Settlement::Drop(reason)).await;
-                counters.dropped.fetch_add(1, Ordering::Relaxed);
-            }
-        }
+    fn give_up<'a>(&'a mut self, fate: Fate, reason: &'a str, last_error: Option<&'a str>) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let env = Arc::clone(&self.env);
+            let (settlement, counter) = match fate {
+                Fate::DeadLetter => (Settlement::Bury(reason, last_error), &env.control.counters.dead_lettered),
+                Fate::Drop => (Settlement::Drop(reason), &env.control.counters.dropped),
+            };
+            self.finish(settlement).await;
+            counter.fetch_add(1, Ordering::Relaxed);
+        })
     }
 
     /// Settles the front, trying for as long as it takes: the message stays unsettled meanwhile, so nothing is lost.

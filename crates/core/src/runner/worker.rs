@@ -115,10 +115,14 @@ impl Worker {
     async fn work_alone(&mut self) {
         let env = Arc::clone(&self.env);
         self.tell_running(1);
-        tokio::select! {
-            biased;
-            () = self.work.process_alone() => {}
-            () = env.cancelled.cancelled() => {}
+        {
+            // Pinned here: the macro would move it.
+            let working = std::pin::pin!(self.work.process_alone());
+            tokio::select! {
+                biased;
+                () = working => {}
+                () = env.cancelled.cancelled() => {}
+            }
         }
         self.tell_running(0);
     }
