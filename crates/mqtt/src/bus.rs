@@ -9,12 +9,15 @@ use std::{
     time::Duration,
 };
 
-use polymq_core::{Error, ErrorKind, Result};
+use polymq_core::{ConsumeOptions, Error, ErrorKind, Result};
 use rumqttc::v5::mqttbytes::{
     QoS,
     v5::{Filter, Publish},
 };
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 use crate::{
     NAME,
@@ -25,6 +28,7 @@ use crate::{
     hub::Hub,
     keeper::{self, Kept, Source},
     link::{Events, Link, LinkOptions, Lost},
+    stock::Seat,
     topology::Durable,
 };
 
@@ -40,8 +44,8 @@ pub(crate) struct Bus {
     pub(crate) declared: Mutex<HashSet<Durable>>,
     pub(crate) stop: watch::Sender<bool>,
     watches_gone: AtomicBool,
-    /// Whether the link that sends is connected.
-    pub(crate) is_up: Arc<AtomicBool>,
+    /// The generation of the link that sends, zero without a connection.
+    pub(crate) generation: watch::Sender<u32>,
 }
 
 impl Bus {
@@ -58,7 +62,7 @@ impl Bus {
             declared: Mutex::default(),
             stop: watch::Sender::new(false),
             watches_gone: AtomicBool::new(false),
-            is_up: Arc::default(),
+            generation: watch::Sender::new(0),
             config,
         });
         let options = LinkOptions {
@@ -71,7 +75,7 @@ impl Bus {
             first_must_succeed: !bus.config.connect_retry,
             after: 0,
         };
-        let events = Main { bus: Arc::downgrade(&bus), is_up: Arc::clone(&bus.is_up) };
+        let events = Main { bus: Arc::downgrade(&bus), generation: bus.generation.clone() };
         let (link, first) = Link::start(Arc::clone(&bus.config), options, bus.board.member(), events);
         bus.claims.attach(link.clone());
         let _ = bus.main.set(link);
@@ -85,6 +89,11 @@ impl Bus {
     /// The link that sends.
     pub(crate) fn link(&self) -> Result<&Link> {
         self.main.get().ok_or_else(|| Error::closed("send").with_backend(NAME))
+    }
+
+    /// Whether the link that sends is connected.
+    pub(crate) fn is_up(&self) -> bool {
+        *self.generation.borrow() > 0
     }
 
     /// Turns true when everything must end.
@@ -101,9 +110,8 @@ impl Bus {
         self: &Arc<Self>,
         row: Durable,
         name: Arc<str>,
-        prefetch: usize,
-        create: bool,
-    ) -> Result<Arc<Hub>> {
+        options: &ConsumeOptions,
+    ) -> Result<(Arc<Hub>, Seat)> {
         if !self.watches_gone.swap(true, Ordering::AcqRel) {
             // Without it, sessions that were left behind are found a minute later.
             if let Err(cause) = self.claims.watch_gone().await {
@@ -113,29 +121,27 @@ impl Bus {
         let cell = Arc::clone(lock(&self.kept).entry(row.clone()).or_default());
         let mut kept = cell.lock().await;
         if let Some(running) = &*kept {
-            if running.hub.join(prefetch) {
-                return Ok(Arc::clone(&running.hub));
+            if let Some(seat) = running.hub.join(options.prefetch, options.prefetch_bytes) {
+                return Ok((Arc::clone(&running.hub), seat));
             }
             running.closed().await;
         }
         *kept = None;
-        let hub = Hub::new(name);
-        hub.join(prefetch);
-        let started = keeper::start(Arc::clone(self), Arc::clone(&hub), Source::Row(row), create).await?;
+        let (hub, seat) = Hub::with_consumer(name, options);
+        let started = keeper::start(Arc::clone(self), Arc::clone(&hub), Source::Row(row), options.declare).await?;
         *kept = Some(started);
-        Ok(hub)
+        Ok((hub, seat))
     }
 
     /// A subscription of its own, that ends with its consumer.
-    pub(crate) async fn own(self: &Arc<Self>, name: Arc<str>, prefetch: usize) -> Result<Arc<Hub>> {
-        let hub = Hub::new(name);
-        hub.join(prefetch);
+    pub(crate) async fn own(self: &Arc<Self>, name: Arc<str>, options: &ConsumeOptions) -> Result<(Arc<Hub>, Seat)> {
+        let (hub, seat) = Hub::with_consumer(name, options);
         let client_id = format!("{}-{:08x}", self.client_id, fastrand::u32(..));
         let kept = keeper::start(Arc::clone(self), Arc::clone(&hub), Source::Own(client_id), true).await?;
         let mut own = lock(&self.own);
         own.retain(|kept| !*kept.closed.borrow());
         own.push(kept);
-        Ok(hub)
+        Ok((hub, seat))
     }
 
     /// Makes session 0 of a row, which holds messages while nobody consumes.
@@ -212,19 +218,20 @@ impl Bus {
 
     pub(crate) async fn restore_row(&self, row: &Durable) -> Result<()> {
         let cell = lock(&self.kept).get(row).cloned();
-        let hub = match cell {
-            Some(cell) => cell.lock().await.as_ref().map(|kept| Arc::clone(&kept.hub)),
+        let kept = match cell {
+            Some(cell) => cell.lock().await.clone(),
             None => None,
         };
         // Our own consumer comes back by itself, at about the same time.
-        for _ in 0..100 {
-            match &hub {
-                Some(hub) if hub.is_subscribed() => break,
-                Some(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-                None => return self.declare_row(row, true).await,
+        while let Some(Kept { hub, closed }) = &kept
+            && !*closed.borrow()
+        {
+            if hub.is_subscribed() {
+                return Ok(());
             }
+            sleep(Duration::from_millis(20)).await;
         }
-        Ok(())
+        self.declare_row(row, true).await
     }
 
     pub(crate) async fn bounded<T>(&self, what: &'static str, operation: impl Future<Output = Result<T>>) -> Result<T> {
@@ -247,12 +254,12 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// Events of the link that sends; what arrives there are messages between consumers.
 struct Main {
     bus: Weak<Bus>,
-    is_up: Arc<AtomicBool>,
+    generation: watch::Sender<u32>,
 }
 
 impl Events for Main {
     fn connected(&mut self, generation: u32, _: bool) {
-        self.is_up.store(true, Ordering::Release);
+        self.generation.send_replace(generation);
         if let (2.., Some(bus)) = (generation, self.bus.upgrade()) {
             tokio::spawn(async move { bus.restore(generation).await });
         }
@@ -265,7 +272,7 @@ impl Events for Main {
     }
 
     fn lost(&mut self, _: &Lost) -> bool {
-        self.is_up.store(false, Ordering::Release);
+        self.generation.send_replace(0);
         true
     }
 

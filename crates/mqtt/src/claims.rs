@@ -185,6 +185,9 @@ impl Claims {
                 Ok(_) => return Ok(Asked::Busy),
                 Err(_) => tracing::debug!(topic, "nobody answers for this session"),
             }
+        } else if verdicts.try_recv().is_ok() {
+            // Someone who asked before is about to subscribe.
+            return Ok(Asked::Busy);
         }
         link.subscribe(Filter::new(topic, QoS::AtMostOnce)).await.map_err(refused)?;
         self.lock().insert(topic.to_owned(), State::Ours(purpose));

@@ -120,21 +120,16 @@ impl Connection for MqttConnection {
         if options.declare {
             self.declare_dead_letters(options).await.map_err(named)?;
         }
-        let prefetch = options.prefetch.max(1);
-        let hub = match self.row(address, options.group.as_deref()) {
+        let place = match self.row(address, options.group.as_deref()) {
             Some(row) => {
-                let hub = self
-                    .bus
-                    .join(row.clone(), address.shared_name(), prefetch, options.declare)
-                    .await
-                    .map_err(named)?;
+                let place = self.bus.join(row.clone(), address.shared_name(), options).await.map_err(named)?;
                 lock(&self.bus.declared).insert(row);
-                hub
+                place
             }
-            None => self.bus.own(address.shared_name(), prefetch).await.map_err(named)?,
+            None => self.bus.own(address.shared_name(), options).await.map_err(named)?,
         };
         let republish = address.kind() == ChannelKind::Queue && self.bus.config.protocol == Protocol::V5;
-        Ok(Box::new(MqttConsumer::new(Arc::clone(&self.bus), hub, prefetch, republish)))
+        Ok(Box::new(MqttConsumer::new(Arc::clone(&self.bus), place, republish)))
     }
 
     async fn declare(&self, address: &Address, options: &ConsumeOptions) -> Result<()> {

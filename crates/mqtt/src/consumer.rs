@@ -6,34 +6,28 @@ use async_trait::async_trait;
 use polymq_core::{Consumer, Error, Incoming, Result, Settler};
 use tokio::time::timeout;
 
-use crate::{
-    NAME,
-    bus::Bus,
-    hub::{Hub, Quota},
-    settle::MqttSettler,
-};
+use crate::{NAME, bus::Bus, hub::Hub, settle::MqttSettler, stock::Seat};
 
 /// A consumer: its share of what a hub brings.
 #[derive(Debug)]
 pub(crate) struct MqttConsumer {
     bus: Arc<Bus>,
     hub: Arc<Hub>,
-    quota: Arc<Quota>,
+    seat: Seat,
     settler: Arc<MqttSettler>,
     open: bool,
 }
 
 impl MqttConsumer {
     /// The hub counts this consumer already.
-    pub(crate) fn new(bus: Arc<Bus>, hub: Arc<Hub>, prefetch: usize, republish: bool) -> Self {
-        let quota = Arc::new(Quota::new(prefetch));
-        let settler = Arc::new(MqttSettler::new(&bus, &hub, &quota, republish));
-        Self { bus, hub, quota, settler, open: true }
+    pub(crate) fn new(bus: Arc<Bus>, (hub, seat): (Arc<Hub>, Seat), republish: bool) -> Self {
+        let settler = Arc::new(MqttSettler::new(&bus, &hub, republish));
+        Self { bus, hub, seat, settler, open: true }
     }
 
     fn leave(&mut self) {
         if std::mem::replace(&mut self.open, false) {
-            self.hub.leave(self.quota.limit());
+            self.hub.leave(&self.seat);
         }
     }
 }
@@ -44,7 +38,7 @@ impl Consumer for MqttConsumer {
         if !self.open {
             return Err(Error::closed("receive").with_backend(NAME).with_channel(&*self.hub.name));
         }
-        self.hub.receive(&self.quota, max, into).await
+        self.hub.receive(&self.seat, max, into).await
     }
 
     fn settler(&self) -> Arc<dyn Settler> {

@@ -11,9 +11,16 @@ pub(crate) fn error(kind: ErrorKind, sentence: impl Into<std::borrow::Cow<'stati
     Error::new(kind, sentence).with_backend(NAME)
 }
 
-/// What a refused CONNECT means.
+/// There is no broker, or none that speaks with us.
 #[cold]
-pub(crate) fn refused_connect(code: ConnectReturnCode) -> Error {
+pub(crate) fn unreachable(endpoint: &impl std::fmt::Display, reason: &impl std::fmt::Display) -> Error {
+    error(ErrorKind::Disconnected, format!("cannot connect to {endpoint}: {reason}"))
+        .with_hint("check that the broker runs there, and mqtts:// against mqtt://")
+}
+
+/// What a refused CONNECT of this user means.
+#[cold]
+pub(crate) fn refused_connect(code: ConnectReturnCode, user: Option<&str>) -> Error {
     use ConnectReturnCode as C;
     let (kind, hint) = match code {
         C::BadUserNamePassword | C::BadAuthenticationMethod => (ErrorKind::Unauthenticated, "check user and password"),
@@ -30,7 +37,12 @@ pub(crate) fn refused_connect(code: ConnectReturnCode) -> Error {
         C::UseAnotherServer | C::ServerMoved => (ErrorKind::Refused, "the broker has moved"),
         _ => (ErrorKind::Refused, "see the broker's log"),
     };
-    error(kind, format!("the broker refused the connection: {code:?}")).with_hint(hint)
+    let sentence = match (kind, user) {
+        (ErrorKind::Unauthenticated, Some(user)) => format!("the broker refused the user {user:?} ({code:?})"),
+        (ErrorKind::Unauthenticated, None) => format!("the broker refused a connection without a user ({code:?})"),
+        _ => format!("the broker refused the connection: {code:?}"),
+    };
+    error(kind, sentence).with_hint(hint)
 }
 
 /// What the answer to a PUBLISH means; `None` when the broker has taken responsibility.
@@ -51,6 +63,7 @@ pub(crate) fn refused_publish(reason: PubAckReason, must_be_held: bool) -> Optio
     let refused = error(kind, sentence).with_operation("send");
     Some(match kind {
         ErrorKind::Unroutable => refused.with_hint("declare the queue, or send to a topic if nobody need be there"),
+        ErrorKind::PermissionDenied => refused.with_hint("give the user write access in the broker's access list"),
         _ => refused,
     })
 }
@@ -71,7 +84,11 @@ pub(crate) fn refused_subscribe(reason: SubscribeReasonCode) -> Option<Error> {
             (ErrorKind::Refused, "the broker refused the subscription")
         }
     };
-    Some(error(kind, sentence))
+    let refused = error(kind, sentence);
+    Some(match kind {
+        ErrorKind::PermissionDenied => refused.with_hint("give the user read access in the broker's access list"),
+        _ => refused,
+    })
 }
 
 /// What a DISCONNECT of the broker says, for the health of the connection.
@@ -114,7 +131,7 @@ mod tests {
             (C::ClientIdentifierNotValid, ErrorKind::Refused),
             (C::UnspecifiedError, ErrorKind::Refused),
         ] {
-            assert_eq!(refused_connect(code).kind(), kind, "{code:?}");
+            assert_eq!(refused_connect(code, None).kind(), kind, "{code:?}");
         }
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::{Sink, SinkExt, StreamExt};
-use polymq_core::{ErrorKind, Result};
+use polymq_core::Result;
 use rumqttc::v5::mqttbytes::{
     QoS,
     v5::{
@@ -19,7 +19,7 @@ use tokio_util::codec::{FramedRead, FramedWrite};
 
 use crate::{
     config::MqttConfig,
-    error::{error, refused_connect},
+    error::{refused_connect, unreachable},
     link::LinkOptions,
     wire::{Codec, Packet, Socket},
 };
@@ -33,7 +33,8 @@ pub(crate) async fn establish(
     options: &LinkOptions,
     clean: bool,
 ) -> Result<(Reader, Writer, ConnAck)> {
-    let lost = |what: &str| error(ErrorKind::Disconnected, format!("{what} before the broker answered CONNECT"));
+    let endpoint = config.endpoint()?;
+    let lost = |what: &str| unreachable(&endpoint, &format_args!("{what} before the broker answered CONNECT"));
     let (read, write) = tokio::io::split(Socket::connect(config).await?);
     let mut reader = FramedRead::new(read, Codec::new(config.protocol));
     let mut writer = FramedWrite::new(write, Codec::new(config.protocol));
@@ -48,14 +49,16 @@ pub(crate) async fn establish(
     };
     let will = options.will.as_ref();
     let will = will.map(|(topic, payload)| LastWill::new(topic, payload.clone(), QoS::AtMostOnce, false, None));
-    let login = config.endpoint()?.login().map(|(user, pass)| Login::new(user, pass));
+    let login = endpoint.login().map(|(user, pass)| Login::new(user, pass));
     let written = writer.send(Packet::Connect(connect, will, login)).await;
     written.map_err(|cause| lost("the connection was lost").with_source(cause))?;
     match reader.next().await {
         Some(Ok(Packet::ConnAck(connack))) if connack.code == ConnectReturnCode::Success => {
             Ok((reader, writer, connack))
         }
-        Some(Ok(Packet::ConnAck(connack))) => Err(refused_connect(connack.code)),
+        Some(Ok(Packet::ConnAck(connack))) => {
+            Err(refused_connect(connack.code, endpoint.login().map(|(user, _)| user)))
+        }
         Some(Ok(_)) => Err(lost("another packet came")),
         Some(Err(cause)) => Err(lost("an unreadable packet came").with_source(cause)),
         None => Err(lost("the connection was closed")),

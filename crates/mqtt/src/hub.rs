@@ -4,21 +4,24 @@
 //! it. [`keeper`](crate::keeper) decides which sessions these are.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use polymq_core::{Details, Error, Incoming, Message, Result, Token};
+use polymq_core::{ConsumeOptions, Error, Incoming, Message, Result, Token};
 use rumqttc::v5::mqttbytes::v5::Publish;
 use tokio::{
-    sync::Notify,
+    sync::{Notify, watch},
     time::{Instant, sleep},
 };
 
-use crate::{convert, lender::Lender, lends::Lends, link::Link};
+use crate::{
+    convert,
+    lender::Lender,
+    lends::Lends,
+    link::Link,
+    stock::{Origin, Seat, Stock},
+};
 
 /// What arrives and who takes it.
 #[derive(Debug)]
@@ -30,78 +33,37 @@ pub(crate) struct Hub {
     ready: Notify,
     /// Something that the keeper waits for has changed.
     pub(crate) changed: Notify,
+    /// Enough is here: nothing more is read.
+    full: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    arrived: VecDeque<(Token, Incoming)>,
-    /// Retries that wait for their time.
-    delayed: HashMap<Token, Incoming>,
-    /// What a message needs besides itself when it is handed out again.
-    beside: HashMap<Token, Beside>,
+    stock: Stock,
     lenders: BTreeMap<u16, Lender>,
     next_lender: u16,
-    consumers: usize,
-    /// Sum over the consumers.
-    prefetch: usize,
     failed: Option<(polymq_core::ErrorKind, String)>,
     /// No consumer may join any more.
     closed: bool,
 }
 
-#[derive(Debug, Default)]
-struct Beside {
-    attempt: Option<u32>,
-    channel: Option<Arc<str>>,
-    details: Option<Box<Details>>,
-}
-
-/// What one consumer holds.
-#[derive(Debug)]
-pub(crate) struct Quota {
-    held: AtomicUsize,
-    limit: usize,
-    freed: Notify,
-}
-
-impl Quota {
-    pub(crate) fn new(limit: usize) -> Self {
-        Self { held: AtomicUsize::new(0), limit: limit.max(1), freed: Notify::new() }
-    }
-
-    fn room(&self) -> usize {
-        self.limit.saturating_sub(self.held.load(Ordering::Acquire))
-    }
-
-    pub(crate) fn limit(&self) -> usize {
-        self.limit
-    }
-
-    /// A delivery is settled.
-    pub(crate) fn free(&self) {
-        let before = self.held.fetch_update(Ordering::AcqRel, Ordering::Acquire, |held| held.checked_sub(1));
-        if before.is_ok_and(|before| before >= self.limit) {
-            self.freed.notify_one();
-        }
-    }
-}
-
-/// A token names the connection, its generation and the packet id: nothing need be kept to settle.
-fn token(lender: u16, generation: u32, pkid: u16) -> Token {
-    Token(u64::from(lender) << 48 | u64::from(generation) << 16 | u64::from(pkid))
-}
-
-fn parts(token: Token) -> (u16, u32, u16) {
-    ((token.0 >> 48) as u16, (token.0 >> 16) as u32, token.0 as u16)
-}
-
 impl Hub {
-    pub(crate) fn new(name: Arc<str>) -> Arc<Self> {
-        Arc::new(Self { name, state: Mutex::default(), ready: Notify::new(), changed: Notify::new() })
+    /// A hub and its first consumer.
+    pub(crate) fn with_consumer(name: Arc<str>, options: &ConsumeOptions) -> (Arc<Self>, Seat) {
+        let mut stock = Stock::default();
+        let seat = stock.join(options.prefetch, options.prefetch_bytes);
+        let hub = Self {
+            name,
+            state: Mutex::new(State { stock, ..State::default() }),
+            ready: Notify::new(),
+            changed: Notify::new(),
+            full: watch::Sender::new(false),
+        };
+        (Arc::new(hub), seat)
     }
 
     /// A connection that will bring messages.
-    pub(crate) fn add_lender(self: &Arc<Self>, sibling: Option<Arc<AtomicBool>>) -> (u16, Lends) {
+    pub(crate) fn add_lender(self: &Arc<Self>, sibling: Option<watch::Receiver<u32>>) -> (u16, Lends) {
         let mut state = self.lock();
         let number = state.next_lender;
         // 65536 connections later, the first one is long gone.
@@ -111,7 +73,11 @@ impl Hub {
     }
 
     /// Another link for the same connection; with the generation after which it counts.
-    pub(crate) fn hand_over(self: &Arc<Self>, number: u16, sibling: Option<Arc<AtomicBool>>) -> Option<(Lends, u32)> {
+    pub(crate) fn hand_over(
+        self: &Arc<Self>,
+        number: u16,
+        sibling: Option<watch::Receiver<u32>>,
+    ) -> Option<(Lends, u32)> {
         let mut state = self.lock();
         let lender = state.lenders.get_mut(&number)?;
         let after = lender.hand_over()?;
@@ -128,7 +94,7 @@ impl Hub {
     pub(crate) fn remove_lender(&self, number: u16) {
         let mut state = self.lock();
         state.lenders.remove(&number);
-        state.forget(number);
+        self.forget(&mut state, number);
     }
 
     /// When nothing of this connection is unsettled: since when nothing came.
@@ -145,8 +111,7 @@ impl Hub {
     pub(crate) fn clear(&self) {
         let mut state = self.lock();
         let lenders = std::mem::take(&mut state.lenders);
-        state.arrived.clear();
-        state.delayed.clear();
+        state.stock.forget(|_| true);
         drop(state);
         drop(lenders);
     }
@@ -155,9 +120,9 @@ impl Hub {
     /// not count.
     pub(crate) fn close_if_done(&self) -> bool {
         let mut state = self.lock();
-        let untaken = state.arrived.iter().filter(|(token, _)| parts(*token).2 > 0).count();
         let lent = state.lenders.values().map(Lender::lent).sum::<usize>();
-        state.closed |= state.failed.is_some() || (state.consumers == 0 && lent <= untaken + state.delayed.len());
+        let nobody = state.stock.consumers() == 0;
+        state.closed |= state.failed.is_some() || (nobody && lent <= state.stock.untaken());
         state.closed
     }
 
@@ -178,23 +143,23 @@ impl Hub {
         self.lock().lenders.values().any(|lender| lender.subscribed)
     }
 
-    /// One more consumer; `false` when the hub is closing.
-    pub(crate) fn join(&self, prefetch: usize) -> bool {
+    /// One more consumer; `None` when the hub is closing.
+    pub(crate) fn join(&self, prefetch: usize, prefetch_bytes: usize) -> Option<Seat> {
         let mut state = self.lock();
         if state.closed {
-            return false;
+            return None;
         }
-        state.consumers += 1;
-        state.prefetch += prefetch;
+        let seat = state.stock.join(prefetch, prefetch_bytes);
+        self.weigh(&state);
         drop(state);
         self.changed.notify_one();
-        true
+        Some(seat)
     }
 
-    pub(crate) fn leave(&self, prefetch: usize) {
+    pub(crate) fn leave(&self, seat: &Seat) {
         let mut state = self.lock();
-        state.consumers = state.consumers.saturating_sub(1);
-        state.prefetch = state.prefetch.saturating_sub(prefetch);
+        state.stock.leave(seat);
+        self.weigh(&state);
         drop(state);
         self.changed.notify_one();
         // A message that had woken the one who leaves belongs to another.
@@ -202,24 +167,26 @@ impl Hub {
     }
 
     pub(crate) fn prefetch(&self) -> usize {
-        self.lock().prefetch
+        self.lock().stock.prefetch()
     }
 
     /// Ends every consumer with this error.
     pub(crate) fn fail(&self, error: &Error) {
-        self.lock().failed.get_or_insert_with(|| (error.kind(), error.message().to_owned()));
+        let mut state = self.lock();
+        state.failed.get_or_insert_with(|| (error.kind(), error.message().to_owned()));
+        self.weigh(&state);
+        drop(state);
         self.ready.notify_waiters();
         self.changed.notify_one();
     }
 
-    /// Waits for messages within the consumer's quota.
-    pub(crate) async fn receive(&self, quota: &Quota, max: usize, into: &mut Vec<Incoming>) -> Result<()> {
+    /// Waits for messages within the consumer's prefetch.
+    pub(crate) async fn receive(&self, seat: &Seat, max: usize, into: &mut Vec<Incoming>) -> Result<()> {
         loop {
-            let freed = quota.freed.notified();
+            let freed = seat.freed.notified();
             tokio::pin!(freed);
             freed.as_mut().enable();
-            let room = quota.room().min(max);
-            if room == 0 && max > 0 {
+            if self.lock().stock.room(seat) == 0 {
                 // Only a delivery that is settled changes that; it also keeps the consumer from failing early.
                 freed.await;
                 continue;
@@ -227,85 +194,103 @@ impl Hub {
             let ready = self.ready.notified();
             tokio::pin!(ready);
             ready.as_mut().enable();
-            if self.take(quota, room, into)? {
+            if self.take(seat, max, into)? {
                 return Ok(());
             }
             ready.await;
         }
     }
 
-    fn take(&self, quota: &Quota, room: usize, into: &mut Vec<Incoming>) -> Result<bool> {
+    fn take(&self, seat: &Seat, max: usize, into: &mut Vec<Incoming>) -> Result<bool> {
         let mut state = self.lock();
         if let Some((kind, sentence)) = &state.failed {
             return Err(crate::error::error(*kind, sentence.clone())
                 .with_operation("receive")
                 .with_channel(&*self.name));
         }
-        let count = room.min(state.arrived.len());
-        if count == 0 {
-            return Ok(false);
-        }
-        let state = &mut *state;
-        for (token, incoming) in state.arrived.drain(..count) {
-            let Incoming { attempt, channel, details, .. } = &incoming;
-            if attempt.is_some() || channel.is_some() || details.is_some() {
-                let beside = Beside { attempt: *attempt, channel: channel.clone(), details: details.clone() };
-                state.beside.insert(token, beside);
-            }
-            into.push(incoming);
-        }
-        quota.held.fetch_add(count, Ordering::AcqRel);
-        if !state.arrived.is_empty() {
+        let taken = state.stock.take(seat, max, into);
+        self.weigh(&state);
+        if taken > 0 && state.stock.has_arrived() {
             self.ready.notify_one();
         }
-        Ok(true)
+        Ok(taken > 0)
     }
 
     /// Whether the broker still waits for this delivery to be acknowledged, and we can do it.
     pub(crate) fn is_current(&self, token: Token) -> bool {
-        let (lender, generation, _) = parts(token);
-        self.lock().lenders.get(&lender).is_some_and(|lender| lender.knows(generation))
+        let state = self.lock();
+        state.stock.origin(token).is_some_and(|origin| state.knows(origin))
     }
 
-    /// Acknowledges; `false` when the connection has ended and the broker delivers the message again.
+    /// Acknowledges; `false` when the connection has ended and the broker delivers the message again. Either way the
+    /// delivery is done with and its place is free.
     pub(crate) fn ack(&self, token: Token) -> bool {
-        let (lender, generation, pkid) = parts(token);
         let mut state = self.lock();
-        let state = &mut *state;
-        if !state.beside.is_empty() {
-            state.beside.remove(&token);
-        }
-        let Some(lender) = state.lenders.get_mut(&lender).filter(|lender| lender.knows(generation)) else {
-            return false;
-        };
-        lender.ack(pkid);
-        if lender.lent() == 0 || state.consumers == 0 {
-            self.changed.notify_one();
+        let settled = state.stock.settle(token);
+        self.weigh(&state);
+        let Some(origin) = settled.filter(|origin| state.knows(*origin)) else { return false };
+        let nobody = state.stock.consumers() == 0;
+        if let Some(lender) = state.lenders.get_mut(&origin.lender) {
+            lender.ack(origin.pkid);
+            if lender.lent() == 0 || nobody {
+                self.changed.notify_one();
+            }
         }
         true
+    }
+
+    /// A retry waits and takes no place meanwhile; `false` when the broker delivers the message again.
+    pub(crate) fn set_aside(&self, token: Token) -> bool {
+        let current = self.is_current(token);
+        if current {
+            self.lock().stock.set_aside(token);
+        }
+        current
     }
 
     /// Hands a delivery out again inside this process; `false` when the broker does it.
     pub(crate) fn again(&self, token: Token, message: Message, attempt: Option<u32>, front: bool) -> bool {
-        let (lender, generation, _) = parts(token);
         let mut state = self.lock();
-        let beside = state.beside.remove(&token);
-        if !state.lenders.get(&lender).is_some_and(|lender| lender.knows(generation)) {
-            return false;
+        let current = state.stock.origin(token).is_some_and(|origin| state.knows(origin));
+        match current {
+            true => state.stock.again(token, message, attempt, front),
+            false => drop(state.stock.settle(token)),
         }
-        let Beside { attempt: before, channel, details } = beside.unwrap_or_default();
-        let incoming = Incoming { message, token, attempt: attempt.or(before), channel, details };
-        match front {
-            true => state.arrived.push_front((token, incoming)),
-            false => state.arrived.push_back((token, incoming)),
-        }
-        let nobody = state.consumers == 0;
+        self.weigh(&state);
+        let nobody = state.stock.consumers() == 0;
         drop(state);
-        self.ready.notify_one();
+        if current {
+            self.ready.notify_one();
+        }
         if nobody {
             self.changed.notify_one();
         }
-        true
+        current
+    }
+
+    /// Whether more may be read.
+    pub(crate) fn has_room(&self) -> bool {
+        !*self.full.borrow()
+    }
+
+    /// Waits until more may be read, or until nothing more is.
+    pub(crate) async fn turns(&self, full: bool) {
+        // The sender is ours.
+        let _ = self.full.subscribe().wait_for(|now| *now == full).await;
+    }
+
+    /// To be called after every change of what is here.
+    fn weigh(&self, state: &State) {
+        // A hub that ends reads on: there may be answers among what comes, and messages are not kept.
+        let full = state.failed.is_none() && state.stock.is_full();
+        if *self.full.borrow() != full {
+            self.full.send_replace(full);
+        }
+    }
+
+    fn forget(&self, state: &mut State, lender: u16) {
+        state.stock.forget(|number| number == lender);
+        self.weigh(state);
     }
 
     /// Waits until the acknowledgements given so far are written.
@@ -322,7 +307,7 @@ impl Hub {
         let lender = state.lenders.get_mut(&number).filter(|lender| lender.serial == serial);
         let resumed = lender.is_none_or(|lender| lender.connected(generation, session_present));
         if !resumed {
-            state.forget(number);
+            self.forget(&mut state, number);
         }
         drop(state);
         self.changed.notify_one();
@@ -331,39 +316,31 @@ impl Hub {
     /// Events of a link: a message.
     pub(crate) fn message(self: &Arc<Self>, number: u16, generation: u32, publish: Publish) {
         let (pkid, dup) = (publish.pkid, publish.dup);
-        let token = token(number, generation, pkid);
         let channel = convert::concrete_topic(&publish, &self.name);
         let (message, details) = convert::from_publish(publish);
         let wait = convert::due_in(&message);
-        let incoming = Incoming { message, token, attempt: None, channel, details };
+        let incoming = Incoming { message, token: Token::default(), attempt: None, channel, details };
         let mut state = self.lock();
+        if state.failed.is_some() {
+            return;
+        }
         // A connection that is being closed may still bring something; the broker delivers it again.
         let lender = state.lenders.get_mut(&number).filter(|lender| lender.generation == generation);
         if !lender.is_some_and(|lender| lender.arrived(pkid, dup)) {
             return;
         }
-        let Some(wait) = wait else {
-            state.arrived.push_back((token, incoming));
-            return;
-        };
-        state.delayed.insert(token, incoming);
+        let token = state.stock.arrive(Origin { lender: number, generation, pkid }, incoming, wait.is_some());
+        self.weigh(&state);
+        drop(state);
+        let Some(wait) = wait else { return };
         let hub = Arc::downgrade(self);
         tokio::spawn(async move {
             sleep(wait).await;
             if let Some(hub) = hub.upgrade() {
-                hub.due(token);
+                hub.lock().stock.due(token);
+                hub.wake();
             }
         });
-    }
-
-    /// The time of a retry has come.
-    fn due(&self, token: Token) {
-        let mut state = self.lock();
-        if let Some(incoming) = state.delayed.remove(&token) {
-            state.arrived.push_back((token, incoming));
-            drop(state);
-            self.wake();
-        }
     }
 
     /// Events of a link: no more messages for now.
@@ -384,7 +361,7 @@ impl Hub {
         if let Some(lender) = state.lenders.get_mut(&number).filter(|lender| lender.serial == serial) {
             lender.lost();
             // The broker delivers these again: handing them out now would hand them out twice.
-            state.forget(number);
+            self.forget(&mut state, number);
         }
         drop(state);
         self.changed.notify_one();
@@ -396,9 +373,8 @@ impl Hub {
 }
 
 impl State {
-    fn forget(&mut self, lender: u16) {
-        self.arrived.retain(|(token, _)| parts(*token).0 != lender);
-        self.delayed.retain(|token, _| parts(*token).0 != lender);
-        self.beside.retain(|token, _| parts(*token).0 != lender);
+    /// Whether what came from there can be acknowledged.
+    fn knows(&self, origin: Origin) -> bool {
+        self.lenders.get(&origin.lender).is_some_and(|lender| lender.knows(origin.generation))
     }
 }

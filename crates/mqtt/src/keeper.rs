@@ -171,7 +171,9 @@ impl Keeper {
     async fn widen(&mut self) {
         let wanted = self.receive_maximum();
         let Some(own) = self.own.as_mut().filter(|own| own.receive_maximum < wanted) else { return };
-        let Some((events, after)) = self.hub.hand_over(own.lender, Some(Arc::clone(&self.bus.is_up))) else { return };
+        let Some((events, after)) = self.hub.hand_over(own.lender, Some(self.bus.generation.subscribe())) else {
+            return;
+        };
         // Acknowledgements that were written must be read before the session has a new connection.
         own.link.close(false).await;
         let (number, lender, claim) = (own.number, own.lender, own.claim.take());
@@ -260,12 +262,13 @@ impl Keeper {
                     self.subscribe(&session, row.filter.clone()).await?;
                     let former = self.own.replace(session);
                     if let Some(former) = former {
-                        self.bounded(former.link.unsubscribe(row.filter.clone())).await?;
+                        let unsubscribed = self.answered(former.link.unsubscribe(row.filter.clone())).await;
                         self.left_behind.push(former);
+                        unsubscribed?;
                     }
                 }
                 _ => {
-                    let unsubscribed = self.bounded(session.link.unsubscribe(row.filter.clone())).await;
+                    let unsubscribed = self.answered(session.link.unsubscribe(row.filter.clone())).await;
                     self.left_behind.push(session);
                     unsubscribed?;
                 }
@@ -277,7 +280,7 @@ impl Keeper {
     /// Connects as a session.
     async fn open(&self, number: u16, claim: Option<Claim>) -> Result<Session> {
         let row = matches!(self.source, Source::Row(_));
-        let (lender, events) = self.hub.add_lender(row.then(|| Arc::clone(&self.bus.is_up)));
+        let (lender, events) = self.hub.add_lender(row.then(|| self.bus.generation.subscribe()));
         self.connect(number, lender, events, 0, claim).await
     }
 
@@ -319,7 +322,16 @@ impl Keeper {
     }
 
     async fn subscribe(&self, session: &Session, filter: String) -> Result<()> {
-        self.bounded(session.link.subscribe(Filter::new(filter, QoS::AtLeastOnce))).await
+        self.answered(session.link.subscribe(Filter::new(filter, QoS::AtLeastOnce))).await
+    }
+
+    /// Waits for an answer, which may be behind more messages than are read for now: then it comes later.
+    async fn answered(&self, operation: impl Future<Output = Result<()>>) -> Result<()> {
+        tokio::select! {
+            biased;
+            answer = self.bounded(operation) => answer,
+            () = self.hub.turns(true) => Ok(()),
+        }
     }
 
     /// Ends a session that was empty.

@@ -1,12 +1,10 @@
 //! The events of a connection that brings messages.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use polymq_core::Error;
 use rumqttc::v5::mqttbytes::v5::Publish;
+use tokio::sync::watch;
 
 use crate::{
     hub::Hub,
@@ -20,17 +18,33 @@ pub(crate) struct Lends {
     number: u16,
     serial: u32,
     fate: Fate,
-    /// Whether another connection to the same broker is up, where the session may be taken over.
-    sibling: Option<Arc<AtomicBool>>,
+    /// The generation of another connection to the same broker, where the session may be taken over.
+    sibling: Option<watch::Receiver<u32>>,
+    /// What it was when this connection ended.
+    sibling_at_loss: u32,
+    /// What it was when this connection was tried again last.
+    sibling_tried: u32,
 }
 
 impl Lends {
-    pub(crate) fn new(hub: &Arc<Hub>, number: u16, serial: u32, sibling: Option<Arc<AtomicBool>>) -> Self {
-        Self { hub: Arc::clone(hub), number, serial, fate: Fate::default(), sibling }
+    pub(crate) fn new(hub: &Arc<Hub>, number: u16, serial: u32, sibling: Option<watch::Receiver<u32>>) -> Self {
+        Self {
+            hub: Arc::clone(hub),
+            number,
+            serial,
+            fate: Fate::default(),
+            sibling,
+            sibling_at_loss: 0,
+            sibling_tried: 0,
+        }
     }
 
     pub(crate) fn fate(&self) -> Fate {
         self.fate.clone()
+    }
+
+    fn sibling(&self) -> u32 {
+        self.sibling.as_ref().map_or(0, |generation| *generation.borrow())
     }
 
     fn end(&self, ended: Ended) {
@@ -54,6 +68,7 @@ impl Events for Lends {
     }
 
     fn lost(&mut self, lost: &Lost) -> bool {
+        self.sibling_at_loss = self.sibling();
         self.hub.lost(self.number, self.serial);
         let go_on = !matches!(lost, Lost::TakenOver);
         if !go_on {
@@ -62,14 +77,34 @@ impl Events for Lends {
         go_on
     }
 
+    fn broker_is_back(&self) -> impl Future<Output = ()> + Send {
+        let (sibling, before) = (self.sibling.clone(), self.sibling_at_loss.max(self.sibling_tried));
+        async move {
+            match sibling {
+                Some(mut generation) => drop(generation.wait_for(|now| *now > before).await),
+                None => std::future::pending().await,
+            }
+        }
+    }
+
     fn may_reconnect(&mut self) -> bool {
         // A broker that ends one connection and not the other has given the session to someone else; mosquitto closes
         // without a word more often than with one. Whoever has it must be asked before we take it back.
-        let taken_over = self.sibling.as_ref().is_some_and(|up| up.load(Ordering::Acquire));
+        // One that has ended as well, and is back already, says that the broker was gone.
+        let taken_over = self.sibling_at_loss > 0 && self.sibling() == self.sibling_at_loss;
         if taken_over {
             self.end(Ended::TakenOver);
         }
+        self.sibling_tried = self.sibling();
         !taken_over
+    }
+
+    fn has_room(&self) -> bool {
+        self.hub.has_room()
+    }
+
+    fn room(&self) -> impl Future<Output = ()> + Send {
+        self.hub.turns(false)
     }
 
     fn subscribed(&mut self) {

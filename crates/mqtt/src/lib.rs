@@ -19,6 +19,7 @@ mod pkids;
 mod producer;
 mod settle;
 mod slots;
+mod stock;
 mod supervisor;
 mod topology;
 mod wire;

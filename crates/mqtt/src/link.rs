@@ -54,8 +54,20 @@ pub(crate) trait Events: Send + Sync + 'static {
     fn message(&mut self, generation: u32, publish: Publish);
     /// No more messages are at hand for now.
     fn idle(&mut self) {}
+    /// Whether more messages may come; until then, nothing is read.
+    fn has_room(&self) -> bool {
+        true
+    }
+    /// More messages may come.
+    fn room(&self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
     /// The connection ended; `false` ends the link too.
     fn lost(&mut self, lost: &Lost) -> bool;
+    /// Another connection has reached the broker again: no need to wait longer.
+    fn broker_is_back(&self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
     /// The pause before a reconnect is over; `false` ends the link instead.
     fn may_reconnect(&mut self) -> bool {
         true

@@ -4,7 +4,7 @@
 //! acknowledged stays with the broker, and comes again when this process dies.
 
 use std::{
-    sync::{Arc, Weak, atomic::Ordering},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -17,7 +17,7 @@ use crate::{
     bus::Bus,
     convert::{self, Style},
     error::error,
-    hub::{Hub, Quota},
+    hub::Hub,
     producer,
 };
 
@@ -26,13 +26,12 @@ use crate::{
 pub(crate) struct MqttSettler {
     bus: Weak<Bus>,
     hub: Arc<Hub>,
-    quota: Arc<Quota>,
     /// How a retry sends a message again; `None` where that would reach others too, or lose the attempt number.
     republish: Option<Style>,
 }
 
 impl MqttSettler {
-    pub(crate) fn new(bus: &Arc<Bus>, hub: &Arc<Hub>, quota: &Arc<Quota>, republish: bool) -> Self {
+    pub(crate) fn new(bus: &Arc<Bus>, hub: &Arc<Hub>, republish: bool) -> Self {
         let style = Style {
             topic: Bytes::copy_from_slice(hub.name.as_bytes()),
             // Less would give the original up without knowing that its successor arrived.
@@ -40,35 +39,21 @@ impl MqttSettler {
             retain: false,
             protocol: bus.config.protocol,
         };
-        Self {
-            bus: Arc::downgrade(bus),
-            hub: Arc::clone(hub),
-            quota: Arc::clone(quota),
-            republish: republish.then_some(style),
-        }
+        Self { bus: Arc::downgrade(bus), hub: Arc::clone(hub), republish: republish.then_some(style) }
     }
 }
 
 impl Settler for MqttSettler {
     fn ack(&self, token: Token) -> Completion<()> {
-        // A delivery that could not be settled is released later, which frees its place.
-        if !self.hub.ack(token) {
-            return Completion::ready(Err(stale()));
-        }
-        self.quota.free();
         // There is no answer to an acknowledgement. If it is lost with the connection, the message comes again.
-        Completion::ready(Ok(()))
+        Completion::ready(if self.hub.ack(token) { Ok(()) } else { Err(stale()) })
     }
 
     fn release(&self, token: Token, message: Message) {
-        self.quota.free();
         self.hub.again(token, message, None, true);
     }
 
     fn retry(&self, token: Token, message: &Message, attempt: u32, after: Duration) -> Completion<()> {
-        if !self.hub.is_current(token) {
-            return Completion::ready(Err(stale()));
-        }
         let retry = Retry {
             bus: self.bus.clone(),
             hub: Arc::clone(&self.hub),
@@ -78,18 +63,15 @@ impl Settler for MqttSettler {
             after,
         };
         let Some(style) = self.republish.clone() else {
-            self.quota.free();
             return Completion::ready(retry.stay());
         };
-        let quota = Arc::clone(&self.quota);
+        if !self.hub.is_current(token) {
+            return Completion::ready(Err(stale()));
+        }
         let (completer, completion) = Completion::queued();
         let _ = completer.hand_over();
         tokio::spawn(async move {
-            let settled = retry.republish(&style).await;
-            if settled.is_ok() {
-                quota.free();
-            }
-            completer.complete(settled);
+            completer.complete(retry.republish(&style).await);
         });
         completion
     }
@@ -107,7 +89,7 @@ struct Retry {
 impl Retry {
     /// Sends the successor, which waits wherever it is received, then gives the original up.
     async fn republish(self, style: &Style) -> Result<()> {
-        let sent = match self.bus.upgrade().filter(|bus| bus.is_up.load(Ordering::Acquire)) {
+        let sent = match self.bus.upgrade().filter(|bus| bus.is_up()) {
             Some(bus) => self.send(&bus, style).await,
             // By the time there is a connection, the broker may have delivered the original again.
             None => Err(error(ErrorKind::Disconnected, "not connected")),
@@ -142,7 +124,7 @@ impl Retry {
         if after.is_zero() {
             return if hub.again(token, message, Some(attempt), false) { Ok(()) } else { Err(stale()) };
         }
-        if !hub.is_current(token) {
+        if !hub.set_aside(token) {
             return Err(stale());
         }
         tokio::spawn(async move {

@@ -21,7 +21,7 @@ use tokio::{
 
 use crate::{
     config::{MqttConfig, Protocol},
-    error::{disconnect_reason, error, refused_subscribe},
+    error::{disconnect_reason, error, refused_subscribe, unreachable},
     greeting::{Reader, Writer, establish, leave, write},
     health::Member,
     link::{Command, Ends, Events, LinkOptions, Lost, Outgoing, Sending},
@@ -46,17 +46,9 @@ pub(crate) async fn run(
     first: oneshot::Sender<Result<()>>,
 ) {
     let slots = Slots::default();
-    let task = Task {
-        config,
-        options,
-        health,
-        events,
-        ends,
-        slots,
-        subscriptions: Vec::new(),
-        generation: 0,
-        gate_open: false,
-    };
+    let generation = options.after;
+    let task =
+        Task { config, options, health, events, ends, slots, subscriptions: Vec::new(), generation, gate_open: false };
     task.run(first).await;
 }
 
@@ -131,6 +123,7 @@ impl<E: Events> Task<E> {
             let pause = backoff(&self.config, failures);
             tokio::select! {
                 () = sleep(pause) => {}
+                () = self.events.broker_is_back() => {}
                 end = offline(&mut self.ends.commands, &mut self.subscriptions) => return self.end(end, first, None).await,
             }
             if first.is_none() && !self.events.may_reconnect() {
@@ -142,7 +135,10 @@ impl<E: Events> Task<E> {
 
     #[cold]
     fn too_slow(&self) -> Error {
-        error(ErrorKind::Disconnected, format!("no connection within {:?}", self.config.connect_timeout))
+        match self.config.endpoint() {
+            Ok(endpoint) => unreachable(&endpoint, &format_args!("no answer in {:?}", self.config.connect_timeout)),
+            Err(cause) => cause,
+        }
     }
 
     async fn end(mut self, end: End, first: Option<oneshot::Sender<Result<()>>>, cause: Option<Error>) {
@@ -194,10 +190,11 @@ impl<E: Events> Task<E> {
                 }
             }
             let room = has_room(&writer);
+            let may_read = self.events.has_room();
             let may_send = room && self.gate_open && self.slots.has_room();
             tokio::select! {
                 biased;
-                packet = reader.next() => {
+                packet = reader.next(), if may_read => {
                     heard = Instant::now();
                     let mut next = packet;
                     let chunk = self.slots.chunk();
@@ -210,7 +207,7 @@ impl<E: Events> Task<E> {
                         if let Some(lost) = self.packet(packet, &mut writer) {
                             return End::Lost(lost);
                         }
-                        if handled == chunk {
+                        if handled == chunk || !self.events.has_room() {
                             break;
                         }
                         match reader.next().now_or_never() {
@@ -222,6 +219,7 @@ impl<E: Events> Task<E> {
                     // Answers have made room: filling it now saves a turn of the loop for each of them.
                     self.pump(&mut writer);
                 }
+                () = self.events.room(), if !may_read => {}
                 command = self.ends.commands.recv(), if room => {
                     let mut next = command;
                     for handled in 1.. {
@@ -255,6 +253,10 @@ impl<E: Events> Task<E> {
                     Err(cause) => return End::Lost(Lost::Because(format!("cannot write: {cause}"))),
                 },
                 () = &mut tick => {
+                    // Who does not read cannot hear. Handlers have enough to do meanwhile, and the link that sends listens.
+                    if !may_read {
+                        heard = Instant::now();
+                    }
                     // Looking four times and giving up after five quarters bounds the discovery at six quarters.
                     if heard.elapsed() >= keep_alive * 5 / 4 {
                         return End::Lost(Lost::Because(format!("the broker was silent for {:?}", heard.elapsed())));
@@ -313,7 +315,10 @@ impl<E: Events> Task<E> {
                 }
                 match (self.slots.take(ack.pkid), refusal) {
                     (Some(Slot::Subscribe(Some(waits))), refusal) => {
-                        let _ = waits.send(refusal.map_or(Ok(()), Err));
+                        // Who asked may have gone on, having messages of the session at hand.
+                        if let Err(Err(refusal)) = waits.send(refusal.map_or(Ok(()), Err)) {
+                            self.events.refused(refusal);
+                        }
                     }
                     (Some(Slot::Subscribe(None)), Some(refusal)) => self.events.refused(refusal),
                     _ => {}

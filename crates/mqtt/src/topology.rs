@@ -22,6 +22,7 @@ pub(crate) fn capabilities(config: &MqttConfig) -> Capabilities {
     let lossless = Delay { support: Support::Emulated, max: None };
     Capabilities {
         persistent: true,
+        prefetch_bytes: true,
         queues: true,
         topics: true,
         groups: true,

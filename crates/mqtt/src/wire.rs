@@ -6,7 +6,7 @@
 use std::{io, pin::Pin, task::Context, task::Poll};
 
 use bytes::{Bytes, BytesMut};
-use polymq_core::{ErrorKind, Result};
+use polymq_core::Result;
 pub(crate) use rumqttc::v5::mqttbytes::v5::Packet;
 use rumqttc::{
     mqttbytes::{self as v4base, v4},
@@ -18,10 +18,7 @@ use tokio::{
 };
 use tokio_util::codec::{Decoder, Encoder};
 
-use crate::{
-    config::{MqttConfig, Protocol},
-    error::error,
-};
+use crate::config::{MqttConfig, Protocol};
 
 /// The protocol's bound of a packet (section 2.1.4). Announcing less would make an MQTT 5 broker discard larger
 /// messages silently (3.1.2.11.4), so nothing is announced and everything is read.
@@ -190,9 +187,7 @@ impl Socket {
     /// Connects to the broker of `config`; the caller bounds the time.
     pub(crate) async fn connect(config: &MqttConfig) -> Result<Self> {
         let endpoint = config.endpoint()?;
-        let unreachable = |cause: io::Error| {
-            error(ErrorKind::Disconnected, format!("cannot connect to {endpoint}: {cause}")).with_source(cause)
-        };
+        let unreachable = |cause: io::Error| crate::error::unreachable(&endpoint, &cause).with_source(cause);
         let tcp = TcpStream::connect((endpoint.host(), endpoint.port())).await.map_err(unreachable)?;
         // Acknowledgements are small and answers are waited for; packets are written in batches anyway.
         tcp.set_nodelay(true).map_err(unreachable)?;
@@ -208,7 +203,7 @@ impl Socket {
             Ok(Self::Tls(Box::new(tls)))
         }
         #[cfg(not(feature = "tls"))]
-        Err(error(ErrorKind::NotCompiledIn, "mqtts needs TLS, which is not compiled in"))
+        Err(crate::error::error(polymq_core::ErrorKind::NotCompiledIn, "mqtts needs TLS, which is not compiled in"))
     }
 }
 
