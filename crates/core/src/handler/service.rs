@@ -106,7 +106,8 @@ impl<H: Handler<Args>, Args: 'static> Service for FunctionService<H, Args> {
                         Err(panic) => Tried::panicked(panic.as_ref()),
                     }
                 } else {
-                    env.guard(work.token(), self.attempt(work.view())).await
+                    // Boxed, so that the future of the plain way, which is made for every fetch, stays small.
+                    Box::pin(env.guard(work.token(), self.attempt(work.view()))).await
                 };
                 if matches!(tried, Tried::Outcome(Outcome::Ack)) && work.ack_front() {
                     continue;
