@@ -314,3 +314,31 @@ async fn j20_producers_share_as_many_channels_as_were_asked_for() {
     .await;
     bus.close().await.unwrap();
 }
+
+/// Subscriptions without a group leave no queue behind at the broker, whether they are closed or dropped; only the
+/// topic's queue for dead letters stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l6_subscriptions_without_a_group_leave_no_queue() {
+    async fn queues(broker: &Broker) -> Vec<String> {
+        let queues = managed(broker, "/api/queues?disable_stats=true&enable_queue_totals=true").await;
+        queues.as_array().unwrap().iter().filter_map(|queue| Some(queue["name"].as_str()?.to_owned())).collect()
+    }
+    let broker = Broker::rabbitmq();
+    let bus = connect(&url("amqp", &broker)).await;
+    let topic = bus.topic("prices");
+    for round in 0..50 {
+        let mut subscription = topic.subscribe(ConsumeOptions::default()).await.unwrap();
+        if round == 0 {
+            assert_eq!(queues(&broker).await.len(), 2, "one for the subscription, one for dead letters");
+        }
+        if round % 2 == 0 {
+            subscription.close().await.unwrap();
+        }
+    }
+    eventually(PATIENCE, || async {
+        let left = queues(&broker).await;
+        if left == ["prices.dlq"] { Ok(()) } else { Err(format!("{left:?} are left")) }
+    })
+    .await;
+    bus.close().await.unwrap();
+}
