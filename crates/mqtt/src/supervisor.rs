@@ -33,6 +33,9 @@ use crate::{
 /// small messages is one system call, small enough that a stalled broker does not fill the memory.
 const WRITE_BUFFER: usize = 256 * 1024;
 
+/// Bytes that wait before they are offered to the socket: the broker works on large messages while more are encoded.
+const WRITE_SOON: usize = 32 * 1024;
+
 /// Commands that are handled before the socket gets its turn.
 const BATCH: usize = 128;
 
@@ -382,6 +385,9 @@ impl<E: Events> Task<E> {
             }
             let Ok(send) = self.ends.sends.try_recv() else { return };
             self.sending(send, writer);
+            if writer.write_buffer().len() >= WRITE_SOON {
+                return;
+            }
         }
     }
 
