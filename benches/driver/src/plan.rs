@@ -81,6 +81,7 @@ fn memory() -> Vec<Table> {
             rows: vec![
                 bytes("mpsc", "tokio mpsc, bounded"),
                 bytes("mpsc-many", "tokio mpsc, recv_many 128"),
+                bytes("mpsc-vectors", "tokio mpsc, a Vec of 128 an item: no path can be faster"),
                 bytes("polymq", "polymq handler, one by one").bar("ratio", ">=", 0.75).bar("allocations", "<=", 2.02),
                 bytes("polymq-bytes", "polymq handler that keeps the bytes (Body)"),
                 bytes("ruststream", "RustStream #[subscriber], one by one"),

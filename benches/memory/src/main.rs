@@ -71,6 +71,7 @@ fn main() {
     harness::main(scenarios![
         "mpsc" => mpsc::single,
         "mpsc-many" => mpsc::many,
+        "mpsc-vectors" => mpsc::vectors,
         "mpsc-json" => mpsc::json,
         "mpsc-latency" => latency::mpsc,
         "polymq" => polymq::single,

@@ -38,6 +38,28 @@ pub async fn many(options: Options) -> Numbers {
     meter.stop(n)
 }
 
+/// A batch as one item: what no path that answers for each message can reach.
+pub async fn vectors(options: Options) -> Numbers {
+    let (sender, mut receiver) = mpsc::channel::<Vec<Vec<u8>>>(CAPACITY / BATCH);
+    let (n, size) = (options.messages(), size(&options));
+    tokio::spawn(async move {
+        while let Some(batch) = receiver.recv().await {
+            batch.iter().for_each(|message| handled(message));
+        }
+    });
+    let meter = Meter::start(&options);
+    let mut left = n as usize;
+    while left > 0 {
+        let count = left.min(BATCH);
+        sender.send((0..count).map(|_| payload(size)).collect()).await.expect("a receiver");
+        left -= count;
+        // As every other producer here gives way after a batch.
+        tokio::task::yield_now().await;
+    }
+    LATCH.wait().await;
+    meter.stop(n)
+}
+
 pub async fn json(options: Options) -> Numbers {
     let (sender, mut receiver) = mpsc::channel::<Vec<u8>>(CAPACITY);
     let n = options.messages();

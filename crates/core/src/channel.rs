@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use serde::Serialize;
 use tokio::{
     sync::{Notify, OnceCell},
@@ -250,6 +251,11 @@ impl Channel {
                 && let Some(completion) = waiting.pop_front()
             {
                 results.push(self.answer(completion).await);
+                // One confirmation often answers many: what follows then leaves together.
+                while let Some(answer) = waiting.front_mut().and_then(|completion| completion.now_or_never()) {
+                    results.push(answer.map_err(|error| self.locate(error)));
+                    waiting.pop_front();
+                }
             }
             let room = (window - waiting.len()).min(CHUNK);
             let mut chunk: Vec<Message> = messages.by_ref().take(room).collect();
