@@ -63,7 +63,8 @@ pub trait Consumer: Send + fmt::Debug + 'static {
 /// Settles deliveries. Every method may be called from any task and must not block.
 ///
 /// A token is settled once; core guarantees it. A token of a connection that has ended, or of a lease that
-/// has expired, answers [`ErrorKind::Stale`](crate::ErrorKind::Stale): the broker delivers that message again.
+/// has expired, answers [`ErrorKind::Stale`](crate::ErrorKind::Stale): the broker delivers that message again. That
+/// ends the delivery, which no longer counts against the prefetch; a [`release`](Self::release) may follow, or not.
 pub trait Settler: Send + Sync + fmt::Debug + 'static {
     /// The message is done. Acknowledgements may be coalesced, but never cover an unfinished message.
     fn ack(&self, token: Token) -> Completion<()>;
