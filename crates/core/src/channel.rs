@@ -294,7 +294,8 @@ impl Channel {
     /// [`ErrorKind::NotFound`], [`ErrorKind::PermissionDenied`] and others as the broker answers.
     pub async fn subscribe(&self, mut options: ConsumeOptions) -> Result<Subscription> {
         self.check()?;
-        if options.dead_letters.is_none() && options.declare {
+        // Where the sender keeps what is rejected, it is told; no queue is needed.
+        if options.dead_letters.is_none() && options.declare && !self.0.parts.capabilities.direct {
             options.dead_letters = Some(self.0.address.dead_letters(options.group.as_deref()));
         }
         crate::subscription::check_options(

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc, time::Duration, time::SystemTime};
 
 use async_trait::async_trait;
 
-use crate::{Address, Completion, Error, Message, Result};
+use crate::{Address, Completion, Error, ErrorKind, Message, Result};
 
 /// What a backend needs to settle a delivery: a delivery tag, a packet id, a key into its own table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -78,6 +78,21 @@ pub trait Settler: Send + Sync + fmt::Debug + 'static {
     ///
     /// Answers [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) as the capabilities declare.
     fn retry(&self, token: Token, message: &Message, attempt: u32, after: Duration) -> Completion<()>;
+
+    /// Gives the message up with this reason, where its sender keeps it ([`Capabilities::direct`](crate::Capabilities)).
+    /// Asked for only when the channel has no dead-letter queue.
+    fn reject(&self, token: Token, reason: &str) -> Completion<()> {
+        let _ = (token, reason);
+        Completion::ready(Err(Error::new(ErrorKind::Unsupported, "this channel has no dead-letter queue of polymq's")
+            .with_hint("choose one in the failure policy")))
+    }
+
+    /// Acknowledges with an answer that travels back on the same exchange, where the protocol has one (the response of
+    /// HTTP). `None`: it has none, and the answer goes to the message's reply address.
+    fn answer(&self, token: Token, answer: &Message) -> Option<Completion<()>> {
+        let _ = (token, answer);
+        None
+    }
 
     /// The broker should hold the message for us for `by` from now on.
     fn extend(&self, token: Token, by: Duration) -> Completion<()> {

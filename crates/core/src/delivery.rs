@@ -3,7 +3,7 @@
 use std::{fmt, mem, sync::Arc, time::Duration};
 
 use crate::{
-    Address, Capabilities, Channel, Details, Error, ErrorKind, Incoming, Message, Result, Settler, Support,
+    Address, Capabilities, Channel, Details, Error, Incoming, Message, Result, Settler, Support,
     dead_letter::{FIRST_ERROR, Obituary, dead_letter, header_text},
 };
 
@@ -71,21 +71,16 @@ impl Delivery {
     /// The message is done.
     ///
     /// # Errors
-    /// [`ErrorKind::Stale`] when the broker has taken the message back in the meantime: it comes again.
-    pub async fn ack(mut self) -> Result<(), SettleError> {
-        match self.origin.settler.ack(self.incoming.token).await {
-            Ok(()) => {
-                self.settled = true;
-                Ok(())
-            }
-            Err(error) => Err(self.failed(error)),
-        }
+    /// [`ErrorKind::Stale`](crate::ErrorKind::Stale) when the broker has taken the message back in the meantime: it comes again.
+    pub async fn ack(self) -> Result<(), SettleError> {
+        let acknowledged = self.origin.settler.ack(self.incoming.token).await;
+        self.settled(acknowledged)
     }
 
     /// Another attempt, no earlier than `after` from now.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] as the backend declares; [`ErrorKind::Stale`] as for [`ack`](Self::ack).
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) as the backend declares; `Stale` as for [`ack`](Self::ack).
     pub async fn retry(self, after: Duration) -> Result<(), SettleError> {
         let next = self.attempt.saturating_add(1);
         self.again(next, after, None).await
@@ -110,7 +105,12 @@ impl Delivery {
             self.incoming.message.set_system_header(FIRST_ERROR, header_text(error));
         }
         let settling = self.origin.settler.retry(self.incoming.token, &self.incoming.message, attempt, after);
-        match settling.await {
+        let returned = settling.await;
+        self.settled(returned)
+    }
+
+    fn settled(mut self, outcome: Result<()>) -> Result<(), SettleError> {
+        match outcome {
             Ok(()) => {
                 self.settled = true;
                 Ok(())
@@ -129,9 +129,8 @@ impl Delivery {
 
     pub(crate) async fn bury(self, reason: &str, last_error: Option<&str>) -> Result<(), SettleError> {
         let Some(channel) = &self.origin.dead_letters else {
-            let error = Error::new(ErrorKind::Unsupported, "this channel has no dead-letter queue of polymq's")
-                .with_hint("choose one in the failure policy");
-            return Err(self.failed(error));
+            let rejected = self.origin.settler.reject(self.incoming.token, reason).await;
+            return self.settled(rejected);
         };
         let obituary = Obituary {
             reason,
@@ -159,7 +158,8 @@ impl Delivery {
     /// The broker should hold the message for us for `by` from now on.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] where the broker lends for no fixed time; [`ErrorKind::Stale`] when the loan is over.
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) where the broker lends for no fixed time; `Stale` when
+    /// the loan is over.
     pub async fn extend(&self, by: Duration) -> Result<()> {
         if !self.origin.capabilities.leases {
             return Err(Error::unsupported(self.origin.backend, "lease extension"));

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
 
-use crate::{Completion, Message, MessageId, Result};
+use crate::{Completion, Error, Message, MessageId, Result};
 
 /// Proof that the broker has accepted responsibility for a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +29,13 @@ pub trait Producer: Send + Sync + fmt::Debug + 'static {
     /// A message must never be written twice unless it is certain that the first one had no effect: a
     /// connection lost after writing is [`ErrorKind::UnknownOutcome`](crate::ErrorKind::UnknownOutcome).
     fn send(&self, message: Message) -> Completion<Receipt>;
+
+    /// Sends a request whose answer comes back on the same exchange, where the protocol has one
+    /// ([`Capabilities::direct`](crate::Capabilities)); elsewhere it is never called.
+    fn request(&self, message: Message) -> Completion<Message> {
+        drop(message);
+        Completion::ready(Err(Error::unsupported("this", "a request that is answered on the same exchange")))
+    }
 
     /// Waits until everything handed over before has been answered.
     ///
