@@ -52,6 +52,16 @@ impl Broker {
         Self::start_blocking("mosquitto", false, options)
     }
 
+    /// Starts Apache Kafka, whose user `admin` (password `secret`) may do everything, and whose user `limited` (password
+    /// `limited`) may connect and nothing else.
+    ///
+    /// # Panics
+    /// As [`rabbitmq`](Self::rabbitmq).
+    #[must_use]
+    pub fn kafka() -> Self {
+        Self::start_blocking("kafka", false, &["--user", "admin", "--password", "secret"])
+    }
+
     fn start_blocking(kind: &str, with_management: bool, options: &[&str]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
