@@ -1,6 +1,9 @@
 //! TLS of both directions: rustls with ring.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{Arc, OnceLock},
+};
 
 use polymq_core::{Error, Result};
 use tokio_rustls::{
@@ -17,8 +20,7 @@ use crate::config::{Http2, HttpConfig, refuse};
 
 /// What senders check and show.
 pub(crate) fn client(config: &HttpConfig) -> Result<ClientConfig> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let mut roots = system_roots().clone();
     if let Some(path) = &config.ca_file {
         add(&mut roots, "ca_file", path)?;
     }
@@ -56,6 +58,16 @@ pub(crate) fn server(config: &HttpConfig) -> Result<Option<TlsAcceptor>> {
         .map_err(|error| unusable("cert_file", &error))?;
     tls.alpn_protocols = protocols(Http2::Auto);
     Ok(Some(TlsAcceptor::from(Arc::new(tls))))
+}
+
+/// The certificates of the system, read once a process.
+fn system_roots() -> &'static RootCertStore {
+    static ROOTS: OnceLock<RootCertStore> = OnceLock::new();
+    ROOTS.get_or_init(|| {
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        roots
+    })
 }
 
 fn provider() -> Arc<CryptoProvider> {
