@@ -1,0 +1,2 @@
+//! What is particular to SQS and SNS.
+fn main() {}
