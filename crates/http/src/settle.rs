@@ -143,6 +143,12 @@ fn stale() -> Error {
 
 impl fmt::Debug for Share {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Share").field("prefetch", &self.prefetch).field("open", &self.slots().open.len()).finish()
+        let slots = self.slots();
+        let awaited = slots.open.values().filter(|answer| !answer.is_closed()).count();
+        f.debug_struct("Share")
+            .field("prefetch", &self.prefetch)
+            .field("unsettled", &slots.open.len())
+            .field("awaited", &awaited)
+            .finish_non_exhaustive()
     }
 }
