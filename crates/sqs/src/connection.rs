@@ -3,15 +3,18 @@
 use std::{
     fmt,
     future::Future,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use async_trait::async_trait;
 use polymq_core::{
-    Address, Capabilities, ChannelKind, Connection, ConsumeOptions, Consumer, HealthWatch, ProduceOptions, Producer,
-    Result, Settings,
+    Address, Capabilities, ChannelKind, Connection, ConsumeOptions, Consumer, Error, ErrorKind, HealthWatch,
+    ProduceOptions, Producer, Result, Settings,
 };
-use tokio::time::timeout;
+use tokio::{sync::OnceCell, time::timeout};
 
 use crate::{
     NAME,
@@ -34,6 +37,10 @@ pub struct SqsConnection {
     capabilities: Capabilities,
     outboxes: Mutex<Vec<Weak<Outbox>>>,
     consumers: Mutex<Vec<ConsumerHandle>>,
+    /// Whether everything was answered when it was closed.
+    closed: OnceCell<bool>,
+    /// Whether the first one who closed has heard so.
+    told: AtomicBool,
 }
 
 impl SqsConnection {
@@ -48,7 +55,14 @@ impl SqsConnection {
         let config = Arc::new(SqsConfig::parse(settings)?);
         let capabilities = capabilities(&config);
         let link = Link::start(config).await?;
-        Ok(Self { link, capabilities, outboxes: Mutex::default(), consumers: Mutex::default() })
+        Ok(Self {
+            link,
+            capabilities,
+            outboxes: Mutex::default(),
+            consumers: Mutex::default(),
+            closed: OnceCell::new(),
+            told: AtomicBool::new(false),
+        })
     }
 
     /// The client of SQS, for what polymq does not do.
@@ -111,6 +125,20 @@ impl SqsConnection {
         Ok(plan)
     }
 
+    /// Returns what is held and flushes what was handed over; whether all of it was answered.
+    async fn wind_up(&self) -> bool {
+        let consumers = std::mem::take(&mut *self.consumers.lock().unwrap_or_else(PoisonError::into_inner));
+        futures_util::future::join_all(consumers.into_iter().map(ConsumerHandle::close)).await;
+        let outboxes = std::mem::take(&mut *self.outboxes.lock().unwrap_or_else(PoisonError::into_inner));
+        let open: Vec<Arc<Outbox>> = outboxes.iter().filter_map(Weak::upgrade).collect();
+        // Bounded for a service that does not answer: what it has not answered is answered with "unknown outcome".
+        let flushing = futures_util::future::join_all(open.iter().map(|outbox| outbox.flush()));
+        let flushed = timeout(CLOSE_TIMEOUT, flushing).await;
+        self.link.close("closed by this program");
+        open.iter().for_each(|outbox| outbox.close());
+        flushed.is_ok()
+    }
+
     fn outbox(&self, target: Target, declare: bool, max_batch: usize) -> Arc<Outbox> {
         let outbox = Outbox::start(self.link.link(), target, declare, max_batch);
         let mut outboxes = self.outboxes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -167,7 +195,7 @@ impl Connection for SqsConnection {
     async fn consumer(&self, address: &Address, options: &ConsumeOptions) -> Result<Box<dyn Consumer>> {
         let extra = Options::read(self.config(), &options.extra)?;
         let plan = self.plan(address, options, &extra)?;
-        let located = |error: polymq_core::Error| error.with_channel(address.name());
+        let located = |error: Error| error.with_channel(address.name());
         let url = self.bounded("consume", |live| {
             let plan = plan.clone();
             async move { topology::ensure(&live, &plan).await }
@@ -226,20 +254,14 @@ impl Connection for SqsConnection {
     }
 
     async fn close(&self) -> Result<()> {
-        let consumers = std::mem::take(&mut *self.consumers.lock().unwrap_or_else(PoisonError::into_inner));
-        futures_util::future::join_all(consumers.into_iter().map(ConsumerHandle::close)).await;
-        let outboxes = std::mem::take(&mut *self.outboxes.lock().unwrap_or_else(PoisonError::into_inner));
-        let open: Vec<Arc<Outbox>> = outboxes.iter().filter_map(Weak::upgrade).collect();
-        // Bounded for a service that does not answer: what it has not answered is answered with "unknown outcome".
-        let flushing = futures_util::future::join_all(open.iter().map(|outbox| outbox.flush()));
-        let flushed = timeout(CLOSE_TIMEOUT, flushing).await;
-        self.link.close("closed by this program");
-        open.iter().for_each(|outbox| outbox.close());
-        flushed.map(drop).map_err(|_| {
-            polymq_core::Error::new(polymq_core::ErrorKind::Timeout, "not everything was answered in time")
-                .with_backend(NAME)
-                .with_operation("close")
-        })
+        // Who closes at the same time waits for the same end.
+        let flushed = *self.closed.get_or_init(|| self.wind_up()).await;
+        if flushed || self.told.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Timeout, "not everything was answered in time")
+            .with_backend(NAME)
+            .with_operation("close"))
     }
 }
 

@@ -57,7 +57,8 @@ enum State {
 #[derive(Debug)]
 pub(crate) struct Link {
     state: watch::Sender<State>,
-    clients: RwLock<Live>,
+    /// None any more when it is closed: idle connections end then.
+    clients: RwLock<Option<Live>>,
     base: SdkConfig,
     pub(crate) config: Arc<SqsConfig>,
     pub(crate) health: HealthReporter,
@@ -79,7 +80,7 @@ impl Link {
         let clients = clients(&base, &config, 0)?;
         let link = Arc::new(Self {
             state: watch::Sender::new(State::Down("not connected yet".into())),
-            clients: RwLock::new(clients.clone()),
+            clients: RwLock::new(None),
             base,
             health: HealthReporter::new(),
             started: Instant::now(),
@@ -106,7 +107,7 @@ impl Link {
         let mut states = self.state.subscribe();
         let state = states.wait_for(|state| !matches!(state, State::Down(_))).await.map(|state| state.clone());
         match state {
-            Ok(State::Up(_)) => Ok(self.clients.read().unwrap_or_else(PoisonError::into_inner).clone()),
+            Ok(State::Up(_)) => self.clients().ok_or_else(|| error::closed("connect")),
             _ => Err(error::closed("connect")),
         }
     }
@@ -121,7 +122,11 @@ impl Link {
 
     /// The clients, if the service is there.
     pub(crate) fn live_now(&self) -> Option<Live> {
-        self.is_up().then(|| self.clients.read().unwrap_or_else(PoisonError::into_inner).clone())
+        self.is_up().then(|| self.clients()).flatten()
+    }
+
+    fn clients(&self) -> Option<Live> {
+        self.clients.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Says when the service was lost, found, or closed.
@@ -187,6 +192,7 @@ impl Link {
     /// Ends supervision; what waits is answered.
     pub(crate) fn close(&self, reason: &str) {
         self.change(State::Closed(reason.into()));
+        *self.clients.write().unwrap_or_else(PoisonError::into_inner) = None;
         self.health.closed(reason);
     }
 
@@ -208,10 +214,12 @@ impl Link {
 
     fn up(&self, mut live: Live, generation: u64) {
         live.generation = generation;
-        *self.clients.write().unwrap_or_else(PoisonError::into_inner) = live;
+        *self.clients.write().unwrap_or_else(PoisonError::into_inner) = Some(live);
         self.answered();
         if self.change(State::Up(generation)) {
             self.health.up();
+        } else {
+            *self.clients.write().unwrap_or_else(PoisonError::into_inner) = None;
         }
     }
 
