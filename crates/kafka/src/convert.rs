@@ -144,7 +144,7 @@ fn made_at(id: &MessageId) -> Option<Duration> {
 mod tests {
     use super::*;
     use polymq_core::ErrorKind;
-    use rdkafka::message::{OwnedMessage, Timestamp};
+    use rdkafka::message::{Message as _, OwnedMessage, Timestamp};
 
     const UUID: &str = "0190b5a3-6c1e-7d11-8f2b-7c0d3f1a2b3c";
 

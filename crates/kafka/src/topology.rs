@@ -127,6 +127,13 @@ pub(crate) fn not_found(topic: &str) -> Error {
     error::of_code("declare", Code::UnknownTopicOrPartition).with_channel(topic)
 }
 
+/// Whether its leader has taken a partition over, which is a moment later than that it is known. Blocks.
+fn is_led<C: ClientContext>(client: &Client<C>, topic: &str, partition: i32) -> bool {
+    let asked = client.fetch_watermarks(topic, partition, Duration::from_secs(1));
+    // Whoever may not ask has to do without.
+    asked.err().and_then(|error| error::code(&error)).is_none_or(|code| error::kind(code) != ErrorKind::Disconnected)
+}
+
 /// These partitions, to be asked about.
 pub(crate) fn list(topic: &str, partitions: &[i32]) -> TopicPartitionList {
     let mut list = TopicPartitionList::new();
@@ -199,8 +206,14 @@ pub(crate) fn await_existence<C: ClientContext>(
     timeout: Duration,
 ) -> Result<()> {
     let deadline = Instant::now() + timeout;
+    let agreed = |topic: &str| -> Result<bool> {
+        Ok(match partitions(client, topic, timeout)? {
+            Some(found) => exist && found.into_iter().all(|partition| is_led(client, topic, partition)),
+            None => !exist,
+        })
+    };
     for topic in topics {
-        while partitions(client, topic, timeout)?.is_some() != exist {
+        while !agreed(topic)? {
             if Instant::now() > deadline {
                 return Err(Error::new(ErrorKind::Timeout, "the brokers do not agree about the topic in time")
                     .with_operation("declare")

@@ -56,6 +56,11 @@ impl Harness for Kafka {
         Some(Denied { url, address: Address::queue("forbidden"), consumers_are_told: true })
     }
 
+    fn deliveries_outlive_connections(&self) -> bool {
+        // Membership in the group does, for the session's time.
+        true
+    }
+
     fn heartbeat(&self) -> Option<Heartbeat> {
         // Declared: silence of twice the heartbeat is a lost connection.
         Some(Heartbeat { settings: vec![("heartbeat".into(), "2s".into())], bound: Duration::from_secs(4) })
