@@ -130,6 +130,9 @@ pub struct ConsumeOptions {
     /// Creates the channel when it does not exist; otherwise a missing channel is
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound).
     pub declare: bool,
+    /// The queue is for this consumer alone and for a while: it may end with it, has no dead-letter queue and needs no disk.
+    /// A backend whose broker has nothing like it makes an ordinary queue, which is deleted by its user.
+    pub temporary: bool,
     /// How long the broker lends a message, where it does.
     pub lease: Duration,
     /// Settings that only one backend knows, checked by it.
@@ -146,6 +149,7 @@ impl Default for ConsumeOptions {
             ordered_by_key: false,
             dead_letters: None,
             declare: true,
+            temporary: false,
             lease: Duration::from_secs(30),
             extra: Vec::new(),
         }

@@ -3,8 +3,9 @@
 use std::{fmt, mem, sync::Arc, time::Duration};
 
 use crate::{
-    Address, Capabilities, Channel, Details, Error, Incoming, Message, Result, Settler, Support,
+    Address, Bus, Capabilities, Channel, Details, Error, Incoming, Message, Result, Retry, Settler, Support,
     dead_letter::{FIRST_ERROR, Obituary, dead_letter, header_text},
+    request::ReplyAddress,
 };
 
 /// What the deliveries of one consumer share.
@@ -75,6 +76,36 @@ impl Delivery {
     pub async fn ack(self) -> Result<(), SettleError> {
         let acknowledged = self.origin.settler.ack(self.incoming.token).await;
         self.settled(acknowledged)
+    }
+
+    /// The message is done, and the one who asked gets this answer: as the response where the protocol has one, otherwise
+    /// in a message to its reply address, which is accepted by the broker before the original is acknowledged. Where
+    /// nobody asks for an answer, or nobody can take it any more, the message is only acknowledged.
+    ///
+    /// # Errors
+    /// Those of sending the answer that may pass (the original is untouched then), and of [`ack`](Self::ack).
+    pub async fn answer(self, bus: &Bus, answer: Message) -> Result<(), SettleError> {
+        if self.origin.capabilities.direct {
+            let passed = match crate::request::sent(bus.parts(), &self.origin.address, answer).await {
+                Ok(passed) => passed,
+                Err(error) => return Err(self.failed(error)),
+            };
+            if let Some(told) = self.origin.settler.answer(self.incoming.token, &passed) {
+                let told = told.await;
+                return self.settled(told);
+            }
+            return self.ack().await;
+        }
+        let Some(asking) = ReplyAddress::of(self.message()) else { return self.ack().await };
+        match asking.send(bus, answer).await {
+            Err(error) if error.retry() != Retry::Never => Err(self.failed(error)),
+            outcome => {
+                if let Err(error) = outcome {
+                    tracing::warn!(channel = self.channel(), %error, "whoever asked cannot be answered any more");
+                }
+                self.ack().await
+            }
+        }
     }
 
     /// Another attempt, no earlier than `after` from now.
