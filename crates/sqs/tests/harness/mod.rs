@@ -90,22 +90,77 @@ impl Harness for Emulated {
 /// The one thing that emulators leave out: the access key `test` may do everything, `limited` everything but what has
 /// to do with the queue `forbidden`, and nobody else is let in. Answers as SQS does, and passes everything else on.
 fn gate(target: SocketAddr) -> SocketAddr {
+    front(target, |request| {
+        let is = |key: &str| request.head.contains(&format!("Credential={key}/"));
+        if !is("test") && !is("limited") {
+            Some(Answer::error(403, "UnrecognizedClientException", "The security token in the request is invalid."))
+        } else if is("limited") && request.text().contains("forbidden") {
+            Some(Answer::error(403, "AccessDenied", "User limited is not authorized to perform this on forbidden"))
+        } else {
+            None
+        }
+    })
+}
+
+/// A request on its way.
+#[derive(Debug)]
+pub struct Request {
+    pub head: String,
+    pub body: Vec<u8>,
+}
+
+impl Request {
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// What is asked for, such as `SendMessageBatch`.
+    pub fn action(&self) -> String {
+        let target = self.head.lines().find_map(|line| {
+            let (name, value) = line.split_once(':')?;
+            name.eq_ignore_ascii_case("x-amz-target").then(|| value.trim().to_owned())
+        });
+        target.and_then(|target| target.split('.').nth(1).map(str::to_owned)).unwrap_or_default()
+    }
+}
+
+/// An answer in the server's place.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub body: String,
+}
+
+impl Answer {
+    pub fn error(status: u16, code: &str, text: &str) -> Self {
+        Self { status, body: format!("{{\"__type\":\"com.amazonaws.sqs#{code}\",\"message\":\"{text}\"}}") }
+    }
+}
+
+/// Stands before a server and answers what `decide` answers; the rest is passed on.
+pub fn front(target: SocketAddr, decide: impl Fn(&Request) -> Option<Answer> + Send + Sync + 'static) -> SocketAddr {
     let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
     let address = listener.local_addr().expect("an address");
     listener.set_nonblocking(true).expect("nonblocking");
+    let decide = Arc::new(decide);
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async move {
             let listener = TcpListener::from_std(listener).expect("a listener");
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(guard(client, target));
+                let decide = Arc::clone(&decide);
+                tokio::spawn(async move { pass(client, target, |request| decide(request)).await });
             }
         });
     });
     address
 }
 
-async fn guard(client: TcpStream, target: SocketAddr) -> std::io::Result<()> {
+async fn pass(
+    client: TcpStream,
+    target: SocketAddr,
+    decide: impl Fn(&Request) -> Option<Answer>,
+) -> std::io::Result<()> {
     let mut client = BufReader::new(client);
     let (mut head, mut length) = (String::new(), 0);
     loop {
@@ -127,27 +182,19 @@ async fn guard(client: TcpStream, target: SocketAddr) -> std::io::Result<()> {
     }
     let mut body = vec![0; length];
     client.read_exact(&mut body).await?;
-    let is = |key: &str| head.contains(&format!("Credential={key}/"));
-    let refusal = if !is("test") && !is("limited") {
-        Some(("UnrecognizedClientException", "The security token included in the request is invalid."))
-    } else if is("limited") && String::from_utf8_lossy(&body).contains("forbidden") {
-        Some(("AccessDenied", "User: limited is not authorized to perform this action on resource: forbidden"))
-    } else {
-        None
-    };
-    match refusal {
-        Some((code, text)) => {
-            let body = format!("{{\"__type\":\"com.amazonaws.sqs#{code}\",\"message\":\"{text}\"}}");
+    let request = Request { head, body };
+    match decide(&request) {
+        Some(Answer { status, body }) => {
             let answer = format!(
-                "HTTP/1.1 403 Forbidden\r\ncontent-type: application/x-amz-json-1.0\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                "HTTP/1.1 {status} Answer\r\ncontent-type: application/x-amz-json-1.0\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
                 body.len()
             );
             client.write_all(answer.as_bytes()).await
         }
         None => {
             let mut server = TcpStream::connect(target).await?;
-            server.write_all(head.as_bytes()).await?;
-            server.write_all(&body).await?;
+            server.write_all(request.head.as_bytes()).await?;
+            server.write_all(&request.body).await?;
             tokio::io::copy(&mut server, &mut client).await.map(drop)
         }
     }
