@@ -526,7 +526,7 @@ impl State {
 
     fn take_in(&mut self, fetched: Fetched) {
         let Fetched { is_delay, partition: number, offset, mut incoming, due } = fetched;
-        // Only what is assigned is fetched; what comes late is another's.
+        // Only what is assigned is fetched; what comes late is that of another.
         let Some(mut slot) = self.find(is_delay, number) else { return };
         if self.slots.get(&slot).is_some_and(|partition| offset < partition.base) {
             // The topic was deleted and made again.

@@ -84,6 +84,7 @@ impl ClientContext for Context {
 impl ConsumerContext for Context {
     fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         let (Some(hub), Rebalance::Revoke(list)) = (self.hub.upgrade(), rebalance) else { return };
+        tracing::debug!(topic = %hub.names.topic, partitions = ?list, "revoked");
         // Lost in silence: others have it already, and nothing can be committed.
         let lost = consumer.assignment_lost();
         let changes = hub.revoking(list, if lost { Duration::ZERO } else { self.config.revoke_wait });
@@ -105,6 +106,7 @@ impl ConsumerContext for Context {
                 for one in list.elements() {
                     asked.add_partition(one.topic(), one.partition());
                 }
+                tracing::debug!(topic = %hub.names.topic, partitions = ?list, "assigned");
                 match consumer.committed_offsets(asked, self.config.connect_timeout) {
                     Ok(found) => hub.assigned(&found, true),
                     Err(error) => {
@@ -321,6 +323,7 @@ impl Poller {
 
     fn failed(&self, error: &KafkaError) {
         let topic = &*self.hub.names.topic;
+        tracing::debug!(topic, %error, "polled");
         let Some(code) = error::code(error) else { return };
         match error::kind(code) {
             // The health of the connection tells.

@@ -88,10 +88,10 @@ async fn handler_pair_from_a_queue_table() {
 
 #[test]
 fn a_queue_table_names_the_backend_that_it_cannot_have() {
-    let table = QueueTable::from_toml("[queues.orders]\nconsumer = \"kafka\"\nproducer = \"memory\"\n").unwrap();
+    let table = QueueTable::from_toml("[queues.orders]\nconsumer = \"kubemq\"\nproducer = \"memory\"\n").unwrap();
     let error = HandlerFactory::new(table, Registry::linked().unwrap(), Environment::default()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotCompiledIn);
-    assert!(error.to_string().contains("\"orders\"") && error.to_string().contains("\"kafka\""), "{error}");
+    assert!(error.to_string().contains("\"orders\"") && error.to_string().contains("\"kubemq\""), "{error}");
 }
 
 /// The target refuses at first: everything stays at the source. Then each message is moved once.
