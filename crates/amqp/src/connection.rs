@@ -255,7 +255,10 @@ impl Connection for AmqpConnection {
     async fn consumer(&self, address: &Address, options: &ConsumeOptions) -> Result<Box<dyn Consumer>> {
         let extra = self.extra(&options.extra, options.declare)?;
         let group = options.group.as_deref();
-        let plan = self.plan(address, group, options.dead_letters.as_ref(), &extra)?;
+        let mut plan = self.plan(address, group, options.dead_letters.as_ref(), &extra)?;
+        if options.temporary {
+            (plan.exclusive, plan.dead_letters) = (true, None);
+        }
         let subscription = Subscription {
             // Zero would mean no bound at all.
             prefetch: u16::try_from(options.prefetch).unwrap_or(u16::MAX).max(1),

@@ -211,7 +211,7 @@ impl Task {
     async fn subscribe(&self, live: &Live) -> Result<(Channel, lapin::Consumer, Arc<str>)> {
         let failed = |error| error::native("consume", error, Stage::Operation);
         let mut plan = self.subscription.plan.clone();
-        if plan.exclusive {
+        if plan.exclusive && plan.binding.is_some() {
             // The queue of a lost connection may live on for a while, so each connection has its own.
             let random = format!("{:016x}", fastrand::u64(..));
             plan.name = format!("{}@{}", plan.name, random).into();

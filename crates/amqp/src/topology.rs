@@ -112,7 +112,7 @@ pub(crate) async fn ensure(connection: &Connection, plan: &QueuePlan) -> Result<
     if plan.declare == Declare::None {
         return Ok(());
     }
-    let missing = plan.exclusive || inspect(connection, &plan.name).await?.is_none();
+    let missing = plan.exclusive || !exists(connection, &plan.name).await?;
     if missing && plan.declare == Declare::Passive {
         return Err(not_found("queue", &plan.name));
     }
@@ -121,7 +121,7 @@ pub(crate) async fn ensure(connection: &Connection, plan: &QueuePlan) -> Result<
     }
     let channel = open(connection).await?;
     if let Some(dead_letters) = &plan.dead_letters
-        && inspect(connection, dead_letters).await?.is_none()
+        && !exists(connection, dead_letters).await?
     {
         create(&channel, dead_letters, plan.queue_type, false, FieldTable::default()).await?;
     }
@@ -164,6 +164,16 @@ async fn declare_exchange(connection: &Connection, exchange: &str, options: Exch
     declared.map_err(|error| failed(error, exchange))?;
     close(&channel).await;
     Ok(())
+}
+
+/// Whether a queue exists. One that belongs to somebody's connection, such as a queue for replies, may not be looked at by
+/// others, but is there and takes their messages.
+async fn exists(connection: &Connection, queue: &str) -> Result<bool> {
+    match inspect(connection, queue).await {
+        Ok(found) => Ok(found.is_some()),
+        Err(error) if error.kind() == ErrorKind::Conflict => Ok(true),
+        Err(error) => Err(error),
+    }
 }
 
 /// Counts of a queue, `None` when it does not exist. Uses a channel of its own, because the broker ends it on a no.

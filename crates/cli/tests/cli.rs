@@ -50,7 +50,7 @@ fn backends_prints_the_table() {
     let output = run("backends");
     assert!(output.status.success());
     let text = stdout(&output);
-    for word in ["memory", "delayed retry", "kafka: not in this program"] {
+    for word in ["memory", "delayed retry", "kubemq: not in this program"] {
         assert!(text.contains(word), "{word} is missing: {text}");
     }
     let output = run("backends --json");
@@ -133,7 +133,7 @@ fn wrong_usage() {
 #[test]
 fn wrong_configuration() {
     fails(&run("send orders x --backend kakfa"), 3, &["unknown backend \"kakfa\"", "did you mean \"kafka\"?"]);
-    fails(&run("send orders x --backend kafka"), 3, &["not compiled in", "not available in this release"]);
+    fails(&run("send orders x --backend kubemq"), 3, &["not compiled in", "not available in this release"]);
     fails(&run("send orders x --url nonsense"), 3, &["no URL", "scheme://"]);
     fails(&run("send orders x --url memory://a/b"), 3, &["memory"]);
     fails(&run("send orders x --backend memory --url mqtt://host"), 3, &["scheme \"mqtt\""]);
@@ -164,10 +164,10 @@ fn brokers_that_are_not_there() {
 
 #[test]
 fn errors_are_objects_for_machines() {
-    let output = run("--json send orders x --backend kafka");
+    let output = run("--json send orders x --backend kubemq");
     let error: serde_json::Value = serde_json::from_str(stderr(&output).trim()).unwrap();
     assert_eq!(error["exit"], 3);
-    assert!(error["error"].as_str().unwrap().contains("kafka"));
+    assert!(error["error"].as_str().unwrap().contains("kubemq"));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What the documentation says about settings, capabilities and the command line is what the code says.
 //!
-//! `UPDATE_DOCS=1 cargo test -p polymq-cli --test docs` writes it anew.
-#![cfg(all(feature = "amqp", feature = "mqtt"))]
+//! `UPDATE_DOCS=1 cargo test -p polymq-cli --all-features --test docs` writes it anew.
+#![cfg(all(feature = "amqp", feature = "kafka", feature = "mqtt"))]
 
 use std::{
     fs,
@@ -59,7 +59,7 @@ fn generated_parts_are_up_to_date() {
             }
         }
     }
-    assert!(stale.is_empty(), "run UPDATE_DOCS=1 cargo test -p polymq-cli --test docs: {stale:?}");
+    assert!(stale.is_empty(), "run UPDATE_DOCS=1 cargo test -p polymq-cli --all-features --test docs: {stale:?}");
     for backend in registry.names() {
         for what in ["settings", "capabilities"] {
             let wanted = format!("{what} {backend}");

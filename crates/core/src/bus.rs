@@ -7,12 +7,14 @@ use std::{
 };
 
 use polymq_serializers::{Accept, Limits, Serializers};
+use serde::Serialize;
 
 use crate::{
     Address, Capabilities, Channel, ChannelKind, Connection, Environment, Error, ErrorKind, Health, HealthWatch, Kinds,
     Layer, Message, Registry, Result, Settings,
     config::{Origin, nearest},
     layer::Layers,
+    request::{Answering, Reply, Requests},
 };
 
 /// Chooses the backend by name.
@@ -35,6 +37,7 @@ pub(crate) struct Parts {
     pub(crate) kinds: Kinds,
     pub(crate) layers: Layers,
     pub(crate) identity: Option<Identity>,
+    pub(crate) requests: Requests,
     /// Kinds by name, where the backend cannot keep a queue and a topic of one name apart.
     kinds_in_use: Mutex<HashMap<Arc<str>, ChannelKind>>,
 }
@@ -65,6 +68,7 @@ impl Parts {
 pub struct Bus {
     parts: Arc<Parts>,
     channels: Arc<Mutex<HashMap<Address, Channel>>>,
+    answering: Answering,
 }
 
 impl Bus {
@@ -108,6 +112,20 @@ impl Bus {
     pub fn channel(&self, address: Address) -> Channel {
         let make = || Channel::new(Arc::clone(&self.parts), address.clone());
         self.known_channels().entry(address.clone()).or_insert_with(make).clone()
+    }
+
+    /// Asks a queue: [`Channel::request`], which can also be given another time-out.
+    ///
+    /// # Errors
+    /// As [`Channel::request`].
+    pub async fn request<T: Serialize + 'static>(&self, queue: impl Into<Arc<str>>, value: &T) -> Result<Reply> {
+        self.queue(queue).request(value).await
+    }
+
+    /// How many replies came when nobody waited for them any more; they are dropped.
+    #[must_use]
+    pub fn late_replies(&self) -> u64 {
+        self.parts.requests.late()
     }
 
     /// The backend's name.
@@ -169,6 +187,7 @@ impl Bus {
     pub async fn close(&self) -> Result<()> {
         let channels: Vec<Channel> = self.known_channels().values().cloned().collect();
         let mut outcome = Ok(());
+        self.parts.requests.close(&self.parts).await;
         for channel in channels {
             outcome = outcome.and(channel.close().await);
         }
@@ -190,6 +209,10 @@ impl Bus {
             Error::new(ErrorKind::Config, "there is no default bus in this process")
                 .with_hint("call Bus::set_current first, or hand the bus around")
         })
+    }
+
+    pub(crate) fn answering(&self) -> &Answering {
+        &self.answering
     }
 
     pub(crate) fn parts(&self) -> &Arc<Parts> {
@@ -432,9 +455,10 @@ impl BusBuilder {
             kinds,
             layers: self.layers.into(),
             identity: self.identity,
+            requests: Requests::default(),
             kinds_in_use: Mutex::default(),
         };
-        Ok(Bus { parts: Arc::new(parts), channels: Arc::default() })
+        Ok(Bus { parts: Arc::new(parts), channels: Arc::default(), answering: Answering::default() })
     }
 }
 

@@ -90,6 +90,9 @@ pub struct Wildcards {
 /// What a backend can do. `Default` is "nothing", so that a new field touches only the backends that have it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Capabilities {
+    /// Nobody stands between sender and consumer, and nobody keeps a message: a send completes when its message has been
+    /// handled, and what fails or is rejected is answered to the sender, who keeps it.
+    pub direct: bool,
     /// An accepted message survives a restart of the broker.
     pub persistent: bool,
     /// Queues: each message to one consumer.

@@ -5,7 +5,7 @@ use std::{
     collections::VecDeque,
     fmt,
     sync::{
-        Arc,
+        Arc, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -20,7 +20,7 @@ use tokio::{
 
 use crate::{
     Address, Backoff, ChannelKind, Completion, Connection, ConsumeOptions, Error, ErrorKind, HealthState, Message,
-    ProduceOptions, Producer, Receipt, Result, Retry, Stats, Subscription, Text, bus::Parts, layer::NextSend,
+    ProduceOptions, Producer, Receipt, Reply, Result, Retry, Stats, Subscription, Text, bus::Parts, layer::NextSend,
     message::Stamp,
 };
 
@@ -173,6 +173,59 @@ impl Channel {
         Box::pin(self.send_repeatedly(message, has_own_id)).await
     }
 
+    /// Asks: encodes and sends `value`, and waits for the answer that a handler returns as [`Answer`](crate::Answer), at
+    /// most as long as one send may take ([`with_timeout`](Self::with_timeout)).
+    ///
+    /// # Errors
+    /// As [`request_message`](Self::request_message), and those of encoding.
+    pub async fn request<T: Serialize + 'static>(&self, value: &T) -> Result<Reply> {
+        self.request_message(self.message(value)?).await
+    }
+
+    /// Asks with a message. Its reply address and correlation id are set here: each request has its own.
+    ///
+    /// # Errors
+    /// Those of sending; [`ErrorKind::UnknownOutcome`] when no reply came in time, which is dropped when it comes later;
+    /// [`ErrorKind::Handler`] with the reason when the request was given up; [`ErrorKind::Unsupported`] as the backend
+    /// declares.
+    pub async fn request_message(&self, message: Message) -> Result<Reply> {
+        let asking = crate::request::request(self, message, self.0.options.timeout);
+        Box::pin(asking).await.map_err(|error| self.locate(error.with_operation("request")))
+    }
+
+    /// Sends a message and takes the answer of the same exchange.
+    pub(crate) async fn exchange(&self, mut message: Message) -> Result<Message> {
+        self.prepare(&mut message)?;
+        let answer = std::sync::Mutex::new(None);
+        let last = |mut message: Message| -> futures_util::future::BoxFuture<'_, _> {
+            let answer = &answer;
+            Box::pin(async move {
+                // A layer may have changed the message.
+                self.prepare(&mut message)?;
+                let id = message.id().cloned().unwrap_or_default();
+                let producer = self.producer().await?;
+                self.enter().await?;
+                let _place = Permit(&self.0.window);
+                let limit = self.0.options.timeout;
+                let answered = match tokio::time::timeout(limit, producer.request(message)).await {
+                    Ok(answered) => answered?,
+                    Err(_) => {
+                        return Err(Error::new(ErrorKind::UnknownOutcome, format!("no reply within {limit:?}")));
+                    }
+                };
+                *answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(answered);
+                Ok(Receipt { id, broker_id: None })
+            })
+        };
+        NextSend { address: &self.0.address, layers: &self.0.parts.layers, last: &last }.send(message).await?;
+        let answer = answer.into_inner().unwrap_or_else(PoisonError::into_inner);
+        answer.ok_or_else(|| Error::new(ErrorKind::Refused, "a layer took the request and sent none"))
+    }
+
+    pub(crate) fn parts(&self) -> &Arc<Parts> {
+        &self.0.parts
+    }
+
     async fn send_repeatedly(&self, message: Message, has_own_id: bool) -> Result<Receipt> {
         let Sending { repeats, backoff, .. } = self.0.sending;
         for attempt in 1..=repeats {
@@ -321,7 +374,8 @@ impl Channel {
     /// [`ErrorKind::NotFound`], [`ErrorKind::PermissionDenied`] and others as the broker answers.
     pub async fn subscribe(&self, mut options: ConsumeOptions) -> Result<Subscription> {
         self.check()?;
-        if options.dead_letters.is_none() && options.declare {
+        // Where the sender keeps what is rejected, it is told; no queue is needed.
+        if options.dead_letters.is_none() && options.declare && !self.0.parts.capabilities.direct {
             options.dead_letters = Some(self.0.address.dead_letters(options.group.as_deref()));
         }
         crate::subscription::check_options(
@@ -638,7 +692,7 @@ fn copy(error: &Error) -> Error {
 }
 
 impl Parts {
-    fn encode<T: Serialize + 'static>(&self, value: &T) -> Result<Message> {
+    pub(crate) fn encode<T: Serialize + 'static>(&self, value: &T) -> Result<Message> {
         let format = self.serializers.for_type::<T>()?;
         let body = format.encode(value, &self.limits)?;
         let content_type = match format.static_content_type() {

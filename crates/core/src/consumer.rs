@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc, time::Duration, time::SystemTime};
 
 use async_trait::async_trait;
 
-use crate::{Address, Completion, Error, Message, Result};
+use crate::{Address, Completion, Error, ErrorKind, Message, Result};
 
 /// What a backend needs to settle a delivery: a delivery tag, a packet id, a key into its own table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -93,6 +93,21 @@ pub trait Settler: Send + Sync + fmt::Debug + 'static {
     /// Answers [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) as the capabilities declare.
     fn retry(&self, token: Token, message: &Message, attempt: u32, after: Duration) -> Completion<()>;
 
+    /// Gives the message up with this reason, where its sender keeps it ([`Capabilities::direct`](crate::Capabilities)).
+    /// Asked for only when the channel has no dead-letter queue.
+    fn reject(&self, token: Token, reason: &str) -> Completion<()> {
+        let _ = (token, reason);
+        Completion::ready(Err(Error::new(ErrorKind::Unsupported, "this channel has no dead-letter queue of polymq's")
+            .with_hint("choose one in the failure policy")))
+    }
+
+    /// Acknowledges with an answer that travels back on the same exchange, where the protocol has one (the response of
+    /// HTTP). `None`: it has none, and the answer goes to the message's reply address.
+    fn answer(&self, token: Token, answer: &Message) -> Option<Completion<()>> {
+        let _ = (token, answer);
+        None
+    }
+
     /// The broker should hold the message for us for `by` from now on.
     fn extend(&self, token: Token, by: Duration) -> Completion<()> {
         let _ = (token, by);
@@ -129,6 +144,9 @@ pub struct ConsumeOptions {
     /// Creates the channel when it does not exist; otherwise a missing channel is
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound).
     pub declare: bool,
+    /// The queue is for this consumer alone and for a while: it may end with it, has no dead-letter queue and needs no disk.
+    /// A backend whose broker has nothing like it makes an ordinary queue, which is deleted by its user.
+    pub temporary: bool,
     /// How long the broker lends a message at a time, where it does; extended while the handler runs.
     pub lease: Duration,
     /// How long a message is lent in all, whatever its handler does.
@@ -147,6 +165,7 @@ impl Default for ConsumeOptions {
             ordered_by_key: false,
             dead_letters: None,
             declare: true,
+            temporary: false,
             lease: Duration::from_secs(30),
             max_lease: Duration::from_secs(12 * 3600),
             extra: Vec::new(),

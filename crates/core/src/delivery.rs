@@ -3,8 +3,9 @@
 use std::{fmt, mem, sync::Arc, time::Duration};
 
 use crate::{
-    Address, Capabilities, Channel, Details, Error, ErrorKind, Incoming, Message, Result, Settler, Support,
+    Address, Bus, Capabilities, Channel, Details, Error, Incoming, Message, Result, Retry, Settler, Support,
     dead_letter::{FIRST_ERROR, Obituary, dead_letter, header_text},
+    request::ReplyAddress,
 };
 
 /// What the deliveries of one consumer share.
@@ -73,26 +74,50 @@ impl Delivery {
     /// The message is done.
     ///
     /// # Errors
-    /// [`ErrorKind::Stale`] when the broker has taken the message back in the meantime: it comes again.
-    pub async fn ack(mut self) -> Result<(), SettleError> {
+    /// [`ErrorKind::Stale`](crate::ErrorKind::Stale) when the broker has taken the message back in the meantime: it comes again.
+    pub async fn ack(self) -> Result<(), SettleError> {
         let mut settling = self.0.origin.settler.ack(self.0.incoming.token);
-        let settled = match settling.try_take() {
-            Some(settled) => settled,
+        let acknowledged = match settling.try_take() {
+            Some(acknowledged) => acknowledged,
             None => settling.await,
         };
-        match settled {
-            Ok(()) => {
-                self.0.settled = true;
-                Ok(())
+        self.settled(acknowledged)
+    }
+
+    /// The message is done, and the one who asked gets this answer: as the response where the protocol has one, otherwise
+    /// in a message to its reply address, which is accepted by the broker before the original is acknowledged. Where
+    /// nobody asks for an answer, or nobody can take it any more, the message is only acknowledged.
+    ///
+    /// # Errors
+    /// Those of sending the answer that may pass (the original is untouched then), and of [`ack`](Self::ack).
+    pub async fn answer(self, bus: &Bus, answer: Message) -> Result<(), SettleError> {
+        if self.0.origin.capabilities.direct {
+            let passed = match crate::request::sent(bus.parts(), &self.0.origin.address, answer).await {
+                Ok(passed) => passed,
+                Err(error) => return Err(self.failed(error)),
+            };
+            if let Some(told) = self.0.origin.settler.answer(self.0.incoming.token, &passed) {
+                let told = told.await;
+                return self.settled(told);
             }
-            Err(error) => Err(self.failed(error)),
+            return self.ack().await;
+        }
+        let Some(asking) = ReplyAddress::of(self.message()) else { return self.ack().await };
+        match asking.send(bus, answer).await {
+            Err(error) if error.retry() != Retry::Never => Err(self.failed(error)),
+            outcome => {
+                if let Err(error) = outcome {
+                    tracing::warn!(channel = self.channel(), %error, "whoever asked cannot be answered any more");
+                }
+                self.ack().await
+            }
         }
     }
 
     /// Another attempt, no earlier than `after` from now.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] as the backend declares; [`ErrorKind::Stale`] as for [`ack`](Self::ack).
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) as the backend declares; `Stale` as for [`ack`](Self::ack).
     pub async fn retry(self, after: Duration) -> Result<(), SettleError> {
         let next = self.0.attempt.saturating_add(1);
         self.again(next, after, None).await
@@ -117,7 +142,12 @@ impl Delivery {
             self.0.incoming.message.set_system_header(FIRST_ERROR, header_text(error));
         }
         let settling = self.0.origin.settler.retry(self.0.incoming.token, &self.0.incoming.message, attempt, after);
-        match settling.await {
+        let returned = settling.await;
+        self.settled(returned)
+    }
+
+    fn settled(mut self, outcome: Result<()>) -> Result<(), SettleError> {
+        match outcome {
             Ok(()) => {
                 self.0.settled = true;
                 Ok(())
@@ -136,9 +166,8 @@ impl Delivery {
 
     pub(crate) async fn bury(self, reason: &str, last_error: Option<&str>) -> Result<(), SettleError> {
         let Some(channel) = &self.0.origin.dead_letters else {
-            let error = Error::new(ErrorKind::Unsupported, "this channel has no dead-letter queue of polymq's")
-                .with_hint("choose one in the failure policy");
-            return Err(self.failed(error));
+            let rejected = self.0.origin.settler.reject(self.0.incoming.token, reason).await;
+            return self.settled(rejected);
         };
         let obituary = Obituary {
             reason,
@@ -166,7 +195,8 @@ impl Delivery {
     /// The broker should hold the message for us for `by` from now on.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] where the broker lends for no fixed time; [`ErrorKind::Stale`] when the loan is over.
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) where the broker lends for no fixed time; `Stale` when
+    /// the loan is over.
     pub async fn extend(&self, by: Duration) -> Result<()> {
         if !self.0.origin.capabilities.leases {
             return Err(Error::unsupported(self.0.origin.backend, "lease extension"));

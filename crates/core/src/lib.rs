@@ -25,6 +25,7 @@ mod pair;
 mod policy;
 mod producer;
 mod registry;
+mod request;
 mod runner;
 mod service;
 mod subscription;
@@ -62,6 +63,7 @@ pub use crate::{
     policy::{Backoff, DeadLetters, FailurePolicy, Fate, Jitter, RetryMode},
     producer::{ProduceOptions, Producer, Receipt},
     registry::{BackendEntry, ChosenBackend, KnownBackend, Registry},
+    request::{Answer, Answered, REPLY_ERROR, Reply},
     runner::{ConsumerRunner, Handled, HandlerError, RouteStats, Running},
     service::{BIND_VARIABLE, run_service},
     subscription::Subscription,

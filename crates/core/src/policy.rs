@@ -93,7 +93,8 @@ pub enum Fate {
 /// Where dead letters go.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum DeadLetters {
-    /// To the queue `<channel>.dlq` (`<topic>.<group>.dlq`), which is declared with the channel.
+    /// To the queue `<channel>.dlq` (`<topic>.<group>.dlq`), which is declared with the channel. Where nobody stands
+    /// between sender and consumer, the sender is told and keeps the message.
     #[default]
     Own,
     /// To this queue, which is declared with the channel.

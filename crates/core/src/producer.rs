@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
 
-use crate::{Completion, Message, MessageId, Result};
+use crate::{Completion, Error, Message, MessageId, Result};
 
 /// Proof that the broker has accepted responsibility for a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +34,13 @@ pub trait Producer: Send + Sync + fmt::Debug + 'static {
     /// that do something once for all of them.
     fn send_many(&self, messages: Vec<Message>) -> Vec<Completion<Receipt>> {
         messages.into_iter().map(|message| self.send(message)).collect()
+    }
+
+    /// Sends a request whose answer comes back on the same exchange, where the protocol has one
+    /// ([`Capabilities::direct`](crate::Capabilities)); elsewhere it is never called.
+    fn request(&self, message: Message) -> Completion<Message> {
+        drop(message);
+        Completion::ready(Err(Error::unsupported("this", "a request that is answered on the same exchange")))
     }
 
     /// Waits until everything handed over before has been answered.

@@ -11,15 +11,19 @@ const fn planned(name: &'static str) -> KnownBackend {
 }
 
 const AMQP: &str = "add the feature \"amqp\" of the crate polymq";
+const KAFKA: &str = "add the feature \"kafka\" of the crate polymq";
 const MQTT: &str = "add the feature \"mqtt\" of the crate polymq";
+const SQS: &str = "add the feature \"sqs\" of the crate polymq";
 
 // Schemes too: they are what stands in a URL.
 inventory::submit! { feature("amqp", AMQP) }
 inventory::submit! { feature("amqps", AMQP) }
+inventory::submit! { feature("kafka", KAFKA) }
+inventory::submit! { feature("kafkas", KAFKA) }
 inventory::submit! { feature("mqtt", MQTT) }
 inventory::submit! { feature("mqtts", MQTT) }
-inventory::submit! { planned("kafka") }
-inventory::submit! { planned("sqs") }
+inventory::submit! { feature("sqs", SQS) }
+inventory::submit! { feature("sqss", SQS) }
 inventory::submit! { planned("http") }
 inventory::submit! { planned("https") }
 inventory::submit! { planned("kubemq") }

@@ -7,8 +7,12 @@ mod run;
 mod backends {
     #[cfg(feature = "amqp")]
     use polymq_amqp as _;
+    #[cfg(feature = "kafka")]
+    use polymq_kafka as _;
     #[cfg(feature = "mqtt")]
     use polymq_mqtt as _;
+    #[cfg(feature = "sqs")]
+    use polymq_sqs as _;
 }
 
 pub use polymq_core::*;

@@ -68,7 +68,7 @@ async fn an_unknown_name_lists_the_linked_ones_and_guesses() {
 
 #[tokio::test]
 async fn a_backend_of_this_project_is_not_called_unknown() {
-    let error = chosen([("POLYMQ_BACKEND", "kafka")]).await.unwrap_err();
+    let error = chosen([("POLYMQ_BACKEND", "kubemq")]).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotCompiledIn);
     let sentence = error.to_string();
     assert!(sentence.contains("not compiled in") && sentence.contains("not available in this release"), "{sentence}");

@@ -61,6 +61,26 @@ impl Broker {
         Self::start_blocking("mosquitto", false, options)
     }
 
+    /// Starts Apache Kafka, whose user `admin` (password `secret`) may do everything, and whose user `limited` (password
+    /// `limited`) may connect and nothing else.
+    ///
+    /// # Panics
+    /// As [`rabbitmq`](Self::rabbitmq).
+    #[must_use]
+    pub fn kafka() -> Self {
+        Self::start_blocking("kafka", false, &["--user", "admin", "--password", "secret"])
+    }
+
+    /// Starts what speaks SQS and, but for `elasticmq`, SNS: `ministack` and `moto` forget everything when they end,
+    /// `elasticmq` keeps what it has accepted.
+    ///
+    /// # Panics
+    /// As [`rabbitmq`](Self::rabbitmq).
+    #[must_use]
+    pub fn sqs(emulator: &str) -> Self {
+        Self::start_blocking("sqs", false, &["--emulator", emulator])
+    }
+
     fn start_blocking(kind: &str, with_management: bool, options: &[&str]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);

@@ -67,6 +67,12 @@ impl Cx {
         &self.0.capabilities
     }
 
+    /// Whether what was delivered can still be settled after its connection was lost.
+    #[must_use]
+    pub fn deliveries_outlive_connections(&self) -> bool {
+        self.0.capabilities.leases || self.0.harness.deliveries_outlive_connections()
+    }
+
     /// The broker.
     ///
     /// # Panics

@@ -8,11 +8,11 @@ use std::{
 
 use polymq_core::{
     Backoff, Bus, Channel, ConsumeOptions, ConsumerFactory, ConsumerRunner, Delivery, Error, ErrorKind, FailurePolicy,
-    Message, Running, Subscription,
+    Message, Order, Running, Subscription,
 };
 use tokio::time::Instant;
 
-use crate::{PATIENCE, QUIET, cx::lock, eventually};
+use crate::{Cx, PATIENCE, QUIET, cx::lock, eventually};
 
 /// `count` bodies that tell messages apart.
 pub(crate) fn bodies(count: usize) -> impl Iterator<Item = String> + Clone {
@@ -83,6 +83,14 @@ pub(crate) async fn quiet(subscription: &mut Subscription) {
 /// The dead letters of a queue.
 pub(crate) async fn dead_letters(bus: &Bus, channel: &Channel) -> Subscription {
     subscribe(&bus.channel(channel.address().dead_letters(None))).await
+}
+
+/// What came, in its order where the backend promises one; sorted where it does not.
+pub(crate) fn in_order(cx: &Cx, mut seen: Vec<String>) -> Vec<String> {
+    if cx.capabilities().order == Order::None {
+        seen.sort();
+    }
+    seen
 }
 
 /// The error of something that must fail with one of these kinds.

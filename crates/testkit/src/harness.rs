@@ -59,6 +59,12 @@ pub trait Harness: Send + Sync + fmt::Debug + 'static {
         Duration::from_secs(45)
     }
 
+    /// Whether what was delivered stays ours when the connection is lost, because the broker ties it to something else: a
+    /// loan (which the capabilities tell), or membership in a group. It can be settled over the next connection then.
+    fn deliveries_outlive_connections(&self) -> bool {
+        false
+    }
+
     /// How long after its answer the broker may still lose a message when it is killed; zero for a broker that
     /// answers when the message is on disk. Mosquitto writes right after it has answered.
     fn write_lag(&self) -> Duration {

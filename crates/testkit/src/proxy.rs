@@ -6,6 +6,7 @@
 use std::{
     fmt, io,
     net::SocketAddr,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering},
@@ -21,7 +22,7 @@ use tokio::{
     },
     sync::watch,
     task::JoinHandle,
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 /// A way through the proxy.
@@ -237,7 +238,15 @@ async fn serve(client: TcpStream, target: SocketAddr, mut plan: watch::Receiver<
         let ((from_client, to_client), (from_server, to_server)) = (client.split(), server.split());
         let up = Pipe { direction: Direction::Up, plan: plan.clone(), shared: Arc::clone(&shared) };
         let down = Pipe { direction: Direction::Down, plan: plan.clone(), shared: Arc::clone(&shared) };
-        let both = async { tokio::join!(up.run(from_client, to_server), down.run(from_server, to_client)) };
+        let both = async {
+            let (mut up, mut down) = (pin!(up.run(from_client, to_server)), pin!(down.run(from_server, to_client)));
+            tokio::select! {
+                // A client that has gone looks like one that only has nothing more to say, and some servers keep the
+                // connection of either for minutes.
+                () = &mut up => drop(timeout(LINGER, down).await),
+                () = &mut down => up.await,
+            }
+        };
         tokio::select! {
             biased;
             _ = plan.wait_for(|plan| plan.generation != generation) => true,
@@ -251,6 +260,9 @@ async fn serve(client: TcpStream, target: SocketAddr, mut plan: watch::Receiver<
     }
     shared.open.fetch_sub(1, Ordering::Relaxed);
 }
+
+/// How long an answer may still take after the client has said its last word.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// RST instead of FIN when the socket is dropped.
 fn reset(stream: &TcpStream) {

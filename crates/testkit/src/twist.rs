@@ -299,6 +299,10 @@ impl Producer for TwistedProducer {
         self.twist.send(&self.sending, message)
     }
 
+    fn request(&self, message: Message) -> Completion<Message> {
+        self.sending.producer.request(message)
+    }
+
     async fn flush(&self) -> Result<()> {
         self.twist.flush(&self.sending).await
     }
@@ -348,6 +352,14 @@ impl Settler for TwistedSettler {
 
     fn retry(&self, token: Token, message: &Message, attempt: u32, after: Duration) -> Completion<()> {
         self.twist.retry(&self.receiving, token, message, attempt, after)
+    }
+
+    fn reject(&self, token: Token, reason: &str) -> Completion<()> {
+        self.receiving.settler.reject(token, reason)
+    }
+
+    fn answer(&self, token: Token, answer: &Message) -> Option<Completion<()>> {
+        self.receiving.settler.answer(token, answer)
     }
 
     fn extend(&self, token: Token, by: Duration) -> Completion<()> {

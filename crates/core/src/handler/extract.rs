@@ -243,18 +243,14 @@ impl Context {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] when the message asks for no reply; then those of sending.
     pub async fn reply<T: serde::Serialize + 'static>(&self, value: &T) -> Result<()> {
-        let Some(reply_to) = self.message.reply_to() else {
-            return Err(
-                Error::new(ErrorKind::InvalidInput, "the message names no queue for a reply").with_operation("reply")
-            );
+        let Some(asking) = crate::request::ReplyAddress::of(&self.message) else {
+            return Err(Error::new(ErrorKind::InvalidInput, "the message names no queue for a reply")
+                .with_operation("reply")
+                .with_hint(
+                    "return Answer(value), which also answers on the exchange itself where the protocol has one",
+                ));
         };
-        let queue = self.bus.queue(reply_to);
-        let mut reply = queue.message(value)?;
-        let correlation = self.message.correlation_id().map(str::to_owned);
-        if let Some(id) = correlation.or_else(|| self.message.id().map(ToString::to_string)) {
-            reply = reply.with_correlation_id(id);
-        }
-        queue.send_message(reply).await.map(drop)
+        asking.send(&self.bus, self.bus.parts().encode(value)?).await
     }
 }
 

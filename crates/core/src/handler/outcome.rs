@@ -3,13 +3,15 @@
 use std::{borrow::Cow, time::Duration};
 
 use super::Failure;
-use crate::Retry;
+use crate::{Answer, Answered, Retry};
 
 /// What becomes of a message.
 #[derive(Debug)]
 pub enum Outcome {
     /// It is done.
     Ack,
+    /// It is done, and the one who asked gets this: what [`Answer`](crate::Answer) becomes.
+    Answer(Answered),
     /// It failed and is tried again by the failure policy; after the last attempt it is a dead letter.
     Retry {
         /// The delay, instead of the policy's backoff.
@@ -76,10 +78,10 @@ impl From<Failure> for Outcome {
     }
 }
 
-/// What a handler may return: nothing, an [`Outcome`], or a `Result` of these with any error.
+/// What a handler may return: nothing, an [`Answer`], an [`Outcome`], or a `Result` of these with any error.
 #[diagnostic::on_unimplemented(
     message = "a handler cannot return `{Self}`",
-    note = "return (), Outcome, or Result<(), E> where E is polymq's Failure or implements std::error::Error"
+    note = "return (), Answer(value), Outcome, or Result<(), E> where E is polymq's Failure or implements std::error::Error"
 )]
 pub trait IntoOutcome {
     /// The outcome.
@@ -89,6 +91,12 @@ pub trait IntoOutcome {
 impl IntoOutcome for () {
     fn into_outcome(self) -> Outcome {
         Outcome::Ack
+    }
+}
+
+impl<T: serde::Serialize + Send + 'static> IntoOutcome for Answer<T> {
+    fn into_outcome(self) -> Outcome {
+        Outcome::Answer(Answered::new(self.0))
     }
 }
 

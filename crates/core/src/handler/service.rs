@@ -244,18 +244,22 @@ impl Several {
             Some(names) => names.split(',').collect(),
             None => Vec::new(),
         };
-        let mut failed = None;
+        let (mut failed, mut answer) = (None, None);
         for (name, part) in &self.0 {
             if done.contains(&name.as_str()) {
                 continue;
             }
             match part.call(view).await {
                 Tried::Outcome(Outcome::Ack) => done.push(name),
+                Tried::Outcome(Outcome::Answer(value)) => {
+                    done.push(name);
+                    answer = answer.or(Some(value));
+                }
                 other => failed = failed.or(Some(other)),
             }
         }
         match failed {
-            None => Tried::Outcome(Outcome::Ack),
+            None => Tried::Outcome(answer.map_or(Outcome::Ack, Outcome::Answer)),
             Some(failed) => Tried::Partly { done: done.join(","), failed: Box::new(failed) },
         }
     }

@@ -11,7 +11,7 @@ use tokio::{sync::Semaphore, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::{Control, Env, RouteStats, Stop, Worker, worker};
-use crate::{Bus, Consumer, ConsumerFactory, Error, ErrorKind, Result, factory::Plan, subscription};
+use crate::{Bus, Consumer, ConsumerFactory, DeadLetters, Error, ErrorKind, Result, factory::Plan, subscription};
 
 /// How long handlers that were cancelled get to end, and consumers to close.
 const CANCEL_GRACE: Duration = Duration::from_secs(5);
@@ -76,7 +76,8 @@ impl Running {
                 .with_hint("detach it first"));
         }
         let group = plan.options.group.as_deref();
-        plan.options.dead_letters = Some(plan.policy.dead_letter_address(&plan.address, group));
+        let told_to_sender = bus.capabilities().direct && plan.policy.dead_letters == DeadLetters::Own;
+        plan.options.dead_letters = (!told_to_sender).then(|| plan.policy.dead_letter_address(&plan.address, group));
         let (consumer, origin) = subscription::open(bus.parts(), plan.address.clone(), &plan.options).await?;
         let control = Arc::new(Control::new(plan.concurrency));
         let (stop, cancelled) = (self.0.stop.child(), self.0.cancelled.child_token());

@@ -10,8 +10,8 @@ use futures_util::future::BoxFuture;
 
 use super::{Env, Handled, HandlerError, Tried};
 use crate::{
-    AckMode, Delivery, ErrorKind, Fate, Incoming, Outcome, Result, RetryMode, SettleError, Token, View,
-    delivery::attempt_of, handler::Service,
+    AckMode, Bus, Delivery, ErrorKind, Fate, Incoming, Message, Outcome, Result, RetryMode, SettleError, Token, View,
+    delivery::attempt_of, handler::Service, request::ReplyAddress,
 };
 
 /// System header: the handlers of several that have succeeded with the message.
@@ -295,6 +295,18 @@ impl Work {
                 env.control.succeeded(1);
                 self.finish(Settlement::Ack).await;
             }
+            Outcome::Answer(answer) => match answer.message(&env.bus) {
+                Ok(reply) => {
+                    env.control.succeeded();
+                    self.finish(Settlement::Answer(&reply)).await;
+                }
+                Err(error) => {
+                    env.control.failed(env.policy.pause_after_failures);
+                    let reason = format!("its answer cannot be sent: {error}");
+                    self.report(&reason, attempt);
+                    self.give_up(env.policy.exhausted, &reason, Some(&reason)).await;
+                }
+            },
             Outcome::Drop { reason } => {
                 counters.dropped.fetch_add(1, Ordering::Relaxed);
                 self.finish(Settlement::Drop(&reason)).await;
@@ -357,8 +369,15 @@ impl Work {
             env.callbacks.handled(Handled { address, message, attempt, outcome: settlement.name() });
         }
         let Some(incoming) = self.pop() else { return };
+        // Only a message that is given up or answered: nothing more on the way of all the others.
+        let asking = settlement.ends_a_request().then(|| ReplyAddress::of(&incoming.message)).flatten();
         let mut delivery = Delivery::new(incoming, Arc::clone(&env.origin)).with_attempt(attempt);
         if acked || env.ack_mode == AckMode::Always {
+            if let (Some(asking), Settlement::Answer(reply)) = (&asking, settlement)
+                && let Err(error) = asking.send(&env.bus, reply.clone()).await
+            {
+                tracing::warn!(channel = env.origin.address.name(), %error, "not answered");
+            }
             // The mode says that the first settlement is the last, whatever the handler did.
             if acked {
                 delivery.forget();
@@ -369,8 +388,14 @@ impl Work {
         }
         let mut pause = Duration::from_millis(100);
         loop {
-            let (error, again) = match settlement.apply(delivery).await {
-                Ok(()) => return,
+            let (error, again) = match settlement.apply(delivery, &env.bus).await {
+                Ok(()) => {
+                    if let (Some(asking), Settlement::Bury(reason, _) | Settlement::Drop(reason)) = (asking, settlement)
+                    {
+                        asking.send_error(&env.bus, reason).await;
+                    }
+                    return;
+                }
                 Err(error) => error.into_parts(),
             };
             env.callbacks.transport_error(&env.origin.address, &error);
@@ -395,6 +420,7 @@ impl Work {
 #[derive(Clone, Copy)]
 enum Settlement<'a> {
     Ack,
+    Answer(&'a Message),
     Drop(&'a str),
     Defer(Duration),
     Retry(Duration, &'a str),
@@ -404,7 +430,7 @@ enum Settlement<'a> {
 impl Settlement<'_> {
     fn name(self) -> &'static str {
         match self {
-            Self::Ack => "acked",
+            Self::Ack | Self::Answer(_) => "acked",
             Self::Drop(_) => "dropped",
             Self::Defer(_) => "deferred",
             Self::Retry(..) => "retried",
@@ -412,10 +438,15 @@ impl Settlement<'_> {
         }
     }
 
-    async fn apply(self, delivery: Delivery) -> Result<(), SettleError> {
+    fn ends_a_request(self) -> bool {
+        matches!(self, Self::Answer(_) | Self::Bury(..) | Self::Drop(_))
+    }
+
+    async fn apply(self, delivery: Delivery, bus: &Bus) -> Result<(), SettleError> {
         let attempt = delivery.attempt();
         match self {
             Self::Ack => delivery.ack().await,
+            Self::Answer(reply) => delivery.answer(bus, reply.clone()).await,
             Self::Drop(reason) => delivery.drop_message(reason).await,
             Self::Defer(after) => delivery.again(attempt, after, None).await,
             Self::Retry(after, error) => delivery.again(attempt.saturating_add(1), after, Some(error)).await,

@@ -32,6 +32,8 @@ pub(crate) struct Worker {
     prefetch: usize,
     /// The most messages that one call of a handler takes.
     batch: usize,
+    /// The limit has been above one: it may be again while a handler runs, which must not be alone in this task then.
+    raised: bool,
 }
 
 impl Worker {
@@ -48,6 +50,7 @@ impl Worker {
             keys: HashMap::new(),
             waiting_for_key: 0,
             prefetch,
+            raised: false,
         }
     }
 
@@ -68,8 +71,14 @@ impl Worker {
         while !env.stop.is_said() {
             let limit = env.control.concurrency();
             let paused = env.control.is_paused();
+            self.raised |= limit > 1;
             if !paused {
-                if limit == 1 && self.running.is_empty() && self.ready.is_empty() && self.waiting_for_key == 0 {
+                if limit == 1
+                    && !self.raised
+                    && self.running.is_empty()
+                    && self.ready.is_empty()
+                    && self.waiting_for_key == 0
+                {
                     if !self.work.is_empty() {
                         self.work_alone().await;
                         continue;

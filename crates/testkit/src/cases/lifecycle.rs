@@ -9,7 +9,7 @@ use crate::{
     Case, Cx, Ledger, PATIENCE, Proxy,
     case::run,
     child::{self, Mode},
-    drive::{Log, bodies, counted, next, publish, quiet, refused, start, subscribe, take_acked, text},
+    drive::{Log, bodies, counted, in_order, next, publish, quiet, refused, start, subscribe, take_acked, text},
     eventually,
 };
 
@@ -433,8 +433,9 @@ pub async fn cancelled_sends(cx: Cx) {
     bus.close().await.expect("close");
     let seen = rest(&cx, &queue).await;
     let of_ours = |body: &&String| !body.starts_with("m-");
-    let ours: Vec<_> = seen.iter().filter(of_ours).map(String::as_str).collect();
-    assert_eq!(ours, ["first", "second", "third", "fourth", "fifth", "sixth"], "those that were awaited");
+    let ours = in_order(&cx, seen.iter().filter(of_ours).cloned().collect());
+    let awaited = ["first", "second", "third", "fourth", "fifth", "sixth"].map(str::to_owned);
+    assert_eq!(ours, in_order(&cx, awaited.into()), "those that were awaited");
     let mut cancelled: Vec<_> = seen.iter().filter(|body| !of_ours(body)).collect();
     let count = cancelled.len();
     cancelled.sort();
@@ -469,6 +470,6 @@ pub async fn cancelled_receives(cx: Cx) {
         }
     }
     sending.await.expect("the sender");
-    assert_eq!(seen, bodies(COUNT).collect::<Vec<_>>());
+    assert_eq!(in_order(&cx, seen), bodies(COUNT).collect::<Vec<_>>());
     quiet(&mut subscription).await;
 }

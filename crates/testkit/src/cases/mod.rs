@@ -7,6 +7,7 @@ pub mod faults;
 pub mod handling;
 pub mod lifecycle;
 pub mod order;
+pub mod requests;
 pub mod retry;
 pub mod settlement;
 pub mod topics;
@@ -16,6 +17,7 @@ use crate::Case;
 const ALL: &[&[Case]] = &[
     basics::CASES,
     topics::CASES,
+    requests::CASES,
     connecting::CASES,
     settlement::CASES,
     handling::CASES,

@@ -10,7 +10,9 @@ use tokio::time::Instant;
 use crate::{
     Case, Cx, Ledger, PATIENCE,
     case::run,
-    drive::{bodies, next, publish, quiet, refused, start, subscribe, subscribe_with, take, take_acked, text},
+    drive::{
+        bodies, in_order, next, publish, quiet, refused, start, subscribe, subscribe_with, take, take_acked, text,
+    },
     eventually,
 };
 
@@ -57,7 +59,7 @@ pub async fn topic_reaches_everyone(cx: Cx) {
     }
     publish(&topic, bodies(30)).await;
     for subscription in &mut everyone {
-        assert_eq!(take_acked(subscription, 30).await, bodies(30).collect::<Vec<_>>());
+        assert_eq!(in_order(&cx, take_acked(subscription, 30).await), bodies(30).collect::<Vec<_>>());
         quiet(subscription).await;
     }
     let queue = cx.queue(&bus);
@@ -127,7 +129,7 @@ pub async fn group_shares(cx: Cx) {
     let (mut first, mut second) = (join(&topic, "billing").await, join(&topic, "billing").await);
     let mut audit = join(&topic, "audit").await;
     publish(&topic, bodies(60)).await;
-    assert_eq!(take_acked(&mut audit, 60).await, bodies(60).collect::<Vec<_>>());
+    assert_eq!(in_order(&cx, take_acked(&mut audit, 60).await), bodies(60).collect::<Vec<_>>());
     quiet(&mut audit).await;
     let mut ledger = Ledger::sent(bodies(60));
     let got = shared(&mut [&mut first, &mut second], &mut ledger, 60).await;
@@ -154,7 +156,7 @@ pub async fn group_misses_nothing(cx: Cx) {
     bus.close().await.expect("close");
     let bus = cx.bus().await;
     let mut member = join(&bus.topic(topic.address().name()), "billing").await;
-    assert_eq!(take_acked(&mut member, 10).await, bodies(10).collect::<Vec<_>>());
+    assert_eq!(in_order(&cx, take_acked(&mut member, 10).await), bodies(10).collect::<Vec<_>>());
     quiet(&mut member).await;
 }
 
@@ -166,7 +168,7 @@ pub async fn start_earliest(cx: Cx) {
     let mut new = join(&topic, "new").await;
     quiet(&mut new).await;
     let mut old = subscribe_with(&topic, ConsumeOptions { start: Start::Earliest, ..group("old") }).await;
-    assert_eq!(take_acked(&mut old, 5).await, bodies(5).collect::<Vec<_>>());
+    assert_eq!(in_order(&cx, take_acked(&mut old, 5).await), bodies(5).collect::<Vec<_>>());
 }
 
 /// Where nothing is kept for later, asking for earlier messages is refused, and a new group begins with new ones.
@@ -187,7 +189,7 @@ pub async fn replay_refused(cx: Cx) {
     publish(&topic, ["later".to_owned()]).await;
     assert_eq!(take_acked(&mut late, 1).await, ["later"]);
     quiet(&mut late).await;
-    assert_eq!(take_acked(&mut before, 2).await, ["earlier", "later"]);
+    assert_eq!(in_order(&cx, take_acked(&mut before, 2).await), ["earlier", "later"]);
 }
 
 /// Wildcards in a topic's name match whole levels, and the delivery has the name that was sent to.

@@ -3,6 +3,7 @@
 //! A mutant is a [`Twist`] with a name and the cases that must fail with it. [`Suite::and_mutants`](crate::Suite::and_mutants)
 //! runs them.
 
+mod asking;
 mod connecting;
 mod delivering;
 mod sending;
@@ -39,7 +40,9 @@ const fn mutant(name: &'static str, make: fn() -> Arc<dyn Twist>, caught_by: &'s
 
 /// Every mutant.
 pub fn all() -> impl Iterator<Item = &'static Mutant> {
-    [sending::MUTANTS, delivering::MUTANTS, settling::MUTANTS, connecting::MUTANTS].into_iter().flatten()
+    [sending::MUTANTS, delivering::MUTANTS, settling::MUTANTS, connecting::MUTANTS, asking::MUTANTS]
+        .into_iter()
+        .flatten()
 }
 
 /// The mutants that a case must catch.
@@ -120,6 +123,10 @@ impl Harness for Broken {
 
     fn backlog(&self) -> usize {
         self.harness.backlog()
+    }
+
+    fn deliveries_outlive_connections(&self) -> bool {
+        self.harness.deliveries_outlive_connections()
     }
 
     fn write_lag(&self) -> std::time::Duration {

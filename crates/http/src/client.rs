@@ -1,0 +1,126 @@
+//! The sending side that the producers of a connection share.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use polymq_core::{Error, ErrorKind, HealthReporter, Message, Result, Secret};
+use reqwest::{Client, Request, redirect::Policy};
+
+use crate::{
+    NAME, body,
+    config::{Http2, HttpConfig, refuse},
+    convert, error,
+};
+
+/// The client with its pool of connections, the state of the connection, and what both sides of it need.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) client: Client,
+    pub(crate) config: HttpConfig,
+    pub(crate) health: HealthReporter,
+    closed: AtomicBool,
+}
+
+impl Link {
+    pub(crate) fn new(config: HttpConfig) -> Result<Self> {
+        let health = HealthReporter::new();
+        // There is no connection that could be up or down before it is used.
+        health.up();
+        Ok(Self { client: client(&config)?, config, health, closed: AtomicBool::new(false) })
+    }
+
+    pub(crate) fn close(&self) -> bool {
+        self.closed.swap(true, Ordering::AcqRel)
+    }
+
+    pub(crate) fn check_open(&self, operation: &'static str) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::closed(operation).with_backend(NAME));
+        }
+        Ok(())
+    }
+
+    /// Sends one request and reads the answer, within its limits. `Err` tells what a status other than 2xx means.
+    pub(crate) async fn exchange(&self, request: Request) -> Result<Message> {
+        let response = match self.client.execute(request).await {
+            Ok(response) => response,
+            Err(problem) => {
+                let problem = error::native(problem);
+                if matches!(problem.kind(), ErrorKind::Disconnected | ErrorKind::Timeout | ErrorKind::UnknownOutcome) {
+                    self.health.down(&problem);
+                }
+                return Err(problem);
+            }
+        };
+        self.health.up();
+        let response: http::Response<reqwest::Body> = response.into();
+        let (parts, body) = response.into_parts();
+        let status = parts.status;
+        if !status.is_success() {
+            // Only its first words are of interest.
+            let read = body::read(body, 64 * 1024, self.config.idle_timeout).await.unwrap_or_default();
+            return Err(error::Refusal::new(status, &parts.headers, &read).into_error());
+        }
+        let read = body::read(body, self.config.max_reply, self.config.idle_timeout).await;
+        let body = read.map_err(|unread| unreadable(status, unread))?;
+        convert::message(&parts.headers, body).map_err(|why| {
+            Error::new(ErrorKind::Decode, format!("the server took the message, but its answer cannot be read: {why}"))
+                .with_backend(NAME)
+        })
+    }
+}
+
+#[cold]
+fn unreadable(status: StatusCode, unread: body::Unread) -> Error {
+    let kind =
+        if unread.status == StatusCode::PAYLOAD_TOO_LARGE { ErrorKind::TooLarge } else { ErrorKind::UnknownOutcome };
+    Error::new(kind, format!("the server answered {status}, but not with an answer that can be read: {}", unread.why))
+        .with_backend(NAME)
+        .with_operation("send")
+        .with_hint("raise max_reply, or ask for less")
+}
+
+fn client(config: &HttpConfig) -> Result<Client> {
+    let mut headers = HeaderMap::new();
+    if let Some(token) = &config.token {
+        headers.insert(header::AUTHORIZATION, bearer(token)?);
+    }
+    let target = config.target()?;
+    let builder = Client::builder()
+        .user_agent(concat!("polymq/", env!("CARGO_PKG_VERSION")))
+        .default_headers(headers)
+        // A message belongs to the place that it was sent to: another place may be anybody's.
+        .redirect(Policy::none())
+        .connect_timeout(config.connect_timeout)
+        .pool_idle_timeout(config.idle_timeout)
+        .tcp_nodelay(true)
+        .tcp_keepalive(config.heartbeat)
+        .http2_keep_alive_interval(config.heartbeat)
+        .http2_keep_alive_timeout(config.heartbeat)
+        .http2_adaptive_window(true);
+    let builder = if target.is_local() { builder.no_proxy() } else { builder };
+    let builder = match config.http2 {
+        Http2::Auto => builder,
+        Http2::Only => builder.http2_prior_knowledge(),
+        Http2::Off => builder.http1_only(),
+    };
+    #[cfg(feature = "tls")]
+    let builder = builder.tls_backend_preconfigured(crate::tls::client(config)?);
+    builder.build().map_err(|error| refuse("the HTTP client cannot be made").with_source(error))
+}
+
+fn bearer(token: &Secret) -> Result<HeaderValue> {
+    let value = HeaderValue::from_str(&format!("Bearer {}", token.expose()));
+    let mut value = value.map_err(|_| refuse("setting \"token\" is not valid, expected visible ASCII"))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// How long one request may take in all.
+pub(crate) fn limit(timeout: Duration) -> Duration {
+    // Longer than the handle waits, which tells its own story when the time has passed.
+    timeout + Duration::from_millis(100)
+}

@@ -1,0 +1,267 @@
+//! The settings of this backend.
+
+use std::{path::PathBuf, time::Duration};
+
+use http::Method;
+use polymq_core::{Error, ErrorKind, Key, Result, Secret, Settings, config::duration};
+use serde::Deserialize;
+
+use crate::{
+    NAME,
+    target::{Listen, Target},
+};
+
+/// Every setting, as [`Backend::keys`](polymq_core::Backend::keys) tells them.
+pub const KEYS: &[Key] = &[
+    key(
+        "url",
+        "http://localhost:8080",
+        "where messages are sent: http:// or https://host:port/path; a queue's name follows",
+    ),
+    key(
+        "listen",
+        "host and port of the url",
+        "where consumers listen: host:port or host:port/path; port 0 takes a free one",
+    ),
+    key("method", "POST", "the method of requests; consumers answer 405 to others"),
+    key("content_type", "", "the content type of messages that have none"),
+    key("endpoints", "", "base URLs, separated by commas: a topic is sent to each of them instead of to the url"),
+    key("token", "", "bearer token that is sent with each request"),
+    key("accept_token", "", "bearer token that consumers ask of their senders; without it, anyone may send"),
+    key("connect_timeout", "10s", "bound of one attempt to connect"),
+    key("header_timeout", "30s", "consumers: how long a request's headers may take; an idle connection ends after it"),
+    key(
+        "idle_timeout",
+        "15s",
+        "consumers: silence inside of a body that ends a request; senders: when an unused connection is closed",
+    ),
+    key("heartbeat", "10s", "HTTP/2: silence after which a peer is asked whether it lives; it has as long to answer"),
+    key("max_payload", "16777216", "largest body in bytes; a larger one is answered with 413"),
+    key("max_reply", "16777216", "largest body of an answer in bytes"),
+    key("max_header_bytes", "65536", "most bytes of a request's headers; more are answered with 431"),
+    key("max_requests", "1024", "most requests that are served at a time; more are answered with 503"),
+    key("busy_retry", "1s", "when a sender is told to come again that found no room, or whose message was given back"),
+    key("drain_timeout", "5s", "how long closing waits for answers that are on their way"),
+    key("http2", "auto", "senders: auto (by TLS), only (also without TLS), off; consumers take both"),
+    key("allow_plaintext_remote", "false", "allow credentials without TLS to a host that is not this one"),
+    key("ca_file", "", "PEM file of the authority that signed the server's certificate, besides the system's"),
+    key("cert_file", "", "PEM file of this side's certificate: consumers listen with TLS, senders show it"),
+    key("key_file", "", "PEM file of this side's key"),
+    key("client_ca_file", "", "PEM file of the authority whose certificates consumers ask of their senders"),
+];
+
+const fn key(name: &'static str, default: &'static str, help: &'static str) -> Key {
+    Key { name, default, help }
+}
+
+/// The settings of a connection. See [`KEYS`] for what each means.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)] // each is described in KEYS, once
+pub struct HttpConfig {
+    pub url: Option<Secret>,
+    pub listen: Option<String>,
+    pub method: String,
+    pub content_type: Option<String>,
+    pub endpoints: Secret,
+    pub token: Option<Secret>,
+    pub accept_token: Option<Secret>,
+    #[serde(with = "duration")]
+    pub connect_timeout: Duration,
+    #[serde(with = "duration")]
+    pub header_timeout: Duration,
+    #[serde(with = "duration")]
+    pub idle_timeout: Duration,
+    #[serde(with = "duration")]
+    pub heartbeat: Duration,
+    pub max_payload: usize,
+    pub max_reply: usize,
+    pub max_header_bytes: u32,
+    pub max_requests: usize,
+    #[serde(with = "duration")]
+    pub busy_retry: Duration,
+    #[serde(with = "duration")]
+    pub drain_timeout: Duration,
+    pub http2: Http2,
+    pub allow_plaintext_remote: bool,
+    pub ca_file: Option<PathBuf>,
+    pub cert_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+    pub client_ca_file: Option<PathBuf>,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self {
+            url: None,
+            listen: None,
+            method: "POST".into(),
+            content_type: None,
+            endpoints: Secret::default(),
+            token: None,
+            accept_token: None,
+            connect_timeout: Duration::from_secs(10),
+            // Longer than senders keep unused connections: the side that sends must be the one that closes, or a request
+            // would now and then be written to a connection that is just being closed, and its outcome be unknown.
+            header_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(15),
+            heartbeat: Duration::from_secs(10),
+            max_payload: 16 * 1024 * 1024,
+            max_reply: 16 * 1024 * 1024,
+            // Room for 16 KiB of user headers, percent-encoded.
+            max_header_bytes: 64 * 1024,
+            max_requests: 1024,
+            busy_retry: Duration::from_secs(1),
+            drain_timeout: Duration::from_secs(5),
+            http2: Http2::Auto,
+            allow_plaintext_remote: false,
+            ca_file: None,
+            cert_file: None,
+            key_file: None,
+            client_ca_file: None,
+        }
+    }
+}
+
+/// When senders speak HTTP/2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Http2 {
+    /// When both sides agree on it (ALPN), which needs TLS.
+    Auto,
+    /// Always, without TLS too: the server must know.
+    Only,
+    /// Never.
+    Off,
+}
+
+impl HttpConfig {
+    /// Reads and checks settings; no connection is made.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] naming the key and the expectation, [`ErrorKind::NotCompiledIn`] for `https` without
+    /// the feature `tls`.
+    pub fn parse(settings: &Settings) -> Result<Self> {
+        let config: Self = settings.parse(NAME)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        let some = |duration: Duration| !duration.is_zero();
+        let rules: [(&str, bool, &str); 11] = [
+            ("connect_timeout", some(self.connect_timeout), "expected more than nothing"),
+            ("header_timeout", some(self.header_timeout), "expected more than nothing"),
+            ("idle_timeout", some(self.idle_timeout), "expected more than nothing"),
+            ("heartbeat", some(self.heartbeat), "expected more than nothing"),
+            ("max_payload", self.max_payload > 0, "expected more than nothing"),
+            ("max_header_bytes", self.max_header_bytes >= 8192, "expected at least 8192"),
+            ("max_requests", (1..=1 << 20).contains(&self.max_requests), "expected 1 to 1048576"),
+            ("method", method(&self.method).is_ok(), "expected an HTTP method such as POST, PUT or GET"),
+            ("key_file", self.key_file.is_some() == self.cert_file.is_some(), "expected together with cert_file"),
+            ("client_ca_file", self.client_ca_file.is_none() || self.cert_file.is_some(), "expected with cert_file"),
+            ("cert_file", self.cert_file.is_none() || cfg!(feature = "tls"), "expected the feature \"tls\""),
+        ];
+        if let Some((key, _, expected)) = rules.iter().find(|(_, holds, _)| !holds) {
+            return Err(refuse(format!("setting {key:?} is not valid, {expected}")));
+        }
+        self.target()?;
+        self.topic_targets()?;
+        if self.listen.is_some() {
+            self.listen()?;
+        }
+        Ok(())
+    }
+
+    /// Where messages go.
+    pub(crate) fn target(&self) -> Result<Target> {
+        Target::parse(self.url.as_ref().map_or("http://localhost:8080", Secret::expose), self)
+    }
+
+    /// Where the messages of topics go.
+    pub(crate) fn topic_targets(&self) -> Result<Vec<Target>> {
+        let listed = self.endpoints.expose();
+        if listed.trim().is_empty() {
+            return Ok(vec![self.target()?]);
+        }
+        listed.split(',').map(|text| Target::parse(text.trim(), self)).collect()
+    }
+
+    /// Where consumers listen.
+    pub(crate) fn listen(&self) -> Result<Listen> {
+        match &self.listen {
+            Some(text) => Listen::parse(text),
+            None => Ok(self.target()?.listen()),
+        }
+    }
+}
+
+pub(crate) fn method(text: &str) -> Result<Method> {
+    let known = [Method::POST, Method::PUT, Method::PATCH, Method::GET, Method::DELETE];
+    known
+        .into_iter()
+        .find(|method| method.as_str().eq_ignore_ascii_case(text))
+        .ok_or_else(|| refuse(format!("{text:?} is no method for messages, expected POST, PUT, PATCH, GET or DELETE")))
+}
+
+#[cold]
+pub(crate) fn refuse(sentence: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::Config, sentence).with_backend(NAME)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sentence(url: &str) -> String {
+        let parsed = Settings::from_url(url).and_then(|settings| HttpConfig::parse(&settings));
+        parsed.map_or_else(|error| error.to_string(), |_| "accepted".into())
+    }
+
+    #[test]
+    fn wrong_settings_are_refused_by_name() {
+        for (url, expected) in [
+            ("http://localhost?max_payload=0", "\"max_payload\" is not valid"),
+            ("http://localhost?method=SHOUT", "\"method\" is not valid"),
+            ("http://localhost?http2=maybe", "auto, only, off"),
+            ("http://localhost?idle_timeout=5", "duration with its unit"),
+            ("http://localhost?lissten=x", "did you mean \"listen\"?"),
+            ("http://localhost?listen=nowhere", "expected host:port"),
+            ("http://localhost?endpoints=ftp://x", "expected http:// or https://"),
+            ("http://localhost?cert_file=a.pem", "\"key_file\" is not valid"),
+        ] {
+            let text = sentence(url);
+            assert!(text.contains(expected), "{url}: {text}");
+        }
+        assert_eq!(sentence("http://localhost/base?method=put&http2=only&listen=[::1]:0/in"), "accepted");
+    }
+
+    #[test]
+    fn credentials_need_encryption_unless_they_stay_here() {
+        for url in ["http://me:s3cret@example.org", "http://example.org?token=s3cret"] {
+            let text = sentence(url);
+            assert!(text.contains("clear text") && !text.contains("s3cret"), "{text}");
+            let separator = if url.contains('?') { '&' } else { '?' };
+            assert_eq!(sentence(&format!("{url}{separator}allow_plaintext_remote=true")), "accepted");
+        }
+        assert_eq!(sentence("http://me:s3cret@127.0.0.1:1"), "accepted");
+        assert_eq!(sentence("http://example.org"), "accepted");
+        #[cfg(feature = "tls")]
+        assert_eq!(sentence("https://me:s3cret@example.org"), "accepted");
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let settings =
+            Settings::from_url("http://me:s3cret@localhost?token=s3cret&accept_token=s3cret").expect("a URL");
+        assert!(!format!("{:?}", HttpConfig::parse(&settings).expect("valid")).contains("s3cret"));
+    }
+
+    #[test]
+    fn every_key_is_a_setting_and_every_setting_a_key() {
+        // An unknown name makes serde list the known ones.
+        let error = Settings::new().with("zzzzzzzzzzzz", "").parse::<HttpConfig>(NAME).expect_err("unknown");
+        let listed = error.message().split("known: ").nth(1).unwrap_or_default().replace(" in code", "");
+        assert_eq!(listed.split(", ").collect::<Vec<_>>(), KEYS.iter().map(|key| key.name).collect::<Vec<_>>());
+    }
+}

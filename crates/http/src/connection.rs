@@ -1,0 +1,150 @@
+//! A connection: a client for its producers, and a server that its first consumer starts.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use async_trait::async_trait;
+use polymq_core::{
+    Address, Capabilities, Connection, ConsumeOptions, Consumer, Error, ErrorKind, HealthWatch, ProduceOptions,
+    Producer, Result, Settings,
+};
+use tokio::sync::Mutex;
+
+use crate::{
+    NAME, backend,
+    client::Link,
+    config::{self, HttpConfig},
+    consumer::HttpConsumer,
+    listener::Listener,
+    producer::{HttpProducer, unknown_option},
+    settle::Share,
+    target::{Listen, check_name},
+};
+
+/// Sends to a URL and listens at an address; neither is touched before it is used.
+#[derive(Debug)]
+pub struct HttpConnection {
+    link: Arc<Link>,
+    capabilities: Capabilities,
+    listener: Mutex<Option<Arc<Listener>>>,
+}
+
+impl HttpConnection {
+    /// Reads the settings. HTTP has no connection to keep: nobody is asked yet whether anybody is there.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`].
+    pub fn connect(settings: &Settings) -> Result<Self> {
+        let config = HttpConfig::parse(settings)?;
+        let capabilities = backend::capabilities(&config);
+        Ok(Self { link: Arc::new(Link::new(config)?), capabilities, listener: Mutex::default() })
+    }
+
+    /// Where consumers listen; `None` before there is one.
+    pub async fn local_address(&self) -> Option<SocketAddr> {
+        self.listener.lock().await.as_ref().map(|listener| listener.address())
+    }
+
+    /// The client behind the producers.
+    #[must_use]
+    pub fn native(&self) -> &reqwest::Client {
+        &self.link.client
+    }
+
+    async fn listener(&self) -> Result<Arc<Listener>> {
+        let mut listener = self.listener.lock().await;
+        self.link.check_open("consume")?;
+        match &*listener {
+            Some(listener) => Ok(Arc::clone(listener)),
+            None => Ok(Arc::clone(listener.insert(Arc::new(Listener::bind(&self.link.config).await?)))),
+        }
+    }
+}
+
+#[async_trait]
+impl Connection for HttpConnection {
+    fn backend(&self) -> &'static str {
+        NAME
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn health(&self) -> HealthWatch {
+        self.link.health.watch()
+    }
+
+    fn check_address(&self, address: &Address) -> Result<()> {
+        check_name(address)
+    }
+
+    async fn producer(&self, address: &Address, options: &ProduceOptions) -> Result<Box<dyn Producer>> {
+        self.link.check_open("produce")?;
+        Ok(Box::new(HttpProducer::new(Arc::clone(&self.link), address, options)?))
+    }
+
+    async fn consumer(&self, address: &Address, options: &ConsumeOptions) -> Result<Box<dyn Consumer>> {
+        let settings = &self.link.config;
+        let (mut method, mut path) = (settings.method.as_str(), settings.listen()?.path_of(address.name()));
+        for (key, value) in &options.extra {
+            match key.as_str() {
+                "method" => method = value,
+                "endpoint" if value.starts_with('/') => path = Listen::parse(&format!("any:0{value}"))?.path_of(""),
+                "endpoint" => {
+                    return Err(Error::new(ErrorKind::InvalidInput, format!("the endpoint {value:?} is no path"))
+                        .with_backend(NAME)
+                        .with_hint(
+                            "a consumer's endpoint begins with a slash; where it listens is the setting listen",
+                        ));
+                }
+                _ => return Err(unknown_option(key, "method, endpoint")),
+            }
+        }
+        let path = path.trim_end_matches('/').to_owned();
+        let method = config::method(method)?;
+        let listener = self.listener().await?;
+        let (share, received) = Share::new(options.prefetch);
+        let share = Arc::new(share);
+        listener.server.add(path, address, method, Arc::clone(&share))?;
+        Ok(Box::new(HttpConsumer::new(share, received, listener)))
+    }
+
+    /// A path exists while it is consumed; there is nothing to make before.
+    async fn declare(&self, _: &Address, _: &ConsumeOptions) -> Result<()> {
+        self.link.check_open("declare")
+    }
+
+    /// Nothing is kept, so there is nothing to delete.
+    async fn delete(&self, _: &Address, _: Option<&str>) -> Result<()> {
+        self.link.check_open("delete")
+    }
+
+    /// Asks the server for its options: any answer will do.
+    async fn ping(&self) -> Result<()> {
+        self.link.check_open("ping")?;
+        let url = self.link.config.target()?.url();
+        let asked = self.link.client.request(http::Method::OPTIONS, url).timeout(self.link.config.connect_timeout);
+        let asked = asked.build().map_err(crate::error::native)?;
+        match self.link.exchange(asked).await {
+            Ok(_) => Ok(()),
+            Err(error) => match error.kind() {
+                // Nobody was harmed by a question without an answer.
+                ErrorKind::UnknownOutcome => Err(error.with_kind(ErrorKind::Timeout)),
+                ErrorKind::Disconnected | ErrorKind::Timeout | ErrorKind::Unauthenticated => Err(error),
+                _ => Ok(()),
+            },
+        }
+    }
+
+    async fn close(&self) -> Result<()> {
+        if self.link.close() {
+            return Ok(());
+        }
+        let listener = self.listener.lock().await.take();
+        if let Some(listener) = listener {
+            listener.close().await;
+        }
+        self.link.health.closed("closed by this program");
+        Ok(())
+    }
+}

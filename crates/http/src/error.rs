@@ -1,0 +1,252 @@
+//! One table from statuses and native errors to kinds and retry answers.
+
+use std::{error::Error as StdError, fmt, time::Duration};
+
+use http::{HeaderMap, StatusCode, header};
+use polymq_core::{ATTEMPT, Error, ErrorKind, Headers, Retry, SYSTEM_PREFIX};
+
+use crate::{NAME, answer::RETRY_AFTER_MS, convert::decoded};
+
+/// What a server answered instead of 2xx; the source of the [`Error`] that a send ends with.
+#[derive(Debug, Clone)]
+pub struct Refusal {
+    status: StatusCode,
+    retry_after: Option<Duration>,
+    detail: String,
+    headers: Headers,
+}
+
+impl Refusal {
+    /// The status.
+    #[must_use]
+    pub fn status(&self) -> u16 {
+        self.status.as_u16()
+    }
+
+    /// When the server wants the request again, if it says so.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
+    /// Why, in the server's words.
+    #[must_use]
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// The number that the next attempt has, when a consumer of polymq has counted this one. `None`: it was not tried.
+    #[must_use]
+    pub fn next_attempt(&self) -> Option<u32> {
+        self.headers.get(ATTEMPT)?.parse().ok()
+    }
+
+    /// What a consumer of polymq knows about the message; a sender that brings it again may bring these headers along.
+    #[must_use]
+    pub fn system_headers(&self) -> &Headers {
+        &self.headers
+    }
+
+    pub(crate) fn new(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Self {
+        let system = headers
+            .iter()
+            .filter(|(name, _)| name.as_str().starts_with(SYSTEM_PREFIX) && *name != RETRY_AFTER_MS)
+            .filter_map(|(name, value)| Some((name.to_string(), decoded(name.as_str(), value.to_str().ok()?).ok()?)))
+            .collect();
+        Self { status, retry_after: retry_after(headers), detail: detail(headers, body), headers: system }
+    }
+
+    /// The error of a send that ended like this.
+    pub(crate) fn into_error(self) -> Error {
+        let (kind, retry) = classify(self.status, self.retry_after);
+        let status = self.status;
+        let sentence = match self.detail.as_str() {
+            "" => format!("the server answered {status}"),
+            detail => format!("the server answered {status}: {detail}"),
+        };
+        let error = Error::new(kind, sentence).with_backend(NAME).with_operation("send");
+        let error = match retry {
+            Some(retry) => error.with_retry(retry),
+            None => error,
+        };
+        let error = match status.as_u16() {
+            300..=399 => error
+                .with_hint("redirects are not followed; set the url, or the channel's endpoint, to the place itself"),
+            401 => error.with_hint("set a token, or user and password in the url"),
+            404 | 410 => error.with_hint("start its consumer, or check url and name"),
+            405 | 501 => error.with_hint("set the method that the server takes"),
+            _ => error,
+        };
+        error.with_source(self)
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.status)
+    }
+}
+
+impl StdError for Refusal {}
+
+/// The kind, and the retry answer where it is not the kind's own.
+fn classify(status: StatusCode, after: Option<Duration>) -> (ErrorKind, Option<Retry>) {
+    use ErrorKind::{Busy, Conflict, Handler, NotFound, Other, PermissionDenied, Refused, Timeout, TooLarge};
+    // A server that says when to come again has done nothing.
+    let again = Some(match after {
+        Some(after) if !after.is_zero() => Retry::After(after),
+        _ => Retry::Now,
+    });
+    match status.as_u16() {
+        300..=399 => (ErrorKind::Unroutable, None),
+        401 | 407 => (ErrorKind::Unauthenticated, None),
+        403 => (PermissionDenied, None),
+        404 | 410 => (NotFound, None),
+        405 | 501 | 505 => (ErrorKind::Unsupported, None),
+        // The server gave up reading: there was no request yet.
+        408 => (Timeout, again),
+        409 => (Conflict, None),
+        413 | 431 => (TooLarge, None),
+        425 | 429 | 503 => (Busy, again),
+        400..=499 => (Refused, None),
+        // The handler may have been at work when it broke, or a gateway when it lost its server.
+        502 | 504 => (ErrorKind::UnknownOutcome, None),
+        500..=599 => (Handler, Some(Retry::UnknownOutcome)),
+        _ => (Other, None),
+    }
+}
+
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = |name: &str| headers.get(name)?.to_str().ok();
+    if let Some(millis) = text(RETRY_AFTER_MS).and_then(|text| text.parse().ok()) {
+        return Some(Duration::from_millis(millis));
+    }
+    let value = text(header::RETRY_AFTER.as_str())?.trim();
+    match value.parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => Some(polymq_core::until(httpdate::parse_http_date(value).ok()?)),
+    }
+}
+
+/// The server's own words, short and on one line.
+fn detail(headers: &HeaderMap, body: &[u8]) -> String {
+    const MAX: usize = 500;
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let text = if kind.starts_with("application/problem+json") {
+        let problem: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+        let field = |name: &str| problem.get(name).and_then(|value| value.as_str()).map(str::to_owned);
+        field("detail").or_else(|| field("title")).unwrap_or_default()
+    } else if kind.starts_with("text/plain") {
+        String::from_utf8_lossy(body).into_owned()
+    } else {
+        // A page for people, or what may be anybody's data.
+        String::new()
+    };
+    text.chars().filter(|c| !c.is_control()).take(MAX).collect()
+}
+
+/// The error of a request that got no response; `sent` says whether it may have been written.
+#[cold]
+pub(crate) fn native(error: reqwest::Error) -> Error {
+    // It would show the URL, and with it credentials.
+    let error = error.without_url();
+    let (kind, sentence) = if error.is_builder() {
+        (ErrorKind::InvalidInput, "the request cannot be made")
+    } else if error.is_connect() && error.is_timeout() {
+        (ErrorKind::Timeout, "no connection was made in time")
+    } else if error.is_connect() || certainly_unsent(&error) {
+        (ErrorKind::Disconnected, "there is no connection to the server")
+    } else if error.is_timeout() {
+        (ErrorKind::UnknownOutcome, "the server did not answer in time")
+    } else {
+        (ErrorKind::UnknownOutcome, "the connection ended before the server answered")
+    };
+    Error::new(kind, format!("{sentence}{}", innermost(&error)))
+        .with_backend(NAME)
+        .with_operation("send")
+        .with_source(error)
+}
+
+/// Whether the protocol itself says that the request was not looked at.
+fn certainly_unsent(error: &reqwest::Error) -> bool {
+    let mut source = error.source();
+    while let Some(error) = source {
+        if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled) {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
+fn innermost(error: &reqwest::Error) -> String {
+    let mut source = error.source();
+    let mut text = String::new();
+    while let Some(error) = source {
+        text = format!(": {error}");
+        source = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    fn error(status: u16, pairs: &[(&'static str, &'static str)], body: &str) -> Error {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.insert(*name, HeaderValue::from_static(value));
+        }
+        Refusal::new(StatusCode::from_u16(status).expect("a status"), &headers, body.as_bytes()).into_error()
+    }
+
+    #[test]
+    fn statuses_become_kinds_and_retry_answers() {
+        use ErrorKind as Kind;
+        use Retry::{After, Never, Now, UnknownOutcome};
+        for (status, kind, retry) in [
+            (302, Kind::Unroutable, Never),
+            (400, Kind::Refused, Never),
+            (401, Kind::Unauthenticated, Never),
+            (403, Kind::PermissionDenied, Never),
+            (404, Kind::NotFound, Never),
+            (405, Kind::Unsupported, Never),
+            (408, Kind::Timeout, Now),
+            (409, Kind::Conflict, Never),
+            (410, Kind::NotFound, Never),
+            (413, Kind::TooLarge, Never),
+            (415, Kind::Refused, Never),
+            (422, Kind::Refused, Never),
+            (429, Kind::Busy, Now),
+            (500, Kind::Handler, UnknownOutcome),
+            (502, Kind::UnknownOutcome, UnknownOutcome),
+            (503, Kind::Busy, Now),
+            (599, Kind::Handler, UnknownOutcome),
+        ] {
+            let error = error(status, &[], "");
+            assert_eq!((error.kind(), error.retry()), (kind, retry), "{error}");
+            assert_eq!(
+                error.source().and_then(|source| source.downcast_ref::<Refusal>()).map(Refusal::status),
+                Some(status)
+            );
+        }
+        assert_eq!(error(429, &[("retry-after", "7")], "").retry(), After(Duration::from_secs(7)));
+        let precise = [("retry-after", "1"), (RETRY_AFTER_MS, "250")];
+        assert_eq!(error(503, &precise, "").retry(), After(Duration::from_millis(250)));
+        assert_eq!(error(503, &[("retry-after", "Sun, 06 Nov 1994 08:49:37 GMT")], "").retry(), Now);
+        assert_eq!(error(503, &[("retry-after", "soon")], "").retry(), Now);
+    }
+
+    #[test]
+    fn the_servers_words_are_kept_short_and_pages_are_not_shown() {
+        let problem = [("content-type", "application/problem+json")];
+        let sentence = error(422, &problem, r#"{"title": "t", "detail": "no such\ncustomer"}"#).to_string();
+        assert!(sentence.ends_with("422 Unprocessable Entity: no suchcustomer"), "{sentence}");
+        assert!(
+            error(500, &[("content-type", "text/html")], "<h1>secret").to_string().ends_with("Internal Server Error")
+        );
+        assert!(error(500, &[("content-type", "text/plain")], &"x".repeat(9000)).to_string().len() < 700);
+    }
+}

@@ -1,0 +1,33 @@
+#![doc = include_str!("../README.md")]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+mod answer;
+mod backend;
+mod body;
+mod client;
+mod config;
+mod connection;
+mod consumer;
+mod convert;
+mod error;
+mod listener;
+mod producer;
+mod server;
+mod settle;
+mod target;
+#[cfg(feature = "tls")]
+mod tls;
+
+pub use crate::{
+    backend::HttpBackend,
+    config::{Http2, HttpConfig, KEYS},
+    connection::HttpConnection,
+    error::Refusal,
+};
+/// The client library, for [`HttpConnection::native`].
+pub use reqwest;
+
+/// The name of this backend.
+pub const NAME: &str = "http";
+
+polymq_core::register_backend!(HttpBackend);

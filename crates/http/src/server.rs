@@ -1,0 +1,168 @@
+//! What becomes of a request: a message for the consumer of its path, and the answer to its sender.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use percent_encoding::percent_decode_str;
+use polymq_core::{Address, ChannelKind, Error, ErrorKind, Message, Result, Secret};
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::{
+    NAME,
+    answer::{Answer, come_again, problem},
+    body, convert,
+    settle::Share,
+};
+
+/// The paths that are consumed, and the limits of requests.
+#[derive(Debug)]
+pub(crate) struct Server {
+    routes: Mutex<HashMap<String, Route>>,
+    requests: Semaphore,
+    pub(crate) max_payload: usize,
+    pub(crate) idle_timeout: Duration,
+    pub(crate) busy_retry: Duration,
+    pub(crate) accept_token: Option<Secret>,
+}
+
+#[derive(Debug)]
+struct Route {
+    method: Method,
+    kind: ChannelKind,
+    shares: Vec<Arc<Share>>,
+    /// Whose turn it is.
+    next: usize,
+}
+
+impl Server {
+    pub(crate) fn new(config: &crate::config::HttpConfig) -> Self {
+        Self {
+            routes: Mutex::default(),
+            requests: Semaphore::new(config.max_requests),
+            max_payload: config.max_payload,
+            idle_timeout: config.idle_timeout,
+            busy_retry: config.busy_retry,
+            accept_token: config.accept_token.clone(),
+        }
+    }
+
+    fn routes(&self) -> MutexGuard<'_, HashMap<String, Route>> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a consumer of a path.
+    pub(crate) fn add(&self, path: String, address: &Address, method: Method, share: Arc<Share>) -> Result<()> {
+        let mut routes = self.routes();
+        let route = routes.entry(path).or_insert_with(|| Route {
+            method: method.clone(),
+            kind: address.kind(),
+            shares: Vec::new(),
+            next: 0,
+        });
+        route.shares.retain(|share| !share.is_closed());
+        if route.shares.is_empty() {
+            (route.method, route.kind) = (method.clone(), address.kind());
+        }
+        let conflict = |why: &str| {
+            Err(Error::new(ErrorKind::Conflict, why.to_owned())
+                .with_backend(NAME)
+                .with_operation("consume")
+                .with_channel(address.name()))
+        };
+        if route.kind != address.kind() || (route.kind == ChannelKind::Topic && !route.shares.is_empty()) {
+            return conflict("this path has a subscriber already, and each endpoint of a topic is one subscriber");
+        }
+        if route.method != method {
+            return conflict("another consumer of this path takes another method");
+        }
+        route.shares.push(share);
+        Ok(())
+    }
+
+    /// Tells every sender that waits to come again.
+    pub(crate) fn end(&self) {
+        self.routes().values().flat_map(|route| &route.shares).for_each(|share| share.end());
+    }
+
+    /// Answers one request.
+    pub(crate) async fn serve(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        self.handle(request).await.unwrap_or_else(|refusal| *refusal)
+    }
+
+    async fn handle(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Box<Response<Full<Bytes>>>> {
+        let refuse = |status, why: &str| Box::new(problem(status, why));
+        let Ok(_place) = self.requests.try_acquire() else {
+            return Err(Box::new(come_again("too many requests are being served", self.busy_retry)));
+        };
+        let (parts, body) = request.into_parts();
+        self.authenticate(parts.headers.get(header::AUTHORIZATION))?;
+        let path = match percent_decode_str(parts.uri.path()).decode_utf8() {
+            Ok(path) => path.trim_end_matches('/').to_owned(),
+            Err(_) => return Err(refuse(StatusCode::BAD_REQUEST, "the path is no percent-encoded UTF-8")),
+        };
+        self.check_route(&path, &parts.method)?;
+        let body = body::read(body, self.max_payload, self.idle_timeout).await;
+        let body = body.map_err(|unread| refuse(unread.status, &unread.why))?;
+        let message = convert::message(&parts.headers, body);
+        let message = message.map_err(|why| refuse(StatusCode::BAD_REQUEST, &why))?;
+        let answered = self.offer(&path, message)?;
+        // Dropped when the sender goes away, and then settling says so.
+        let answer = answered.await.unwrap_or(Answer::Released);
+        Ok(answer.into_response(self.busy_retry))
+    }
+
+    fn authenticate(&self, given: Option<&HeaderValue>) -> Result<(), Box<Response<Full<Bytes>>>> {
+        let Some(token) = &self.accept_token else { return Ok(()) };
+        let given = given.and_then(|value| value.as_bytes().strip_prefix(b"Bearer ")).unwrap_or_default();
+        if is_same(given, token.expose().as_bytes()) {
+            return Ok(());
+        }
+        let mut response = problem(StatusCode::UNAUTHORIZED, "a bearer token is needed");
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        Err(Box::new(response))
+    }
+
+    /// Before the body is read: whether anybody takes it.
+    fn check_route(&self, path: &str, method: &Method) -> Result<(), Box<Response<Full<Bytes>>>> {
+        let routes = self.routes();
+        let Some(route) = routes.get(path) else {
+            return Err(Box::new(problem(StatusCode::NOT_FOUND, "no queue is consumed under this path")));
+        };
+        if route.method == *method {
+            return Ok(());
+        }
+        let mut response = problem(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method");
+        if let Ok(allowed) = HeaderValue::from_str(route.method.as_str()) {
+            response.headers_mut().insert(header::ALLOW, allowed);
+        }
+        Err(Box::new(response))
+    }
+
+    /// Gives the message to the next consumer of the path that has room.
+    fn offer(&self, path: &str, mut message: Message) -> Result<oneshot::Receiver<Answer>, Box<Response<Full<Bytes>>>> {
+        let mut routes = self.routes();
+        let mut why = "its consumer has ended";
+        if let Some(route) = routes.get_mut(path) {
+            for _ in 0..route.shares.len() {
+                route.next = (route.next + 1) % route.shares.len();
+                match route.shares[route.next].offer(message) {
+                    Ok(answered) => return Ok(answered),
+                    Err(back) => (message, why) = (back.message, back.why),
+                }
+            }
+        }
+        Err(Box::new(come_again(why, self.busy_retry)))
+    }
+}
+
+/// Compares without telling by its time where the difference is.
+fn is_same(left: &[u8], right: &[u8]) -> bool {
+    left.len() == right.len() && left.iter().zip(right).fold(0, |differs, (left, right)| differs | (left ^ right)) == 0
+}

@@ -1,0 +1,154 @@
+//! One consumer's share of a route: the requests that wait for its answer.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use polymq_core::{Completion, Error, ErrorKind, Incoming, Message, Result, Settler, Token};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{NAME, answer::Answer};
+
+/// The requests that were handed to one consumer and are not answered.
+pub(crate) struct Share {
+    prefetch: usize,
+    slots: Mutex<Slots>,
+}
+
+struct Slots {
+    open: HashMap<u64, oneshot::Sender<Answer>>,
+    next: u64,
+    to_consumer: mpsc::UnboundedSender<Incoming>,
+    /// The consumer takes nothing more; what it has can be settled.
+    closed: bool,
+    /// The connection is closed: nothing can be settled.
+    ended: bool,
+}
+
+/// A message that was not taken.
+pub(crate) struct NotTaken {
+    pub(crate) message: Message,
+    /// Why, in words.
+    pub(crate) why: &'static str,
+}
+
+impl Share {
+    pub(crate) fn new(prefetch: usize) -> (Self, mpsc::UnboundedReceiver<Incoming>) {
+        let (to_consumer, received) = mpsc::unbounded_channel();
+        let slots = Slots { open: HashMap::new(), next: 0, to_consumer, closed: false, ended: false };
+        (Self { prefetch, slots: Mutex::new(slots) }, received)
+    }
+
+    fn slots(&self) -> MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands a message over; the receiver gives the answer, or ends when there will be none.
+    pub(crate) fn offer(&self, message: Message) -> Result<oneshot::Receiver<Answer>, Box<NotTaken>> {
+        let not_taken = |message, why| Err(Box::new(NotTaken { message, why }));
+        let mut slots = self.slots();
+        if slots.closed {
+            return not_taken(message, "its consumer has ended");
+        }
+        if slots.open.len() >= self.prefetch {
+            return not_taken(message, "its consumers have as much as they may have");
+        }
+        let (answer, answered) = oneshot::channel();
+        slots.next += 1;
+        let token = slots.next;
+        slots.open.insert(token, answer);
+        let incoming = Incoming { message, token: Token(token), ..Incoming::default() };
+        if let Err(refused) = slots.to_consumer.send(incoming) {
+            slots.open.remove(&token);
+            return not_taken(refused.0.message, "its consumer has ended");
+        }
+        Ok(answered)
+    }
+
+    /// Whether the sender still waits; forgets the message otherwise.
+    pub(crate) fn is_awaited(&self, token: Token) -> bool {
+        let mut slots = self.slots();
+        let awaited = slots.open.get(&token.0).is_some_and(|answer| !answer.is_closed());
+        if !awaited {
+            slots.open.remove(&token.0);
+        }
+        awaited
+    }
+
+    /// Whether it takes nothing more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.slots().closed
+    }
+
+    /// Takes nothing more.
+    pub(crate) fn close(&self) {
+        self.slots().closed = true;
+    }
+
+    /// Takes nothing more, and tells every sender that waits to come again.
+    pub(crate) fn end(&self) {
+        let mut slots = self.slots();
+        (slots.closed, slots.ended) = (true, true);
+        for (_, answer) in slots.open.drain() {
+            // Whoever waits no more needs no answer.
+            let _ = answer.send(Answer::Released);
+        }
+        // The consumer's receive ends.
+        slots.to_consumer = mpsc::unbounded_channel().0;
+    }
+
+    fn settle(&self, token: Token, answer: Answer) -> Completion<()> {
+        let mut slots = self.slots();
+        if slots.ended {
+            return Completion::ready(Err(Error::closed("settle").with_backend(NAME)));
+        }
+        let open = slots.open.remove(&token.0);
+        drop(slots);
+        let told = open.is_some_and(|open| open.send(answer).is_ok());
+        Completion::ready(if told { Ok(()) } else { Err(stale()) })
+    }
+}
+
+impl Settler for Share {
+    fn ack(&self, token: Token) -> Completion<()> {
+        self.settle(token, Answer::Done)
+    }
+
+    fn release(&self, token: Token, _: Message) {
+        // Best effort by contract; a sender that is gone keeps its message anyway.
+        drop(self.settle(token, Answer::Released));
+    }
+
+    fn retry(&self, token: Token, message: &Message, attempt: u32, after: Duration) -> Completion<()> {
+        let message = Box::new(message.clone().with_payload(""));
+        self.settle(token, Answer::Again { message, attempt, after })
+    }
+
+    fn reject(&self, token: Token, reason: &str) -> Completion<()> {
+        self.settle(token, Answer::Rejected(reason.to_owned()))
+    }
+
+    fn answer(&self, token: Token, answer: &Message) -> Option<Completion<()>> {
+        Some(self.settle(token, Answer::Reply(Box::new(answer.clone()))))
+    }
+}
+
+#[cold]
+fn stale() -> Error {
+    Error::new(ErrorKind::Stale, "the sender waits for no answer any more; it keeps the message").with_backend(NAME)
+}
+
+impl fmt::Debug for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let slots = self.slots();
+        let awaited = slots.open.values().filter(|answer| !answer.is_closed()).count();
+        f.debug_struct("Share")
+            .field("prefetch", &self.prefetch)
+            .field("unsettled", &slots.open.len())
+            .field("awaited", &awaited)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,252 @@
+//! What senders do, against peers that know nothing of polymq. The contract itself is tested by the shared suite.
+
+#![allow(missing_docs, unreachable_pub)]
+
+mod peer;
+
+use std::{
+    error::Error as _,
+    time::{Duration, Instant},
+};
+
+use peer::{Act, Stub, answer, bus, free_url, order};
+use polymq_core::{Backoff, Error, ErrorKind, HealthState, Message, Retry};
+use polymq_http::Refusal;
+use polymq_testkit::{Proxy, eventually, golden_message};
+
+async fn error_of(url: &str, message: Message) -> Error {
+    let bus = bus(url).await;
+    let queue = bus.queue("orders").with_timeout(Duration::from_secs(2));
+    let error = queue.send_message(message).await.expect_err("it cannot succeed");
+    bus.close().await.expect("close");
+    error
+}
+
+#[tokio::test]
+async fn a_message_is_a_post_to_the_queues_path() {
+    let stub = Stub::start(|_| answer("204 No Content", "", "")).await;
+    let bus = bus(&format!("{}/shop/", stub.url())).await;
+    bus.queue("orders/new one").send_message(golden_message()).await.expect("204 is the acknowledgement");
+    let requests = stub.requests();
+    let [request] = requests.as_slice() else { panic!("one request: {requests:?}") };
+    assert_eq!(request.first_line, "POST /shop/orders/new%20one HTTP/1.1");
+    assert_eq!(request.text(), "{\"id\": 7}", "the body is the user's");
+    let mut sent: Vec<_> = request.headers.iter().map(|(name, value)| format!("{name}: {value}")).collect();
+    sent.retain(|line| !line.starts_with("host: ") && !line.starts_with("user-agent: polymq/"));
+    sent.sort();
+    assert_eq!(
+        sent,
+        [
+            "accept: */*",
+            "ce-correlationid: saga-1",
+            "ce-dataversion: 2",
+            "ce-id: 0190a0a0-0000-7000-8000-000000000007",
+            "ce-partitionkey: customer-7",
+            "ce-replyto: replies",
+            "ce-source: http",
+            "ce-specversion: 1.0",
+            "ce-time: 2023-11-14T22:13:20.123000000Z",
+            "ce-type: order.created",
+            "content-length: 9",
+            "content-type: application/json",
+            "polymq-headers: tenant=acme%20%C3%A9",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn method_endpoint_and_content_type_can_be_chosen() {
+    let stub = Stub::start(|_| answer("200 OK", "", "thanks")).await;
+    let bus = bus(&stub.url()).await;
+    let queue = bus.queue("orders").with("method", "GET").with("endpoint", "/legacy?kind=order");
+    queue.with("content_type", "application/xml").send_message(Message::new("<a/>")).await.expect("sent");
+    let other = bus.queue("orders").with("endpoint", format!("{}/else", stub.url()));
+    other.send_message(order(1)).await.expect("sent");
+    let requests = stub.requests();
+    assert_eq!(requests[0].first_line, "GET /legacy?kind=order HTTP/1.1");
+    assert_eq!(requests[0].header("content-type"), Some("application/xml"));
+    assert_eq!(
+        (requests[1].first_line.as_str(), requests[1].header("content-type")),
+        ("POST /else HTTP/1.1", Some("application/json"))
+    );
+    for (key, value, expected) in [
+        ("method", "SHOUT", "is no method"),
+        ("endpoint", "ftp://x", "expected http://"),
+        ("qos", "1", "unknown option \"qos\""),
+    ] {
+        let error = bus.queue("orders").with(key, value).send_message(order(1)).await.expect_err("refused");
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+    assert_eq!(stub.requests().len(), 2);
+}
+
+#[tokio::test]
+async fn what_a_server_can_do_wrong_has_kinds_of_its_own() {
+    let mut kinds = Vec::new();
+    for (act, retry) in [(0, Retry::UnknownOutcome), (1, Retry::Never), (2, Retry::UnknownOutcome), (3, Retry::Never)] {
+        let stub = Stub::start(move |_| match act {
+            0 => answer("500 Internal Server Error", "content-type: text/plain\r\n", "out of paper"),
+            1 => answer("302 Found", "location: http://elsewhere.example/\r\n", ""),
+            2 => Act::Silence,
+            _ => Act::Flood,
+        })
+        .await;
+        let started = Instant::now();
+        let error = error_of(&format!("{}?max_reply=100000", stub.url()), order(1)).await;
+        assert!(started.elapsed() < Duration::from_secs(5), "{error}");
+        assert_eq!(error.retry(), retry, "{error:?}");
+        assert_eq!(stub.requests().len(), 1, "never sent twice by itself, and no redirect followed");
+        kinds.push(error.kind());
+        match act {
+            0 => assert!(error.to_string().contains("500 Internal Server Error: out of paper"), "{error}"),
+            1 => assert!(error.hint().is_some_and(|hint| hint.contains("redirects")), "{error}"),
+            _ => {}
+        }
+    }
+    use ErrorKind::{Handler, TooLarge, UnknownOutcome, Unroutable};
+    assert_eq!(kinds, [Handler, Unroutable, UnknownOutcome, TooLarge]);
+}
+
+#[tokio::test]
+async fn a_lost_connection_is_unknown_only_when_something_may_have_been_read() {
+    let stub = Stub::start(|_| Act::HangUp).await;
+    let error = error_of(&stub.url(), order(1)).await;
+    assert_eq!((error.kind(), error.retry()), (ErrorKind::UnknownOutcome, Retry::UnknownOutcome), "{error:?}");
+    assert_eq!(stub.requests().len(), 1);
+    let error = error_of(&free_url().await, order(1)).await;
+    assert_eq!((error.kind(), error.retry()), (ErrorKind::Disconnected, Retry::Now), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_sender_comes_again_when_it_was_told_to() {
+    let count = std::sync::atomic::AtomicUsize::new(0);
+    let stub = Stub::start(move |_| match count.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+        0 => answer("503 Service Unavailable", "retry-after: 1\r\npolymq-attempt: 2\r\n", ""),
+        1 => answer("429 Too Many Requests", "retry-after: 9\r\npolymq-retry-after-ms: 300\r\n", ""),
+        _ => answer("202 Accepted", "", ""),
+    })
+    .await;
+    let bus = bus(&stub.url()).await;
+    let error = bus.queue("orders").send_message(order(1)).await.expect_err("503");
+    assert_eq!((error.kind(), error.retry()), (ErrorKind::Busy, Retry::After(Duration::from_secs(1))));
+    let refusal = error.source().and_then(|source| source.downcast_ref::<Refusal>()).expect("the answer itself");
+    assert_eq!((refusal.status(), refusal.next_attempt()), (503, Some(2)));
+    let started = Instant::now();
+    let patient = bus.queue("orders").with_repeats(1, Backoff::fixed(Duration::from_millis(1)));
+    patient.send_message(order(1)).await.expect("the third");
+    assert!(started.elapsed() >= Duration::from_millis(300), "the server's time is kept");
+    let requests = stub.requests();
+    assert_eq!(requests.len(), 3);
+    assert!(requests.iter().all(|request| request.header("ce-id") == Some("order-1")), "the id stays");
+}
+
+#[tokio::test]
+async fn a_topic_goes_to_each_of_its_endpoints() {
+    let (one, two) = (Stub::start(|_| answer("200 OK", "", "")).await, Stub::start(|_| answer("200 OK", "", "")).await);
+    let full = Stub::start(|_| answer("503 Service Unavailable", "retry-after: 5\r\n", "")).await;
+    let endpoints = format!("endpoints={}/a,{}", one.url(), two.url());
+    let bus = bus(&format!("{}?{endpoints}", free_url().await)).await;
+    bus.topic("prices").send_message(order(1)).await.expect("both took it");
+    assert_eq!(one.requests()[0].first_line, "POST /a/prices HTTP/1.1");
+    assert_eq!(two.requests()[0].first_line, "POST /prices HTTP/1.1");
+    let listed = bus.topic("prices").with("endpoints", format!("{}/x,{}/y", one.url(), full.url()));
+    let error = listed.send_message(order(2)).await.expect_err("one did not");
+    assert_eq!((error.kind(), error.retry()), (ErrorKind::Busy, Retry::UnknownOutcome), "the other has it: {error:?}");
+    assert!(error.to_string().contains("1 of 2 endpoints"), "{error}");
+    let alone = bus.topic("prices").with("endpoints", full.url());
+    let error = alone.send_message(order(3)).await.expect_err("it did not");
+    assert_eq!(error.retry(), Retry::After(Duration::from_secs(5)), "nobody has it");
+}
+
+#[tokio::test]
+async fn credentials_are_sent_and_never_shown() {
+    let stub = Stub::start(|request| match request.header("authorization") {
+        Some("Bearer s3cret" | "Basic bWU6czNjcmV0") => answer("200 OK", "", ""),
+        _ => answer("401 Unauthorized", "", ""),
+    })
+    .await;
+    for url in [format!("{}?token=s3cret", stub.url()), format!("http://me:s3cret@{}", stub.address)] {
+        let bus = bus(&url).await;
+        bus.queue("orders").send_message(order(1)).await.expect("authenticated");
+        assert!(!format!("{bus:?} {:?}", bus.connection()).contains("s3cret"));
+    }
+    let error = error_of(&format!("http://me:wr0ng@{}", stub.address), order(1)).await;
+    assert_eq!(error.kind(), ErrorKind::Unauthenticated);
+    let unreachable = free_url().await.replace("://", "://me:wr0ng@");
+    let lost = error_of(&unreachable, order(1)).await;
+    for error in [error, lost] {
+        let mut shown = format!("{error} {error:?}");
+        let mut source = error.source();
+        while let Some(inner) = source {
+            shown += &format!(" {inner} {inner:?}");
+            source = inner.source();
+        }
+        assert!(!shown.contains("wr0ng"), "{shown}");
+    }
+}
+
+#[tokio::test]
+async fn a_cut_wire_is_unknown_and_the_next_message_goes_on() {
+    let stub = Stub::start(|_| answer("204 No Content", "", "")).await;
+    let proxy = Proxy::start(stub.address).await.expect("a proxy");
+    let bus = bus(&format!("http://{}", proxy.address())).await;
+    let queue = bus.queue("orders").with_timeout(Duration::from_secs(5));
+    queue.send_message(order(1)).await.expect("sent");
+    proxy.cut_before_reply();
+    let error = queue.send_message(order(2)).await.expect_err("the answer was cut off");
+    assert_eq!(error.kind(), ErrorKind::UnknownOutcome, "{error:?}");
+    assert_eq!(bus.health().state, HealthState::Down);
+    queue.send_message(order(3)).await.expect("a new connection is made");
+    assert_eq!(bus.health().state, HealthState::Degraded, "up again, lately");
+    proxy.refuse(true);
+    proxy.reset_all();
+    let error = queue.send_message(order(4)).await.expect_err("refused");
+    assert!(matches!(error.kind(), ErrorKind::Disconnected | ErrorKind::UnknownOutcome), "{error:?}");
+    proxy.refuse(false);
+    eventually(Duration::from_secs(10), || async {
+        queue.send_message(order(5)).await.map_err(|error| error.to_string())
+    })
+    .await;
+    let ids: Vec<_> = stub.requests().iter().filter_map(|request| request.header("ce-id").map(str::to_owned)).collect();
+    assert!(ids.starts_with(&["order-1".to_owned(), "order-2".to_owned(), "order-3".to_owned()]), "{ids:?}");
+}
+
+#[tokio::test]
+async fn a_hole_in_the_network_is_bounded_by_the_time_out() {
+    let stub = Stub::start(|_| answer("204 No Content", "", "")).await;
+    let proxy = Proxy::start(stub.address).await.expect("a proxy");
+    let bus = bus(&format!("http://{}", proxy.address())).await;
+    let queue = bus.queue("orders").with_timeout(Duration::from_secs(1));
+    queue.send_message(order(1)).await.expect("sent");
+    proxy.pause();
+    let started = Instant::now();
+    let error = queue.send_message(order(2)).await.expect_err("nothing can have been answered");
+    assert_eq!(error.kind(), ErrorKind::UnknownOutcome, "{error:?}");
+    assert!(started.elapsed() < Duration::from_secs(3));
+    eventually(Duration::from_secs(3), || async {
+        if bus.health().state == HealthState::Down { Ok(()) } else { Err(bus.health().to_string()) }
+    })
+    .await;
+    proxy.resume();
+    queue.send_message(order(3)).await.expect("it goes on");
+    bus.close().await.expect("close");
+    let error = queue.send_message(order(4)).await.expect_err("closed");
+    assert_eq!(error.kind(), ErrorKind::Closed);
+}
+
+#[tokio::test]
+async fn connections_are_kept_and_pings_tell_the_truth() {
+    let stub = Stub::start(|_| answer("404 Not Found", "", "")).await;
+    let proxy = Proxy::start(stub.address).await.expect("a proxy");
+    let url = format!("http://{}", proxy.address());
+    let bus = bus(&url).await;
+    for n in 0..20 {
+        let error = bus.queue("orders").send_message(order(n)).await.expect_err("404");
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+    }
+    bus.ping().await.expect("any answer will do");
+    assert_eq!(proxy.stats().accepted, 1, "one connection for all of them");
+    let lonely = peer::bus(&free_url().await).await;
+    let error = lonely.ping().await.expect_err("nobody is there");
+    assert_eq!(error.kind(), ErrorKind::Disconnected);
+}

@@ -1,0 +1,58 @@
+//! Receiving: one consumer's share of what its hub fetches.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use polymq_core::{Consumer, Incoming, Result, Settler};
+use tokio::{sync::Notify, time::timeout};
+
+use crate::{hub::Hub, producer::CLOSE_TIMEOUT, settle::KafkaSettler};
+
+/// A consumer of a channel.
+#[derive(Debug)]
+pub(crate) struct KafkaConsumer {
+    hub: Arc<Hub>,
+    share: u64,
+    arrived: Arc<Notify>,
+    settler: Arc<KafkaSettler>,
+}
+
+impl KafkaConsumer {
+    pub(crate) fn new(hub: Arc<Hub>, share: u64, arrived: Arc<Notify>, settler: KafkaSettler) -> Self {
+        Self { hub, share, arrived, settler: Arc::new(settler) }
+    }
+}
+
+#[async_trait]
+impl Consumer for KafkaConsumer {
+    async fn receive(&mut self, max: usize, into: &mut Vec<Incoming>) -> Result<()> {
+        loop {
+            // Nothing is taken while this waits, so dropping the future loses nothing.
+            if let Some(result) = self.hub.take(self.share, max, into) {
+                return result.map_err(|error| error.with_channel(&*self.hub.names.topic));
+            }
+            self.arrived.notified().await;
+        }
+    }
+
+    fn settler(&self) -> Arc<dyn Settler> {
+        Arc::clone(&self.settler) as Arc<dyn Settler>
+    }
+
+    async fn close(&mut self) -> Result<()> {
+        self.hub.part(self.share);
+        // The last one commits and leaves the group, unless it still has messages to settle.
+        if !self.hub.is_in_use() {
+            let mut ended = self.hub.ended();
+            // Bounded for a broker that does not answer.
+            let _ = timeout(CLOSE_TIMEOUT, ended.wait_for(|ended| *ended)).await;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for KafkaConsumer {
+    fn drop(&mut self) {
+        self.hub.part(self.share);
+    }
+}

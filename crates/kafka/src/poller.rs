@@ -1,0 +1,459 @@
+//! The thread of a [`Hub`]: fetches within the prefetch, hears of rebalances, commits what is finished.
+
+use std::{
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use polymq_core::{Details, Error, ErrorKind, Incoming, Result, now};
+use rdkafka::{
+    ClientContext, Offset, TopicPartitionList,
+    config::RDKafkaLogLevel,
+    consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance},
+    error::{KafkaError, KafkaResult},
+    message::{BorrowedMessage, Message as _},
+    types::RDKafkaErrorCode as Code,
+};
+use tokio::sync::oneshot;
+
+use crate::{
+    client,
+    config::KafkaConfig,
+    convert, error,
+    hub::{Fetched, Hub, Turn},
+    link::{Link, lock},
+    position::Position,
+    publisher::configuration,
+    topology,
+};
+
+/// How long the thread does not look whether somebody has closed: longer is late, shorter costs an idle process.
+const TICK: Duration = Duration::from_millis(25);
+/// How long a full prefetch is waited for before fetching is paused. Pausing throws away what the client library has
+/// fetched; without it, a rebalance of the group waits for this long.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long the last commit may take.
+const LAST_COMMIT: Duration = Duration::from_secs(3);
+/// A commit without an answer is repeated after this long.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub(crate) type Native = BaseConsumer<Context>;
+
+/// What the client library calls back.
+pub(crate) struct Context {
+    hub: Weak<Hub>,
+    link: Arc<Link>,
+    config: Arc<KafkaConfig>,
+    /// A commit is on its way.
+    committing: AtomicBool,
+    /// What it told that ends the consumer.
+    end: Mutex<Option<Error>>,
+}
+
+impl Context {
+    /// Of a consumer that asks and never reads.
+    pub(crate) fn asking(link: &Arc<Link>, config: &Arc<KafkaConfig>) -> Self {
+        Self {
+            hub: Weak::new(),
+            link: Arc::clone(link),
+            config: Arc::clone(config),
+            committing: AtomicBool::new(false),
+            end: Mutex::new(None),
+        }
+    }
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        client::log(level, facility, line);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.link.observe(&error, reason);
+        let kind = error::code(&error).map_or(ErrorKind::Other, error::kind);
+        if kind == ErrorKind::PermissionDenied || error::code(&error) == Some(Code::Fatal) {
+            lock(&self.end).get_or_insert_with(|| error::native("consume", error));
+        }
+    }
+}
+
+impl ConsumerContext for Context {
+    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        let (Some(hub), Rebalance::Revoke(list)) = (self.hub.upgrade(), rebalance) else { return };
+        tracing::debug!(topic = %hub.names.topic, partitions = ?list, "revoked");
+        // Lost in silence: others have it already, and nothing can be committed.
+        let lost = consumer.assignment_lost();
+        let changes = hub.revoking(list, if lost { Duration::ZERO } else { self.config.revoke_wait });
+        if !lost
+            && changes.count() > 0
+            && self.link.is_up()
+            && let Err(error) = consumer.commit(&changes, CommitMode::Sync)
+        {
+            tracing::warn!(topic = %hub.names.topic, %error, "positions of partitions that go are not committed");
+        }
+        hub.revoked(list);
+    }
+
+    fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        let Some(hub) = self.hub.upgrade() else { return };
+        match rebalance {
+            Rebalance::Assign(list) => {
+                let mut asked = TopicPartitionList::new();
+                for one in list.elements() {
+                    asked.add_partition(one.topic(), one.partition());
+                }
+                tracing::debug!(topic = %hub.names.topic, partitions = ?list, "assigned");
+                match consumer.committed_offsets(asked, self.config.connect_timeout) {
+                    Ok(found) => hub.assigned(&found, true),
+                    Err(error) => {
+                        // Only what is finished beyond the position is not known: it may come twice.
+                        tracing::warn!(topic = %hub.names.topic, %error, "positions cannot be read");
+                        hub.assigned(list, false);
+                    }
+                }
+            }
+            Rebalance::Revoke(_) => {}
+            Rebalance::Error(error) => tracing::warn!(topic = %hub.names.topic, %error, "rebalance failed"),
+        }
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, list: &TopicPartitionList) {
+        self.committing.store(false, Ordering::Release);
+        let failed = match result {
+            Ok(()) => list.elements().iter().any(|element| element.error().is_err()),
+            // Nothing to commit.
+            Err(KafkaError::ConsumerCommit(Code::NoOffset)) => false,
+            Err(error) => {
+                tracing::debug!(%error, "commit failed, trying again");
+                true
+            }
+        };
+        if failed && let Some(hub) = self.hub.upgrade() {
+            hub.not_committed(list);
+        }
+    }
+}
+
+/// What a hub reads, and from where.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    pub(crate) prefetch: usize,
+    pub(crate) bytes: usize,
+    /// Where a group without a position begins.
+    pub(crate) start: Position,
+    /// Where the group begins now, whatever its position was.
+    pub(crate) seek: Option<Position>,
+    pub(crate) has_delay: bool,
+}
+
+/// Starts the thread; `ready` hears when it reads.
+pub(crate) fn start(
+    hub: Arc<Hub>,
+    config: Arc<KafkaConfig>,
+    link: Arc<Link>,
+    plan: Plan,
+    ready: oneshot::Sender<Result<()>>,
+) -> Result<()> {
+    let run = move || {
+        let mut poller = match Poller::begin(&hub, config, link, &plan) {
+            Ok(poller) => poller,
+            Err(error) => {
+                hub.fail(error.kind(), error.message());
+                hub.set_ended();
+                let _ = ready.send(Err(error));
+                return;
+            }
+        };
+        let _ = ready.send(Ok(()));
+        poller.run();
+        poller.leave();
+    };
+    let spawned = thread::Builder::new().name("polymq-kafka".into()).spawn(run);
+    spawned.map(drop).map_err(|error| Error::new(ErrorKind::Other, "no thread can be started").with_source(error))
+}
+
+struct Poller {
+    hub: Arc<Hub>,
+    config: Arc<KafkaConfig>,
+    link: Arc<Link>,
+    native: Arc<Native>,
+    batch: Vec<Fetched>,
+    is_paused: bool,
+    /// Since when there is no room.
+    full_since: Option<Instant>,
+    committed: Instant,
+}
+
+impl Poller {
+    fn begin(hub: &Arc<Hub>, config: Arc<KafkaConfig>, link: Arc<Link>, plan: &Plan) -> Result<Self> {
+        let own = format!("polymq-{:016x}", fastrand::u64(..));
+        let group = hub.names.group.as_deref().unwrap_or(&own);
+        let context = Context { hub: Arc::downgrade(hub), ..Context::asking(&link, &config) };
+        let settings = client::consumer(&config, group, plan.prefetch, plan.bytes)?;
+        let native: Native = settings.create_with_context(context).map_err(configuration)?;
+        let (topic, timeout) = (&*hub.names.topic, config.connect_timeout);
+        let failed = |error| error::native("consume", error).with_channel(topic);
+        match &hub.names.group {
+            Some(_) => {
+                begin_at(&native, &hub.names, plan.start, plan.seek, timeout)?;
+                let mut topics = vec![topic];
+                topics.extend(hub.names.delay.as_deref().filter(|_| plan.has_delay));
+                native.subscribe(&topics).map_err(failed)?;
+            }
+            None => {
+                let partitions = topology::existing(native.client(), topic, timeout)?;
+                let list = plan.seek.unwrap_or(plan.start).offsets(&native, topic, &partitions, timeout)?;
+                native.assign(&list).map_err(failed)?;
+                hub.assigned(&list, false);
+            }
+        }
+        let native = Arc::new(native);
+        hub.set_native(Some(Arc::clone(&native)));
+        Ok(Self {
+            hub: Arc::clone(hub),
+            config,
+            link,
+            native,
+            batch: Vec::new(),
+            is_paused: false,
+            full_since: None,
+            committed: Instant::now(),
+        })
+    }
+
+    fn run(&mut self) {
+        loop {
+            if let Some(error) = self.link.closed_error("receive") {
+                self.hub.fail(error.kind(), error.message());
+            }
+            if let Some(error) = lock(&self.native.context().end).take() {
+                self.hub.fail(error.kind(), error.message());
+            }
+            match self.hub.turn(Instant::now()) {
+                Turn::Leave => return,
+                Turn::Fetch(room, due) => {
+                    self.full_since = None;
+                    self.pause(false);
+                    self.fetch(room, due);
+                }
+                Turn::Full if !self.is_paused => {
+                    let since = *self.full_since.get_or_insert_with(Instant::now);
+                    if !self.hub.wait_for_room(self.config.commit_interval.min(PATIENCE)) && since.elapsed() > PATIENCE
+                    {
+                        self.pause(true);
+                    }
+                }
+                Turn::Full => {
+                    // Rebalances and errors; a message can only come from a partition that is new.
+                    if self.fetch(1, None) > 0 {
+                        self.is_paused = false;
+                        self.pause(true);
+                    }
+                    self.hub.wait_for_room(TICK);
+                }
+            }
+            self.commit();
+        }
+    }
+
+    fn fetch(&mut self, room: usize, due: Option<Instant>) -> usize {
+        let now = Instant::now();
+        let mut wait = if self.is_paused { Duration::ZERO } else { TICK };
+        if let Some(due) = due {
+            wait = wait.min(due.saturating_duration_since(now));
+        }
+        let mut failure = None;
+        while self.batch.len() < room {
+            match self.native.poll(wait) {
+                Some(Ok(record)) => self.batch.push(fetched(&record, &self.hub)),
+                Some(Err(error)) => {
+                    failure = Some(error);
+                    break;
+                }
+                None => break,
+            }
+            wait = Duration::ZERO;
+        }
+        let count = self.batch.len();
+        if count > 0 {
+            self.hub.take_in(&mut self.batch);
+        }
+        if let Some(error) = failure {
+            self.failed(&error);
+        }
+        if self.hub.names.delay.is_some() {
+            self.limit_held();
+        }
+        count
+    }
+
+    /// Delayed messages wait here only up to a bound.
+    fn limit_held(&self) {
+        let (full, again) = self.hub.fullness();
+        if full.count() > 0 {
+            self.changed_fetching(self.native.pause(&full));
+        }
+        if again.count() > 0 && !self.is_paused {
+            self.changed_fetching(self.native.resume(&again));
+        }
+    }
+
+    fn pause(&mut self, pause: bool) {
+        if self.is_paused == pause {
+            return;
+        }
+        self.is_paused = pause;
+        let changed = self.native.assignment().and_then(|all| match pause {
+            true => self.native.pause(&all),
+            false => self.native.resume(&all).and_then(|()| self.native.pause(&self.hub.full())),
+        });
+        self.changed_fetching(changed);
+    }
+
+    fn changed_fetching(&self, result: KafkaResult<()>) {
+        if let Err(error) = result {
+            // A partition that has just gone; the next assignment begins afresh.
+            tracing::debug!(topic = %self.hub.names.topic, %error, "fetching cannot be paused or resumed");
+        }
+    }
+
+    fn failed(&self, error: &KafkaError) {
+        let topic = &*self.hub.names.topic;
+        tracing::debug!(topic, %error, "polled");
+        let Some(code) = error::code(error) else { return };
+        match error::kind(code) {
+            // The health of the connection tells.
+            ErrorKind::Disconnected | ErrorKind::Timeout => {}
+            kind @ (ErrorKind::PermissionDenied | ErrorKind::NotFound) => {
+                let missing = kind == ErrorKind::NotFound;
+                // A topic that is made again is read again; the client library goes on asking for it.
+                let still_there = missing
+                    && !matches!(
+                        topology::partitions(self.native.client(), topic, self.config.connect_timeout),
+                        Ok(None)
+                    );
+                if !still_there {
+                    self.hub.fail(kind, &error::text(error));
+                }
+            }
+            _ if matches!(error, KafkaError::MessageConsumptionFatal(_)) => {
+                self.hub.fail(ErrorKind::Other, &error::text(error));
+            }
+            _ => tracing::warn!(topic, %error, "receiving"),
+        }
+    }
+
+    fn commit(&mut self) {
+        if self.hub.names.group.is_none() || self.committed.elapsed() < self.config.commit_interval {
+            return;
+        }
+        let committing = &self.native.context().committing;
+        if committing.load(Ordering::Acquire) && self.committed.elapsed() < COMMIT_TIMEOUT {
+            return;
+        }
+        let changes = self.hub.changes();
+        if changes.count() == 0 {
+            return;
+        }
+        self.committed = Instant::now();
+        committing.store(true, Ordering::Release);
+        if let Err(error) = self.native.commit(&changes, CommitMode::Async) {
+            tracing::debug!(topic = %self.hub.names.topic, %error, "commit failed, trying again");
+            committing.store(false, Ordering::Release);
+            self.hub.not_committed(&changes);
+        }
+    }
+
+    /// Commits what is left and leaves the group.
+    fn leave(self) {
+        let deadline = Instant::now() + LAST_COMMIT;
+        let committing = || self.native.context().committing.load(Ordering::Acquire);
+        let is_member = self.hub.names.group.is_some();
+        while is_member && self.link.is_up_or_closing() && Instant::now() < deadline {
+            if !committing() {
+                let changes = self.hub.changes();
+                if changes.count() == 0 {
+                    break;
+                }
+                self.native.context().committing.store(true, Ordering::Release);
+                if self.native.commit(&changes, CommitMode::Async).is_err() {
+                    break;
+                }
+            }
+            // Serves the answer; a message that comes is not ours any more.
+            drop(self.native.poll(Duration::from_millis(5)));
+        }
+        drop(self.hub.set_native(None));
+        let Self { hub, native, .. } = self;
+        // Leaves the group. Where somebody counts messages just now, that ends first.
+        drop(native);
+        hub.set_ended();
+    }
+}
+
+fn fetched(record: &BorrowedMessage<'_>, hub: &Hub) -> Fetched {
+    let (message, due) = convert::message(record);
+    let left = due.and_then(|due| due.duration_since(now()).ok()).filter(|left| !left.is_zero());
+    let broker_time = record.timestamp().to_millis().and_then(|millis| u64::try_from(millis).ok());
+    let details = Details {
+        broker_time: broker_time.map(|millis| std::time::SystemTime::UNIX_EPOCH + Duration::from_millis(millis)),
+        sequence: u64::try_from(record.offset()).ok(),
+        partition: Some(record.partition()),
+        ..Details::default()
+    };
+    Fetched {
+        is_delay: record.topic() != &*hub.names.topic,
+        partition: record.partition(),
+        offset: record.offset(),
+        incoming: Incoming { message, details: Some(Box::new(details)), ..Incoming::default() },
+        due: left.map(|left| Instant::now() + left),
+    }
+}
+
+/// Commits where a group begins, unless it has a position: from now on it misses nothing. Blocks.
+pub(crate) fn begin_at(
+    native: &Native,
+    names: &topology::Names,
+    start: Position,
+    seek: Option<Position>,
+    timeout: Duration,
+) -> Result<()> {
+    if names.is_queue && seek.is_none() {
+        // The oldest message, which is where a group without a position begins.
+        return Ok(());
+    }
+    let topic = &*names.topic;
+    let failed = |error| error::native("consume", error).with_channel(topic);
+    let partitions = topology::existing(native.client(), topic, timeout)?;
+    let known = native.committed_offsets(topology::list(topic, &partitions), timeout).map_err(failed)?;
+    let has_position = |partition: &i32| {
+        known.find_partition(topic, *partition).is_some_and(|found| matches!(found.offset(), Offset::Offset(_)))
+    };
+    let wanted: Vec<i32> = match seek {
+        Some(_) => partitions,
+        None => partitions.into_iter().filter(|partition| !has_position(partition)).collect(),
+    };
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let list = seek.unwrap_or(start).offsets(native, topic, &wanted, timeout)?;
+    match native.commit(&list, CommitMode::Sync) {
+        Ok(()) => Ok(()),
+        // The group has members; the first of them has said where it begins.
+        Err(KafkaError::ConsumerCommit(
+            Code::UnknownMemberId | Code::IllegalGeneration | Code::RebalanceInProgress,
+        )) => match seek {
+            None => Ok(()),
+            Some(_) => Err(Error::new(ErrorKind::Conflict, "the group has consumers, so its position cannot be set")
+                .with_backend(crate::NAME)
+                .with_operation("consume")
+                .with_channel(topic)
+                .with_hint("stop them first")),
+        },
+        Err(error) => Err(failed(error)),
+    }
+}

@@ -1,0 +1,106 @@
+//! Where a group begins, or begins again: the option `position` of a consumer.
+
+use std::time::{Duration, SystemTime};
+
+use polymq_core::Result;
+use rdkafka::{
+    Offset, TopicPartitionList,
+    client::ClientContext,
+    consumer::{BaseConsumer, Consumer, ConsumerContext},
+};
+
+use crate::error;
+
+/// A place in a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Position {
+    /// The oldest message that is kept.
+    First,
+    /// After the newest message.
+    End,
+    /// This many messages before the end, in each partition.
+    Last(i64),
+    /// This offset, in each partition.
+    Offset(i64),
+    /// The first message that the broker took at this time or later.
+    Time(SystemTime),
+}
+
+impl Position {
+    /// Reads `first`, `end`, `last:10`, `offset:4711` and `time:2026-01-02T03:04:05Z`.
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        let (word, argument) = text.split_once(':').unwrap_or((text, ""));
+        let number = || argument.parse().ok().filter(|number: &i64| *number >= 0);
+        let found = match (word, argument) {
+            ("first", "") => Some(Self::First),
+            ("end", "") => Some(Self::End),
+            ("last", _) => number().map(Self::Last),
+            ("offset", _) => number().map(Self::Offset),
+            ("time", _) => humantime::parse_rfc3339_weak(argument).ok().map(Self::Time),
+            _ => None,
+        };
+        found.ok_or_else(|| {
+            error::config(format!("option \"position\": {text:?} is not valid"))
+                .with_hint("write first, end, last:10, offset:4711 or time:2026-01-02T03:04:05Z")
+        })
+    }
+
+    /// The offsets of this place. Blocks.
+    pub(crate) fn offsets<C: ConsumerContext + ClientContext>(
+        self,
+        consumer: &BaseConsumer<C>,
+        topic: &str,
+        partitions: &[i32],
+        timeout: Duration,
+    ) -> Result<TopicPartitionList> {
+        let failed = |error| error::native("consume", error).with_channel(topic);
+        let mut list = TopicPartitionList::new();
+        if let Self::Time(time) = self {
+            let millis = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+            let millis = i64::try_from(millis).unwrap_or(i64::MAX);
+            for partition in partitions {
+                list.add_partition_offset(topic, *partition, Offset::Offset(millis)).map_err(failed)?;
+            }
+            list = consumer.offsets_for_times(list, timeout).map_err(failed)?;
+        }
+        let mut found = TopicPartitionList::new();
+        for partition in partitions {
+            let (low, high) = consumer.fetch_watermarks(topic, *partition, timeout).map_err(failed)?;
+            let offset = match self {
+                Self::First => low,
+                Self::End => high,
+                Self::Last(count) => (high - count).max(low),
+                Self::Offset(offset) => offset.clamp(low, high),
+                Self::Time(_) => match list.find_partition(topic, *partition).map(|found| found.offset()) {
+                    Some(Offset::Offset(offset)) => offset,
+                    // Nothing is that young.
+                    _ => high,
+                },
+            };
+            found.add_partition_offset(topic, *partition, Offset::Offset(offset)).map_err(failed)?;
+        }
+        Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_are_read() {
+        for (text, expected) in [
+            ("first", Position::First),
+            ("end", Position::End),
+            ("last:10", Position::Last(10)),
+            ("offset:4711", Position::Offset(4711)),
+            ("time:1970-01-01T00:00:05Z", Position::Time(SystemTime::UNIX_EPOCH + Duration::from_secs(5))),
+        ] {
+            assert_eq!(Position::parse(text).expect("valid"), expected);
+        }
+        for text in ["", "lasst", "last", "last:-1", "offset:x", "time:noon", "first:1"] {
+            let error = Position::parse(text).expect_err("not valid");
+            assert!(error.to_string().contains(&format!("{text:?}")), "{error}");
+        }
+    }
+}

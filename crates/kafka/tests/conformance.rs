@@ -1,0 +1,77 @@
+//! The suite of polymq-testkit on a real Apache Kafka.
+
+mod common;
+
+use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+
+use common::{bare::Bare, relay::Relays};
+use polymq_core::{Address, Backend};
+use polymq_kafka::KafkaBackend;
+use polymq_testkit::{BareClient, Broker, BrokerControl, Denied, Harness, Heartbeat, Suite};
+
+#[derive(Debug)]
+struct Kafka {
+    broker: Broker,
+    bare: Bare,
+    relays: Relays,
+}
+
+impl Kafka {
+    fn start() -> Self {
+        let broker = Broker::kafka();
+        let bare = Bare { servers: broker.address().to_string() };
+        Self { relays: Relays::new(broker.address()), bare, broker }
+    }
+
+    fn url_of(&self, login: &str, at: SocketAddr) -> String {
+        // The shortest time after which the broker gives the messages of a killed consumer to another one.
+        format!("kafka://{login}@{at}?session_timeout=6s")
+    }
+}
+
+impl Harness for Kafka {
+    fn backend(&self) -> Arc<dyn Backend> {
+        Arc::new(KafkaBackend)
+    }
+
+    fn url(&self, at: Option<SocketAddr>) -> String {
+        let at = at.map_or(self.broker.address(), |proxy| self.relays.before(proxy));
+        self.url_of("admin:secret", at)
+    }
+
+    fn broker(&self) -> Option<&dyn BrokerControl> {
+        Some(&self.broker)
+    }
+
+    fn bare(&self) -> Option<&dyn BareClient> {
+        Some(&self.bare)
+    }
+
+    fn wrong_password(&self) -> Option<String> {
+        Some(self.url_of("admin:not-the-password", self.broker.address()))
+    }
+
+    fn denied(&self) -> Option<Denied> {
+        let url = self.url_of("limited:limited", self.broker.address());
+        Some(Denied { url, address: Address::queue("forbidden"), consumers_are_told: true })
+    }
+
+    fn deliveries_outlive_connections(&self) -> bool {
+        // Membership in the group does, for the session's time.
+        true
+    }
+
+    fn heartbeat(&self) -> Option<Heartbeat> {
+        // Declared: silence of twice the heartbeat is a lost connection.
+        Some(Heartbeat { settings: vec![("heartbeat".into(), "2s".into())], bound: Duration::from_secs(4) })
+    }
+}
+
+fn main() -> ExitCode {
+    // RUST_LOG=polymq_kafka=debug tells what happened.
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_writer(std::io::stderr)
+        .init();
+    Suite::new("kafka", |_| Kafka::start()).main()
+}

@@ -1,0 +1,272 @@
+//! What a connection does: makes producers and consumers, declares, deletes and closes.
+
+use std::{
+    fmt,
+    future::Future,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use async_trait::async_trait;
+use polymq_core::{
+    Address, Capabilities, ChannelKind, Connection, ConsumeOptions, Consumer, Error, ErrorKind, HealthWatch,
+    ProduceOptions, Producer, Result, Settings,
+};
+use tokio::{sync::OnceCell, time::timeout};
+
+use crate::{
+    NAME,
+    backend::capabilities,
+    config::{Declare, SqsConfig},
+    consumer::{self, ConsumerHandle, SqsConsumer},
+    error::{self, Effect},
+    link::{Link, LinkHandle, Live},
+    names,
+    options::Options,
+    outbox::{Outbox, Target},
+    producer::{CLOSE_TIMEOUT, SqsProducer},
+    shared::Shared,
+    topology::{self, Plan, Subscribed},
+};
+
+/// A connection to SQS and SNS.
+pub struct SqsConnection {
+    link: LinkHandle,
+    capabilities: Capabilities,
+    outboxes: Mutex<Vec<Weak<Outbox>>>,
+    consumers: Mutex<Vec<ConsumerHandle>>,
+    /// Whether everything was answered when it was closed.
+    closed: OnceCell<bool>,
+    /// Whether the first one who closed has heard so.
+    told: AtomicBool,
+}
+
+impl SqsConnection {
+    /// Connects, as [`Backend::connect`](polymq_core::Backend::connect) does, and keeps the type, for
+    /// [`native`](Self::native).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`](polymq_core::ErrorKind::Config) for settings that are not valid,
+    /// [`ErrorKind::Unauthenticated`](polymq_core::ErrorKind::Unauthenticated) for credentials that were refused or not
+    /// found, [`ErrorKind::Disconnected`](polymq_core::ErrorKind::Disconnected) when nobody answers in time.
+    pub async fn connect(settings: &Settings) -> Result<Self> {
+        let config = Arc::new(SqsConfig::parse(settings)?);
+        let capabilities = capabilities(&config);
+        let link = Link::start(config).await?;
+        Ok(Self {
+            link,
+            capabilities,
+            outboxes: Mutex::default(),
+            consumers: Mutex::default(),
+            closed: OnceCell::new(),
+            told: AtomicBool::new(false),
+        })
+    }
+
+    /// The client of SQS, for what polymq does not do.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Disconnected`](polymq_core::ErrorKind::Disconnected) while nobody answers.
+    pub async fn native(&self) -> Result<aws_sdk_sqs::Client> {
+        Ok(self.link.live_soon("connect").await?.sqs)
+    }
+
+    /// The client of SNS, likewise.
+    ///
+    /// # Errors
+    /// As [`native`](Self::native).
+    pub async fn native_sns(&self) -> Result<aws_sdk_sns::Client> {
+        Ok(self.link.live_soon("connect").await?.sns)
+    }
+
+    fn config(&self) -> &SqsConfig {
+        &self.link.config
+    }
+
+    /// Runs requests, bounded.
+    async fn bounded<T, F>(&self, operation: &'static str, run: impl FnOnce(Live) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let live = self.link.live_soon(operation).await?;
+        let limit = self.config().connect_timeout;
+        let answer = self.link.call(&live, operation, Effect::Idempotent, limit, run(live.clone())).await;
+        answer.map_err(|error| error.with_operation(operation))
+    }
+
+    fn may_declare(&self, asked: bool) -> bool {
+        asked && self.config().declare == Declare::Auto
+    }
+
+    /// The queue behind an address, its subscription and its dead-letter queue.
+    fn plan(&self, address: &Address, options: &ConsumeOptions, extra: &Options) -> Result<Plan> {
+        let fifo = self.config().fifo;
+        let subscribed = match address.kind() {
+            ChannelKind::Queue => None,
+            ChannelKind::Topic => Some(Subscribed {
+                topic: names::topic(address.name(), fifo)?,
+                raw: extra.raw_delivery,
+                filter: extra.filter.clone(),
+            }),
+        };
+        let declare = self.may_declare(options.declare);
+        let mut plan = match (names::queue(address, options.group.as_deref(), fifo)?, subscribed) {
+            (Some(queue), topic) => Plan { topic, ..Plan::of_queue(queue, declare) },
+            (None, Some(topic)) => Plan::own(topic),
+            (None, None) => return Err(error::invalid("a queue without a name")),
+        };
+        plan.redrive = extra.redrive;
+        plan.dead_letters = match &options.dead_letters {
+            Some(letters) => names::queue(letters, None, fifo)?,
+            None => None,
+        };
+        Ok(plan)
+    }
+
+    /// Returns what is held and flushes what was handed over; whether all of it was answered.
+    async fn wind_up(&self) -> bool {
+        let consumers = std::mem::take(&mut *self.consumers.lock().unwrap_or_else(PoisonError::into_inner));
+        futures_util::future::join_all(consumers.into_iter().map(ConsumerHandle::close)).await;
+        let outboxes = std::mem::take(&mut *self.outboxes.lock().unwrap_or_else(PoisonError::into_inner));
+        let open: Vec<Arc<Outbox>> = outboxes.iter().filter_map(Weak::upgrade).collect();
+        // Bounded for a service that does not answer: what it has not answered is answered with "unknown outcome".
+        let flushing = futures_util::future::join_all(open.iter().map(|outbox| outbox.flush()));
+        let flushed = timeout(CLOSE_TIMEOUT, flushing).await;
+        self.link.close("closed by this program");
+        open.iter().for_each(|outbox| outbox.close());
+        flushed.is_ok()
+    }
+
+    fn outbox(&self, target: Target, declare: bool, max_batch: usize) -> Arc<Outbox> {
+        let outbox = Outbox::start(self.link.link(), target, declare, max_batch);
+        let mut outboxes = self.outboxes.lock().unwrap_or_else(PoisonError::into_inner);
+        outboxes.retain(|outbox| outbox.strong_count() > 0);
+        outboxes.push(Arc::downgrade(&outbox));
+        outbox
+    }
+}
+
+#[async_trait]
+impl Connection for SqsConnection {
+    fn backend(&self) -> &'static str {
+        NAME
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn health(&self) -> HealthWatch {
+        self.link.health.watch()
+    }
+
+    fn check_address(&self, address: &Address) -> Result<()> {
+        match address.kind() {
+            ChannelKind::Queue => names::queue(address, None, self.config().fifo).map(drop),
+            ChannelKind::Topic => names::topic(address.name(), self.config().fifo).map(drop),
+        }
+    }
+
+    async fn producer(&self, address: &Address, options: &ProduceOptions) -> Result<Box<dyn Producer>> {
+        let extra = Options::read(self.config(), &options.extra)?;
+        let is_topic = address.kind() == ChannelKind::Topic;
+        let fifo = self.config().fifo;
+        let (target, max) = if is_topic {
+            (Target::Topic(names::topic(address.name(), fifo)?), self.config().max_topic_message)
+        } else {
+            let name = names::queue(address, None, fifo)?.ok_or_else(|| error::invalid("a queue without a name"))?;
+            (Target::Queue(name), self.config().max_message)
+        };
+        let (Target::Queue(name) | Target::Topic(name)) = &target;
+        let is_fifo = name.fifo;
+        let outbox = self.outbox(target, self.may_declare(options.declare), max);
+        let subject = extra.subject.filter(|_| is_topic);
+        let producer = SqsProducer::new(Arc::clone(&outbox), address.shared_name(), max, (is_fifo, is_topic), subject);
+        // While the first connection is still being made, what is to be made is made before the first message.
+        if self.link.is_up() || !self.config().connect_retry {
+            let live = self.link.live_soon("declare").await?;
+            outbox.ensure(&live).await.map_err(|error| error::copy(&error).with_channel(address.name()))?;
+        }
+        Ok(Box::new(producer))
+    }
+
+    async fn consumer(&self, address: &Address, options: &ConsumeOptions) -> Result<Box<dyn Consumer>> {
+        let extra = Options::read(self.config(), &options.extra)?;
+        let plan = self.plan(address, options, &extra)?;
+        let located = |error: Error| error.with_channel(address.name());
+        let url = self.bounded("consume", |live| {
+            let plan = plan.clone();
+            async move { topology::ensure(&live, &plan).await }
+        });
+        let url = url.await.map_err(located)?;
+        let shared = Shared::new(
+            (options.prefetch, options.prefetch_bytes),
+            (consumer::lease(options.lease), self.config().lease_cap),
+            plan.queue.fifo,
+            plan.redrive > 0,
+            self.config().max_message,
+        );
+        let unwrap = extra.unwrap || address.kind() == ChannelKind::Topic;
+        let consumer = SqsConsumer::start(self.link.link(), shared, plan, url, unwrap);
+        let mut consumers = self.consumers.lock().unwrap_or_else(PoisonError::into_inner);
+        consumers.retain(|consumer| !consumer.is_gone());
+        consumers.push(consumer.handle());
+        Ok(Box::new(consumer))
+    }
+
+    async fn declare(&self, address: &Address, options: &ConsumeOptions) -> Result<()> {
+        let extra = Options::read(self.config(), &options.extra)?;
+        let plan = self.plan(address, options, &extra)?;
+        let declared = self.bounded("declare", |live| async move {
+            match &plan.topic {
+                // A queue that belongs to one consumer is made by it.
+                Some(subscribed) if plan.own => {
+                    topology::ensure_topic(&live, &subscribed.topic, plan.declare).await.map(drop)
+                }
+                _ => topology::ensure(&live, &plan).await.map(drop),
+            }
+        });
+        declared.await.map_err(|error| error.with_channel(address.name()))
+    }
+
+    async fn delete(&self, address: &Address, group: Option<&str>) -> Result<()> {
+        let fifo = self.config().fifo;
+        let queue = names::queue(address, group, fifo)?;
+        let topic = match address.kind() {
+            ChannelKind::Queue => None,
+            ChannelKind::Topic => Some(names::topic(address.name(), fifo)?),
+        };
+        let deleted = self.bounded("delete", |live| async move {
+            match (topic, queue) {
+                (None, Some(queue)) => topology::delete_queue(&live, &queue).await,
+                (Some(topic), Some(queue)) => topology::leave(&live, &topic, &queue).await,
+                (Some(topic), None) => topology::delete_topic(&live, &topic).await,
+                (None, None) => Ok(()),
+            }
+        });
+        deleted.await.map_err(|error| error.with_channel(address.name()))
+    }
+
+    async fn ping(&self) -> Result<()> {
+        self.link.ping().await
+    }
+
+    async fn close(&self) -> Result<()> {
+        // Who closes at the same time waits for the same end.
+        let flushed = *self.closed.get_or_init(|| self.wind_up()).await;
+        if flushed || self.told.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Timeout, "not everything was answered in time")
+            .with_backend(NAME)
+            .with_operation("close"))
+    }
+}
+
+impl fmt::Debug for SqsConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqsConnection").field("config", self.config()).finish_non_exhaustive()
+    }
+}

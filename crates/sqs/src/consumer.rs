@@ -1,0 +1,450 @@
+//! Receiving: a background task per consumer that polls, extends loans, and tells SQS what was settled.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use polymq_core::{Consumer, Error, ErrorKind, Incoming, Result, Settler};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+
+use crate::{
+    backend::BATCH,
+    convert,
+    error::{self, Effect, native, of_entry},
+    link::{Link, Live},
+    outbox,
+    poll::{Reading, Url, poll},
+    producer::CLOSE_TIMEOUT,
+    settle::{self, SqsSettler},
+    shared::{Change, Copied, Delete, Held, Purpose, Shared, final_error, queue_gone},
+    topology::{self, Plan},
+};
+
+/// Wait after an answer that says "not now".
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// A consumer of a queue.
+#[derive(Debug)]
+pub(crate) struct SqsConsumer {
+    shared: Arc<Shared>,
+    settler: Arc<SqsSettler>,
+    handle: ConsumerHandle,
+}
+
+/// What the connection needs to close a consumer that is still open.
+#[derive(Debug, Clone)]
+pub(crate) struct ConsumerHandle {
+    shared: Arc<Shared>,
+    /// How far the task has come.
+    stage: watch::Receiver<Stage>,
+}
+
+/// How far a consumer's task has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Reading,
+    /// Nothing is fetched any more, and what was not received is back.
+    Returned,
+    Ended,
+}
+
+impl ConsumerHandle {
+    pub(crate) fn is_gone(&self) -> bool {
+        *self.stage.borrow() == Stage::Ended
+    }
+
+    /// Ends it, settled or not.
+    pub(crate) async fn close(mut self) {
+        self.shared.start_close();
+        self.reaches(Stage::Returned).await;
+        self.shared.abandon();
+        self.reaches(Stage::Ended).await;
+    }
+
+    async fn reaches(&mut self, stage: Stage) {
+        // Bounded for a service that does not answer: what is not returned then, returns when its loan is over.
+        let _ = timeout(CLOSE_TIMEOUT, self.stage.wait_for(|now| *now >= stage)).await;
+    }
+}
+
+impl SqsConsumer {
+    pub(crate) fn start(link: Arc<Link>, shared: Arc<Shared>, plan: Plan, url: Url, unwrap: bool) -> Self {
+        let (stage, stages) = watch::channel(Stage::Reading);
+        let reading = Reading { lease: shared.lease(), unwrap };
+        let task = Task { link: Arc::clone(&link), shared: Arc::clone(&shared), plan, url, reading, stage };
+        link.spawn(task.run());
+        let handle = ConsumerHandle { shared: Arc::clone(&shared), stage: stages };
+        Self { settler: Arc::new(SqsSettler(Arc::clone(&shared))), shared, handle }
+    }
+
+    pub(crate) fn handle(&self) -> ConsumerHandle {
+        self.handle.clone()
+    }
+}
+
+#[async_trait]
+impl Consumer for SqsConsumer {
+    async fn receive(&mut self, max: usize, into: &mut Vec<Incoming>) -> Result<()> {
+        loop {
+            // Nothing is taken while this waits, so dropping the future loses nothing.
+            if let Some(result) = self.shared.take(max, into) {
+                return result;
+            }
+            self.shared.arrived.notified().await;
+        }
+    }
+
+    fn settler(&self) -> Arc<dyn Settler> {
+        Arc::clone(&self.settler) as Arc<dyn Settler>
+    }
+
+    async fn close(&mut self) -> Result<()> {
+        self.shared.start_close();
+        self.handle.reaches(Stage::Returned).await;
+        Ok(())
+    }
+}
+
+impl Drop for SqsConsumer {
+    fn drop(&mut self) {
+        self.shared.start_close();
+    }
+}
+
+struct Task {
+    link: Arc<Link>,
+    shared: Arc<Shared>,
+    plan: Plan,
+    url: Url,
+    reading: Reading,
+    stage: watch::Sender<Stage>,
+}
+
+/// What a request of the task has come to.
+enum Done {
+    Polled { asked: usize, answer: Result<Vec<(Incoming, Held)>> },
+    Told(Told),
+}
+
+/// What SQS is told about messages, each in requests of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Deletes,
+    Changes,
+    Copies,
+}
+
+/// How many requests of each kind are on their way.
+#[derive(Debug, Default)]
+struct Running {
+    polls: usize,
+    told: [usize; 3],
+}
+
+type Requests = FuturesUnordered<BoxFuture<'static, Done>>;
+
+impl Task {
+    async fn run(mut self) {
+        let mut requests = Requests::new();
+        let mut running = Running::default();
+        // How many polls may be on their way: one, and more for each in a row that came back full.
+        let mut width = 1;
+        let mut tick = Instant::now() + self.shared.tick();
+        let mut link_changes = self.link.changes();
+        loop {
+            if self.shared.is_closing() {
+                self.give_back();
+            }
+            self.start(&mut requests, &mut running, width);
+            if self.shared.is_closing() && requests.is_empty() {
+                if self.shared.is_told() {
+                    self.stage.send_if_modified(|stage| std::mem::replace(stage, Stage::Returned) != Stage::Returned);
+                }
+                if self.shared.is_finished() {
+                    break;
+                }
+            }
+            tokio::select! {
+                Some(done) = requests.next(), if !requests.is_empty() => match done {
+                    Done::Polled { asked, answer } => {
+                        running.polls -= 1;
+                        width = self.polled(asked, answer, width).await;
+                    }
+                    Done::Told(what) => running.told[what as usize] -= 1,
+                },
+                () = link_changes.changed() => if self.link.is_closed() { break },
+                () = sleep_until(tick) => {
+                    self.shared.heartbeat(self.link.is_up());
+                    tick = Instant::now() + self.shared.tick();
+                }
+                () = self.shared.work.notified() => {}
+            }
+        }
+        self.end().await;
+    }
+
+    /// Returns what was fetched and not received.
+    fn give_back(&self) {
+        for incoming in self.shared.unread() {
+            if let Ok(held) = self.shared.claim(incoming.token) {
+                settle::release(&self.shared, held, incoming.message);
+            }
+        }
+    }
+
+    /// Starts every request that may start; none while the service is not there.
+    fn start(&self, requests: &mut Requests, running: &mut Running, width: usize) {
+        let Some(live) = self.link.live_now() else { return };
+        while running.polls < width
+            && let Some(asked) = self.shared.reserve()
+        {
+            running.polls += 1;
+            requests.push(Box::pin(polling(self.context(&live), asked, self.reading)));
+        }
+        let told = &mut running.told;
+        while let copies = self.shared.next_copies(told[Told::Copies as usize])
+            && !copies.is_empty()
+        {
+            told[Told::Copies as usize] += 1;
+            requests.push(Box::pin(copying(self.context(&live), copies)));
+        }
+        while let changes = self.shared.next_changes(told[Told::Changes as usize])
+            && !changes.is_empty()
+        {
+            told[Told::Changes as usize] += 1;
+            requests.push(Box::pin(changing(self.context(&live), changes)));
+        }
+        while let deletes = self.shared.next_deletes(told[Told::Deletes as usize])
+            && !deletes.is_empty()
+        {
+            told[Told::Deletes as usize] += 1;
+            requests.push(Box::pin(deleting(self.context(&live), deletes)));
+        }
+    }
+
+    fn context(&self, live: &Live) -> Context {
+        Context {
+            link: Arc::clone(&self.link),
+            live: live.clone(),
+            shared: Arc::clone(&self.shared),
+            url: Arc::clone(&self.url),
+        }
+    }
+
+    /// Takes what a poll has brought; the number of polls that may be on their way next.
+    async fn polled(&mut self, asked: usize, answer: Result<Vec<(Incoming, Held)>>, width: usize) -> usize {
+        let error = match answer {
+            Ok(messages) => {
+                let full = asked == BATCH && messages.len() == BATCH;
+                self.shared.arrive(asked, messages);
+                return if full { (width + 1).min(self.link.config.polls) } else { (width - 1).max(1) };
+            }
+            Err(error) => error,
+        };
+        self.shared.arrive(asked, Vec::new());
+        match error.kind() {
+            ErrorKind::NotFound if self.plan.declare && !self.shared.is_closing() => self.declare_again().await,
+            ErrorKind::NotFound => self.shared.fail(&queue_gone(&self.plan.queue.text)),
+            kind if final_error(kind) => self.shared.fail(&error),
+            _ => {}
+        }
+        1
+    }
+
+    /// The queue was deleted: it is made again.
+    async fn declare_again(&mut self) {
+        let Some(live) = self.link.live_now() else { return };
+        let limit = self.link.config.connect_timeout;
+        let declared =
+            self.link.call(&live, "declare", Effect::Idempotent, limit, topology::ensure(&live, &self.plan)).await;
+        match declared {
+            Ok(url) => self.url = url,
+            Err(error) if final_error(error.kind()) => self.shared.fail(&error),
+            Err(error) => {
+                tracing::warn!(queue = self.plan.queue.text, %error, "the queue cannot be made again, trying later");
+                sleep(PAUSE).await;
+            }
+        }
+    }
+
+    async fn end(self) {
+        self.shared.seal(&error::closed("receive"));
+        if let Some(live) = self.link.live_now().filter(|_| self.plan.own) {
+            let limit = self.link.config.connect_timeout;
+            let _ = timeout(limit, topology::abandon(&live, &self.plan)).await;
+        }
+        self.stage.send_replace(Stage::Ended);
+    }
+}
+
+/// What a request works with.
+struct Context {
+    link: Arc<Link>,
+    live: Live,
+    shared: Arc<Shared>,
+    url: Url,
+}
+
+impl Context {
+    async fn call<T>(&self, effect: Effect, request: impl Future<Output = Result<T>>) -> Result<T> {
+        self.link.call(&self.live, "settle", effect, self.link.config.request_timeout, request).await
+    }
+}
+
+/// Whether it may help to ask again, after a pause where the service asks for one.
+async fn may_repeat(error: &Error) -> bool {
+    match error.kind() {
+        ErrorKind::Disconnected => true,
+        ErrorKind::Busy => {
+            sleep(PAUSE).await;
+            true
+        }
+        _ => false,
+    }
+}
+
+async fn polling(cx: Context, asked: usize, reading: Reading) -> Done {
+    let answer = poll(&cx.link, &cx.live, &cx.url, asked, reading).await;
+    if let Err(error) = &answer
+        && !final_error(error.kind())
+        && error.kind() != ErrorKind::Disconnected
+    {
+        tracing::warn!(%error, "a poll was refused, trying again");
+        sleep(PAUSE).await;
+    }
+    Done::Polled { asked, answer }
+}
+
+/// The errors of a batch, by the place of their entries.
+fn failures(failed: Vec<aws_sdk_sqs::types::BatchResultErrorEntry>) -> Vec<(usize, Error)> {
+    let error = |entry: aws_sdk_sqs::types::BatchResultErrorEntry| {
+        let at = entry.id.parse().ok()?;
+        Some((at, of_entry("settle", &entry.code, entry.message.as_deref(), entry.sender_fault)))
+    };
+    failed.into_iter().filter_map(error).collect()
+}
+
+fn unbuilt(error: impl std::error::Error) -> Error {
+    error::invalid(error.to_string())
+}
+
+async fn deleting(cx: Context, batch: Vec<Delete>) -> Done {
+    use aws_sdk_sqs::types::DeleteMessageBatchRequestEntry as Entry;
+    let request = async {
+        let mut request = cx.live.sqs.delete_message_batch().queue_url(&*cx.url);
+        for (at, delete) in batch.iter().enumerate() {
+            let entry = Entry::builder().id(at.to_string()).receipt_handle(&*delete.receipt).build();
+            request = request.entries(entry.map_err(unbuilt)?);
+        }
+        let answer = request.send().await.map_err(|error| native("settle", Effect::Idempotent, error))?;
+        Ok(failures(answer.failed))
+    };
+    let answer = Box::pin(cx.call(Effect::Idempotent, request)).await;
+    match answer {
+        Ok(failed) => {
+            let mut batch: Vec<Option<Delete>> = batch.into_iter().map(Some).collect();
+            for (at, error) in failed {
+                let delete = batch.get_mut(at).and_then(Option::take);
+                if may_repeat(&error).await {
+                    cx.shared.again(delete.into_iter().collect(), Vec::new());
+                } else {
+                    tracing::warn!(%error, "not acknowledged; the message comes again");
+                }
+            }
+        }
+        Err(error) if may_repeat(&error).await => cx.shared.again(batch, Vec::new()),
+        Err(error) => tracing::warn!(%error, count = batch.len(), "not acknowledged; the messages come again"),
+    }
+    Done::Told(Told::Deletes)
+}
+
+async fn changing(cx: Context, batch: Vec<Change>) -> Done {
+    use aws_sdk_sqs::types::ChangeMessageVisibilityBatchRequestEntry as Entry;
+    let began = Instant::now();
+    let request = async {
+        let mut request = cx.live.sqs.change_message_visibility_batch().queue_url(&*cx.url);
+        for (at, change) in batch.iter().enumerate() {
+            let entry = Entry::builder().id(at.to_string()).receipt_handle(&*change.receipt);
+            request = request.entries(entry.visibility_timeout(change.seconds).build().map_err(unbuilt)?);
+        }
+        let answer = request.send().await.map_err(|error| native("settle", Effect::Idempotent, error))?;
+        Ok(failures(answer.failed))
+    };
+    let answer = Box::pin(cx.call(Effect::Idempotent, request)).await;
+    let mut failed = match answer {
+        Ok(failed) => failed,
+        Err(error) if may_repeat(&error).await => {
+            cx.shared.again(Vec::new(), batch);
+            return Done::Told(Told::Changes);
+        }
+        Err(error) => (0..batch.len()).map(|at| (at, error::copy(&error))).collect(),
+    };
+    for (at, change) in batch.into_iter().enumerate() {
+        let error = failed.iter().position(|(failed, _)| *failed == at).map(|place| failed.swap_remove(place).1);
+        match error {
+            Some(error) if may_repeat(&error).await => cx.shared.again(Vec::new(), vec![change]),
+            error => changed(&cx.shared, change, error, began),
+        }
+    }
+    Done::Told(Told::Changes)
+}
+
+/// Spreads the news of one change.
+fn changed(shared: &Shared, change: Change, error: Option<Error>, began: Instant) {
+    let result = match &error {
+        Some(error) => Err(error::copy(error)),
+        None => Ok(()),
+    };
+    match change.purpose {
+        Purpose::Release => {
+            if let Err(error) = result {
+                tracing::debug!(%error, "not returned; the message comes again when its loan is over");
+            }
+        }
+        Purpose::Retry(answer) => answer.complete(result),
+        Purpose::Extend(token, answer) => {
+            let seconds = Duration::from_secs(u64::try_from(change.seconds).unwrap_or_default());
+            shared.extended(token, error.is_none().then(|| began + seconds));
+            match (answer, result) {
+                (Some(answer), result) => answer.complete(result),
+                (None, Err(error)) => tracing::warn!(%error, "the loan of a message was not extended; it comes again"),
+                (None, Ok(())) => {}
+            }
+        }
+    }
+}
+
+async fn copying(cx: Context, batch: Vec<Copied>) -> Done {
+    let request = outbox::send_to_queue(&cx.live, &cx.url, batch.iter().map(|copy| &copy.letter));
+    let results = match Box::pin(cx.call(Effect::Once, request)).await {
+        Ok(results) => results,
+        Err(error) => batch.iter().map(|_| Err(error::copy(&error))).collect(),
+    };
+    for (copy, result) in batch.into_iter().zip(results) {
+        let Copied { held, answer, .. } = copy;
+        match (result, answer) {
+            // The original is given up when its successor is safe.
+            (Ok(_), answer) => {
+                cx.shared.delete(&held);
+                if let Some((_, answer)) = answer {
+                    answer.complete(Ok(()));
+                }
+            }
+            (Err(error), Some((token, answer))) => {
+                cx.shared.unclaim(token, held);
+                answer.complete(Err(error.with_operation("settle")));
+            }
+            (Err(_), None) => cx.shared.change(&held, 0, Purpose::Release),
+        }
+    }
+    Done::Told(Told::Copies)
+}
+
+/// Seconds of a loan, as SQS is told.
+pub(crate) fn lease(wanted: Duration) -> Duration {
+    let seconds = convert::seconds(wanted).clamp(1, 43_200);
+    Duration::from_secs(u64::try_from(seconds).unwrap_or(1))
+}

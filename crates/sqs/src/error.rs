@@ -1,0 +1,254 @@
+//! Errors of the client library and of the service, in polymq's words.
+
+use std::{error::Error as StdError, time::Duration};
+
+use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+use polymq_core::{Error, ErrorKind, Retry};
+
+use crate::NAME;
+
+/// Whether repeating a request could have a second effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// It may be repeated: receiving, deleting, declaring, changing visibility.
+    Idempotent,
+    /// It may not: sending.
+    Once,
+}
+
+/// How long a name cannot be used again after its queue was deleted.
+const DELETED_RECENTLY: Duration = Duration::from_secs(60);
+
+/// The error of a request.
+#[cold]
+pub(crate) fn native<E>(operation: &'static str, effect: Effect, error: SdkError<E, HttpResponse>) -> Error
+where
+    E: StdError + ProvideErrorMetadata + Send + Sync + 'static,
+{
+    let kind = kind(&error, effect);
+    let text = match error.as_service_error() {
+        Some(service) => service.message().or(service.code()).unwrap_or("refused without a reason").to_owned(),
+        None => chain(&error),
+    };
+    let retry = match error.as_service_error().and_then(ProvideErrorMetadata::code) {
+        Some(code) if code.contains("QueueDeletedRecently") => Some(Retry::After(DELETED_RECENTLY)),
+        _ => None,
+    };
+    let mapped = Error::new(kind, text).with_backend(NAME).with_operation(operation);
+    let mapped = match hint(kind) {
+        Some(hint) => mapped.with_hint(hint),
+        None => mapped,
+    };
+    let mapped = match retry {
+        Some(retry) => mapped.with_retry(retry),
+        None => mapped,
+    };
+    mapped.with_source(error)
+}
+
+fn kind<E: StdError + ProvideErrorMetadata + 'static>(error: &SdkError<E, HttpResponse>, effect: Effect) -> ErrorKind {
+    let lost = if effect == Effect::Once { ErrorKind::UnknownOutcome } else { ErrorKind::Disconnected };
+    match error {
+        SdkError::ServiceError(context) => {
+            let status = context.raw().status().as_u16();
+            match of_code(context.err().code().unwrap_or_default(), context.err().message().unwrap_or_default()) {
+                ErrorKind::Other if status == 503 || status == 429 => ErrorKind::Busy,
+                ErrorKind::Other if status >= 500 => lost,
+                ErrorKind::Other if status == 403 => ErrorKind::PermissionDenied,
+                kind => kind,
+            }
+        }
+        SdkError::ConstructionFailure(_) => ErrorKind::Other,
+        SdkError::DispatchFailure(_) if is_about_credentials(error) => ErrorKind::Unauthenticated,
+        // Nobody was reached, so nothing was written.
+        SdkError::DispatchFailure(_) if is_of_connecting(error) => ErrorKind::Disconnected,
+        SdkError::DispatchFailure(failure) if failure.is_user() => ErrorKind::Other,
+        _ => lost,
+    }
+}
+
+/// The kind of an error code, of a request or of one entry of a batch. Unknown ones are [`ErrorKind::Other`].
+pub(crate) fn of_code(code: &str, message: &str) -> ErrorKind {
+    let code = code.rsplit(['#', '.']).next().unwrap_or(code);
+    match code {
+        "QueueDoesNotExist" | "NonExistentQueue" | "NotFound" | "NotFoundException" | "ResourceNotFoundException" => {
+            ErrorKind::NotFound
+        }
+        "QueueNameExists" | "QueueAlreadyExists" | "InvalidAttributeValue" => ErrorKind::Conflict,
+        "AccessDenied"
+        | "AccessDeniedException"
+        | "AuthorizationError"
+        | "AuthorizationErrorException"
+        | "KmsAccessDenied"
+        | "KMSAccessDenied" => ErrorKind::PermissionDenied,
+        "InvalidClientTokenId"
+        | "UnrecognizedClientException"
+        | "SignatureDoesNotMatch"
+        | "InvalidAccessKeyId"
+        | "MissingAuthenticationToken"
+        | "MissingAuthenticationTokenException"
+        | "IncompleteSignature"
+        | "ExpiredToken"
+        | "ExpiredTokenException"
+        | "InvalidSecurity"
+        | "AuthFailure" => ErrorKind::Unauthenticated,
+        "RequestThrottled"
+        | "Throttling"
+        | "ThrottlingException"
+        | "Throttled"
+        | "ThrottledException"
+        | "TooManyRequestsException"
+        | "OverLimit"
+        | "KmsThrottled"
+        | "SlowDown"
+        | "ServiceUnavailable"
+        | "QueueDeletedRecently" => ErrorKind::Busy,
+        "BatchRequestTooLong" => ErrorKind::TooLarge,
+        "InvalidMessageContents" => ErrorKind::InvalidInput,
+        "InvalidParameterValue"
+        | "InvalidParameter"
+        | "InvalidParameterException"
+        | "InvalidParameterValueException" => {
+            let size = ["too long", "too large", "shorter than", "message size"]
+                .iter()
+                .any(|word| message.to_ascii_lowercase().contains(word));
+            if size { ErrorKind::TooLarge } else { ErrorKind::InvalidInput }
+        }
+        "ReceiptHandleIsInvalid" | "MessageNotInflight" => ErrorKind::Stale,
+        "UnsupportedOperation" => ErrorKind::Unsupported,
+        _ => ErrorKind::Other,
+    }
+}
+
+/// The error of one entry of a batch, which certainly had no effect.
+#[cold]
+pub(crate) fn of_entry(operation: &'static str, code: &str, message: Option<&str>, sender_fault: bool) -> Error {
+    let text = message.filter(|text| !text.is_empty()).unwrap_or(code);
+    let kind = match of_code(code, text) {
+        ErrorKind::Other if !sender_fault => ErrorKind::Busy,
+        ErrorKind::Other => ErrorKind::Refused,
+        kind => kind,
+    };
+    Error::new(kind, text.to_owned()).with_backend(NAME).with_operation(operation)
+}
+
+fn sources<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |error: &&'a (dyn StdError + 'static)| (*error).source())
+}
+
+fn chain(error: &(dyn StdError + 'static)) -> String {
+    let last = sources(error).last().map(ToString::to_string).unwrap_or_default();
+    format!("{error}: {last}")
+}
+
+/// The connector of the client library says it in words only.
+fn is_of_connecting(error: &(dyn StdError + 'static)) -> bool {
+    sources(error).any(|source| {
+        let text = source.to_string();
+        text.contains("(Connect)") || text.contains("tcp connect") || text.contains("dns error")
+    })
+}
+
+fn is_about_credentials(error: &(dyn StdError + 'static)) -> bool {
+    sources(error).any(|source| source.is::<aws_credential_types::provider::error::CredentialsError>())
+}
+
+fn hint(kind: ErrorKind) -> Option<&'static str> {
+    Some(match kind {
+        ErrorKind::Unauthenticated => "check the access key, its secret and the region",
+        ErrorKind::PermissionDenied => "allow the action for this user or role in IAM, and in the queue's policy",
+        ErrorKind::NotFound => "declare it, or check its name, region and account",
+        ErrorKind::Conflict => "it exists with other attributes: delete it, or use it as it is with declare=passive",
+        _ => return None,
+    })
+}
+
+/// There is no connection, and nothing was sent.
+#[cold]
+pub(crate) fn disconnected(operation: &'static str, reason: &str) -> Error {
+    Error::new(ErrorKind::Disconnected, format!("no connection: {reason}")).with_backend(NAME).with_operation(operation)
+}
+
+/// No answer came to what may have had its effect.
+#[cold]
+pub(crate) fn lost(operation: &'static str, effect: Effect, reason: &str) -> Error {
+    match effect {
+        Effect::Idempotent => disconnected(operation, reason),
+        Effect::Once => Error::new(ErrorKind::UnknownOutcome, format!("no answer: {reason}"))
+            .with_backend(NAME)
+            .with_operation(operation),
+    }
+}
+
+/// The loan is over.
+#[cold]
+pub(crate) fn stale() -> Error {
+    Error::new(ErrorKind::Stale, "the loan of this message is over; SQS delivers it again")
+        .with_backend(NAME)
+        .with_operation("settle")
+}
+
+/// Closed by this program.
+#[cold]
+pub(crate) fn closed(operation: &'static str) -> Error {
+    Error::closed(operation).with_backend(NAME)
+}
+
+/// The caller's input does not fit the service.
+#[cold]
+pub(crate) fn invalid(sentence: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::InvalidInput, sentence).with_backend(NAME)
+}
+
+/// A setting or option that is not valid.
+#[cold]
+pub(crate) fn config(sentence: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::Config, sentence).with_backend(NAME)
+}
+
+/// An error for a second reader.
+#[cold]
+pub(crate) fn copy(error: &Error) -> Error {
+    let copy = Error::new(error.kind(), error.message().to_owned()).with_backend(NAME).with_retry(error.retry());
+    match error.hint() {
+        Some(hint) => copy.with_hint(hint.to_owned()),
+        None => copy,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_become_kinds() {
+        use ErrorKind as Kind;
+        for (code, expected) in [
+            ("AWS.SimpleQueueService.NonExistentQueue", Kind::NotFound),
+            ("com.amazonaws.sqs#QueueDoesNotExist", Kind::NotFound),
+            ("NotFound", Kind::NotFound),
+            ("QueueAlreadyExists", Kind::Conflict),
+            ("AWS.SimpleQueueService.QueueDeletedRecently", Kind::Busy),
+            ("AccessDenied", Kind::PermissionDenied),
+            ("InvalidClientTokenId", Kind::Unauthenticated),
+            ("ExpiredToken", Kind::Unauthenticated),
+            ("RequestThrottled", Kind::Busy),
+            ("AWS.SimpleQueueService.BatchRequestTooLong", Kind::TooLarge),
+            ("InvalidMessageContents", Kind::InvalidInput),
+            ("ReceiptHandleIsInvalid", Kind::Stale),
+            ("SomethingNew", Kind::Other),
+        ] {
+            assert_eq!(of_code(code, ""), expected, "{code}");
+        }
+        let long = "One or more parameters are invalid. Reason: Message must be shorter than 1048576 bytes.";
+        assert_eq!(of_code("InvalidParameterValue", long), Kind::TooLarge);
+        assert_eq!(of_code("InvalidParameterValue", "something else"), Kind::InvalidInput);
+    }
+
+    #[test]
+    fn a_failed_entry_had_no_effect() {
+        assert_eq!(of_entry("send", "InternalError", None, false).retry(), Retry::Now);
+        assert_eq!(of_entry("send", "Strange", Some("no"), true).kind(), ErrorKind::Refused);
+    }
+}

@@ -1,0 +1,467 @@
+//! What stands for a connection: clients of the two services, and a watch over whether anybody answers.
+//!
+//! HTTP has no connection to lose. The service counts as lost when a request got no answer, and is asked again and again
+//! then, by one task, while everybody else waits; it counts as found when it answers anything.
+
+use std::{
+    future::Future,
+    ops::Deref,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
+use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
+use aws_smithy_http_client::{
+    Builder,
+    tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode},
+};
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
+use polymq_core::{Error, ErrorKind, HealthReporter, Result};
+use tokio::{
+    runtime::Handle,
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
+};
+
+use crate::{
+    NAME,
+    config::{Place, SqsConfig},
+    error::{self, Effect},
+};
+
+/// Where a server of one's own says it is.
+const DEFAULT_REGION: &str = "us-east-1";
+
+/// Clients that live now.
+#[derive(Debug, Clone)]
+pub(crate) struct Live {
+    pub(crate) sqs: aws_sdk_sqs::Client,
+    pub(crate) sns: aws_sdk_sns::Client,
+    /// Counts how often the service was found, from 1.
+    generation: u64,
+}
+
+#[derive(Debug, Clone)]
+enum State {
+    Down(Arc<str>),
+    Up(u64),
+    Closed(Arc<str>),
+}
+
+/// The users' view of the supervised service.
+#[derive(Debug)]
+pub(crate) struct Link {
+    state: watch::Sender<State>,
+    /// None any more when it is closed: idle connections end then.
+    clients: RwLock<Option<Live>>,
+    base: SdkConfig,
+    pub(crate) config: Arc<SqsConfig>,
+    pub(crate) health: HealthReporter,
+    started: Instant,
+    /// Milliseconds after `started` at which something was answered last.
+    answered: AtomicU64,
+    runtime: Handle,
+}
+
+impl Link {
+    /// Asks the service whether it is there, and supervises from then on. The first attempt's failure is the caller's,
+    /// unless `connect_retry` says to go on trying.
+    pub(crate) async fn start(config: Arc<SqsConfig>) -> Result<LinkHandle> {
+        let place = config.place()?;
+        let loading = base(&config, &place);
+        let base = timeout(config.connect_timeout, loading)
+            .await
+            .map_err(|_| error::disconnected("connect", "the credentials were not found in time"))??;
+        let clients = clients(&base, &config, 0)?;
+        let link = Arc::new(Self {
+            state: watch::Sender::new(State::Down("not connected yet".into())),
+            clients: RwLock::new(None),
+            base,
+            health: HealthReporter::new(),
+            started: Instant::now(),
+            answered: AtomicU64::new(0),
+            runtime: Handle::current(),
+            config: Arc::clone(&config),
+        });
+        match link.ask(&clients, config.connect_timeout).await {
+            Ok(()) => link.up(clients, 1),
+            Err(error) if config.connect_retry => link.down(&error),
+            Err(error) => return Err(with_place(error, &place)),
+        }
+        link.spawn(supervise(Arc::clone(&link)));
+        Ok(LinkHandle(link))
+    }
+
+    /// Runs a task where the connection was made: the caller may be a thread without a runtime, or of one that ends soon.
+    pub(crate) fn spawn<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+        self.runtime.spawn(task)
+    }
+
+    /// The clients, as soon as the service is there; an error when it will not be any more.
+    pub(crate) async fn live(&self) -> Result<Live> {
+        let mut states = self.state.subscribe();
+        let state = states.wait_for(|state| !matches!(state, State::Down(_))).await.map(|state| state.clone());
+        match state {
+            Ok(State::Up(_)) => self.clients().ok_or_else(|| error::closed("connect")),
+            _ => Err(error::closed("connect")),
+        }
+    }
+
+    /// The clients, waited for as long as one attempt to connect may take.
+    pub(crate) async fn live_soon(&self, operation: &'static str) -> Result<Live> {
+        match timeout(self.config.connect_timeout, self.live()).await {
+            Ok(live) => live.map_err(|error| error.with_operation(operation)),
+            Err(_) => Err(error::disconnected(operation, &self.reason())),
+        }
+    }
+
+    /// The clients, if the service is there.
+    pub(crate) fn live_now(&self) -> Option<Live> {
+        self.is_up().then(|| self.clients()).flatten()
+    }
+
+    fn clients(&self) -> Option<Live> {
+        self.clients.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Says when the service was lost, found, or closed.
+    pub(crate) fn changes(&self) -> LinkWatch {
+        LinkWatch(self.state.subscribe())
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        matches!(&*self.state.borrow(), State::Up(_))
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        matches!(&*self.state.borrow(), State::Closed(_))
+    }
+
+    /// Returns when the link is closed.
+    pub(crate) async fn closed(&self) {
+        let mut states = self.state.subscribe();
+        let _ = states.wait_for(|state| matches!(state, State::Closed(_))).await;
+    }
+
+    fn reason(&self) -> Arc<str> {
+        match &*self.state.borrow() {
+            State::Down(reason) | State::Closed(reason) => Arc::clone(reason),
+            State::Up(_) => "connected".into(),
+        }
+    }
+
+    /// Runs one request, bounded, and no longer than the service counts as there.
+    pub(crate) async fn call<T>(
+        &self,
+        live: &Live,
+        operation: &'static str,
+        effect: Effect,
+        limit: Duration,
+        request: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let mut states = self.state.subscribe();
+        let gone = states.wait_for(|state| !matches!(state, State::Up(now) if *now == live.generation));
+        let answer = tokio::select! {
+            biased;
+            answer = timeout(limit, request) => match answer {
+                Ok(answer) => answer,
+                Err(_) => Err(error::lost(operation, effect, "the service did not answer in time")),
+            },
+            _ = gone => return Err(error::lost(operation, effect, &self.reason())),
+        };
+        match &answer {
+            Err(error) if matches!(error.kind(), ErrorKind::Disconnected | ErrorKind::UnknownOutcome) => {
+                self.lost(live.generation, error);
+            }
+            _ => self.answered(),
+        }
+        answer
+    }
+
+    /// A round trip.
+    pub(crate) async fn ping(&self) -> Result<()> {
+        let live = self.live_soon("ping").await?;
+        self.call(&live, "ping", Effect::Idempotent, self.config.connect_timeout, ask(&live)).await
+    }
+
+    /// Ends supervision; what waits is answered.
+    pub(crate) fn close(&self, reason: &str) {
+        self.change(State::Closed(reason.into()));
+        *self.clients.write().unwrap_or_else(PoisonError::into_inner) = None;
+        self.health.closed(reason);
+    }
+
+    async fn ask(&self, live: &Live, limit: Duration) -> Result<()> {
+        match timeout(limit, ask(live)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(error::disconnected("connect", "no answer in time")),
+        }
+    }
+
+    fn answered(&self) {
+        let millis = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.answered.fetch_max(millis, Ordering::Relaxed);
+    }
+
+    fn silence(&self) -> Duration {
+        self.started.elapsed().saturating_sub(Duration::from_millis(self.answered.load(Ordering::Relaxed)))
+    }
+
+    fn up(&self, mut live: Live, generation: u64) {
+        live.generation = generation;
+        *self.clients.write().unwrap_or_else(PoisonError::into_inner) = Some(live);
+        self.answered();
+        if self.change(State::Up(generation)) {
+            self.health.up();
+        } else {
+            *self.clients.write().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
+
+    fn down(&self, error: &Error) {
+        if self.change(State::Down(error.message().into())) {
+            self.health.down(error.message());
+        }
+    }
+
+    /// A request of this generation was lost; those of an earlier one say nothing new.
+    fn lost(&self, generation: u64, error: &Error) {
+        let changed = self.state.send_if_modified(|state| {
+            let current = matches!(state, State::Up(now) if *now == generation);
+            if current {
+                *state = State::Down(error.message().into());
+            }
+            current
+        });
+        if changed {
+            tracing::warn!(%error, "connection lost, reconnecting");
+            self.health.down(error.message());
+        }
+    }
+
+    /// Closed is final.
+    fn change(&self, next: State) -> bool {
+        self.state.send_if_modified(|state| {
+            let open = !matches!(state, State::Closed(_));
+            if open {
+                *state = next;
+            }
+            open
+        })
+    }
+}
+
+/// Follows the state of the link.
+#[derive(Debug)]
+pub(crate) struct LinkWatch(watch::Receiver<State>);
+
+impl LinkWatch {
+    /// Waits for the next change.
+    pub(crate) async fn changed(&mut self) {
+        // A watch without a sender is the end of the link too; nothing changes any more.
+        if self.0.changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
+/// What users of the link hold. When the last one is dropped, supervision ends.
+#[derive(Debug)]
+pub(crate) struct LinkHandle(Arc<Link>);
+
+impl LinkHandle {
+    pub(crate) fn link(&self) -> Arc<Link> {
+        Arc::clone(&self.0)
+    }
+}
+
+impl Deref for LinkHandle {
+    type Target = Link;
+
+    fn deref(&self) -> &Link {
+        &self.0
+    }
+}
+
+impl Drop for LinkHandle {
+    fn drop(&mut self) {
+        self.0.close("nobody uses it any more");
+    }
+}
+
+async fn supervise(link: Arc<Link>) {
+    let mut states = link.state.subscribe();
+    let mut generation = 1;
+    loop {
+        let state = states.borrow_and_update().clone();
+        match state {
+            State::Closed(_) => return,
+            State::Up(_) => {
+                let quiet = link.config.heartbeat.saturating_sub(link.silence());
+                tokio::select! {
+                    _ = states.changed() => {}
+                    () = sleep(quiet) => {
+                        let Ok(live) = link.live().await else { return };
+                        if link.silence() >= link.config.heartbeat {
+                            // Its failure is the news; `call` spreads it.
+                            let _ = link.call(&live, "ping", Effect::Idempotent, link.config.heartbeat, ask(&live)).await;
+                        }
+                    }
+                }
+            }
+            State::Down(_) => {
+                generation += 1;
+                tokio::select! {
+                    biased;
+                    () = link.closed() => return,
+                    found = reconnect(&link, generation) => if !found { return },
+                }
+            }
+        }
+    }
+}
+
+/// `false` when it was given up.
+async fn reconnect(link: &Link, generation: u64) -> bool {
+    let config = &link.config;
+    let mut wait = config.reconnect_initial;
+    let mut failures = 0_u32;
+    loop {
+        // Jitter, so that a thousand clients do not come back in the same instant.
+        sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+        wait = (wait * 2).min(config.reconnect_max);
+        // Fresh ones: idle connections of the old ones may lead nowhere.
+        let attempt = match clients(&link.base, config, generation) {
+            Ok(live) => link.ask(&live, config.connect_timeout).await.map(|()| live),
+            Err(error) => Err(error),
+        };
+        match attempt {
+            Ok(live) => {
+                tracing::info!("connected");
+                link.up(live, generation);
+                return true;
+            }
+            Err(error) => {
+                failures = failures.saturating_add(1);
+                tracing::debug!(failures, %error, "attempt to connect failed");
+                link.down(&error);
+                if config.reconnect_limit > 0 && failures >= config.reconnect_limit {
+                    link.close(&format!("gave up after {failures} attempts: {}", error.message()));
+                    return false;
+                }
+            }
+        }
+    }
+}
+
+/// Asks for one queue's name. A user who may not list queues is a user who was let in.
+async fn ask(live: &Live) -> Result<()> {
+    match live.sqs.list_queues().max_results(1).send().await {
+        Ok(_) => Ok(()),
+        Err(native) => match error::native("connect", Effect::Idempotent, native) {
+            error if error.kind() == ErrorKind::PermissionDenied => Ok(()),
+            error => Err(error),
+        },
+    }
+}
+
+/// Region and credentials, from the settings where they name them, else as every AWS program finds them.
+async fn base(config: &SqsConfig, place: &Place) -> Result<SdkConfig> {
+    let http = http(config)?;
+    let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http.clone());
+    // Retries are ours: the client library would send a message twice.
+    loader = loader.retry_config(RetryConfig::disabled());
+    let region = config.region.clone().or_else(|| place.endpoint.as_ref().map(|_| DEFAULT_REGION.to_owned()));
+    if let Some(region) = region.clone() {
+        loader = loader.region(Region::new(region));
+    }
+    if let Some(profile) = &config.profile {
+        loader = loader.profile_name(profile);
+    }
+    let given = match (&place.key, &place.secret) {
+        (Some(key), Some(secret)) => {
+            let token = config.session_token.as_ref().map(|token| token.expose().to_owned());
+            Some(Credentials::new(key, secret.expose(), token, None, NAME))
+        }
+        _ => None,
+    };
+    if let (Some(credentials), Some(region)) = (&given, region) {
+        // All is said: nothing is to be looked for in files, or asked of the machine.
+        return Ok(SdkConfig::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::new(region))
+            .credentials_provider(SharedCredentialsProvider::new(credentials.clone()))
+            .retry_config(RetryConfig::disabled())
+            .http_client(http)
+            .sleep_impl(aws_smithy_async_sleep())
+            .build());
+    }
+    if let Some(credentials) = given {
+        loader = loader.credentials_provider(credentials);
+    }
+    let loaded = loader.load().await;
+    if loaded.region().is_none() {
+        return Err(
+            error::config("the region is not known").with_hint("set region, AWS_REGION or the profile's region")
+        );
+    }
+    Ok(loaded)
+}
+
+fn aws_smithy_async_sleep() -> aws_smithy_async::rt::sleep::SharedAsyncSleep {
+    aws_smithy_async::rt::sleep::SharedAsyncSleep::new(aws_smithy_async::rt::sleep::TokioSleep::new())
+}
+
+/// Clients with connections of their own.
+fn clients(base: &SdkConfig, config: &SqsConfig, generation: u64) -> Result<Live> {
+    let http = http(config)?;
+    let timeouts = TimeoutConfig::builder().connect_timeout(config.connect_timeout).build();
+    let endpoint = config.place()?.endpoint;
+    // A long poll that waits is no stalled stream.
+    let stalled = aws_config::stalled_stream_protection::StalledStreamProtectionConfig::disabled;
+    let mut sqs =
+        aws_sdk_sqs::config::Builder::from(base).http_client(http.clone()).stalled_stream_protection(stalled());
+    let mut sns = aws_sdk_sns::config::Builder::from(base).http_client(http).stalled_stream_protection(stalled());
+    sqs = sqs.retry_config(RetryConfig::disabled()).timeout_config(timeouts.clone());
+    sns = sns.retry_config(RetryConfig::disabled()).timeout_config(timeouts);
+    if let Some(endpoint) = endpoint {
+        sqs = sqs.endpoint_url(&endpoint);
+        sns = sns.endpoint_url(endpoint);
+    }
+    Ok(Live {
+        sqs: aws_sdk_sqs::Client::from_conf(sqs.build()),
+        sns: aws_sdk_sns::Client::from_conf(sns.build()),
+        generation,
+    })
+}
+
+fn http(config: &SqsConfig) -> Result<SharedHttpClient> {
+    let builder = Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring));
+    let Some(file) = &config.ca_file else { return Ok(builder.build_https()) };
+    let pem = std::fs::read(file).map_err(|problem| {
+        error::config(format!("setting \"ca_file\": {} cannot be read: {problem}", file.display()))
+    })?;
+    let trust = TrustStore::default().with_pem_certificate(pem);
+    let context = TlsContext::builder()
+        .with_trust_store(trust)
+        .build()
+        .map_err(|problem| error::config(format!("setting \"ca_file\": {} is not valid: {problem}", file.display())))?;
+    Ok(builder.tls_context(context).build_https())
+}
+
+fn with_place(error: Error, place: &Place) -> Error {
+    let message = format!("{} ({place})", error.message());
+    let hint = error.hint().map(str::to_owned);
+    let retry = error.retry();
+    let placed = Error::new(error.kind(), message).with_retry(retry).with_backend(NAME).with_operation("connect");
+    match hint {
+        Some(hint) => placed.with_hint(hint),
+        None => placed,
+    }
+    .with_source(error)
+}

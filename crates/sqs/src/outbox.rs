@@ -1,0 +1,364 @@
+//! Sends in batches of ten: what a producer has handed over, and the task that sends it.
+//!
+//! A request starts as soon as there is something to send and none is on its way; further ones start beside it only for
+//! whole batches. So a lone message never waits for company, and a flood fills its batches by itself. Without any timer.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use aws_sdk_sqs::types::{MessageAttributeValue, SendMessageBatchRequestEntry};
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use polymq_core::{Completer, Error, ErrorKind, MessageId, Receipt, Result, until};
+use tokio::sync::{Notify, OnceCell};
+
+use crate::{
+    backend::BATCH,
+    convert::{self, Wire},
+    error::{self, Effect, native},
+    link::{Link, Live},
+    names::Name,
+    topology,
+};
+
+/// Waits between attempts to send what the service was too busy for.
+const BUSY_FIRST: Duration = Duration::from_millis(100);
+const BUSY_MOST: Duration = Duration::from_secs(5);
+
+/// Where messages go.
+#[derive(Debug)]
+pub(crate) enum Target {
+    Queue(Name),
+    Topic(Name),
+}
+
+/// One message to be sent.
+#[derive(Debug)]
+pub(crate) struct Letter {
+    pub(crate) id: MessageId,
+    pub(crate) wire: Wire,
+    pub(crate) deliver_at: Option<SystemTime>,
+    /// Group and deduplication id of a FIFO channel.
+    pub(crate) fifo: Option<(String, String)>,
+    pub(crate) subject: Option<Arc<str>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    number: u64,
+    letter: Letter,
+    completer: Completer<Receipt>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: VecDeque<Entry>,
+    /// Numbers of messages without an answer.
+    open: BTreeSet<u64>,
+    last: u64,
+    closing: bool,
+}
+
+/// What a producer and its task share.
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    link: Arc<Link>,
+    target: Target,
+    declare: bool,
+    max_batch: usize,
+    slots: usize,
+    /// The queue's URL or the topic's ARN.
+    place: OnceCell<Arc<str>>,
+    /// The place that was found again after the first one was gone.
+    moved: Mutex<Option<Arc<str>>>,
+    state: Mutex<State>,
+    work: Notify,
+    answered: Notify,
+}
+
+impl Outbox {
+    pub(crate) fn start(link: Arc<Link>, target: Target, declare: bool, max_batch: usize) -> Arc<Self> {
+        // Requests that overtake each other would break the order of a group.
+        let (Target::Queue(name) | Target::Topic(name)) = &target;
+        let slots = if name.fifo { 1 } else { link.config.requests };
+        let outbox = Arc::new(Self {
+            target,
+            declare,
+            max_batch,
+            slots,
+            place: OnceCell::new(),
+            moved: Mutex::default(),
+            state: Mutex::default(),
+            work: Notify::new(),
+            answered: Notify::new(),
+            link: Arc::clone(&link),
+        });
+        link.spawn(run(Arc::clone(&outbox)));
+        outbox
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn push(&self, letter: Letter, completer: Completer<Receipt>) {
+        let mut state = self.lock();
+        if state.closing {
+            drop(state);
+            return completer.complete(Err(error::closed("send")));
+        }
+        state.last += 1;
+        let number = state.last;
+        state.open.insert(number);
+        state.waiting.push_back(Entry { number, letter, completer });
+        let wake = state.waiting.len() == 1 || state.waiting.len().is_multiple_of(BATCH);
+        drop(state);
+        if wake {
+            self.work.notify_one();
+        }
+    }
+
+    /// Waits until everything before has been answered.
+    pub(crate) async fn flush(&self) {
+        let last = self.lock().last;
+        loop {
+            let answered = self.answered.notified();
+            tokio::pin!(answered);
+            // Registered before looking, or an answer in between would be missed.
+            answered.as_mut().enable();
+            if self.lock().open.first().is_none_or(|first| *first > last) {
+                return;
+            }
+            answered.await;
+        }
+    }
+
+    /// The task ends when everything is answered.
+    pub(crate) fn close(&self) {
+        self.lock().closing = true;
+        self.work.notify_one();
+    }
+
+    fn answer(&self, entry: Entry, result: Result<Receipt>) {
+        entry.completer.complete(result);
+        self.lock().open.remove(&entry.number);
+        self.answered.notify_waiters();
+    }
+
+    /// The next batch, if a request may start.
+    fn next(&self, running: usize) -> Option<Vec<Entry>> {
+        let mut state = self.lock();
+        let enough = if running == 0 { 1 } else { BATCH };
+        if running >= self.slots || state.waiting.len() < enough {
+            return None;
+        }
+        let (mut batch, mut size) = (Vec::with_capacity(BATCH), 0);
+        while batch.len() < BATCH
+            && let Some(entry) = state.waiting.front()
+        {
+            size += entry.letter.wire.size();
+            if size > self.max_batch && !batch.is_empty() {
+                break;
+            }
+            batch.extend(state.waiting.pop_front());
+        }
+        Some(batch)
+    }
+
+    fn is_finished(&self) -> bool {
+        let state = self.lock();
+        state.closing && state.waiting.is_empty()
+    }
+
+    /// Finds or makes the queue or topic.
+    pub(crate) async fn ensure(&self, live: &Live) -> Result<Arc<str>> {
+        let found = self.place.get_or_try_init(|| self.locate(live)).await?;
+        let moved = self.moved.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Ok(moved.unwrap_or_else(|| Arc::clone(found)))
+    }
+
+    async fn locate(&self, live: &Live) -> Result<Arc<str>> {
+        let locating = async {
+            match &self.target {
+                Target::Queue(name) => topology::ensure_queue(live, name, self.declare, &[]).await,
+                Target::Topic(name) => topology::ensure_topic(live, name, self.declare).await,
+            }
+        };
+        self.link.call(live, "declare", Effect::Idempotent, self.link.config.connect_timeout, locating).await
+    }
+
+    /// Sends a batch; every entry is answered.
+    async fn send(&self, mut batch: Vec<Entry>) {
+        let mut pause = BUSY_FIRST;
+        let mut declared_again = false;
+        while !batch.is_empty() {
+            let live = match self.link.live().await {
+                Ok(live) => live,
+                Err(error) => return self.fail(batch, &error),
+            };
+            let place = match self.ensure(&live).await {
+                Ok(place) => place,
+                Err(error) if error.kind() == ErrorKind::Disconnected => continue,
+                Err(error) => return self.fail(batch, &error),
+            };
+            let (now, withdrawn): (Vec<_>, Vec<_>) = batch.into_iter().partition(|entry| entry.completer.hand_over());
+            self.forget(withdrawn);
+            if now.is_empty() {
+                return;
+            }
+            let request = self.request(&live, &place, &now);
+            let sent = self.link.call(&live, "send", Effect::Once, self.link.config.request_timeout, request).await;
+            match sent {
+                Ok(results) => {
+                    now.into_iter().zip(results).for_each(|(entry, result)| {
+                        let receipt = result.map(|id| Receipt { id: entry.letter.id.clone(), broker_id: Some(id) });
+                        self.answer(entry, receipt);
+                    });
+                    return;
+                }
+                // Nothing of it had an effect: these wait until it goes on, or until they are withdrawn.
+                Err(error) if matches!(error.kind(), ErrorKind::Disconnected | ErrorKind::Busy) => {
+                    now.iter().for_each(|entry| entry.completer.take_back());
+                    batch = now;
+                    if error.kind() == ErrorKind::Busy {
+                        tracing::debug!(%error, ?pause, "the service is busy");
+                        tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+                        pause = (pause * 2).min(BUSY_MOST);
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::NotFound && self.declare && !declared_again => {
+                    declared_again = true;
+                    now.iter().for_each(|entry| entry.completer.take_back());
+                    batch = now;
+                    match self.locate(&live).await {
+                        Ok(place) => *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = Some(place),
+                        Err(error) => return self.fail(batch, &error),
+                    }
+                }
+                Err(error) => return self.fail(now, &error),
+            }
+        }
+    }
+
+    fn fail(&self, batch: Vec<Entry>, error: &Error) {
+        batch.into_iter().for_each(|entry| self.answer(entry, Err(error::copy(error).with_operation("send"))));
+    }
+
+    fn forget(&self, withdrawn: Vec<Entry>) {
+        withdrawn.into_iter().for_each(|entry| self.answer(entry, Err(error::closed("send"))));
+    }
+
+    /// One request; the broker's id, or the error, of each entry.
+    async fn request(&self, live: &Live, place: &str, batch: &[Entry]) -> Result<Vec<Result<Box<str>>>> {
+        let letters = batch.iter().map(|entry| &entry.letter);
+        match &self.target {
+            Target::Queue(_) => send_to_queue(live, place, letters).await,
+            Target::Topic(_) => publish(live, place, letters).await,
+        }
+    }
+}
+
+/// Entries are named by their place.
+fn results(
+    count: usize,
+    good: impl Iterator<Item = (Option<String>, Option<String>)>,
+    bad: impl Iterator<Item = (String, Error)>,
+) -> Vec<Result<Box<str>>> {
+    let unanswered = || Err(error::lost("send", Effect::Once, "the service said nothing about this message"));
+    let mut results: Vec<Result<Box<str>>> = (0..count).map(|_| unanswered()).collect();
+    let slot = |id: &str| id.parse::<usize>().ok();
+    for (id, broker_id) in good {
+        if let Some(slot) = id.as_deref().and_then(slot).and_then(|at| results.get_mut(at)) {
+            *slot = Ok(broker_id.unwrap_or_default().into());
+        }
+    }
+    for (id, error) in bad {
+        if let Some(slot) = slot(&id).and_then(|at| results.get_mut(at)) {
+            *slot = Err(error);
+        }
+    }
+    results
+}
+
+pub(crate) async fn send_to_queue(
+    live: &Live,
+    url: &str,
+    letters: impl Iterator<Item = &Letter>,
+) -> Result<Vec<Result<Box<str>>>> {
+    let mut request = live.sqs.send_message_batch().queue_url(url);
+    let mut count = 0;
+    for letter in letters {
+        let mut entry = SendMessageBatchRequestEntry::builder().id(count.to_string()).message_body(&letter.wire.body);
+        for (name, value) in &letter.wire.attributes {
+            let value = MessageAttributeValue::builder().data_type("String").string_value(value).build();
+            entry = entry.message_attributes(name, value.map_err(unbuilt)?);
+        }
+        match &letter.fifo {
+            Some((group, once)) => entry = entry.message_group_id(group).message_deduplication_id(once),
+            None => {
+                let delay = letter.deliver_at.map(until).unwrap_or_default();
+                if !delay.is_zero() {
+                    entry = entry.delay_seconds(convert::seconds(delay));
+                }
+            }
+        }
+        request = request.entries(entry.build().map_err(unbuilt)?);
+        count += 1;
+    }
+    let sent = request.send().await.map_err(|error| native("send", Effect::Once, error))?;
+    let good = sent.successful.into_iter().map(|entry| (Some(entry.id), Some(entry.message_id)));
+    let bad = sent.failed.into_iter().map(|entry| {
+        let error = error::of_entry("send", &entry.code, entry.message.as_deref(), entry.sender_fault);
+        (entry.id, error)
+    });
+    Ok(results(count, good, bad))
+}
+
+async fn publish(live: &Live, topic: &str, letters: impl Iterator<Item = &Letter>) -> Result<Vec<Result<Box<str>>>> {
+    use aws_sdk_sns::types::{MessageAttributeValue, PublishBatchRequestEntry};
+    let mut request = live.sns.publish_batch().topic_arn(topic);
+    let mut count = 0;
+    for letter in letters {
+        let mut entry = PublishBatchRequestEntry::builder().id(count.to_string()).message(&letter.wire.body);
+        for (name, value) in &letter.wire.attributes {
+            let value = MessageAttributeValue::builder().data_type("String").string_value(value).build();
+            entry = entry.message_attributes(name, value.map_err(unbuilt)?);
+        }
+        if let Some((group, once)) = &letter.fifo {
+            entry = entry.message_group_id(group).message_deduplication_id(once);
+        }
+        entry = entry.set_subject(letter.subject.as_deref().map(str::to_owned));
+        request = request.publish_batch_request_entries(entry.build().map_err(unbuilt)?);
+        count += 1;
+    }
+    let sent = request.send().await.map_err(|error| native("send", Effect::Once, error))?;
+    let good = sent.successful.unwrap_or_default().into_iter().map(|entry| (entry.id, entry.message_id));
+    let bad = sent.failed.unwrap_or_default().into_iter().map(|entry| {
+        let error = error::of_entry("send", &entry.code, entry.message.as_deref(), entry.sender_fault);
+        (entry.id, error)
+    });
+    Ok(results(count, good, bad))
+}
+
+fn unbuilt(error: impl std::error::Error) -> Error {
+    error::invalid(error.to_string())
+}
+
+async fn run(outbox: Arc<Outbox>) {
+    let mut requests = FuturesUnordered::new();
+    loop {
+        while let Some(batch) = outbox.next(requests.len()) {
+            requests.push(outbox.send(batch));
+        }
+        if requests.is_empty() && outbox.is_finished() {
+            return;
+        }
+        tokio::select! {
+            Some(()) = requests.next(), if !requests.is_empty() => {}
+            // Whoever sends many at once has the time to hand over the rest of them.
+            () = outbox.work.notified() => tokio::task::yield_now().await,
+        }
+    }
+}

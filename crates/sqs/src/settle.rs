@@ -1,0 +1,113 @@
+//! Settling: what an acknowledgement, a return and a longer loan are in SQS.
+//!
+//! An acknowledgement is done when it is handed over: it is sent with others, and again until SQS has answered or the loan
+//! is over. If the process ends before, SQS delivers the message again, as it does when the process ends right before it.
+
+use std::{sync::Arc, time::Duration};
+
+use polymq_core::{ATTEMPT, Completion, Error, Message, Result, Settler, Token, now};
+
+use crate::{
+    NAME,
+    backend::MAX_SEND_DELAY,
+    config::MAX_VISIBILITY,
+    convert,
+    outbox::Letter,
+    producer::fifo_id,
+    shared::{Copied, Held, Purpose, Shared},
+};
+
+/// The settler of one consumer.
+#[derive(Debug)]
+pub(crate) struct SqsSettler(pub(crate) Arc<Shared>);
+
+impl Settler for SqsSettler {
+    fn ack(&self, token: Token) -> Completion<()> {
+        Completion::ready(self.0.claim(token).map(|held| self.0.delete(&held)))
+    }
+
+    fn release(&self, token: Token, message: Message) {
+        // Nobody hears of an error: a loan that is over has returned the message already.
+        if let Ok(held) = self.0.claim(token) {
+            release(&self.0, held, message);
+        }
+    }
+
+    fn retry(&self, token: Token, message: &Message, attempt: u32, after: Duration) -> Completion<()> {
+        if after > MAX_VISIBILITY {
+            let what = format!("a retry delay of {after:?}, at most {MAX_VISIBILITY:?} is possible");
+            return Completion::ready(Err(Error::unsupported(NAME, what)));
+        }
+        let held = match self.0.claim(token) {
+            Ok(held) => held,
+            Err(error) => return Completion::ready(Err(error)),
+        };
+        let (completer, completion) = Completion::queued();
+        let counted = attempt == held.attempt + 1;
+        let same = counted && held.system == message.system_headers().len();
+        if same || !self.may_copy(counted, after) {
+            if self.0.in_place && held.system != message.system_headers().len() {
+                let own = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+                self.0.note(&held, message.system_headers().iter().map(own).collect());
+            }
+            self.0.change(&held, convert::seconds(after), Purpose::Retry(completer));
+            return completion;
+        }
+        match letter(&self.0, message.clone(), attempt, after) {
+            Ok(letter) => self.0.copy(Copied { letter, held, answer: Some((token, completer)) }),
+            Err(error) => {
+                self.0.unclaim(token, held);
+                completer.complete(Err(error));
+            }
+        }
+        completion
+    }
+
+    fn extend(&self, token: Token, by: Duration) -> Completion<()> {
+        let (completer, completion) = Completion::queued();
+        self.0.extend(token, convert::seconds(by.min(MAX_VISIBILITY)).max(1), completer);
+        completion
+    }
+}
+
+impl SqsSettler {
+    /// Whether a copy may take the place of a message. In a FIFO queue it would go behind the others of its key: right
+    /// for a message that is put off, wrong for one that is tried again. Where SQS itself counts, a copy would start afresh.
+    fn may_copy(&self, counted: bool, after: Duration) -> bool {
+        if self.0.in_place { self.0.fifo && !counted && after.is_zero() } else { after <= MAX_SEND_DELAY }
+    }
+}
+
+impl Drop for SqsSettler {
+    fn drop(&mut self) {
+        self.0.abandon();
+    }
+}
+
+/// Back to the queue without counting an attempt. SQS counts every delivery, so a copy goes back that says how many do
+/// not count; in a FIFO queue it would lose its place, so there the original goes back and the delivery counts.
+pub(crate) fn release(shared: &Shared, held: Held, message: Message) {
+    if shared.in_place {
+        return shared.change(&held, 0, Purpose::Release);
+    }
+    match letter(shared, message, held.attempt, Duration::ZERO) {
+        Ok(letter) => shared.copy(Copied { letter, held, answer: None }),
+        Err(_) => shared.change(&held, 0, Purpose::Release),
+    }
+}
+
+fn letter(shared: &Shared, message: Message, attempt: u32, after: Duration) -> Result<Letter> {
+    let mut copy = message.without_deliver_at();
+    if attempt > 1 || copy.system_headers().get(ATTEMPT).is_some() {
+        copy.set_system_header(ATTEMPT, attempt.to_string());
+    }
+    let wire = convert::encode(&copy, shared.max_message)?;
+    let id = copy.id().cloned().unwrap_or_default();
+    let fifo = shared.fifo.then(|| {
+        // Not the message's id: the queue has seen it, and would take the copy for a repetition.
+        let once = format!("{:032x}", fastrand::u128(..));
+        (copy.key().map_or_else(|| once.clone(), fifo_id), once)
+    });
+    let deliver_at = (!after.is_zero()).then(|| now() + after);
+    Ok(Letter { id, wire, deliver_at, fifo, subject: None })
+}

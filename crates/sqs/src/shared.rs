@@ -1,0 +1,453 @@
+//! What one consumer's reader, handlers and background task share: messages that are held, and what is to be told SQS
+//! about them.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use polymq_core::{Completer, Error, ErrorKind, Incoming, Result, Token};
+use tokio::{sync::Notify, time::Instant};
+
+use crate::{NAME, backend::BATCH, error, outbox::Letter};
+
+/// A message that SQS has lent to us.
+#[derive(Debug, Clone)]
+pub(crate) struct Held {
+    pub(crate) receipt: Arc<str>,
+    received: Instant,
+    /// When SQS lends it to somebody else.
+    pub(crate) deadline: Instant,
+    pub(crate) attempt: u32,
+    /// How many of polymq's own headers it came with: when there are more, a return must carry them.
+    pub(crate) system: usize,
+    /// SQS's own id, by which it is known again.
+    pub(crate) native_id: Arc<str>,
+    bytes: usize,
+    extending: bool,
+}
+
+impl Held {
+    pub(crate) fn new(receipt: &str, native_id: &str, incoming: &Incoming, lease: Duration) -> Self {
+        let now = Instant::now();
+        Self {
+            receipt: receipt.into(),
+            received: now,
+            deadline: now + lease,
+            attempt: incoming.attempt.unwrap_or(1),
+            system: incoming.message.system_headers().len(),
+            native_id: native_id.into(),
+            bytes: incoming.message.size(),
+            extending: false,
+        }
+    }
+}
+
+/// An acknowledgement to be sent.
+#[derive(Debug)]
+pub(crate) struct Delete {
+    pub(crate) receipt: Arc<str>,
+    pub(crate) deadline: Instant,
+}
+
+/// A change of the time for which a message is hidden.
+#[derive(Debug)]
+pub(crate) struct Change {
+    pub(crate) receipt: Arc<str>,
+    pub(crate) seconds: i32,
+    pub(crate) deadline: Instant,
+    pub(crate) purpose: Purpose,
+}
+
+/// Why it is changed, and who waits for it.
+#[derive(Debug)]
+pub(crate) enum Purpose {
+    /// It goes back; best effort.
+    Release,
+    /// It comes again later.
+    Retry(Completer<()>),
+    /// It stays here for longer.
+    Extend(Token, Option<Completer<()>>),
+}
+
+/// A copy that takes a message's place, because what it must carry cannot be written on the original.
+#[derive(Debug)]
+pub(crate) struct Copied {
+    pub(crate) letter: Letter,
+    pub(crate) held: Held,
+    /// Without one, it is returned as it is when the copy fails.
+    pub(crate) answer: Option<(Token, Completer<()>)>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    held: HashMap<Token, Held>,
+    buffer: VecDeque<Incoming>,
+    bytes: usize,
+    last: u64,
+    /// Messages that polls on their way may bring.
+    reserved: usize,
+    deletes: VecDeque<Delete>,
+    changes: VecDeque<Change>,
+    copies: VecDeque<Copied>,
+    closing: bool,
+    /// Nobody can settle any more.
+    abandoned: bool,
+    /// Why reading is over.
+    end: Option<Error>,
+    /// Headers of messages that were returned as they are, by SQS's id.
+    notes: HashMap<Arc<str>, Vec<(String, String)>>,
+}
+
+/// The most messages whose notes are kept; more are forgotten, which costs the first error of a dead letter.
+const MAX_NOTES: usize = 10_000;
+
+/// Shared by a consumer, its settler and its task.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    /// Something arrived, or reading is over.
+    pub(crate) arrived: Notify,
+    /// The task has something to do.
+    pub(crate) work: Notify,
+    prefetch: usize,
+    prefetch_bytes: usize,
+    lease: Duration,
+    lease_cap: Duration,
+    pub(crate) fifo: bool,
+    /// Messages are only returned as they are, so that SQS's own count goes on.
+    pub(crate) in_place: bool,
+    pub(crate) max_message: usize,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        (prefetch, prefetch_bytes): (usize, usize),
+        (lease, lease_cap): (Duration, Duration),
+        fifo: bool,
+        redrive: bool,
+        max_message: usize,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::default(),
+            arrived: Notify::new(),
+            work: Notify::new(),
+            prefetch,
+            prefetch_bytes,
+            lease,
+            lease_cap,
+            fifo,
+            in_place: fifo || redrive,
+            max_message,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many messages the next poll may ask for.
+    pub(crate) fn reserve(&self) -> Option<usize> {
+        let mut state = self.lock();
+        let free = self.prefetch.saturating_sub(state.held.len() + state.reserved);
+        // A poll for one message costs as much as one for ten: while others wait to be read, it can wait too.
+        let enough = if state.buffer.is_empty() { 1 } else { (self.prefetch / 4).clamp(1, BATCH) };
+        if state.closing || state.end.is_some() || free < enough || state.bytes >= self.prefetch_bytes {
+            return None;
+        }
+        let count = free.min(BATCH);
+        state.reserved += count;
+        Some(count)
+    }
+
+    /// What a poll has brought for its reservation; what came too late is to be returned.
+    pub(crate) fn arrive(&self, reserved: usize, messages: Vec<(Incoming, Held)>) {
+        let mut state = self.lock();
+        state.reserved = state.reserved.saturating_sub(reserved);
+        for (mut incoming, held) in messages {
+            state.last += 1;
+            incoming.token = Token(state.last);
+            if let Some(notes) = state.notes.remove(&held.native_id) {
+                notes.into_iter().for_each(|(name, value)| incoming.message.add_wire_header(name, value));
+            }
+            state.bytes += held.bytes;
+            state.held.insert(incoming.token, held);
+            state.buffer.push_back(incoming);
+        }
+        drop(state);
+        self.arrived.notify_one();
+    }
+
+    /// Up to `max` messages; `None` when there is none yet.
+    pub(crate) fn take(&self, max: usize, into: &mut Vec<Incoming>) -> Option<Result<()>> {
+        let mut state = self.lock();
+        if let Some(error) = &state.end {
+            return Some(Err(error::copy(error).with_operation("receive")));
+        }
+        if state.closing {
+            return Some(Err(error::closed("receive")));
+        }
+        if state.buffer.is_empty() {
+            return None;
+        }
+        let count = max.max(1).min(state.buffer.len());
+        into.extend(state.buffer.drain(..count));
+        let poll = state.buffer.len() < self.prefetch / 2;
+        drop(state);
+        if poll {
+            self.work.notify_one();
+        }
+        Some(Ok(()))
+    }
+
+    /// Reading is over for good.
+    pub(crate) fn fail(&self, error: &Error) {
+        self.lock().end.get_or_insert_with(|| error::copy(error));
+        self.arrived.notify_one();
+    }
+
+    /// Asks the task to stop fetching.
+    pub(crate) fn start_close(&self) {
+        self.lock().closing = true;
+        self.arrived.notify_one();
+        self.work.notify_one();
+    }
+
+    /// Nobody settles any more: everything that is held goes back.
+    pub(crate) fn abandon(&self) {
+        let mut state = self.lock();
+        state.closing = true;
+        state.abandoned = true;
+        let held: Vec<Held> = state.held.drain().map(|(_, held)| held).collect();
+        state.buffer.clear();
+        state.bytes = 0;
+        state.changes.extend(held.into_iter().map(release));
+        drop(state);
+        self.work.notify_one();
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        let state = self.lock();
+        state.closing || state.end.is_some()
+    }
+
+    /// Takes what was fetched and not received, to be returned.
+    pub(crate) fn unread(&self) -> Vec<Incoming> {
+        self.lock().buffer.drain(..).collect()
+    }
+
+    /// Nothing waits to be told.
+    pub(crate) fn is_told(&self) -> bool {
+        let state = self.lock();
+        state.deletes.is_empty() && state.changes.is_empty() && state.copies.is_empty()
+    }
+
+    /// Nothing is left to settle or to tell.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.is_told() && self.lock().held.is_empty()
+    }
+
+    /// The task has ended: whoever reads or settles is told so.
+    pub(crate) fn seal(&self, error: &Error) {
+        let mut state = self.lock();
+        let mut rest = std::mem::take(&mut *state);
+        *state = State { abandoned: true, closing: true, end: rest.end.take(), ..State::default() };
+        state.end.get_or_insert_with(|| error::copy(error));
+        drop(state);
+        self.arrived.notify_one();
+        // Those who wait for one of these learn that it was not done.
+        drop(rest.changes);
+        drop(rest.copies);
+    }
+
+    /// Takes a message that is ours and unsettled.
+    pub(crate) fn claim(&self, token: Token) -> Result<Held> {
+        let mut state = self.lock();
+        if state.abandoned {
+            return Err(error::closed("settle"));
+        }
+        let held = state.held.remove(&token).ok_or_else(error::stale)?;
+        state.bytes = state.bytes.saturating_sub(held.bytes);
+        if held.deadline <= Instant::now() {
+            return Err(error::stale());
+        }
+        Ok(held)
+    }
+
+    /// Gives a message back that could not be settled.
+    pub(crate) fn unclaim(&self, token: Token, held: Held) {
+        let mut state = self.lock();
+        if state.abandoned {
+            state.changes.push_back(release(held));
+        } else {
+            state.bytes += held.bytes;
+            state.held.insert(token, held);
+        }
+    }
+
+    pub(crate) fn delete(&self, held: &Held) {
+        self.later(|state| {
+            state.deletes.push_back(Delete { receipt: Arc::clone(&held.receipt), deadline: held.deadline });
+        });
+    }
+
+    pub(crate) fn change(&self, held: &Held, seconds: i32, purpose: Purpose) {
+        let (receipt, deadline) = (Arc::clone(&held.receipt), held.deadline);
+        self.later(|state| state.changes.push_back(Change { receipt, seconds, deadline, purpose }));
+    }
+
+    pub(crate) fn copy(&self, copy: Copied) {
+        self.later(|state| state.copies.push_back(copy));
+    }
+
+    fn later(&self, add: impl FnOnce(&mut State)) {
+        add(&mut self.lock());
+        self.work.notify_one();
+    }
+
+    /// Puts back what could not be told; it is told again.
+    pub(crate) fn again(&self, deletes: Vec<Delete>, changes: Vec<Change>) {
+        let now = Instant::now();
+        let mut state = self.lock();
+        for delete in deletes.into_iter().filter(|delete| delete.deadline > now) {
+            state.deletes.push_back(delete);
+        }
+        for change in changes {
+            if change.deadline > now {
+                state.changes.push_back(change);
+            } else if let Purpose::Retry(answer) | Purpose::Extend(_, Some(answer)) = change.purpose {
+                answer.complete(Err(error::stale()));
+            }
+        }
+    }
+
+    /// Extends the loan of a message that stays held.
+    pub(crate) fn extend(&self, token: Token, seconds: i32, answer: Completer<()>) {
+        let mut state = self.lock();
+        if state.abandoned {
+            return answer.complete(Err(error::closed("settle")));
+        }
+        match state.held.get_mut(&token) {
+            Some(held) => {
+                held.extending = true;
+                let (receipt, deadline) = (Arc::clone(&held.receipt), held.deadline);
+                let purpose = Purpose::Extend(token, Some(answer));
+                state.changes.push_back(Change { receipt, seconds, deadline, purpose });
+            }
+            None => return answer.complete(Err(error::stale())),
+        }
+        drop(state);
+        self.work.notify_one();
+    }
+
+    /// A loan was extended, or not.
+    pub(crate) fn extended(&self, token: Token, until: Option<Instant>) {
+        let mut state = self.lock();
+        match (state.held.get_mut(&token), until) {
+            (Some(held), Some(until)) => {
+                held.extending = false;
+                held.deadline = until;
+            }
+            // It is not ours any more.
+            (Some(_), None) => drop(state.held.remove(&token)),
+            (None, _) => {}
+        }
+    }
+
+    /// Asks for longer loans where they are half over, and forgets messages whose loan is over.
+    pub(crate) fn heartbeat(&self, is_up: bool) {
+        let now = Instant::now();
+        let mut state = self.lock();
+        let before = state.held.len();
+        let State { held, changes, bytes, .. } = &mut *state;
+        held.retain(|token, held| {
+            if held.deadline <= now {
+                *bytes = bytes.saturating_sub(held.bytes);
+                return false;
+            }
+            let age = now - held.received;
+            let half_over = held.deadline - now < self.lease / 2;
+            if is_up && half_over && !held.extending && age < self.lease_cap {
+                held.extending = true;
+                let seconds = crate::convert::seconds(self.lease.min(self.lease_cap - age));
+                let (receipt, deadline) = (Arc::clone(&held.receipt), held.deadline);
+                changes.push_back(Change { receipt, seconds, deadline, purpose: Purpose::Extend(*token, None) });
+            }
+            true
+        });
+        let over = before - state.held.len();
+        if over > 0 {
+            let State { held, buffer, .. } = &mut *state;
+            buffer.retain(|incoming| held.contains_key(&incoming.token));
+            tracing::warn!(over, "loans of messages are over; SQS delivers them again");
+        }
+    }
+
+    /// How often [`heartbeat`](Self::heartbeat) is due.
+    pub(crate) fn tick(&self) -> Duration {
+        self.lease / 6
+    }
+
+    pub(crate) fn lease(&self) -> Duration {
+        self.lease
+    }
+
+    /// Keeps headers that a message cannot carry while it stays in its queue; this consumer may see it again.
+    pub(crate) fn note(&self, held: &Held, headers: Vec<(String, String)>) {
+        let mut state = self.lock();
+        if state.notes.len() < MAX_NOTES {
+            state.notes.insert(Arc::clone(&held.native_id), headers);
+        }
+    }
+
+    /// The next batches, if requests may start: the first one at once, further ones only when they are full.
+    pub(crate) fn next_deletes(&self, running: usize) -> Vec<Delete> {
+        batch(&mut self.lock().deletes, running)
+    }
+
+    pub(crate) fn next_changes(&self, running: usize) -> Vec<Change> {
+        batch(&mut self.lock().changes, running)
+    }
+
+    pub(crate) fn next_copies(&self, running: usize) -> Vec<Copied> {
+        let mut state = self.lock();
+        if running > 0 && state.copies.len() < BATCH {
+            return Vec::new();
+        }
+        let (mut taken, mut size) = (Vec::new(), 0);
+        while taken.len() < BATCH
+            && let Some(copy) = state.copies.front()
+        {
+            size += copy.letter.wire.size();
+            if size > self.max_message && !taken.is_empty() {
+                break;
+            }
+            taken.extend(state.copies.pop_front());
+        }
+        taken
+    }
+}
+
+fn batch<T>(queue: &mut VecDeque<T>, running: usize) -> Vec<T> {
+    let enough = if running == 0 { 1 } else { BATCH };
+    if queue.len() < enough {
+        return Vec::new();
+    }
+    let count = queue.len().min(BATCH);
+    queue.drain(..count).collect()
+}
+
+fn release(held: Held) -> Change {
+    Change { receipt: held.receipt, seconds: 0, deadline: held.deadline, purpose: Purpose::Release }
+}
+
+/// A final error, for reading.
+pub(crate) fn final_error(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::NotFound | ErrorKind::PermissionDenied | ErrorKind::Closed | ErrorKind::Unsupported)
+}
+
+/// The queue is gone and may not be made again.
+pub(crate) fn queue_gone(name: &str) -> Error {
+    Error::new(ErrorKind::NotFound, format!("the queue {name:?} does not exist any more")).with_backend(NAME)
+}

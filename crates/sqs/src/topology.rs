@@ -1,0 +1,293 @@
+//! Queues, topics, subscriptions and who may send where: what is declared, found and deleted.
+
+use std::sync::Arc;
+
+use aws_sdk_sqs::types::QueueAttributeName;
+use polymq_core::{Error, ErrorKind, Result};
+use serde_json::{Value, json};
+
+use crate::{
+    NAME,
+    error::{Effect, native},
+    link::Live,
+    names::{self, Name},
+};
+
+/// Dead letters are kept as long as SQS keeps anything: fourteen days.
+const LETTERS_KEPT: &str = "1209600";
+/// The principal that a queue's policy lets in.
+const SNS: &str = "sns.amazonaws.com";
+
+/// What a consumer needs at the broker.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    pub(crate) queue: Name,
+    pub(crate) topic: Option<Subscribed>,
+    pub(crate) dead_letters: Option<Name>,
+    pub(crate) redrive: u32,
+    pub(crate) declare: bool,
+    /// The queue is one consumer's own, and ends with it.
+    pub(crate) own: bool,
+}
+
+/// How a queue gets a topic's messages.
+#[derive(Debug, Clone)]
+pub(crate) struct Subscribed {
+    pub(crate) topic: Name,
+    pub(crate) raw: bool,
+    pub(crate) filter: Option<String>,
+}
+
+fn missing(what: &str, name: &str) -> Error {
+    Error::new(ErrorKind::NotFound, format!("the {what} {name:?} does not exist"))
+        .with_backend(NAME)
+        .with_hint("declare it, or check its name, region and account")
+}
+
+/// Makes sure that all of it exists; the queue's URL.
+pub(crate) async fn ensure(live: &Live, plan: &Plan) -> Result<Arc<str>> {
+    let url = ensure_queue(live, &plan.queue, plan.declare, &[]).await?;
+    if !plan.declare {
+        return Ok(url);
+    }
+    if let Some(letters) = &plan.dead_letters {
+        let kept = [(QueueAttributeName::MessageRetentionPeriod, LETTERS_KEPT)];
+        let letters = ensure_queue(live, letters, true, &kept).await?;
+        if plan.redrive > 0 {
+            let policy = json!({
+                "deadLetterTargetArn": queue_arn(live, &letters).await?,
+                "maxReceiveCount": plan.redrive.to_string(),
+            });
+            set(live, &url, QueueAttributeName::RedrivePolicy, &policy).await?;
+        }
+    }
+    if let Some(subscribed) = &plan.topic {
+        let topic = ensure_topic(live, &subscribed.topic, true).await?;
+        let queue = queue_arn(live, &url).await?;
+        allow(live, &url, &queue, &topic).await?;
+        subscribe(live, &topic, &queue, subscribed).await?;
+    }
+    Ok(url)
+}
+
+/// The URL of a queue, which is made where it may be.
+pub(crate) async fn ensure_queue(
+    live: &Live,
+    name: &Name,
+    declare: bool,
+    attributes: &[(QueueAttributeName, &str)],
+) -> Result<Arc<str>> {
+    // Asked first: whoever may use a queue may not always make one, and it is taken as it is.
+    if let Some(url) = find_queue(live, name).await? {
+        return Ok(url);
+    }
+    if !declare {
+        return Err(missing("queue", &name.text));
+    }
+    let mut request = live.sqs.create_queue().queue_name(&name.text);
+    if name.fifo {
+        request = request.attributes(QueueAttributeName::FifoQueue, "true");
+    }
+    for (key, value) in attributes {
+        request = request.attributes(key.clone(), *value);
+    }
+    let made = request.send().await.map_err(|error| native("declare", Effect::Idempotent, error))?;
+    made.queue_url.map(Arc::from).ok_or_else(|| missing("queue", &name.text))
+}
+
+/// The URL of a queue, if there is one.
+pub(crate) async fn find_queue(live: &Live, name: &Name) -> Result<Option<Arc<str>>> {
+    match live.sqs.get_queue_url().queue_name(&name.text).send().await {
+        Ok(found) => Ok(found.queue_url.map(Arc::from)),
+        Err(error) => match native("declare", Effect::Idempotent, error) {
+            error if error.kind() == ErrorKind::NotFound => Ok(None),
+            error => Err(error),
+        },
+    }
+}
+
+/// The ARN of a topic, which is made where it may be.
+pub(crate) async fn ensure_topic(live: &Live, name: &Name, declare: bool) -> Result<Arc<str>> {
+    if !declare {
+        return find_topic(live, name).await?.ok_or_else(|| missing("topic", &name.text));
+    }
+    let mut request = live.sns.create_topic().name(&name.text);
+    if name.fifo {
+        request = request.attributes("FifoTopic", "true");
+    }
+    let made = request.send().await.map_err(|error| native("declare", Effect::Idempotent, error))?;
+    made.topic_arn.map(Arc::from).ok_or_else(|| missing("topic", &name.text))
+}
+
+async fn find_topic(live: &Live, name: &Name) -> Result<Option<Arc<str>>> {
+    let ending = format!(":{}", name.text);
+    let mut pages = live.sns.list_topics().into_paginator().items().send();
+    while let Some(topic) = pages.next().await {
+        let topic = topic.map_err(|error| native("declare", Effect::Idempotent, error))?;
+        if let Some(arn) = topic.topic_arn.filter(|arn| arn.ends_with(&ending)) {
+            return Ok(Some(arn.into()));
+        }
+    }
+    Ok(None)
+}
+
+async fn attribute(live: &Live, url: &str, name: QueueAttributeName) -> Result<Option<String>> {
+    let request = live.sqs.get_queue_attributes().queue_url(url).attribute_names(name.clone());
+    let mut found = request.send().await.map_err(|error| native("declare", Effect::Idempotent, error))?;
+    Ok(found.attributes.as_mut().and_then(|attributes| attributes.remove(&name)))
+}
+
+async fn set(live: &Live, url: &str, name: QueueAttributeName, value: &Value) -> Result<()> {
+    let request = live.sqs.set_queue_attributes().queue_url(url).attributes(name, value.to_string());
+    request.send().await.map(drop).map_err(|error| native("declare", Effect::Idempotent, error))
+}
+
+async fn queue_arn(live: &Live, url: &str) -> Result<String> {
+    attribute(live, url, QueueAttributeName::QueueArn).await?.ok_or_else(|| missing("queue", url))
+}
+
+/// Lets this topic, and nobody else, send to this queue; statements of other people stay.
+async fn allow(live: &Live, url: &str, queue: &str, topic: &str) -> Result<()> {
+    let present = attribute(live, url, QueueAttributeName::Policy).await?;
+    match extended(present.as_deref(), queue, topic) {
+        Some(policy) => set(live, url, QueueAttributeName::Policy, &policy).await,
+        None => Ok(()),
+    }
+}
+
+/// The policy with our statement; `None` when it has it already.
+fn extended(present: Option<&str>, queue: &str, topic: &str) -> Option<Value> {
+    let statement = json!({
+        "Effect": "Allow",
+        "Principal": { "Service": SNS },
+        "Action": "sqs:SendMessage",
+        "Resource": queue,
+        "Condition": { "ArnEquals": { "aws:SourceArn": topic } },
+    });
+    let mut policy: Value = present
+        .and_then(|text| serde_json::from_str(text).ok())
+        .filter(Value::is_object)
+        .unwrap_or_else(|| json!({ "Version": "2012-10-17", "Statement": [] }));
+    if !policy["Statement"].is_array() {
+        let single = policy["Statement"].take();
+        policy["Statement"] = Value::from(if single.is_null() { Vec::new() } else { vec![single] });
+    }
+    let statements = policy["Statement"].as_array_mut()?;
+    if statements.contains(&statement) {
+        return None;
+    }
+    statements.push(statement);
+    Some(policy)
+}
+
+async fn subscribe(live: &Live, topic: &str, queue: &str, wanted: &Subscribed) -> Result<()> {
+    let attributes = [
+        ("RawMessageDelivery", Some(wanted.raw.to_string())),
+        // An empty policy takes an earlier one away.
+        ("FilterPolicy", Some(wanted.filter.clone().unwrap_or_else(|| "{}".into()))),
+    ];
+    if let Some(known) = find_subscription(live, topic, queue).await? {
+        for (name, value) in attributes {
+            let request = live.sns.set_subscription_attributes().subscription_arn(&known).attribute_name(name);
+            let set = request.set_attribute_value(value).send().await;
+            set.map_err(|error| native("declare", Effect::Idempotent, error))?;
+        }
+        return Ok(());
+    }
+    let mut request = live.sns.subscribe().topic_arn(topic).protocol("sqs").endpoint(queue);
+    for (name, value) in attributes {
+        if let Some(value) = value.filter(|value| value != "{}") {
+            request = request.attributes(name, value);
+        }
+    }
+    request.send().await.map(drop).map_err(|error| native("declare", Effect::Idempotent, error))
+}
+
+async fn find_subscription(live: &Live, topic: &str, queue: &str) -> Result<Option<String>> {
+    let mut pages = live.sns.list_subscriptions_by_topic().topic_arn(topic).into_paginator().items().send();
+    while let Some(found) = pages.next().await {
+        let found = found.map_err(|error| native("declare", Effect::Idempotent, error))?;
+        if found.endpoint.as_deref() == Some(queue) {
+            return Ok(found.subscription_arn.filter(|arn| arn.starts_with("arn:")));
+        }
+    }
+    Ok(None)
+}
+
+/// Deletes a queue; harmless when there is none.
+pub(crate) async fn delete_queue(live: &Live, name: &Name) -> Result<()> {
+    let Some(url) = find_queue(live, name).await? else { return Ok(()) };
+    let deleted = live.sqs.delete_queue().queue_url(&*url).send().await;
+    let deleted = deleted.map(drop).map_err(|error| native("delete", Effect::Idempotent, error));
+    deleted.or_else(|error| if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) })
+}
+
+/// Deletes a topic and its subscriptions; harmless when there is none.
+pub(crate) async fn delete_topic(live: &Live, name: &Name) -> Result<()> {
+    let Some(topic) = find_topic(live, name).await? else { return Ok(()) };
+    let deleted = live.sns.delete_topic().topic_arn(&*topic).send().await;
+    let deleted = deleted.map(drop).map_err(|error| native("delete", Effect::Idempotent, error));
+    deleted.or_else(|error| if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) })
+}
+
+/// Takes a queue from a topic and deletes it.
+pub(crate) async fn leave(live: &Live, topic: &Name, queue: &Name) -> Result<()> {
+    if let (Some(url), Some(topic)) = (find_queue(live, queue).await?, find_topic(live, topic).await?) {
+        let queue = queue_arn(live, &url).await?;
+        if let Some(subscription) = find_subscription(live, &topic, &queue).await? {
+            let ended = live.sns.unsubscribe().subscription_arn(subscription).send().await;
+            ended.map_err(|error| native("delete", Effect::Idempotent, error))?;
+        }
+    }
+    delete_queue(live, queue).await
+}
+
+/// Takes away what only one consumer used.
+pub(crate) async fn abandon(live: &Live, plan: &Plan) {
+    if let (true, Some(subscribed)) = (plan.own, &plan.topic)
+        && let Err(error) = leave(live, &subscribed.topic, &plan.queue).await
+    {
+        tracing::warn!(queue = plan.queue.text, %error, "the queue of one consumer is left behind");
+    }
+}
+
+impl Plan {
+    /// What the messages of a queue need.
+    pub(crate) fn of_queue(queue: Name, declare: bool) -> Self {
+        Self { queue, topic: None, dead_letters: None, redrive: 0, declare, own: false }
+    }
+
+    /// The queue of a topic for one consumer.
+    pub(crate) fn own(topic: Subscribed) -> Self {
+        let queue = names::own_queue(&topic.topic);
+        Self { topic: Some(topic), own: true, ..Self::of_queue(queue, true) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QUEUE: &str = "arn:aws:sqs:eu-west-1:1:orders---billing";
+    const TOPIC: &str = "arn:aws:sns:eu-west-1:1:orders";
+
+    #[test]
+    fn a_policy_names_the_topic_and_the_queue_and_nobody_else() {
+        let policy = extended(None, QUEUE, TOPIC).expect("new");
+        let statement = &policy["Statement"][0];
+        assert_eq!(statement["Principal"], json!({ "Service": "sns.amazonaws.com" }));
+        assert_eq!(statement["Action"], "sqs:SendMessage");
+        assert_eq!(statement["Resource"], QUEUE);
+        assert_eq!(statement["Condition"], json!({ "ArnEquals": { "aws:SourceArn": TOPIC } }));
+        assert!(!policy.to_string().contains('*'), "{policy}");
+        assert_eq!(extended(Some(&policy.to_string()), QUEUE, TOPIC), None, "it is not added twice");
+    }
+
+    #[test]
+    fn the_policy_of_others_stays() {
+        let theirs = json!({ "Version": "2012-10-17", "Id": "theirs", "Statement": { "Sid": "one" } });
+        let policy = extended(Some(&theirs.to_string()), QUEUE, TOPIC).expect("extended");
+        assert_eq!((policy["Id"].as_str(), policy["Statement"][0]["Sid"].as_str()), (Some("theirs"), Some("one")));
+        assert_eq!(policy["Statement"].as_array().map(Vec::len), Some(2));
+    }
+}

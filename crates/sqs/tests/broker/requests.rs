@@ -1,0 +1,211 @@
+//! What goes over the wire, how often, and what happens when it is refused.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use polymq_core::{ConsumeOptions, ErrorKind, HealthState, Message, Settings};
+use polymq_sqs::SqsConnection;
+
+use crate::{
+    harness::{Answer, front},
+    support::{Counted, address, bus, native, next, quiet, subscribe, text, unique, url, url_of, with},
+};
+
+/// An address before the emulator that counts what is asked for.
+fn counting() -> (String, Counted) {
+    let counted = Counted::default();
+    let counter = counted.clone();
+    let at = front(address(), move |request| {
+        counter.add(request.action());
+        None
+    });
+    (url_of(at), counted)
+}
+
+pub async fn sends_and_acknowledgements_share_their_requests() {
+    let (url, counted) = counting();
+    let bus = bus(&url).await;
+    let queue = bus.queue(unique("shared"));
+    let results = queue.send_all((0..200).map(|n| Message::new(format!("{n}")))).await;
+    results.into_iter().for_each(|result| drop(result.expect("sent")));
+    let sends = counted.of("SendMessageBatch");
+    assert!((20..=30).contains(&sends), "{sends} requests for 200 messages");
+    let mut subscription = subscribe(&queue).await;
+    let mut seen = 0;
+    while seen < 200 {
+        for delivery in subscription.receive(50, Duration::from_secs(10)).await.expect("receive") {
+            delivery.ack().await.expect("ack");
+            seen += 1;
+        }
+    }
+    subscription.close().await.expect("close");
+    let (polls, deletes) = (counted.of("ReceiveMessage"), counted.of("DeleteMessageBatch"));
+    assert!((20..=40).contains(&polls), "{polls} polls for 200 messages");
+    assert!((20..=60).contains(&deletes), "{deletes} requests to acknowledge 200 messages");
+    quiet(&mut subscribe(&queue).await).await;
+}
+
+pub async fn one_refused_entry_fails_alone() {
+    let at = front(address(), |request| {
+        if request.action() != "SendMessageBatch" {
+            return None;
+        }
+        let body: serde_json::Value = serde_json::from_slice(&request.body).expect("JSON");
+        let entries = body["Entries"].as_array().expect("entries");
+        let (bad, good): (Vec<_>, Vec<_>) = entries.iter().partition(|entry| entry["MessageBody"] == "m-13");
+        let good: Vec<_> = good
+            .iter()
+            .map(|entry| serde_json::json!({"Id": entry["Id"], "MessageId": "x", "MD5OfMessageBody": "x"}))
+            .collect();
+        let bad: Vec<_> = bad
+            .iter()
+            .map(|entry| serde_json::json!({"Id": entry["Id"], "Code": "InvalidMessageContents", "SenderFault": true}))
+            .collect();
+        let body = serde_json::json!({"Successful": good, "Failed": bad}).to_string();
+        Some(Answer { status: 200, body })
+    });
+    let bus = bus(&url_of(at)).await;
+    let queue = bus.queue(unique("partial"));
+    let results = queue.send_all((0..25).map(|n| Message::new(format!("m-{n}")))).await;
+    for (n, result) in results.into_iter().enumerate() {
+        match result {
+            Err(error) => assert_eq!((n, error.kind()), (13, ErrorKind::InvalidInput)),
+            Ok(receipt) => {
+                assert_ne!(n, 13);
+                assert_eq!(receipt.broker_id.as_deref(), Some("x"));
+            }
+        }
+    }
+}
+
+pub async fn what_is_throttled_is_sent_once_in_the_end() {
+    let refused = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&refused);
+    let at = front(address(), move |request| {
+        let is_one = request.action() == "SendMessageBatch" && count.fetch_add(1, Ordering::SeqCst) < 4;
+        is_one.then(|| Answer::error(400, "RequestThrottled", "Rate exceeded"))
+    });
+    let bus = bus(&url_of(at)).await;
+    let queue = bus.queue(unique("throttled"));
+    let results = queue.send_all((0..30).map(|n| Message::new(format!("{n:02}")))).await;
+    results.into_iter().for_each(|result| drop(result.expect("sent in the end")));
+    assert!(refused.load(Ordering::SeqCst) >= 4);
+    assert_eq!(bus.health().state, HealthState::Up, "busy is not away");
+    let mut subscription = subscribe(&queue).await;
+    let mut seen = Vec::new();
+    for _ in 0..30 {
+        let delivery = next(&mut subscription).await;
+        seen.push(text(&delivery));
+        delivery.ack().await.expect("ack");
+    }
+    seen.sort();
+    assert_eq!(seen, (0..30).map(|n| format!("{n:02}")).collect::<Vec<_>>());
+    quiet(&mut subscription).await;
+}
+
+pub async fn a_held_message_is_held_beyond_its_lease_and_not_beyond_the_cap() {
+    let lease = Duration::from_secs(2);
+    let options = || ConsumeOptions { lease, prefetch: 1, ..ConsumeOptions::default() };
+    let name = unique("held");
+    let bus_of = async |more: &str| bus(&format!("{}{more}", url())).await;
+    let (patient, hasty) = (bus_of("").await, bus_of("&lease_cap=3s").await);
+    let queue = patient.queue(name.as_str());
+    queue.send_message(Message::new("held")).await.expect("sent");
+    let mut first = queue.subscribe(options()).await.expect("a subscription");
+    let delivery = next(&mut first).await;
+    let mut other = hasty.queue(name.as_str()).subscribe(options()).await.expect("a subscription");
+    let more = other.receive(1, lease * 4).await.expect("receive");
+    assert!(more.is_empty(), "it came again although it is held: {more:?}");
+    delivery.ack().await.expect("ack in time");
+    quiet(&mut other).await;
+
+    queue.send_message(Message::new("given up")).await.expect("sent");
+    first.close().await.expect("close");
+    let delivery = next(&mut other).await;
+    let again = next(&mut other).await;
+    assert_eq!((text(&again).as_str(), again.attempt()), ("given up", 2));
+    let error = delivery.ack().await.expect_err("it is not ours any more");
+    assert_eq!(error.error().kind(), ErrorKind::Stale, "{error}");
+    again.ack().await.expect("ack");
+}
+
+pub async fn sqs_itself_moves_to_the_dead_letters() {
+    let bus = bus(&url()).await;
+    let queue = bus.queue(unique("redrive"));
+    let mut options = with(None, [("redrive", "2")]);
+    options.dead_letters = Some(queue.address().dead_letters(None));
+    let mut subscription = queue.subscribe(options).await.expect("a subscription");
+    queue.send_message(Message::new("bad").with_id("bad")).await.expect("sent");
+    for attempt in 1..=2 {
+        let delivery = next(&mut subscription).await;
+        assert_eq!(delivery.attempt(), attempt);
+        delivery.retry(Duration::ZERO).await.expect("retry");
+    }
+    let mut letters = subscribe(&bus.channel(queue.address().dead_letters(None))).await;
+    let letter = next(&mut letters).await;
+    assert_eq!(letter.message().id().map(ToString::to_string).as_deref(), Some("bad"));
+    letter.ack().await.expect("ack");
+    quiet(&mut subscription).await;
+}
+
+pub async fn a_deleted_queue_is_made_again_or_final() {
+    let bus = bus(&url()).await;
+    let queue = bus.queue(unique("deleted"));
+    let mut forgiving = subscribe(&queue).await;
+    queue.send_message(Message::new("one")).await.expect("sent");
+    next(&mut forgiving).await.ack().await.expect("ack");
+    queue.delete(None).await.expect("deleted");
+    queue.send_message(Message::new("two")).await.expect("sent to a queue that is made again");
+    let delivery = next(&mut forgiving).await;
+    assert_eq!(text(&delivery), "two");
+    delivery.ack().await.expect("ack");
+    forgiving.close().await.expect("close");
+
+    let strict = ConsumeOptions { declare: false, ..ConsumeOptions::default() };
+    let mut strict = queue.subscribe(strict).await.expect("it exists");
+    queue.delete(None).await.expect("deleted");
+    let error = tokio::time::timeout(Duration::from_secs(10), strict.next()).await.expect("an answer");
+    assert_eq!(error.expect_err("the queue is gone").kind(), ErrorKind::NotFound);
+}
+
+pub async fn closing_does_not_wait_for_a_long_poll() {
+    let bus = bus(&url().replace("poll_wait=1s", "poll_wait=20s")).await;
+    let queue = bus.queue(unique("closing"));
+    let mut subscription = subscribe(&queue).await;
+    assert!(subscription.receive(1, Duration::from_millis(300)).await.expect("receive").is_empty());
+    let began = Instant::now();
+    subscription.close().await.expect("close");
+    assert!(began.elapsed() < Duration::from_secs(7), "closing took {:?}", began.elapsed());
+    let began = Instant::now();
+    bus.close().await.expect("close");
+    assert!(began.elapsed() < Duration::from_secs(12), "closing the bus took {:?}", began.elapsed());
+}
+
+pub async fn a_consumer_without_messages_asks_seldom() {
+    let (url, counted) = counting();
+    let bus = bus(&url.replace("poll_wait=1s", "poll_wait=20s")).await;
+    let queue = bus.queue(unique("idle"));
+    let mut subscription = subscribe(&queue).await;
+    assert!(subscription.receive(1, Duration::from_secs(4)).await.expect("receive").is_empty());
+    assert_eq!(counted.of("ReceiveMessage"), 1, "one long poll");
+    // It is there at once all the same.
+    queue.send_message(Message::new("now")).await.expect("sent");
+    let began = Instant::now();
+    next(&mut subscription).await.ack().await.expect("ack");
+    assert!(began.elapsed() < Duration::from_secs(2), "it took {:?}", began.elapsed());
+}
+
+pub async fn the_native_clients_are_at_hand() {
+    let settings = Settings::from_url(&url()).expect("a URL");
+    let connection = SqsConnection::connect(&settings).await.expect("a connection");
+    let name = unique("native");
+    let made = connection.native().await.expect("SQS").create_queue().queue_name(&name).send().await.expect("made");
+    assert!(made.queue_url.expect("a URL").ends_with(&name));
+    connection.native_sns().await.expect("SNS").list_topics().send().await.expect("a list");
+    native().delete_queue().queue_url(format!("http://localhost/000000000000/{name}")).send().await.expect("deleted");
+}

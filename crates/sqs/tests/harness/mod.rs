@@ -1,0 +1,297 @@
+//! Emulators of SQS and SNS, a bare client, and a gate that knows credentials, which no emulator does.
+
+#![allow(dead_code, unreachable_pub)] // each test binary uses its part
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use polymq_core::{Address, Backend};
+use polymq_sqs::{
+    SqsBackend,
+    aws_sdk_sqs::{
+        Client,
+        config::{BehaviorVersion, Credentials, Region},
+        types::{Message, MessageAttributeValue},
+    },
+};
+use polymq_testkit::{BareClient, BareMessage, BareReceiver, Broker, BrokerControl, Denied, Harness, Heartbeat, Use};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpStream},
+};
+
+/// An emulator and what is around it.
+#[derive(Debug)]
+pub struct Emulated {
+    broker: Broker,
+    gate: SocketAddr,
+    bare: Bare,
+}
+
+impl Emulated {
+    /// `shared` for the cases that leave it alone; for those that kill it, the one emulator that keeps what it has taken.
+    pub fn start(shared: &str, purpose: Use) -> Self {
+        let broker = Broker::sqs(if purpose == Use::Kill { "elasticmq" } else { shared });
+        let gate = gate(broker.address());
+        let bare = Bare { endpoint: format!("http://{}", broker.address()) };
+        Self { broker, gate, bare }
+    }
+}
+
+impl Harness for Emulated {
+    fn backend(&self) -> Arc<dyn Backend> {
+        Arc::new(SqsBackend)
+    }
+
+    fn url(&self, at: Option<SocketAddr>) -> String {
+        // A poll that waits for long makes closing wait: SQS has no way to take one back.
+        format!("sqs://test:test@{}?poll_wait=1s", at.unwrap_or(self.broker.address()))
+    }
+
+    fn broker(&self) -> Option<&dyn BrokerControl> {
+        Some(&self.broker)
+    }
+
+    fn bare(&self) -> Option<&dyn BareClient> {
+        Some(&self.bare)
+    }
+
+    fn wrong_password(&self) -> Option<String> {
+        Some(format!("sqs://unknown:not-the-secret@{}", self.gate))
+    }
+
+    fn denied(&self) -> Option<Denied> {
+        let url = format!("sqs://limited:limited@{}", self.gate);
+        Some(Denied { url, address: Address::queue("forbidden"), consumers_are_told: true })
+    }
+
+    fn heartbeat(&self) -> Option<Heartbeat> {
+        // Declared: asked after one heartbeat without an answer, and waited for as long.
+        Some(Heartbeat { settings: vec![("heartbeat".into(), "2s".into())], bound: Duration::from_secs(4) })
+    }
+
+    fn recovery(&self) -> Duration {
+        // What an answer that was cut off had brought comes again when its loan of 30 s is over.
+        Duration::from_secs(60)
+    }
+
+    fn backlog(&self) -> usize {
+        // The emulators go through a list for each message.
+        4_000
+    }
+}
+
+/// The one thing that emulators leave out: the access key `test` may do everything, `limited` everything but what has
+/// to do with the queue `forbidden`, and nobody else is let in. Answers as SQS does, and passes everything else on.
+fn gate(target: SocketAddr) -> SocketAddr {
+    front(target, |request| {
+        let is = |key: &str| request.head.contains(&format!("Credential={key}/"));
+        if !is("test") && !is("limited") {
+            Some(Answer::error(403, "UnrecognizedClientException", "The security token in the request is invalid."))
+        } else if is("limited") && request.text().contains("forbidden") {
+            Some(Answer::error(403, "AccessDenied", "User limited is not authorized to perform this on forbidden"))
+        } else {
+            None
+        }
+    })
+}
+
+/// A request on its way.
+#[derive(Debug)]
+pub struct Request {
+    pub head: String,
+    pub body: Vec<u8>,
+}
+
+impl Request {
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// What is asked for, such as `SendMessageBatch`.
+    pub fn action(&self) -> String {
+        let target = self.head.lines().find_map(|line| {
+            let (name, value) = line.split_once(':')?;
+            name.eq_ignore_ascii_case("x-amz-target").then(|| value.trim().to_owned())
+        });
+        target.and_then(|target| target.split('.').nth(1).map(str::to_owned)).unwrap_or_default()
+    }
+}
+
+/// An answer in the server's place.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub body: String,
+}
+
+impl Answer {
+    pub fn error(status: u16, code: &str, text: &str) -> Self {
+        Self { status, body: format!("{{\"__type\":\"com.amazonaws.sqs#{code}\",\"message\":\"{text}\"}}") }
+    }
+}
+
+/// Stands before a server and answers what `decide` answers; the rest is passed on.
+pub fn front(target: SocketAddr, decide: impl Fn(&Request) -> Option<Answer> + Send + Sync + 'static) -> SocketAddr {
+    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let address = listener.local_addr().expect("an address");
+    listener.set_nonblocking(true).expect("nonblocking");
+    let decide = Arc::new(decide);
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async move {
+            let listener = TcpListener::from_std(listener).expect("a listener");
+            while let Ok((client, _)) = listener.accept().await {
+                let decide = Arc::clone(&decide);
+                tokio::spawn(async move { pass(client, target, |request| decide(request)).await });
+            }
+        });
+    });
+    address
+}
+
+async fn pass(
+    client: TcpStream,
+    target: SocketAddr,
+    decide: impl Fn(&Request) -> Option<Answer>,
+) -> std::io::Result<()> {
+    let mut client = BufReader::new(client);
+    let (mut head, mut length) = (String::new(), 0);
+    loop {
+        let mut line = String::new();
+        if client.read_line(&mut line).await? == 0 {
+            return Ok(());
+        }
+        let lower = line.to_ascii_lowercase();
+        if let Some(value) = lower.strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap_or_default();
+        }
+        if line == "\r\n" {
+            head += "connection: close\r\n\r\n";
+            break;
+        }
+        if !lower.starts_with("connection:") {
+            head += &line;
+        }
+    }
+    let mut body = vec![0; length];
+    client.read_exact(&mut body).await?;
+    let request = Request { head, body };
+    match decide(&request) {
+        Some(Answer { status, body }) => {
+            let answer = format!(
+                "HTTP/1.1 {status} Answer\r\ncontent-type: application/x-amz-json-1.0\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                body.len()
+            );
+            client.write_all(answer.as_bytes()).await
+        }
+        None => {
+            let mut server = TcpStream::connect(target).await?;
+            server.write_all(request.head.as_bytes()).await?;
+            server.write_all(&request.body).await?;
+            tokio::io::copy(&mut server, &mut client).await.map(drop)
+        }
+    }
+}
+
+/// The client library alone.
+#[derive(Debug)]
+pub struct Bare {
+    endpoint: String,
+}
+
+pub fn native(endpoint: &str) -> Client {
+    let config = polymq_sqs::aws_sdk_sqs::Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::new("us-east-1"))
+        .credentials_provider(Credentials::new("test", "test", None, None, "bare"))
+        .http_client(aws_smithy_http_client::Builder::new().build_http())
+        .endpoint_url(endpoint);
+    Client::from_conf(config.build())
+}
+
+async fn queue_url(client: &Client, queue: &str) -> String {
+    let name = queue.replace('.', "--");
+    client.get_queue_url().queue_name(name).send().await.expect("the queue").queue_url.expect("its URL")
+}
+
+#[async_trait]
+impl BareClient for Bare {
+    async fn send(&self, queue: &str, message: BareMessage) {
+        let client = native(&self.endpoint);
+        let url = queue_url(&client, queue).await;
+        let mut properties = message.properties;
+        // SQS itself carries text only: whoever sends something else follows the convention.
+        let body = String::from_utf8(message.body).unwrap_or_else(|error| {
+            properties.insert("polymq-body".into(), "base64".into());
+            BASE64_STANDARD.encode(error.into_bytes())
+        });
+        let mut request = client.send_message().queue_url(url).message_body(body);
+        for (name, value) in properties {
+            let value = MessageAttributeValue::builder().data_type("String").string_value(value).build();
+            request = request.message_attributes(name, value.expect("a value"));
+        }
+        request.send().await.expect("sent");
+    }
+
+    async fn listen(&self, queue: &str) -> Box<dyn BareReceiver> {
+        let client = native(&self.endpoint);
+        let url = queue_url(&client, queue).await;
+        Box::new(BareQueue { client, url })
+    }
+
+    fn golden(&self) -> BareMessage {
+        BareMessage::new(
+            b"{\"id\": 7}",
+            [
+                ("ce-correlationid", "saga-1"),
+                ("ce-dataversion", "2"),
+                ("ce-id", "0190a0a0-0000-7000-8000-000000000007"),
+                ("ce-partitionkey", "customer-7"),
+                ("ce-replyto", "replies"),
+                ("ce-time", "2023-11-14T22:13:20.123000000Z"),
+                ("ce-type", "order.created"),
+                ("content-type", "application/json"),
+                ("tenant", "acme é"),
+            ],
+        )
+    }
+
+    fn foreign(&self) -> BareMessage {
+        BareMessage::new(b"{\"id\": 1}", [("content-type", "application/json"), ("tenant", "acme")])
+    }
+}
+
+#[derive(Debug)]
+struct BareQueue {
+    client: Client,
+    url: String,
+}
+
+#[async_trait]
+impl BareReceiver for BareQueue {
+    async fn next(&mut self, wait: Duration) -> Option<BareMessage> {
+        let seconds = i32::try_from(wait.as_secs().min(20)).expect("few seconds");
+        let request = self.client.receive_message().queue_url(&self.url).message_attribute_names("All");
+        let got = request.wait_time_seconds(seconds).send().await.expect("an answer");
+        got.messages.unwrap_or_default().pop().map(bare)
+    }
+}
+
+fn bare(message: Message) -> BareMessage {
+    let text = |(name, value): (String, MessageAttributeValue)| (name, value.string_value.unwrap_or_default());
+    let mut properties: BTreeMap<String, String> =
+        message.message_attributes.unwrap_or_default().into_iter().map(text).collect();
+    let body = message.body.unwrap_or_default();
+    let body = match properties.remove("polymq-body").as_deref() {
+        Some("base64") => BASE64_STANDARD.decode(body).expect("base64"),
+        _ => body.into_bytes(),
+    };
+    BareMessage { body, properties }
+}
