@@ -297,7 +297,7 @@ impl Work {
             }
             Outcome::Answer(answer) => match answer.message(&env.bus) {
                 Ok(reply) => {
-                    env.control.succeeded();
+                    env.control.succeeded(1);
                     self.finish(Settlement::Answer(&reply)).await;
                 }
                 Err(error) => {
