@@ -317,8 +317,12 @@ impl Consumer for ToyConsumer {
                 return Ok(());
             }
             match due {
-                Some(due) => drop(tokio::time::timeout_at(due, changed).await),
-                None => drop(changed.await),
+                Some(due) => {
+                    let _ = tokio::time::timeout_at(due, changed).await;
+                }
+                None => {
+                    let _ = changed.await;
+                }
             }
         }
     }
