@@ -222,6 +222,9 @@ impl Bus {
             Some(cell) => cell.lock().await.clone(),
             None => None,
         };
+        if let Some(Kept { hub, .. }) = &kept {
+            hub.look();
+        }
         // Our own consumer comes back by itself, at about the same time.
         while let Some(Kept { hub, closed }) = &kept
             && !*closed.borrow()

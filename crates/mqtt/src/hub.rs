@@ -4,7 +4,7 @@
 //! it. [`keeper`](crate::keeper) decides which sessions these are.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -42,6 +42,8 @@ struct State {
     stock: Stock,
     lenders: BTreeMap<u16, Lender>,
     next_lender: u16,
+    /// Those that read although there is no room, to see whether their connection is still there.
+    looking: BTreeSet<u16>,
     failed: Option<(polymq_core::ErrorKind, String)>,
     /// No consumer may join any more.
     closed: bool,
@@ -111,6 +113,7 @@ impl Hub {
     pub(crate) fn clear(&self) {
         let mut state = self.lock();
         let lenders = std::mem::take(&mut state.lenders);
+        state.looking.clear();
         state.stock.forget(|_| true);
         drop(state);
         drop(lenders);
@@ -140,7 +143,28 @@ impl Hub {
 
     /// Whether what is sent now arrives.
     pub(crate) fn is_subscribed(&self) -> bool {
-        self.lock().lenders.values().any(|lender| lender.subscribed)
+        let state = self.lock();
+        state.looking.is_empty() && state.lenders.values().any(|lender| lender.subscribed)
+    }
+
+    /// Has connections that nothing is read from looked at; [`is_subscribed`](Self::is_subscribed) waits for that.
+    pub(crate) fn look(&self) {
+        let mut state = self.lock();
+        if state.stock.is_full() {
+            state.looking =
+                state.lenders.iter().filter(|(_, lender)| lender.subscribed).map(|(number, _)| *number).collect();
+            self.weigh(&state);
+        }
+    }
+
+    pub(crate) fn must_look(&self, lender: u16) -> bool {
+        self.lock().looking.contains(&lender)
+    }
+
+    pub(crate) fn looked(&self, lender: u16) {
+        let mut state = self.lock();
+        state.looking.remove(&lender);
+        self.weigh(&state);
     }
 
     /// One more consumer; `None` when the hub is closing.
@@ -282,13 +306,14 @@ impl Hub {
     /// To be called after every change of what is here.
     fn weigh(&self, state: &State) {
         // A hub that ends reads on: there may be answers among what comes, and messages are not kept.
-        let full = state.failed.is_none() && state.stock.is_full();
+        let full = state.failed.is_none() && state.looking.is_empty() && state.stock.is_full();
         if *self.full.borrow() != full {
             self.full.send_replace(full);
         }
     }
 
     fn forget(&self, state: &mut State, lender: u16) {
+        state.looking.remove(&lender);
         state.stock.forget(|number| number == lender);
         self.weigh(state);
     }

@@ -107,6 +107,14 @@ impl Events for Lends {
         self.hub.turns(false)
     }
 
+    fn must_look(&self) -> bool {
+        self.hub.must_look(self.number)
+    }
+
+    fn looked(&mut self) {
+        self.hub.looked(self.number);
+    }
+
     fn subscribed(&mut self) {
         self.hub.subscribed(self.number, self.serial);
     }

@@ -62,6 +62,12 @@ pub(crate) trait Events: Send + Sync + 'static {
     fn room(&self) -> impl Future<Output = ()> + Send {
         std::future::ready(())
     }
+    /// Whether to read what is there all the same: a connection that ended is not noticed otherwise.
+    fn must_look(&self) -> bool {
+        false
+    }
+    /// Everything that was there has been read.
+    fn looked(&mut self) {}
     /// The connection ended; `false` ends the link too.
     fn lost(&mut self, lost: &Lost) -> bool;
     /// Another connection has reached the broker again: no need to wait longer.

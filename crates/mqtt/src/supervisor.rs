@@ -8,7 +8,7 @@ use std::{
 use futures_util::{FutureExt, SinkExt, StreamExt};
 use polymq_core::{Error, ErrorKind, Result};
 use rumqttc::v5::mqttbytes::{
-    QoS,
+    self, QoS,
     v5::{
         ConnAck, Disconnect, DisconnectReasonCode, Filter, PingReq, PubAck, PubAckReason, PubRec, PubRecReason, PubRel,
         Subscribe, Unsubscribe,
@@ -16,6 +16,7 @@ use rumqttc::v5::mqttbytes::{
 };
 use tokio::{
     sync::{mpsc, oneshot},
+    task::coop::unconstrained,
     time::{Instant, sleep, timeout},
 };
 
@@ -193,6 +194,14 @@ impl<E: Events> Task<E> {
                 }
             }
             let room = has_room(&writer);
+            if self.events.must_look() {
+                while let Some(packet) = unconstrained(reader.next()).now_or_never() {
+                    if let Some(lost) = self.arrived(packet, &mut writer) {
+                        return End::Lost(lost);
+                    }
+                }
+                self.events.looked();
+            }
             let may_read = self.events.has_room();
             let may_send = room && self.gate_open && self.slots.has_room();
             tokio::select! {
@@ -202,12 +211,7 @@ impl<E: Events> Task<E> {
                     let mut next = packet;
                     let chunk = self.slots.chunk();
                     for handled in 1.. {
-                        let packet = match next {
-                            Some(Ok(packet)) => packet,
-                            Some(Err(cause)) => return End::Lost(Lost::Because(format!("cannot read: {cause}"))),
-                            None => return End::Lost(Lost::Because("the broker closed the connection".into())),
-                        };
-                        if let Some(lost) = self.packet(packet, &mut writer) {
+                        if let Some(lost) = self.arrived(next, &mut writer) {
                             return End::Lost(lost);
                         }
                         if handled == chunk || !self.events.has_room() {
@@ -271,6 +275,15 @@ impl<E: Events> Task<E> {
                     tick.as_mut().reset(Instant::now() + keep_alive / 4);
                 }
             }
+        }
+    }
+
+    /// What reading has given.
+    fn arrived(&mut self, packet: Option<Result<Packet, mqttbytes::Error>>, writer: &mut Writer) -> Option<Lost> {
+        match packet {
+            Some(Ok(packet)) => self.packet(packet, writer),
+            Some(Err(cause)) => Some(Lost::Because(format!("cannot read: {cause}"))),
+            None => Some(Lost::Because("the broker closed the connection".into())),
         }
     }
 

@@ -146,3 +146,18 @@ fn a_wrong_variable_is_one_line_and_code_1() {
     assert!(told.starts_with("error: unknown backend \"kakfa\"; linked: "), "{told}");
     assert_eq!(output.status.code(), Some(1));
 }
+
+#[cfg(feature = "ops")]
+#[tokio::test]
+async fn an_address_that_is_taken_is_found_before_a_message_is_handled() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let bus = Bus::builder().backend("memory").environment(polymq::Environment::default()).connect().await.unwrap();
+    bus.queue("one").send(&"it").await.unwrap();
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers.route("one", |_: String| async {});
+    let error = ConsumerRunner::new(consumers).bind(&*address).start().await.unwrap_err();
+    assert_eq!(error.kind(), polymq::ErrorKind::Config);
+    assert!(error.to_string().contains(&address), "{error}");
+    assert_eq!(bus.queue("one").stats(None).await.unwrap().ready, 1);
+}

@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -28,6 +31,7 @@ struct Inner {
     cancelled: CancellationToken,
     /// A subscription has ended with an error that opening it again cannot help.
     failed: CancellationToken,
+    started: AtomicBool,
     /// Held while it is being stopped.
     stopping: tokio::sync::Mutex<()>,
 }
@@ -49,6 +53,7 @@ impl Running {
             stop: Stop::default(),
             cancelled: CancellationToken::new(),
             failed: CancellationToken::new(),
+            started: AtomicBool::new(false),
             stopping: tokio::sync::Mutex::default(),
         }))
     }
@@ -169,11 +174,17 @@ impl Running {
         &self.0.buses
     }
 
-    /// Whether it takes work: every connection is up and it is not being stopped.
+    /// Every subscription that it was started with is live.
+    pub(super) fn started(&self) {
+        self.0.started.store(true, Ordering::Release);
+    }
+
+    /// Whether it takes work: every subscription was started, every connection is up and it is not being stopped.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         use crate::HealthState::{Degraded, Up};
-        !self.0.stop.is_said() && self.0.buses.iter().all(|bus| matches!(bus.health().state, Up | Degraded))
+        let works = self.0.started.load(Ordering::Acquire) && !self.0.stop.is_said();
+        works && self.0.buses.iter().all(|bus| matches!(bus.health().state, Up | Degraded))
     }
 
     /// Stops: no further message is fetched, handlers that run may end within the drain time-out, then they are

@@ -62,18 +62,20 @@ impl ConsumerRunner {
         };
         let buses: Vec<Bus> = self.factories.iter().map(|factory| factory.bus().clone()).collect();
         let running = Running::new(buses, self.drain_timeout);
-        for (bus, plan) in plans {
-            if let Err(error) = running.attach_plan(bus, plan).await {
-                running.stop().await?;
-                return Err(error);
-            }
-        }
+        // Before a message is fetched: an address that is taken is found first, and who asks meanwhile is told "not yet".
         #[cfg(feature = "ops")]
         if let Some(address) = address {
             super::ops::serve(&running, address).await?;
         }
         #[cfg(not(feature = "ops"))]
         let _ = address;
+        for (bus, plan) in plans {
+            if let Err(error) = running.attach_plan(bus, plan).await {
+                running.stop().await?;
+                return Err(error);
+            }
+        }
+        running.started();
         Ok(running)
     }
 

@@ -27,8 +27,15 @@ pub(crate) struct ToyBackend;
 
 #[derive(Debug, Default)]
 struct Shop {
-    queues: Mutex<HashMap<String, VecDeque<Entry>>>,
-    changed: Notify,
+    queues: Mutex<HashMap<String, Queue>>,
+}
+
+/// Whoever waits is told by queue, not all at once: a wake-up that another test's thread has begun and not ended would
+/// let this test's paused clock run ahead.
+#[derive(Debug, Default)]
+struct Queue {
+    entries: VecDeque<Entry>,
+    changed: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -42,7 +49,7 @@ struct Entry {
 static SHOP: LazyLock<Arc<Shop>> = LazyLock::new(Arc::default);
 
 impl Shop {
-    fn queues(&self) -> MutexGuard<'_, HashMap<String, VecDeque<Entry>>> {
+    fn queues(&self) -> MutexGuard<'_, HashMap<String, Queue>> {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -64,13 +71,16 @@ impl Shop {
         let mut queues = self.queues();
         let Some(queue) = queues.get_mut(name) else { return false };
         if front {
-            queue.push_front(entry)
+            queue.entries.push_front(entry)
         } else {
-            queue.push_back(entry)
+            queue.entries.push_back(entry)
         }
-        drop(queues);
-        self.changed.notify_waiters();
+        queue.changed.notify_waiters();
         true
+    }
+
+    fn changed(&self, name: &str) -> Option<Arc<Notify>> {
+        self.queues().get(name).map(|queue| Arc::clone(&queue.changed))
     }
 }
 
@@ -118,7 +128,7 @@ impl Backend for ToyBackend {
         health.up();
         Ok(Arc::new(Toy {
             capabilities: self.capabilities(),
-            line: Arc::new(Line { closed: AtomicBool::new(false), health }),
+            line: Arc::new(Line { closed: AtomicBool::new(false), ended: Notify::new(), health }),
         }))
     }
 }
@@ -126,6 +136,7 @@ impl Backend for ToyBackend {
 #[derive(Debug)]
 struct Line {
     closed: AtomicBool,
+    ended: Notify,
     health: HealthReporter,
 }
 
@@ -191,8 +202,9 @@ impl Connection for Toy {
 
     async fn delete(&self, address: &Address, _: Option<&str>) -> Result<()> {
         self.line.check("delete")?;
-        SHOP.queues().remove(address.name());
-        SHOP.changed.notify_waiters();
+        if let Some(queue) = SHOP.queues().remove(address.name()) {
+            queue.changed.notify_waiters();
+        }
         Ok(())
     }
 
@@ -203,7 +215,7 @@ impl Connection for Toy {
     async fn close(&self) -> Result<()> {
         self.line.closed.store(true, Ordering::SeqCst);
         self.line.health.closed("closed by the program");
-        SHOP.changed.notify_waiters();
+        self.line.ended.notify_waiters();
         Ok(())
     }
 }
@@ -264,8 +276,8 @@ impl Hand {
         let now = Instant::now();
         let room = self.prefetch.saturating_sub(self.held.load(Ordering::SeqCst)) as usize;
         for _ in 0..max.max(1).min(room) {
-            let Some(at) = queue.iter().position(|entry| entry.due <= now) else { break };
-            let Some(entry) = queue.remove(at) else { break };
+            let Some(at) = queue.entries.iter().position(|entry| entry.due <= now) else { break };
+            let Some(entry) = queue.entries.remove(at) else { break };
             self.held.fetch_add(1, Ordering::SeqCst);
             into.push(Incoming {
                 message: entry.message,
@@ -274,12 +286,14 @@ impl Hand {
                 ..Incoming::default()
             });
         }
-        Ok(queue.iter().map(|entry| entry.due).filter(|due| *due > now).min())
+        Ok(queue.entries.iter().map(|entry| entry.due).filter(|due| *due > now).min())
     }
 
     fn free(&self) {
         self.held.fetch_sub(1, Ordering::SeqCst);
-        SHOP.changed.notify_waiters();
+        if let Some(changed) = SHOP.changed(&self.name) {
+            changed.notify_waiters();
+        }
     }
 }
 
@@ -291,15 +305,24 @@ impl Consumer for ToyConsumer {
             if self.closed {
                 return Err(Error::closed("receive"));
             }
-            let mut changed = std::pin::pin!(SHOP.changed.notified());
+            // A queue that is gone is found by `take`.
+            let queue = SHOP.changed(&self.hand.name).unwrap_or_default();
+            let line = Arc::clone(&self.hand.line);
+            let (mut changed, mut ended) = (std::pin::pin!(queue.notified()), std::pin::pin!(line.ended.notified()));
             changed.as_mut().enable();
+            ended.as_mut().enable();
+            let changed = futures_util::future::select(changed, ended);
             let due = self.hand.take(max, into)?;
             if into.len() > before {
                 return Ok(());
             }
             match due {
-                Some(due) => drop(tokio::time::timeout_at(due, changed).await),
-                None => changed.await,
+                Some(due) => {
+                    let _ = tokio::time::timeout_at(due, changed).await;
+                }
+                None => {
+                    let _ = changed.await;
+                }
             }
         }
     }
