@@ -349,9 +349,8 @@ impl Shared {
                 held.extending = false;
                 held.deadline = until;
             }
-            // It is not ours any more.
-            (Some(_), None) => drop(state.held.remove(&token)),
-            (None, _) => {}
+            // Perhaps it is not ours any more; its loan ends when it ends.
+            (Some(_), None) | (None, _) => {}
         }
     }
 
