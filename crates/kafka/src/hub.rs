@@ -308,7 +308,7 @@ impl Hub {
             let busy = busy.flat_map(Partition::entries).any(|(_, entry)| matches!(entry.place, Place::With(_)));
             let left = deadline.saturating_duration_since(Instant::now());
             if !busy || left.is_zero() || state.end.is_some() {
-                return self.positions(&mut state, |slot, partition| partition.dirty && gone.contains(&slot));
+                return self.positions(&mut state, |slot, partition| partition.touched && gone.contains(&slot));
             }
             state.waited_for = true;
             state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
@@ -330,6 +330,12 @@ impl Hub {
     pub(crate) fn changes(&self) -> TopicPartitionList {
         let mut state = lock(&self.state);
         self.positions(&mut state, |_, partition| partition.dirty)
+    }
+
+    /// Everything that has changed at all, for the last commit.
+    pub(crate) fn all_changes(&self) -> TopicPartitionList {
+        let mut state = lock(&self.state);
+        self.positions(&mut state, |_, partition| partition.touched)
     }
 
     /// A commit has failed: these are to be committed again.
@@ -363,7 +369,8 @@ impl Hub {
     /// Partitions of which too much waits for its time, and those of which there is room again.
     pub(crate) fn fullness(&self) -> (TopicPartitionList, TopicPartitionList) {
         let (mut full, mut again) = (TopicPartitionList::new(), TopicPartitionList::new());
-        for partition in lock(&self.state).slots.values_mut() {
+        let mut state = lock(&self.state);
+        for partition in state.slots.values_mut() {
             let is_full = partition.held >= MAX_HELD || partition.held_bytes >= MAX_HELD_BYTES;
             let has_room = partition.held < MAX_HELD / 2 && partition.held_bytes < MAX_HELD_BYTES / 2;
             if is_full && !partition.is_full {
@@ -375,6 +382,12 @@ impl Hub {
             }
         }
         (full, again)
+    }
+
+    /// Whether anything waits for its time, or did so too much.
+    pub(crate) fn is_holding(&self) -> bool {
+        let state = lock(&self.state);
+        !state.held.is_empty() || state.slots.values().any(|partition| partition.is_full)
     }
 
     /// All partitions of which too much waits for its time.

@@ -1,10 +1,7 @@
 //! The thread of a [`Hub`]: fetches within the prefetch, hears of rebalances, commits what is finished.
 
 use std::{
-    sync::{
-        Arc, Mutex, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, Weak},
     thread,
     time::{Duration, Instant},
 };
@@ -36,10 +33,6 @@ const TICK: Duration = Duration::from_millis(25);
 /// How long a full prefetch is waited for before fetching is paused. Pausing throws away what the client library has
 /// fetched; without it, a rebalance of the group waits for this long.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long the last commit may take.
-const LAST_COMMIT: Duration = Duration::from_secs(3);
-/// A commit without an answer is repeated after this long.
-const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) type Native = BaseConsumer<Context>;
 
@@ -48,8 +41,8 @@ pub(crate) struct Context {
     hub: Weak<Hub>,
     link: Arc<Link>,
     config: Arc<KafkaConfig>,
-    /// A commit is on its way.
-    committing: AtomicBool,
+    /// Whether there is a delay topic.
+    has_delay: bool,
     /// What it told that ends the consumer.
     end: Mutex<Option<Error>>,
 }
@@ -61,8 +54,19 @@ impl Context {
             hub: Weak::new(),
             link: Arc::clone(link),
             config: Arc::clone(config),
-            committing: AtomicBool::new(false),
+            has_delay: false,
             end: Mutex::new(None),
+        }
+    }
+
+    /// The partitions of the delay topic, if they go with these: whoever has the first partition of the topic reads them.
+    /// The group itself shares only the topic, or one member might get nothing but delayed messages.
+    fn companions(&self, hub: &Hub, list: &TopicPartitionList) -> TopicPartitionList {
+        match &hub.names.delay {
+            Some(delay) if self.has_delay && list.find_partition(&hub.names.topic, 0).is_some() => {
+                topology::list(delay, &topology::DELAY_PARTITIONS)
+            }
+            _ => TopicPartitionList::new(),
         }
     }
 }
@@ -87,7 +91,12 @@ impl ConsumerContext for Context {
         tracing::debug!(topic = %hub.names.topic, partitions = ?list, "revoked");
         // Lost in silence: others have it already, and nothing can be committed.
         let lost = consumer.assignment_lost();
-        let changes = hub.revoking(list, if lost { Duration::ZERO } else { self.config.revoke_wait });
+        let companions = self.companions(&hub, list);
+        let mut going = companions.clone();
+        list.elements().iter().for_each(|one| {
+            going.add_partition(one.topic(), one.partition());
+        });
+        let changes = hub.revoking(&going, if lost { Duration::ZERO } else { self.config.revoke_wait });
         if !lost
             && changes.count() > 0
             && self.link.is_up()
@@ -95,14 +104,24 @@ impl ConsumerContext for Context {
         {
             tracing::warn!(topic = %hub.names.topic, %error, "positions of partitions that go are not committed");
         }
-        hub.revoked(list);
+        hub.revoked(&going);
+        if companions.count() > 0
+            && let Err(error) = consumer.incremental_unassign(&companions)
+        {
+            tracing::debug!(topic = %hub.names.topic, %error, "delayed messages were not being read");
+        }
     }
 
     fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         let Some(hub) = self.hub.upgrade() else { return };
         match rebalance {
             Rebalance::Assign(list) => {
-                let mut asked = TopicPartitionList::new();
+                let mut asked = self.companions(&hub, list);
+                if asked.count() > 0
+                    && let Err(error) = consumer.incremental_assign(&asked)
+                {
+                    tracing::warn!(topic = %hub.names.topic, %error, "delayed messages cannot be read");
+                }
                 for one in list.elements() {
                     asked.add_partition(one.topic(), one.partition());
                 }
@@ -113,27 +132,12 @@ impl ConsumerContext for Context {
                         // Only what is finished beyond the position is not known: it may come twice.
                         tracing::warn!(topic = %hub.names.topic, %error, "positions cannot be read");
                         hub.assigned(list, false);
+                        hub.assigned(&self.companions(&hub, list), false);
                     }
                 }
             }
             Rebalance::Revoke(_) => {}
             Rebalance::Error(error) => tracing::warn!(topic = %hub.names.topic, %error, "rebalance failed"),
-        }
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, list: &TopicPartitionList) {
-        self.committing.store(false, Ordering::Release);
-        let failed = match result {
-            Ok(()) => list.elements().iter().any(|element| element.error().is_err()),
-            // Nothing to commit.
-            Err(KafkaError::ConsumerCommit(Code::NoOffset)) => false,
-            Err(error) => {
-                tracing::debug!(%error, "commit failed, trying again");
-                true
-            }
-        };
-        if failed && let Some(hub) = self.hub.upgrade() {
-            hub.not_committed(list);
         }
     }
 }
@@ -192,7 +196,8 @@ impl Poller {
     fn begin(hub: &Arc<Hub>, config: Arc<KafkaConfig>, link: Arc<Link>, plan: &Plan) -> Result<Self> {
         let own = format!("polymq-{:016x}", fastrand::u64(..));
         let group = hub.names.group.as_deref().unwrap_or(&own);
-        let context = Context { hub: Arc::downgrade(hub), ..Context::asking(&link, &config) };
+        let context =
+            Context { hub: Arc::downgrade(hub), has_delay: plan.has_delay, ..Context::asking(&link, &config) };
         let settings = client::consumer(&config, group, plan.prefetch, plan.bytes)?;
         let native: Native = settings.create_with_context(context).map_err(configuration)?;
         let (topic, timeout) = (&*hub.names.topic, config.connect_timeout);
@@ -200,9 +205,7 @@ impl Poller {
         match &hub.names.group {
             Some(_) => {
                 begin_at(&native, &hub.names, plan.start, plan.seek, timeout)?;
-                let mut topics = vec![topic];
-                topics.extend(hub.names.delay.as_deref().filter(|_| plan.has_delay));
-                native.subscribe(&topics).map_err(failed)?;
+                native.subscribe(&[topic]).map_err(failed)?;
             }
             None => {
                 let partitions = topology::existing(native.client(), topic, timeout)?;
@@ -285,7 +288,7 @@ impl Poller {
         if let Some(error) = failure {
             self.failed(&error);
         }
-        if self.hub.names.delay.is_some() {
+        if self.hub.is_holding() {
             self.limit_held();
         }
         count
@@ -347,12 +350,10 @@ impl Poller {
         }
     }
 
+    /// Tells the broker what is finished, without waiting: librdkafka repeats what fails on the way, and the next commit
+    /// says it all again.
     fn commit(&mut self) {
         if self.hub.names.group.is_none() || self.committed.elapsed() < self.config.commit_interval {
-            return;
-        }
-        let committing = &self.native.context().committing;
-        if committing.load(Ordering::Acquire) && self.committed.elapsed() < COMMIT_TIMEOUT {
             return;
         }
         let changes = self.hub.changes();
@@ -360,32 +361,22 @@ impl Poller {
             return;
         }
         self.committed = Instant::now();
-        committing.store(true, Ordering::Release);
         if let Err(error) = self.native.commit(&changes, CommitMode::Async) {
             tracing::debug!(topic = %self.hub.names.topic, %error, "commit failed, trying again");
-            committing.store(false, Ordering::Release);
             self.hub.not_committed(&changes);
         }
     }
 
-    /// Commits what is left and leaves the group.
+    /// Commits what is left, hears that it is committed, and leaves the group.
     fn leave(self) {
-        let deadline = Instant::now() + LAST_COMMIT;
-        let committing = || self.native.context().committing.load(Ordering::Acquire);
-        let is_member = self.hub.names.group.is_some();
-        while is_member && self.link.is_up_or_closing() && Instant::now() < deadline {
-            if !committing() {
-                let changes = self.hub.changes();
-                if changes.count() == 0 {
-                    break;
-                }
-                self.native.context().committing.store(true, Ordering::Release);
-                if self.native.commit(&changes, CommitMode::Async).is_err() {
-                    break;
-                }
-            }
-            // Serves the answer; a message that comes is not ours any more.
-            drop(self.native.poll(Duration::from_millis(5)));
+        let topic = &*self.hub.names.topic;
+        let changes = self.hub.all_changes();
+        if self.hub.names.group.is_some()
+            && changes.count() > 0
+            && self.link.is_up_or_closing()
+            && let Err(error) = self.native.commit(&changes, CommitMode::Sync)
+        {
+            tracing::warn!(topic, %error, "the last positions are not committed");
         }
         drop(self.hub.set_native(None));
         let Self { hub, native, .. } = self;
