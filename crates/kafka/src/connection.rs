@@ -167,7 +167,7 @@ impl KafkaConnection {
 
     async fn declare_all(&self, names: &Names, options: &ConsumeOptions) -> Result<()> {
         let mut wanted = Wanted::of(names);
-        if let Some(letters) = &options.dead_letters {
+        if let Some(letters) = options.dead_letters.as_ref().filter(|_| !options.temporary) {
             let letters = Names::of(letters, None);
             letters.check()?;
             // Made by us only: without `declare` nobody says that dead letters are needed.
@@ -252,6 +252,7 @@ impl KafkaConnection {
             return (hub, true);
         }
         let mut hubs = lock(&self.hubs);
+        hubs.retain(|_, hub| !*hub.ended().borrow());
         match hubs.get(names) {
             Some(hub) => (Arc::clone(hub), false),
             None => {
@@ -313,6 +314,7 @@ impl Connection for KafkaConnection {
 
     async fn consumer(&self, address: &Address, options: &ConsumeOptions) -> Result<Box<dyn Consumer>> {
         let names = self.names(address, options.group.as_deref())?;
+        let names = if options.temporary { names.temporary() } else { names };
         let located = |error: Error| error.with_channel(address.name());
         let plan = Self::plan(&names, options)?;
         self.declare_all(&names, options).await.map_err(located)?;

@@ -42,6 +42,8 @@ pub(crate) struct Hub {
 struct State {
     slots: HashMap<u32, Partition>,
     next_slot: u32,
+    /// Where the latest message belonged: the next one most likely does too.
+    latest: Option<(u32, (bool, i32))>,
     ready: VecDeque<Waiting>,
     /// By the time at which they are due.
     held: BTreeMap<(Instant, u64), Waiting>,
@@ -179,8 +181,9 @@ impl Hub {
     pub(crate) fn ack(&self, token: Token) -> Result<()> {
         let mut state = lock(&self.state);
         let (slot, offset) = state.locate(token)?;
-        let entry = state.slots.get_mut(&slot).and_then(|slot| slot.finish(offset));
-        let entry = entry.ok_or_else(error::stale)?;
+        let Some(entry) = state.slots.get_mut(&slot).and_then(|slot| slot.finish(offset)) else {
+            return Err(error::stale());
+        };
         state.give_up(entry);
         self.made_room(&state);
         Ok(())
@@ -540,7 +543,9 @@ impl State {
     fn take_in(&mut self, fetched: Fetched) {
         let Fetched { is_delay, partition: number, offset, mut incoming, due } = fetched;
         // Only what is assigned is fetched; what comes late is that of another.
-        let Some(mut slot) = self.find(is_delay, number) else { return };
+        let latest = self.latest.filter(|(slot, of)| *of == (is_delay, number) && self.slots.contains_key(slot));
+        let Some(mut slot) = latest.map(|(slot, _)| slot).or_else(|| self.find(is_delay, number)) else { return };
+        self.latest = Some((slot, (is_delay, number)));
         if self.slots.get(&slot).is_some_and(|partition| offset < partition.base) {
             // The topic was deleted and made again.
             self.drop_slot(slot);

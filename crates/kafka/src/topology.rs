@@ -67,6 +67,11 @@ impl Names {
         }
     }
 
+    /// The same for a queue of one consumer that ends with it: no group, no other topics.
+    pub(crate) fn temporary(self) -> Self {
+        Self { delay: None, group: None, ..self }
+    }
+
     /// Refuses what cannot be the name of a topic.
     pub(crate) fn check(&self) -> Result<()> {
         let longest = self.delay.as_ref().unwrap_or(&self.topic);
