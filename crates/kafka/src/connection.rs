@@ -308,7 +308,10 @@ impl Connection for KafkaConnection {
             return Err(error::config(format!("unknown option {key:?}; a producer has none")));
         }
         let located = |error: Error| error.with_channel(address.name());
-        self.ensure(Wanted::of(&names), options.declare).await.map_err(located)?;
+        // Somebody else's for a while: the broker tells when it is gone.
+        if !options.temporary {
+            self.ensure(Wanted::of(&names), options.declare).await.map_err(located)?;
+        }
         Ok(Box::new(KafkaProducer::new(Arc::clone(&self.publisher), names.topic, names.delay)))
     }
 

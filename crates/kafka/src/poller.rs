@@ -1,7 +1,10 @@
 //! The thread of a [`Hub`]: fetches within the prefetch, hears of rebalances, commits what is finished.
 
 use std::{
-    sync::{Arc, Mutex, Weak},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -10,10 +13,10 @@ use polymq_core::{Details, Error, ErrorKind, Incoming, Result, now};
 use rdkafka::{
     ClientContext, Offset, TopicPartitionList,
     config::RDKafkaLogLevel,
-    consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance},
+    consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol},
     error::{KafkaError, KafkaResult},
     message::{BorrowedMessage, Message as _},
-    types::RDKafkaErrorCode as Code,
+    types::{RDKafkaErrorCode as Code, RDKafkaRespErr},
 };
 use tokio::sync::oneshot;
 
@@ -43,6 +46,8 @@ pub(crate) struct Context {
     config: Arc<KafkaConfig>,
     /// Whether there is a delay topic.
     has_delay: bool,
+    /// Whether it is being read here.
+    has_companions: AtomicBool,
     /// What it told that ends the consumer.
     end: Mutex<Option<Error>>,
 }
@@ -55,18 +60,8 @@ impl Context {
             link: Arc::clone(link),
             config: Arc::clone(config),
             has_delay: false,
+            has_companions: AtomicBool::new(false),
             end: Mutex::new(None),
-        }
-    }
-
-    /// The partitions of the delay topic, if they go with these: whoever has the first partition of the topic reads them.
-    /// The group itself shares only the topic, or one member might get nothing but delayed messages.
-    fn companions(&self, hub: &Hub, list: &TopicPartitionList) -> TopicPartitionList {
-        match &hub.names.delay {
-            Some(delay) if self.has_delay && list.find_partition(&hub.names.topic, 0).is_some() => {
-                topology::list(delay, &topology::DELAY_PARTITIONS)
-            }
-            _ => TopicPartitionList::new(),
         }
     }
 }
@@ -86,58 +81,70 @@ impl ClientContext for Context {
 }
 
 impl ConsumerContext for Context {
-    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        let (Some(hub), Rebalance::Revoke(list)) = (self.hub.upgrade(), rebalance) else { return };
-        tracing::debug!(topic = %hub.names.topic, partitions = ?list, "revoked");
+    // One call for what the group shares and what goes with it: after the first one the client library goes on.
+    fn rebalance(&self, consumer: &Native, event: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        let is_assignment = event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
+        let hub = self.hub.upgrade();
+        let all = hub.as_deref().map_or_else(|| list.clone(), |hub| self.with_companions(hub, list, is_assignment));
+        if let Some(hub) = hub.as_deref().filter(|_| !is_assignment) {
+            self.revoke(hub, consumer, &all);
+        }
+        let is_cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
+        let changed = match (is_assignment, is_cooperative) {
+            (true, true) => consumer.incremental_assign(&all),
+            (true, false) => consumer.assign(&all),
+            (false, true) => consumer.incremental_unassign(&all),
+            (false, false) => consumer.unassign(),
+        };
+        if let Err(error) = changed {
+            tracing::error!(%error, partitions = ?all, "partitions cannot be taken over or given away");
+        }
+        if let Some(hub) = hub.filter(|_| is_assignment) {
+            self.assigned(&hub, consumer, &all);
+        }
+    }
+}
+
+impl Context {
+    /// These, and the partitions of the delay topic if they go with them: whoever has the first partition of the topic
+    /// reads them. The group itself shares only the topic, or one member might get nothing but delayed messages.
+    fn with_companions(&self, hub: &Hub, list: &TopicPartitionList, is_assignment: bool) -> TopicPartitionList {
+        let mut all = list.clone();
+        if let Some(delay) = hub.names.delay.as_deref().filter(|_| self.has_delay)
+            && list.find_partition(&hub.names.topic, 0).is_some()
+            && self.has_companions.swap(is_assignment, Ordering::AcqRel) != is_assignment
+        {
+            for partition in topology::DELAY_PARTITIONS {
+                all.add_partition(delay, partition);
+            }
+        }
+        all
+    }
+
+    fn revoke(&self, hub: &Hub, consumer: &Native, list: &TopicPartitionList) {
+        tracing::debug!(topic = %hub.names.topic, partitions = list.count(), "revoked");
         // Lost in silence: others have it already, and nothing can be committed.
         let lost = consumer.assignment_lost();
-        let companions = self.companions(&hub, list);
-        let mut going = companions.clone();
-        list.elements().iter().for_each(|one| {
-            going.add_partition(one.topic(), one.partition());
-        });
-        let changes = hub.revoking(&going, if lost { Duration::ZERO } else { self.config.revoke_wait });
+        let changes = hub.revoking(list, if lost { Duration::ZERO } else { self.config.revoke_wait });
         if !lost
             && changes.count() > 0
-            && self.link.is_up()
+            && self.link.is_up_or_closing()
             && let Err(error) = consumer.commit(&changes, CommitMode::Sync)
         {
             tracing::warn!(topic = %hub.names.topic, %error, "positions of partitions that go are not committed");
         }
-        hub.revoked(&going);
-        if companions.count() > 0
-            && let Err(error) = consumer.incremental_unassign(&companions)
-        {
-            tracing::debug!(topic = %hub.names.topic, %error, "delayed messages were not being read");
-        }
+        hub.revoked(list);
     }
 
-    fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        let Some(hub) = self.hub.upgrade() else { return };
-        match rebalance {
-            Rebalance::Assign(list) => {
-                let mut asked = self.companions(&hub, list);
-                if asked.count() > 0
-                    && let Err(error) = consumer.incremental_assign(&asked)
-                {
-                    tracing::warn!(topic = %hub.names.topic, %error, "delayed messages cannot be read");
-                }
-                for one in list.elements() {
-                    asked.add_partition(one.topic(), one.partition());
-                }
-                tracing::debug!(topic = %hub.names.topic, partitions = ?list, "assigned");
-                match consumer.committed_offsets(asked, self.config.connect_timeout) {
-                    Ok(found) => hub.assigned(&found, true),
-                    Err(error) => {
-                        // Only what is finished beyond the position is not known: it may come twice.
-                        tracing::warn!(topic = %hub.names.topic, %error, "positions cannot be read");
-                        hub.assigned(list, false);
-                        hub.assigned(&self.companions(&hub, list), false);
-                    }
-                }
+    fn assigned(&self, hub: &Hub, consumer: &Native, list: &TopicPartitionList) {
+        tracing::debug!(topic = %hub.names.topic, partitions = list.count(), "assigned");
+        match consumer.committed_offsets(list.clone(), self.config.connect_timeout) {
+            Ok(found) => hub.assigned(&found, true),
+            Err(error) => {
+                // Only what is finished beyond the position is not known: it may come twice.
+                tracing::warn!(topic = %hub.names.topic, %error, "positions cannot be read");
+                hub.assigned(list, false);
             }
-            Rebalance::Revoke(_) => {}
-            Rebalance::Error(error) => tracing::warn!(topic = %hub.names.topic, %error, "rebalance failed"),
         }
     }
 }
