@@ -447,7 +447,7 @@ pub async fn ack_fails_while_a_handler_runs(cx: Cx) {
     if !cx.capabilities().leases {
         states.recovered(&cx, &bus).await;
     }
-    publish(&queue, ["after".to_owned()]).await;
+    send_one(&cx, &queue, "after").await;
     eventually(cx.harness().recovery(), || async {
         let seen = log.bodies();
         let missing: Vec<_> =
