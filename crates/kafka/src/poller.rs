@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// How long the thread does not look whether somebody has closed: longer is late, shorter costs an idle process.
-const TICK: Duration = Duration::from_millis(25);
+const TICK: Duration = Duration::from_millis(50);
 /// How long a full prefetch is waited for before fetching is paused. Pausing throws away what the client library has
 /// fetched; without it, a rebalance of the group waits for this long.
 const PATIENCE: Duration = Duration::from_secs(1);
