@@ -206,6 +206,16 @@ impl Connection for AmqpConnection {
     async fn producer(&self, address: &Address, options: &ProduceOptions) -> Result<Box<dyn Producer>> {
         let extra = self.extra(&options.extra, options.declare)?;
         let route = match address.kind() {
+            // Where somebody waits for a reply: also a queue that the broker has named, or its pseudo-queue for replies. What
+            // no queue takes is returned.
+            ChannelKind::Queue if options.temporary => Route {
+                exchange: "".into(),
+                routing_key: address.shared_name(),
+                plan: None,
+                declare_exchange: false,
+                persistent: extra.persistent,
+                ensured: AtomicU64::new(0),
+            },
             ChannelKind::Queue => {
                 let plan = self.plan(address, None, None, &extra)?;
                 Route {
@@ -233,7 +243,7 @@ impl Connection for AmqpConnection {
             }
         };
         // While the first connection is still being made, what is to be made is made before the first message.
-        if self.publish.is_up() || !self.config.connect_retry {
+        if !options.temporary && (self.publish.is_up() || !self.config.connect_retry) {
             let (route, extra) = (&route, &extra);
             let ensured = self.bounded("declare", |live| async move {
                 let checked = match address.kind() {

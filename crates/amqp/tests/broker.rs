@@ -62,6 +62,7 @@ fn main() -> ExitCode {
         close_returns_what_was_not_received,
         an_expired_message_is_not_delivered,
         a_quorum_queue_does_it_all_too,
+        whoever_asks_is_answered_on_a_queue_of_their_own,
         counts_purge_and_delete,
         the_native_connection_is_at_hand,
         what_is_dropped_ends,

@@ -59,7 +59,7 @@ fn backends_prints_the_table() {
     let memory = lines.iter().find(|line| line["name"] == "memory").unwrap();
     assert_eq!(memory["capabilities"]["confirms"], true);
     assert_eq!(memory["settings"][0]["name"], "url");
-    assert!(lines.iter().any(|line| line["name"] == "sqs" && line["linked"] == false));
+    assert!(lines.iter().any(|line| line["name"] == "kubemq" && line["linked"] == false));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What the documentation says about settings, capabilities and the command line is what the code says.
 //!
 //! `UPDATE_DOCS=1 cargo test -p polymq-cli --all-features --test docs` writes it anew.
-#![cfg(all(feature = "amqp", feature = "kafka", feature = "mqtt"))]
+#![cfg(all(feature = "amqp", feature = "http", feature = "kafka", feature = "mqtt", feature = "sqs"))]
 
 use std::{
     fs,

@@ -108,6 +108,11 @@ impl Channel {
         self.changed(|options, _| options.declare = false)
     }
 
+    /// The same channel as the queue of somebody who waits for a reply.
+    pub(crate) fn temporary(&self) -> Self {
+        self.changed(|options, _| (options.declare, options.temporary) = (false, true))
+    }
+
     /// The same channel with a setting that only one backend knows (`qos`, `retain`); the backend refuses what it
     /// does not know when the first message is sent.
     #[must_use]
@@ -462,7 +467,8 @@ impl Channel {
 
     async fn producer(&self) -> Result<&dyn Producer> {
         let open = || async {
-            self.check()?;
+            // The broker itself may have named where a reply is awaited.
+            if self.0.options.temporary { self.0.address.check() } else { self.check() }?;
             let opening = self.connection().producer(&self.0.address, &self.0.options);
             match tokio::time::timeout(self.0.options.timeout, opening).await {
                 Ok(producer) => producer.map_err(|error| self.locate(error)),

@@ -64,12 +64,15 @@ pub struct ProduceOptions {
     /// Creates the channel (and what holds its messages) when it does not exist; otherwise a missing
     /// channel is an error.
     pub declare: bool,
+    /// The queue is somebody's for a while, such as where a reply is awaited ([`ConsumeOptions::temporary`](crate::ConsumeOptions)):
+    /// it is neither made nor looked for, and what cannot be delivered is answered as the broker does it.
+    pub temporary: bool,
     /// Settings that only one backend knows (`qos`, `retain`, `exchange`), checked by it.
     pub extra: Vec<(String, String)>,
 }
 
 impl Default for ProduceOptions {
     fn default() -> Self {
-        Self { window: 256, timeout: Duration::from_secs(30), declare: true, extra: Vec::new() }
+        Self { window: 256, timeout: Duration::from_secs(30), declare: true, temporary: false, extra: Vec::new() }
     }
 }

@@ -155,7 +155,7 @@ impl Answering {
         if known.len() >= KEPT_REPLY_QUEUES {
             known.remove(0);
         }
-        let channel = Channel::new(Arc::clone(bus.parts()), Address::queue(name)).existing();
+        let channel = Channel::new(Arc::clone(bus.parts()), Address::queue(name)).temporary();
         known.push((name.to_owned(), channel.clone()));
         channel
     }

@@ -39,8 +39,6 @@ impl Listener {
         let listen = config.listen()?;
         #[cfg(feature = "tls")]
         let tls = crate::tls::server(config)?;
-        #[cfg(not(feature = "tls"))]
-        let tls = None::<Infallible>;
         let bound = TcpListener::bind((listen.host.as_str(), listen.port)).await;
         let bound = bound.and_then(|socket| socket.local_addr().map(|address| (socket, address)));
         let (socket, address) = bound.map_err(|error| {
@@ -59,6 +57,7 @@ impl Listener {
             max_requests: config.max_requests,
             drain_timeout: config.drain_timeout,
             stop: stop.clone(),
+            #[cfg(feature = "tls")]
             tls,
         };
         tasks.spawn(accept(socket, Arc::new(serving), tasks.clone()));
@@ -98,8 +97,6 @@ struct Serving {
     stop: CancellationToken,
     #[cfg(feature = "tls")]
     tls: Option<tokio_rustls::TlsAcceptor>,
-    #[cfg(not(feature = "tls"))]
-    tls: Option<Infallible>,
 }
 
 async fn accept(socket: TcpListener, serving: Arc<Serving>, tasks: TaskTracker) {

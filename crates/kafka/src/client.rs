@@ -115,7 +115,8 @@ pub(crate) fn consumer(config: &KafkaConfig, group: &str, prefetch: usize, bytes
         // Where a group begins is committed before it begins; what has no position is new, such as a new partition.
         .set("auto.offset.reset", "earliest")
         .set("allow.auto.create.topics", "false")
-        .set("queued.min.messages", prefetch.clamp(1, 100_000).to_string())
+        // More than the prefetch, or each request to the broker brings little; its bytes are the bound.
+        .set("queued.min.messages", (prefetch.saturating_mul(10)).clamp(1, 100_000).to_string())
         .set("queued.max.messages.kbytes", kilobytes.to_string())
         .set("fetch.queue.backoff.ms", "10")
         .set("receive.message.max.bytes", (config.max_payload + 64 * 1024 * 1024).to_string());

@@ -15,10 +15,7 @@ use polymq_core::{
 use rdkafka::{
     ClientConfig, Offset, TopicPartitionList, admin::AdminClient, client::DefaultClientContext, consumer::Consumer as _,
 };
-use tokio::{
-    sync::{OnceCell, oneshot},
-    time::timeout,
-};
+use tokio::{sync::oneshot, time::timeout};
 
 use crate::{
     NAME,
@@ -38,7 +35,22 @@ use crate::{
     topology::{self, Names, Wanted},
 };
 
-type Admin = AdminClient<DefaultClientContext>;
+/// A client that administers, for one use.
+struct Admin(Option<AdminClient<DefaultClientContext>>);
+
+impl Admin {
+    fn client(&self) -> Result<&AdminClient<DefaultClientContext>> {
+        self.0.as_ref().ok_or_else(|| error::closed("declare"))
+    }
+}
+
+impl Drop for Admin {
+    fn drop(&mut self) {
+        // Waits for a thread of its own, which is nothing to do in async code.
+        let client = self.0.take();
+        std::thread::spawn(move || drop(client));
+    }
+}
 
 /// A connection to a Kafka cluster: one client that sends, and one for each channel and group that is consumed.
 pub struct KafkaConnection {
@@ -46,7 +58,6 @@ pub struct KafkaConnection {
     capabilities: Capabilities,
     link: Arc<Link>,
     publisher: Arc<Publisher>,
-    admin: OnceCell<Arc<Admin>>,
     hubs: Mutex<HashMap<Names, Arc<Hub>>>,
     /// Subscriptions without a group, each on its own.
     singles: Mutex<Vec<Arc<Hub>>>,
@@ -69,7 +80,6 @@ impl KafkaConnection {
             config,
             link,
             publisher,
-            admin: OnceCell::new(),
             hubs: Mutex::default(),
             singles: Mutex::default(),
         };
@@ -120,13 +130,9 @@ impl KafkaConnection {
         result.map_err(|error| error.with_operation(operation))
     }
 
-    async fn admin(&self) -> Result<Arc<Admin>> {
-        let create = || async {
-            let settings = self.native_config()?;
-            // Starts threads and connects to nobody yet.
-            settings.create().map(Arc::new).map_err(configuration)
-        };
-        self.admin.get_or_try_init(create).await.cloned()
+    /// A client that administers. It is needed rarely, so it has no connection for longer.
+    fn admin(&self) -> Result<Admin> {
+        self.native_config()?.create().map(|client| Admin(Some(client))).map_err(configuration)
     }
 
     /// Makes sure that these topics exist, or makes them.
@@ -151,7 +157,7 @@ impl KafkaConnection {
         if missing.is_empty() {
             return Ok(());
         }
-        topology::create(&*self.admin().await?, &self.config, &missing).await?;
+        topology::create(self.admin()?.client()?, &self.config, &missing).await?;
         self.blocking("declare", move |native, config, _| {
             let names: Vec<&str> = missing.iter().map(|wanted| &*wanted.name).collect();
             topology::await_existence(publisher::inner(native), &names, true, config.connect_timeout)
@@ -161,7 +167,7 @@ impl KafkaConnection {
 
     async fn declare_all(&self, names: &Names, options: &ConsumeOptions) -> Result<()> {
         let mut wanted = Wanted::of(names);
-        if let Some(letters) = &options.dead_letters {
+        if let Some(letters) = options.dead_letters.as_ref().filter(|_| !options.temporary) {
             let letters = Names::of(letters, None);
             letters.check()?;
             // Made by us only: without `declare` nobody says that dead letters are needed.
@@ -203,13 +209,6 @@ impl KafkaConnection {
                     None => false,
                     Some(delay) => self.exists(delay).await?,
                 };
-            } else if plan.seek.is_some() {
-                return Err(Error::new(
-                    ErrorKind::Conflict,
-                    "the group is consumed already, so its position cannot be set",
-                )
-                .with_backend(NAME)
-                .with_hint("set the position with its first consumer"));
             }
             let Some((share, arrived)) = hub.join(plan.prefetch, plan.bytes) else {
                 // The one before it is just leaving; two members of one process would share for nothing.
@@ -218,6 +217,15 @@ impl KafkaConnection {
                 self.forget(names, &hub);
                 continue;
             };
+            if !is_new && plan.seek.is_some() {
+                hub.part(share);
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    "the group is consumed already, so its position cannot be set",
+                )
+                .with_backend(NAME)
+                .with_hint("set the position with its first consumer"));
+            }
             let settler = KafkaSettler::new(Arc::clone(&hub), Arc::clone(&self.publisher));
             let consumer = KafkaConsumer::new(Arc::clone(&hub), share, arrived, settler);
             if is_new {
@@ -244,6 +252,7 @@ impl KafkaConnection {
             return (hub, true);
         }
         let mut hubs = lock(&self.hubs);
+        hubs.retain(|_, hub| !*hub.ended().borrow());
         match hubs.get(names) {
             Some(hub) => (Arc::clone(hub), false),
             None => {
@@ -299,12 +308,16 @@ impl Connection for KafkaConnection {
             return Err(error::config(format!("unknown option {key:?}; a producer has none")));
         }
         let located = |error: Error| error.with_channel(address.name());
-        self.ensure(Wanted::of(&names), options.declare).await.map_err(located)?;
+        // Somebody else's for a while: the broker tells when it is gone.
+        if !options.temporary {
+            self.ensure(Wanted::of(&names), options.declare).await.map_err(located)?;
+        }
         Ok(Box::new(KafkaProducer::new(Arc::clone(&self.publisher), names.topic, names.delay)))
     }
 
     async fn consumer(&self, address: &Address, options: &ConsumeOptions) -> Result<Box<dyn Consumer>> {
         let names = self.names(address, options.group.as_deref())?;
+        let names = if options.temporary { names.temporary() } else { names };
         let located = |error: Error| error.with_channel(address.name());
         let plan = Self::plan(&names, options)?;
         self.declare_all(&names, options).await.map_err(located)?;
@@ -334,11 +347,11 @@ impl Connection for KafkaConnection {
         let whole = address.kind() == ChannelKind::Queue || group.is_none();
         let main = whole.then_some(&*names.topic);
         let topics: Vec<&str> = main.into_iter().chain(names.delay.as_deref()).collect();
-        let admin = self.admin().await?;
-        topology::delete(&admin, &self.config, &topics).await.map_err(located)?;
+        let admin = self.admin()?;
+        topology::delete(admin.client()?, &self.config, &topics).await.map_err(located)?;
         if let Some(group) = &names.group {
             // A group that has consumers, or is none, keeps what it has: positions of topics that are gone.
-            let _ = admin.delete_groups(&[&**group], &topology::options(&self.config)).await;
+            let _ = admin.client()?.delete_groups(&[&**group], &topology::options(&self.config)).await;
         }
         let topics: Vec<Arc<str>> = topics.into_iter().map(Arc::from).collect();
         let gone = self.blocking("delete", move |native, config, _| {
@@ -401,8 +414,9 @@ impl Connection for KafkaConnection {
             Ok((list, count))
         });
         let (list, count) = counted.await.map_err(located)?;
-        let admin = self.admin().await?;
-        let purged = admin.delete_records(&list, &topology::options(&self.config)).await;
+        let options = topology::options(&self.config);
+        let admin = self.admin()?;
+        let purged = admin.client()?.delete_records(&list, &options).await;
         let purged = purged.map_err(|error| located(error::native("purge", error)))?;
         for element in purged.elements() {
             element.error().map_err(|error| located(error::native("purge", error)))?;

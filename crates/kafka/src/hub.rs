@@ -42,6 +42,8 @@ pub(crate) struct Hub {
 struct State {
     slots: HashMap<u32, Partition>,
     next_slot: u32,
+    /// Where the latest message belonged: the next one most likely does too.
+    latest: Option<(u32, (bool, i32))>,
     ready: VecDeque<Waiting>,
     /// By the time at which they are due.
     held: BTreeMap<(Instant, u64), Waiting>,
@@ -179,8 +181,9 @@ impl Hub {
     pub(crate) fn ack(&self, token: Token) -> Result<()> {
         let mut state = lock(&self.state);
         let (slot, offset) = state.locate(token)?;
-        let entry = state.slots.get_mut(&slot).and_then(|slot| slot.finish(offset));
-        let entry = entry.ok_or_else(error::stale)?;
+        let Some(entry) = state.slots.get_mut(&slot).and_then(|slot| slot.finish(offset)) else {
+            return Err(error::stale());
+        };
         state.give_up(entry);
         self.made_room(&state);
         Ok(())
@@ -308,7 +311,7 @@ impl Hub {
             let busy = busy.flat_map(Partition::entries).any(|(_, entry)| matches!(entry.place, Place::With(_)));
             let left = deadline.saturating_duration_since(Instant::now());
             if !busy || left.is_zero() || state.end.is_some() {
-                return self.positions(&mut state, |slot, partition| partition.dirty && gone.contains(&slot));
+                return self.positions(&mut state, |slot, partition| partition.touched && gone.contains(&slot));
             }
             state.waited_for = true;
             state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
@@ -330,6 +333,12 @@ impl Hub {
     pub(crate) fn changes(&self) -> TopicPartitionList {
         let mut state = lock(&self.state);
         self.positions(&mut state, |_, partition| partition.dirty)
+    }
+
+    /// Everything that has changed at all, for the last commit.
+    pub(crate) fn all_changes(&self) -> TopicPartitionList {
+        let mut state = lock(&self.state);
+        self.positions(&mut state, |_, partition| partition.touched)
     }
 
     /// A commit has failed: these are to be committed again.
@@ -363,7 +372,8 @@ impl Hub {
     /// Partitions of which too much waits for its time, and those of which there is room again.
     pub(crate) fn fullness(&self) -> (TopicPartitionList, TopicPartitionList) {
         let (mut full, mut again) = (TopicPartitionList::new(), TopicPartitionList::new());
-        for partition in lock(&self.state).slots.values_mut() {
+        let mut state = lock(&self.state);
+        for partition in state.slots.values_mut() {
             let is_full = partition.held >= MAX_HELD || partition.held_bytes >= MAX_HELD_BYTES;
             let has_room = partition.held < MAX_HELD / 2 && partition.held_bytes < MAX_HELD_BYTES / 2;
             if is_full && !partition.is_full {
@@ -375,6 +385,12 @@ impl Hub {
             }
         }
         (full, again)
+    }
+
+    /// Whether anything waits for its time, or did so too much.
+    pub(crate) fn is_holding(&self) -> bool {
+        let state = lock(&self.state);
+        !state.held.is_empty() || state.slots.values().any(|partition| partition.is_full)
     }
 
     /// All partitions of which too much waits for its time.
@@ -527,7 +543,9 @@ impl State {
     fn take_in(&mut self, fetched: Fetched) {
         let Fetched { is_delay, partition: number, offset, mut incoming, due } = fetched;
         // Only what is assigned is fetched; what comes late is that of another.
-        let Some(mut slot) = self.find(is_delay, number) else { return };
+        let latest = self.latest.filter(|(slot, of)| *of == (is_delay, number) && self.slots.contains_key(slot));
+        let Some(mut slot) = latest.map(|(slot, _)| slot).or_else(|| self.find(is_delay, number)) else { return };
+        self.latest = Some((slot, (is_delay, number)));
         if self.slots.get(&slot).is_some_and(|partition| offset < partition.base) {
             // The topic was deleted and made again.
             self.drop_slot(slot);

@@ -82,10 +82,6 @@ impl Link {
         self.status.subscribe()
     }
 
-    pub(crate) fn is_up(&self) -> bool {
-        *self.status.borrow() == Status::Up
-    }
-
     /// Whether what is left can still reach the broker.
     pub(crate) fn is_up_or_closing(&self) -> bool {
         matches!(&*self.status.borrow(), Status::Up | Status::Closed(ErrorKind::Closed, _))

@@ -26,8 +26,10 @@ pub(crate) struct Partition {
     next: i64,
     open: BTreeMap<i64, Entry>,
     before: Before,
-    /// Something changed since the last commit.
+    /// Something changed since the last commit was sent.
     pub(crate) dirty: bool,
+    /// Something changed since the assignment.
+    pub(crate) touched: bool,
     /// Too much of it waits for its time.
     pub(crate) is_full: bool,
     /// What of it waits for its time.
@@ -72,6 +74,7 @@ impl Partition {
             open: BTreeMap::new(),
             before: position.and_then(|position| read(position, metadata)).unwrap_or_default(),
             dirty: false,
+            touched: false,
             is_full: false,
             held: 0,
             held_bytes: 0,
@@ -85,7 +88,7 @@ impl Partition {
         }
         self.next = offset + 1;
         // Offsets that are left out are none: markers of transactions, and what compaction took away.
-        self.dirty = true;
+        (self.dirty, self.touched) = (true, true);
         if offset < self.before.until && !self.before.open.iter().any(|range| range.contains(&offset)) {
             return false;
         }
@@ -100,7 +103,7 @@ impl Partition {
     /// The message is done.
     pub(crate) fn finish(&mut self, offset: i64) -> Option<Entry> {
         let entry = self.open.remove(&offset)?;
-        self.dirty = true;
+        (self.dirty, self.touched) = (true, true);
         Some(entry)
     }
 

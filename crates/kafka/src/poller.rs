@@ -13,10 +13,10 @@ use polymq_core::{Details, Error, ErrorKind, Incoming, Result, now};
 use rdkafka::{
     ClientContext, Offset, TopicPartitionList,
     config::RDKafkaLogLevel,
-    consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance},
+    consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol},
     error::{KafkaError, KafkaResult},
     message::{BorrowedMessage, Message as _},
-    types::RDKafkaErrorCode as Code,
+    types::{RDKafkaErrorCode as Code, RDKafkaRespErr},
 };
 use tokio::sync::oneshot;
 
@@ -32,14 +32,10 @@ use crate::{
 };
 
 /// How long the thread does not look whether somebody has closed: longer is late, shorter costs an idle process.
-const TICK: Duration = Duration::from_millis(25);
+const TICK: Duration = Duration::from_millis(50);
 /// How long a full prefetch is waited for before fetching is paused. Pausing throws away what the client library has
 /// fetched; without it, a rebalance of the group waits for this long.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long the last commit may take.
-const LAST_COMMIT: Duration = Duration::from_secs(3);
-/// A commit without an answer is repeated after this long.
-const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) type Native = BaseConsumer<Context>;
 
@@ -48,8 +44,10 @@ pub(crate) struct Context {
     hub: Weak<Hub>,
     link: Arc<Link>,
     config: Arc<KafkaConfig>,
-    /// A commit is on its way.
-    committing: AtomicBool,
+    /// Whether there is a delay topic.
+    has_delay: bool,
+    /// Whether it is being read here.
+    has_companions: AtomicBool,
     /// What it told that ends the consumer.
     end: Mutex<Option<Error>>,
 }
@@ -61,7 +59,8 @@ impl Context {
             hub: Weak::new(),
             link: Arc::clone(link),
             config: Arc::clone(config),
-            committing: AtomicBool::new(false),
+            has_delay: false,
+            has_companions: AtomicBool::new(false),
             end: Mutex::new(None),
         }
     }
@@ -82,15 +81,54 @@ impl ClientContext for Context {
 }
 
 impl ConsumerContext for Context {
-    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        let (Some(hub), Rebalance::Revoke(list)) = (self.hub.upgrade(), rebalance) else { return };
-        tracing::debug!(topic = %hub.names.topic, partitions = ?list, "revoked");
+    // One call for what the group shares and what goes with it: after the first one the client library goes on.
+    fn rebalance(&self, consumer: &Native, event: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        let is_assignment = event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
+        let hub = self.hub.upgrade();
+        let all = hub.as_deref().map_or_else(|| list.clone(), |hub| self.with_companions(hub, list, is_assignment));
+        if let Some(hub) = hub.as_deref().filter(|_| !is_assignment) {
+            self.revoke(hub, consumer, &all);
+        }
+        let is_cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
+        let changed = match (is_assignment, is_cooperative) {
+            (true, true) => consumer.incremental_assign(&all),
+            (true, false) => consumer.assign(&all),
+            (false, true) => consumer.incremental_unassign(&all),
+            (false, false) => consumer.unassign(),
+        };
+        if let Err(error) = changed {
+            tracing::error!(%error, partitions = ?all, "partitions cannot be taken over or given away");
+        }
+        if let Some(hub) = hub.filter(|_| is_assignment) {
+            self.assigned(&hub, consumer, &all);
+        }
+    }
+}
+
+impl Context {
+    /// These, and the partitions of the delay topic if they go with them: whoever has the first partition of the topic
+    /// reads them. The group itself shares only the topic, or one member might get nothing but delayed messages.
+    fn with_companions(&self, hub: &Hub, list: &TopicPartitionList, is_assignment: bool) -> TopicPartitionList {
+        let mut all = list.clone();
+        if let Some(delay) = hub.names.delay.as_deref().filter(|_| self.has_delay)
+            && list.find_partition(&hub.names.topic, 0).is_some()
+            && self.has_companions.swap(is_assignment, Ordering::AcqRel) != is_assignment
+        {
+            for partition in topology::DELAY_PARTITIONS {
+                all.add_partition(delay, partition);
+            }
+        }
+        all
+    }
+
+    fn revoke(&self, hub: &Hub, consumer: &Native, list: &TopicPartitionList) {
+        tracing::debug!(topic = %hub.names.topic, partitions = list.count(), "revoked");
         // Lost in silence: others have it already, and nothing can be committed.
         let lost = consumer.assignment_lost();
         let changes = hub.revoking(list, if lost { Duration::ZERO } else { self.config.revoke_wait });
         if !lost
             && changes.count() > 0
-            && self.link.is_up()
+            && self.link.is_up_or_closing()
             && let Err(error) = consumer.commit(&changes, CommitMode::Sync)
         {
             tracing::warn!(topic = %hub.names.topic, %error, "positions of partitions that go are not committed");
@@ -98,42 +136,15 @@ impl ConsumerContext for Context {
         hub.revoked(list);
     }
 
-    fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        let Some(hub) = self.hub.upgrade() else { return };
-        match rebalance {
-            Rebalance::Assign(list) => {
-                let mut asked = TopicPartitionList::new();
-                for one in list.elements() {
-                    asked.add_partition(one.topic(), one.partition());
-                }
-                tracing::debug!(topic = %hub.names.topic, partitions = ?list, "assigned");
-                match consumer.committed_offsets(asked, self.config.connect_timeout) {
-                    Ok(found) => hub.assigned(&found, true),
-                    Err(error) => {
-                        // Only what is finished beyond the position is not known: it may come twice.
-                        tracing::warn!(topic = %hub.names.topic, %error, "positions cannot be read");
-                        hub.assigned(list, false);
-                    }
-                }
-            }
-            Rebalance::Revoke(_) => {}
-            Rebalance::Error(error) => tracing::warn!(topic = %hub.names.topic, %error, "rebalance failed"),
-        }
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, list: &TopicPartitionList) {
-        self.committing.store(false, Ordering::Release);
-        let failed = match result {
-            Ok(()) => list.elements().iter().any(|element| element.error().is_err()),
-            // Nothing to commit.
-            Err(KafkaError::ConsumerCommit(Code::NoOffset)) => false,
+    fn assigned(&self, hub: &Hub, consumer: &Native, list: &TopicPartitionList) {
+        tracing::debug!(topic = %hub.names.topic, partitions = list.count(), "assigned");
+        match consumer.committed_offsets(list.clone(), self.config.connect_timeout) {
+            Ok(found) => hub.assigned(&found, true),
             Err(error) => {
-                tracing::debug!(%error, "commit failed, trying again");
-                true
+                // Only what is finished beyond the position is not known: it may come twice.
+                tracing::warn!(topic = %hub.names.topic, %error, "positions cannot be read");
+                hub.assigned(list, false);
             }
-        };
-        if failed && let Some(hub) = self.hub.upgrade() {
-            hub.not_committed(list);
         }
     }
 }
@@ -192,7 +203,8 @@ impl Poller {
     fn begin(hub: &Arc<Hub>, config: Arc<KafkaConfig>, link: Arc<Link>, plan: &Plan) -> Result<Self> {
         let own = format!("polymq-{:016x}", fastrand::u64(..));
         let group = hub.names.group.as_deref().unwrap_or(&own);
-        let context = Context { hub: Arc::downgrade(hub), ..Context::asking(&link, &config) };
+        let context =
+            Context { hub: Arc::downgrade(hub), has_delay: plan.has_delay, ..Context::asking(&link, &config) };
         let settings = client::consumer(&config, group, plan.prefetch, plan.bytes)?;
         let native: Native = settings.create_with_context(context).map_err(configuration)?;
         let (topic, timeout) = (&*hub.names.topic, config.connect_timeout);
@@ -200,9 +212,7 @@ impl Poller {
         match &hub.names.group {
             Some(_) => {
                 begin_at(&native, &hub.names, plan.start, plan.seek, timeout)?;
-                let mut topics = vec![topic];
-                topics.extend(hub.names.delay.as_deref().filter(|_| plan.has_delay));
-                native.subscribe(&topics).map_err(failed)?;
+                native.subscribe(&[topic]).map_err(failed)?;
             }
             None => {
                 let partitions = topology::existing(native.client(), topic, timeout)?;
@@ -285,7 +295,7 @@ impl Poller {
         if let Some(error) = failure {
             self.failed(&error);
         }
-        if self.hub.names.delay.is_some() {
+        if self.hub.is_holding() {
             self.limit_held();
         }
         count
@@ -347,12 +357,10 @@ impl Poller {
         }
     }
 
+    /// Tells the broker what is finished, without waiting: librdkafka repeats what fails on the way, and the next commit
+    /// says it all again.
     fn commit(&mut self) {
         if self.hub.names.group.is_none() || self.committed.elapsed() < self.config.commit_interval {
-            return;
-        }
-        let committing = &self.native.context().committing;
-        if committing.load(Ordering::Acquire) && self.committed.elapsed() < COMMIT_TIMEOUT {
             return;
         }
         let changes = self.hub.changes();
@@ -360,32 +368,22 @@ impl Poller {
             return;
         }
         self.committed = Instant::now();
-        committing.store(true, Ordering::Release);
         if let Err(error) = self.native.commit(&changes, CommitMode::Async) {
             tracing::debug!(topic = %self.hub.names.topic, %error, "commit failed, trying again");
-            committing.store(false, Ordering::Release);
             self.hub.not_committed(&changes);
         }
     }
 
-    /// Commits what is left and leaves the group.
+    /// Commits what is left, hears that it is committed, and leaves the group.
     fn leave(self) {
-        let deadline = Instant::now() + LAST_COMMIT;
-        let committing = || self.native.context().committing.load(Ordering::Acquire);
-        let is_member = self.hub.names.group.is_some();
-        while is_member && self.link.is_up_or_closing() && Instant::now() < deadline {
-            if !committing() {
-                let changes = self.hub.changes();
-                if changes.count() == 0 {
-                    break;
-                }
-                self.native.context().committing.store(true, Ordering::Release);
-                if self.native.commit(&changes, CommitMode::Async).is_err() {
-                    break;
-                }
-            }
-            // Serves the answer; a message that comes is not ours any more.
-            drop(self.native.poll(Duration::from_millis(5)));
+        let topic = &*self.hub.names.topic;
+        let changes = self.hub.all_changes();
+        if self.hub.names.group.is_some()
+            && changes.count() > 0
+            && self.link.is_up_or_closing()
+            && let Err(error) = self.native.commit(&changes, CommitMode::Sync)
+        {
+            tracing::warn!(topic, %error, "the last positions are not committed");
         }
         drop(self.hub.set_native(None));
         let Self { hub, native, .. } = self;

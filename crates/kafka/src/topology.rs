@@ -25,6 +25,8 @@ const DELAY_RETENTION: Duration = Duration::from_secs(14 * 24 * 3600);
 /// A delay topic has a partition for each of these spans and one for what is longer, so that what is due soon is not
 /// behind what is due late.
 const TIERS: [Duration; 3] = [Duration::from_secs(15), Duration::from_secs(5 * 60), Duration::from_secs(3600)];
+/// The partitions of a delay topic.
+pub(crate) const DELAY_PARTITIONS: [i32; TIERS.len() + 1] = [0, 1, 2, 3];
 /// The longest name of a topic.
 const MAX_NAME: usize = 249;
 
@@ -63,6 +65,11 @@ impl Names {
             },
             (ChannelKind::Topic, None) => Self { topic, delay: None, group: None, is_queue: false },
         }
+    }
+
+    /// The same for a queue of one consumer that ends with it: no group, no other topics.
+    pub(crate) fn temporary(self) -> Self {
+        Self { delay: None, group: None, ..self }
     }
 
     /// Refuses what cannot be the name of a topic.
@@ -153,7 +160,7 @@ pub(crate) async fn create<C: ClientContext>(
     let delay_retention = DELAY_RETENTION.as_millis().to_string();
     let largest = (config.max_payload + RECORD_ROOM).to_string();
     let topics = wanted.iter().map(|wanted| {
-        let partitions = if wanted.is_delay { TIERS.len() as i32 + 1 } else { config.partitions.unwrap_or(-1) };
+        let partitions = if wanted.is_delay { DELAY_PARTITIONS.len() as i32 } else { config.partitions.unwrap_or(-1) };
         let replication = TopicReplication::Fixed(config.replication.unwrap_or(-1));
         let mut topic = NewTopic::new(&wanted.name, partitions, replication);
         if config.max_payload > DEFAULT_PAYLOAD {

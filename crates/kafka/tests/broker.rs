@@ -1,2 +1,70 @@
-#![allow(missing_docs)]
-fn main() {}
+//! What is particular to Kafka, against a real one. The contract itself is tested by the shared suite.
+//!
+//! The broker is started by `scripts/brokers`; without one, these tests fail.
+
+#![allow(missing_docs, unreachable_pub)]
+
+mod common;
+
+#[path = "broker/groups.rs"]
+mod groups;
+#[path = "broker/harness.rs"]
+mod harness;
+#[path = "broker/records.rs"]
+mod records;
+#[path = "broker/topics.rs"]
+mod topics;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+fn trial(name: &'static str, test: impl Future<Output = ()> + Send + 'static) -> Trial {
+    Trial::test(name, move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        runtime.block_on(test);
+        Ok(())
+    })
+}
+
+macro_rules! trials {
+    ($module:ident: $($name:ident),* $(,)?) => {
+        vec![$(trial(stringify!($name), async { $module::$name().await })),*]
+    };
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Each test has two workers of its own already.
+    arguments.test_threads.get_or_insert(4);
+    let mut trials = trials!(groups:
+        the_committed_position_never_passes_an_unfinished_message,
+        two_processes_share_by_partitions_and_nothing_is_handled_twice,
+        a_partition_that_goes_waits_for_its_handlers,
+        what_is_out_when_a_partition_goes_is_stale,
+        a_retry_in_one_group_is_no_message_to_another,
+        a_group_begins_where_it_is_told_to,
+        a_declared_group_misses_nothing,
+        the_prefetch_is_bounded_in_bytes,
+    );
+    trials.extend(trials!(topics:
+        topics_are_made_as_they_are_wanted,
+        more_copies_than_brokers_are_an_error,
+        a_topic_made_by_another_tool_is_taken_as_it_is,
+        a_deleted_topic_ends_its_consumers,
+    ));
+    trials.extend(trials!(records:
+        keys_choose_the_partition_as_other_clients_do,
+        closing_flushes_what_was_not_awaited,
+        a_foreign_record_may_hold_anything,
+        delayed_messages_are_in_the_delay_topic_until_they_are_due,
+        clients_of_your_own_have_the_same_login,
+    ));
+    if !arguments.list {
+        harness::start();
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    // A static is never dropped, and a broker must not outlive its tests.
+    harness::stop();
+    if conclusion.has_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}

@@ -99,7 +99,8 @@ impl Connection for MqttConnection {
         self.check_open("producer")?;
         topology::check_published(address)?;
         let producer = MqttProducer::new(&self.bus, address, options)?;
-        if let Some(row) = self.row(address, None) {
+        // Who waits for a reply has a plain subscription, or a session of its own.
+        if let Some(row) = self.row(address, None).filter(|_| !options.temporary) {
             let named = |cause: Error| cause.with_operation("declare").with_channel(address.name());
             if options.declare {
                 self.bus.declare_row(&row, false).await.map_err(named)?;
@@ -120,7 +121,8 @@ impl Connection for MqttConnection {
         if options.declare {
             self.declare_dead_letters(options).await.map_err(named)?;
         }
-        let place = match self.row(address, options.group.as_deref()) {
+        // What is for one consumer and a while needs no session that outlives it.
+        let place = match self.row(address, options.group.as_deref()).filter(|_| !options.temporary) {
             Some(row) => {
                 let place = self.bus.join(row.clone(), address.shared_name(), options).await.map_err(named)?;
                 lock(&self.bus.declared).insert(row);

@@ -11,6 +11,7 @@ const fn planned(name: &'static str) -> KnownBackend {
 }
 
 const AMQP: &str = "add the feature \"amqp\" of the crate polymq";
+const HTTP: &str = "add the feature \"http\" of the crate polymq";
 const KAFKA: &str = "add the feature \"kafka\" of the crate polymq";
 const MQTT: &str = "add the feature \"mqtt\" of the crate polymq";
 const SQS: &str = "add the feature \"sqs\" of the crate polymq";
@@ -18,12 +19,12 @@ const SQS: &str = "add the feature \"sqs\" of the crate polymq";
 // Schemes too: they are what stands in a URL.
 inventory::submit! { feature("amqp", AMQP) }
 inventory::submit! { feature("amqps", AMQP) }
+inventory::submit! { feature("http", HTTP) }
+inventory::submit! { feature("https", HTTP) }
 inventory::submit! { feature("kafka", KAFKA) }
 inventory::submit! { feature("kafkas", KAFKA) }
 inventory::submit! { feature("mqtt", MQTT) }
 inventory::submit! { feature("mqtts", MQTT) }
 inventory::submit! { feature("sqs", SQS) }
 inventory::submit! { feature("sqss", SQS) }
-inventory::submit! { planned("http") }
-inventory::submit! { planned("https") }
 inventory::submit! { planned("kubemq") }

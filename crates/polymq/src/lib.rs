@@ -7,6 +7,8 @@ mod run;
 mod backends {
     #[cfg(feature = "amqp")]
     use polymq_amqp as _;
+    #[cfg(feature = "http")]
+    use polymq_http as _;
     #[cfg(feature = "kafka")]
     use polymq_kafka as _;
     #[cfg(feature = "mqtt")]

@@ -33,7 +33,11 @@ pub const KEYS: &[Key] = &[
     key("reconnect_initial", "200ms", "wait before an attempt to reconnect; doubles, with jitter"),
     key("reconnect_max", "15s", "longest wait between attempts to reconnect"),
     key("reconnect_limit", "0", "give up after this many failed attempts in a row; 0 never gives up"),
-    key("poll_wait", "20s", "how long one poll of an empty queue waits; 0s to 20s. Closing waits for it, 5 s at most"),
+    key(
+        "poll_wait",
+        "20s",
+        "how long one poll of an empty queue waits; 0s to 20s, 0s polls five times a second. Closing waits for it, 5 s at most",
+    ),
     key("polls", "8", "the most polls of one consumer at a time; that many only while the queue is full"),
     key("requests", "8", "the most send requests of one producer at a time; more than one only for full batches"),
     key(

@@ -181,7 +181,8 @@ impl Connection for SqsConnection {
         };
         let (Target::Queue(name) | Target::Topic(name)) = &target;
         let is_fifo = name.fifo;
-        let outbox = self.outbox(target, self.may_declare(options.declare), max);
+        // A queue where somebody awaits a reply is not made again when nobody does any more.
+        let outbox = self.outbox(target, self.may_declare(options.declare && !options.temporary), max);
         let subject = extra.subject.filter(|_| is_topic);
         let producer = SqsProducer::new(Arc::clone(&outbox), address.shared_name(), max, (is_fifo, is_topic), subject);
         // While the first connection is still being made, what is to be made is made before the first message.

@@ -26,6 +26,9 @@ use crate::{
 /// Wait after an answer that says "not now".
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// Wait after an empty answer where polls do not wait themselves.
+const SHORT_POLLS: Duration = Duration::from_millis(200);
+
 /// A consumer of a queue.
 #[derive(Debug)]
 pub(crate) struct SqsConsumer {
@@ -314,6 +317,9 @@ async fn polling(cx: Context, asked: usize, reading: Reading) -> Done {
     {
         tracing::warn!(%error, "a poll was refused, trying again");
         sleep(PAUSE).await;
+    }
+    if cx.link.config.poll_wait.is_zero() && answer.as_ref().is_ok_and(Vec::is_empty) {
+        sleep(SHORT_POLLS).await;
     }
     Done::Polled { asked, answer }
 }

@@ -175,7 +175,13 @@ impl Link {
             _ = gone => return Err(error::lost(operation, effect, &self.reason())),
         };
         match &answer {
-            Err(error) if matches!(error.kind(), ErrorKind::Disconnected | ErrorKind::UnknownOutcome) => {
+            // Credentials that have expired are as bad as no connection, and new ones are looked for in the same way.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::Disconnected | ErrorKind::UnknownOutcome | ErrorKind::Unauthenticated
+                ) =>
+            {
                 self.lost(live.generation, error);
             }
             _ => self.answered(),

@@ -344,14 +344,10 @@ impl Shared {
     /// A loan was extended, or not.
     pub(crate) fn extended(&self, token: Token, until: Option<Instant>) {
         let mut state = self.lock();
-        match (state.held.get_mut(&token), until) {
-            (Some(held), Some(until)) => {
-                held.extending = false;
-                held.deadline = until;
-            }
-            // It is not ours any more.
-            (Some(_), None) => drop(state.held.remove(&token)),
-            (None, _) => {}
+        // Not extended, it may not be ours any more: its loan ends when it ends.
+        if let (Some(held), Some(until)) = (state.held.get_mut(&token), until) {
+            held.extending = false;
+            held.deadline = until;
         }
     }
 

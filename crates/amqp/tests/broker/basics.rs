@@ -10,7 +10,10 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 use polymq_amqp::AmqpConnection;
-use polymq_core::{Address, Connection, ConsumeOptions, ErrorKind, HealthState, ProduceOptions, Retry, Settings};
+use polymq_core::{
+    Address, Answer, Bus, Connection, ConsumeOptions, ConsumerFactory, ConsumerRunner, ErrorKind, HealthState,
+    ProduceOptions, Retry, Settings,
+};
 
 use super::harness::*;
 
@@ -446,6 +449,40 @@ pub async fn a_quorum_queue_does_it_all_too() {
     assert_eq!((again.message.header_attempt(), again.message.headers().len()), (2, 0));
     let kind = shared().management("GET", &format!("queues/%2F/{}", queue.name()), "").await;
     assert_eq!(kind["type"], "quorum");
+}
+
+pub async fn whoever_asks_is_answered_on_a_queue_of_their_own() {
+    async fn double(n: u64) -> Answer<u64> {
+        Answer(n * 2)
+    }
+    let bus = Bus::connect(&shared().url()).await.expect("connected");
+    let queue = unique("asked");
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers.route(queue.as_str(), double);
+    let running = ConsumerRunner::new(consumers).start().await.expect("started");
+    let bare = raw(shared()).await;
+    let exclusive = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
+    let own = bare.queue_declare("".into(), exclusive, FieldTable::default()).await.expect("a queue");
+    assert!(own.name().as_str().starts_with("amq.gen-"), "the broker has named it: {own:?}");
+    let properties = BasicProperties::default()
+        .with_content_type("application/json".into())
+        .with_correlation_id("c-1".into())
+        .with_reply_to(own.name().clone());
+    let sent = bare.basic_publish("".into(), queue.as_str().into(), BasicPublishOptions::default(), b"21", properties);
+    sent.await.expect("sent");
+    let got = tokio::sync::Mutex::new(None);
+    eventually("an answer", || async {
+        let answer = bare.basic_get(own.name().clone(), BasicGetOptions { no_ack: true }).await.expect("a get");
+        let there = answer.is_some();
+        *got.lock().await = answer;
+        there
+    })
+    .await;
+    let answer = got.into_inner().expect("an answer");
+    assert_eq!(answer.data, b"42");
+    assert_eq!(answer.properties.correlation_id().as_ref().map(|id| id.as_str()), Some("c-1"));
+    running.stop().await.expect("stopped");
+    bus.close().await.expect("closed");
 }
 
 pub async fn counts_purge_and_delete() {

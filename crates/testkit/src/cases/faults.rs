@@ -449,8 +449,11 @@ pub async fn ack_fails_while_a_handler_runs(cx: Cx) {
         if again { Ok(()) } else { Err(format!("handled {seen} times; {}", bus.health())) }
     })
     .await;
-    states.recovered(&cx, &bus).await;
-    publish(&queue, ["after".to_owned()]).await;
+    // Where nothing is tied to a connection, one that was lost between two requests is not even noticed.
+    if !cx.capabilities().leases {
+        states.recovered(&cx, &bus).await;
+    }
+    send_one(&cx, &queue, "after").await;
     eventually(cx.harness().recovery(), || async {
         let seen = log.bodies();
         let missing: Vec<_> =

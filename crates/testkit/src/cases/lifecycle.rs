@@ -346,6 +346,7 @@ pub async fn open_and_close(cx: Cx) {
 
 /// Many producers share the connections of their bus (mission row J20).
 pub async fn connections_are_shared(cx: Cx) {
+    const FEW: usize = 4;
     let proxy = Proxy::start(cx.broker().address()).await.expect("a proxy");
     let bus = cx.builder_to(cx.harness().url(Some(proxy.address()))).connect().await.expect("connect");
     let first = cx.queue(&bus);
@@ -357,10 +358,15 @@ pub async fn connections_are_shared(cx: Cx) {
     }
     eventually(PATIENCE, || async {
         let open = proxy.stats().open;
-        if open <= before { Ok(()) } else { Err(format!("{open} connections for 21 producers, {before} for one")) }
+        // A pool of HTTP connections has as many as requests have met at a time, whoever has sent them.
+        if open <= before.max(FEW) {
+            Ok(())
+        } else {
+            Err(format!("{open} connections for 21 producers, {before} for one"))
+        }
     })
     .await;
-    assert!(before <= 4, "{before} connections for one producer");
+    assert!(before <= FEW, "{before} connections for one producer");
     bus.close().await.expect("close");
 }
 

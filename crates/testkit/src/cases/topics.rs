@@ -126,7 +126,9 @@ async fn shared(subscriptions: &mut [&mut Subscription], ledger: &mut Ledger, co
 pub async fn group_shares(cx: Cx) {
     let bus = cx.bus().await;
     let topic = bus.topic(cx.topic_name(&["billing", "audit"]));
-    let (mut first, mut second) = (join(&topic, "billing").await, join(&topic, "billing").await);
+    // Fewer than there are for each, so that the faster one cannot fetch them all.
+    let few = || ConsumeOptions { prefetch: 20, ..group("billing") };
+    let (mut first, mut second) = (subscribe_with(&topic, few()).await, subscribe_with(&topic, few()).await);
     let mut audit = join(&topic, "audit").await;
     publish(&topic, bodies(60)).await;
     assert_eq!(in_order(&cx, take_acked(&mut audit, 60).await), bodies(60).collect::<Vec<_>>());

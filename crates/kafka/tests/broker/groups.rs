@@ -1,0 +1,263 @@
+//! Positions, rebalances, replay.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant, SystemTime},
+};
+
+use polymq_core::{Address, Connection, ConsumeOptions, ErrorKind, Message, Start};
+use polymq_kafka::rdkafka::{
+    Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer as _},
+};
+use polymq_testkit::eventually;
+
+use crate::harness::{PATIENCE, bare, body, connect, consumer, group, name, producer, quiet, send, settings, take};
+
+fn bodies(count: usize) -> impl Iterator<Item = String> {
+    (0..count).map(|n| format!("m-{n:04}"))
+}
+
+/// What a group has committed for partition 0.
+fn committed(topic: &str, group: &str) -> (Offset, String) {
+    let client: BaseConsumer = bare().config().set("group.id", group).create().expect("a client");
+    let mut list = TopicPartitionList::new();
+    list.add_partition(topic, 0);
+    let list = client.committed_offsets(list, PATIENCE).expect("positions");
+    let found = list.find_partition(topic, 0).expect("asked for");
+    (found.offset(), found.metadata().to_owned())
+}
+
+/// Mission row C18: one message blocks, nine are finished; what was committed covers none that is not finished, and
+/// only the first comes again.
+pub async fn the_committed_position_never_passes_an_unfinished_message() {
+    let queue = Address::queue(name("contiguous"));
+    let connection = connect(&settings()).await;
+    send(&*producer(&connection, &queue).await, bodies(10)).await;
+    let mut first = consumer(&connection, &queue, ConsumeOptions::default()).await;
+    let taken = take(&mut *first, 10).await;
+    for incoming in &taken[1..] {
+        first.settler().ack(incoming.token).await.expect("ack");
+    }
+    eventually(PATIENCE, || async {
+        let found = tokio::task::block_in_place(|| committed(queue.name(), queue.name()));
+        if found == (Offset::Offset(0), "pmq1 10;0".into()) { Ok(()) } else { Err(format!("{found:?}")) }
+    })
+    .await;
+    connection.close().await.expect("close");
+    assert_eq!(first.settler().ack(taken[0].token).await.expect_err("closed").kind(), ErrorKind::Closed);
+    let connection = connect(&settings()).await;
+    let mut second = consumer(&connection, &queue, ConsumeOptions::default()).await;
+    let again = take(&mut *second, 1).await;
+    assert_eq!(body(&again[0]), "m-0000");
+    quiet(&mut *second).await;
+    second.settler().ack(again[0].token).await.expect("ack");
+    second.close().await.expect("close");
+    assert_eq!(
+        tokio::task::block_in_place(|| committed(queue.name(), queue.name())),
+        (Offset::Offset(10), String::new())
+    );
+    connection.close().await.expect("close");
+}
+
+/// A second process joins in the middle: both get something, nothing is lost, and as handlers end in time nothing
+/// is handled twice.
+pub async fn two_processes_share_by_partitions_and_nothing_is_handled_twice() {
+    const COUNT: usize = 600;
+    let queue = Address::queue(name("shared"));
+    let settings = settings().with("partitions", "6");
+    let (one, two) = (connect(&settings).await, connect(&settings).await);
+    let mut first = consumer(&one, &queue, ConsumeOptions { prefetch: 10, ..ConsumeOptions::default() }).await;
+    let sender = producer(&one, &queue).await;
+    let sending = tokio::spawn(async move {
+        for n in 0..COUNT {
+            let message = Message::new(format!("m-{n:04}")).with_key(format!("key-{}", n % 50));
+            sender.send(message).await.expect("accepted");
+        }
+    });
+    let mut seen: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    let mut second = None;
+    let deadline = Instant::now() + PATIENCE * 2;
+    while seen.len() < COUNT && Instant::now() < deadline {
+        if seen.len() > COUNT / 4 && second.is_none() {
+            second = Some(consumer(&two, &queue, ConsumeOptions { prefetch: 10, ..ConsumeOptions::default() }).await);
+        }
+        for (number, consumer) in [Some(&mut first), second.as_mut()].into_iter().flatten().enumerate() {
+            let mut got = Vec::new();
+            let received = tokio::time::timeout(Duration::from_millis(20), consumer.receive(10, &mut got)).await;
+            received.unwrap_or(Ok(())).expect("receive");
+            for incoming in got {
+                seen.entry(body(&incoming)).or_default().push(number);
+                consumer.settler().ack(incoming.token).await.expect("ack");
+            }
+        }
+    }
+    sending.await.expect("the sender");
+    assert_eq!(seen.len(), COUNT, "none is lost");
+    assert!(seen.values().all(|by| by.len() == 1), "none is handled twice");
+    let by_second = seen.values().filter(|by| by[0] == 1).count();
+    assert!(by_second > 0 && by_second < COUNT, "{by_second} of {COUNT} by the second");
+    one.close().await.expect("close");
+    two.close().await.expect("close");
+}
+
+/// A second process takes half of the partitions over; a handler that ends in time has its message to itself.
+pub async fn a_partition_that_goes_waits_for_its_handlers() {
+    let queue = Address::queue(name("waits"));
+    let settings = settings().with("partitions", "2").with("revoke_wait", "20s");
+    let (one, two) = (connect(&settings).await, connect(&settings).await);
+    let (sender, mut first) = (producer(&one, &queue).await, consumer(&one, &queue, ConsumeOptions::default()).await);
+    for n in 0..20 {
+        sender.send(Message::new(format!("m-{n:04}")).with_key(format!("{n}"))).await.expect("accepted");
+    }
+    let held = take(&mut *first, 20).await;
+    let mut second = consumer(&two, &queue, ConsumeOptions::default()).await;
+    quiet(&mut *second).await;
+    for incoming in held {
+        first.settler().ack(incoming.token).await.expect("still ours");
+    }
+    // The rebalance goes on now: the second one has a partition, and nothing of what was handled.
+    let deadline = Instant::now() + PATIENCE;
+    let mut got = Vec::new();
+    while got.is_empty() {
+        assert!(Instant::now() < deadline, "the second process gets nothing");
+        sender.send(Message::new("new").with_key(format!("{:?}", Instant::now()))).await.expect("accepted");
+        let received = tokio::time::timeout(Duration::from_millis(100), second.receive(10, &mut got)).await;
+        received.unwrap_or(Ok(())).expect("receive");
+    }
+    assert!(got.iter().all(|incoming| body(incoming) == "new"), "what was handled came again");
+    one.close().await.expect("close");
+    two.close().await.expect("close");
+}
+
+/// The same without any wait: the deliveries are stale, and come to the other process.
+pub async fn what_is_out_when_a_partition_goes_is_stale() {
+    let queue = Address::queue(name("stale"));
+    let settings = settings().with("partitions", "2").with("revoke_wait", "0s");
+    let (one, two) = (connect(&settings).await, connect(&settings).await);
+    let mut first = consumer(&one, &queue, ConsumeOptions::default()).await;
+    let sender = producer(&one, &queue).await;
+    for n in 0..20 {
+        sender.send(Message::new(format!("m-{n:04}")).with_key(format!("{n}"))).await.expect("accepted");
+    }
+    let held = take(&mut *first, 20).await;
+    let mut second = consumer(&two, &queue, ConsumeOptions::default()).await;
+    let moved = take(&mut *second, 1).await;
+    let (mut stale, mut ours) = (Vec::new(), 0);
+    for incoming in &held {
+        match first.settler().ack(incoming.token).await {
+            Ok(()) => ours += 1,
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Stale, "{error}");
+                stale.push(body(incoming));
+            }
+        }
+    }
+    assert!(ours > 0 && stale.contains(&body(&moved[0])), "{ours} ours, stale: {stale:?}");
+    let rest = take(&mut *second, stale.len() - 1).await;
+    let mut came: Vec<String> = moved.iter().chain(&rest).map(body).collect();
+    came.sort();
+    stale.sort();
+    assert_eq!(came, stale, "exactly those come again");
+    quiet(&mut *second).await;
+    one.close().await.expect("close");
+    two.close().await.expect("close");
+}
+
+/// Both groups of a topic have a message; one of them wants it again, now and later.
+pub async fn a_retry_in_one_group_is_no_message_to_another() {
+    let topic = Address::topic(name("groups"));
+    let connection = connect(&settings()).await;
+    let mut audit = consumer(&connection, &topic, group("audit")).await;
+    let mut billing = consumer(&connection, &topic, group("billing")).await;
+    send(&*producer(&connection, &topic).await, bodies(1)).await;
+    for (attempt, after) in [(2, Duration::ZERO), (3, Duration::from_millis(300))] {
+        let taken = take(&mut *audit, 1).await;
+        let retried = audit.settler().retry(taken[0].token, &taken[0].message, attempt, after);
+        retried.await.expect("retry");
+    }
+    let last = take(&mut *audit, 1).await;
+    assert_eq!((body(&last[0]).as_str(), last[0].message.header_attempt()), ("m-0000", 3));
+    assert_eq!(take(&mut *billing, 1).await[0].message.header_attempt(), 1);
+    quiet(&mut *billing).await;
+    connection.close().await.expect("close");
+}
+
+/// Replay from first, last, offset and time; and a group that is being consumed cannot be moved.
+pub async fn a_group_begins_where_it_is_told_to() {
+    let topic = Address::topic(name("replay"));
+    let connection = connect(&settings()).await;
+    let sender = producer(&connection, &topic).await;
+    send(&*sender, bodies(5)).await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let between = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    send(&*sender, (5..10).map(|n| format!("m-{n:04}"))).await;
+    let all: Vec<String> = bodies(10).collect();
+    let at = |position: String| ConsumeOptions { extra: vec![("position".into(), position)], ..group("again") };
+    for (position, expected) in [
+        ("first".to_owned(), &all[..]),
+        ("last:3".to_owned(), &all[7..]),
+        ("offset:4".to_owned(), &all[4..]),
+        (format!("time:{between}"), &all[5..]),
+        ("end".to_owned(), &all[..0]),
+        ("first".to_owned(), &all[..]),
+    ] {
+        let mut again = consumer(&connection, &topic, at(position.clone())).await;
+        let taken = take(&mut *again, expected.len()).await;
+        assert_eq!(taken.iter().map(body).collect::<Vec<_>>(), expected, "from {position}");
+        quiet(&mut *again).await;
+        for incoming in taken {
+            again.settler().ack(incoming.token).await.expect("ack");
+        }
+        if position == "first" {
+            let error = connection.consumer(&topic, &at("end".into())).await.expect_err("it has a consumer");
+            assert_eq!(error.kind(), ErrorKind::Conflict);
+            let other = connect(&settings()).await;
+            let error = other.consumer(&topic, &at("end".into())).await.expect_err("it has a consumer elsewhere");
+            assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+            other.close().await.expect("close");
+        }
+        again.close().await.expect("close");
+    }
+    let error = connection.consumer(&topic, &at("noon".into())).await.expect_err("no position");
+    assert_eq!(error.kind(), ErrorKind::Config);
+    connection.close().await.expect("close");
+}
+
+/// A group that was declared has what was sent since, though none of its members was there.
+pub async fn a_declared_group_misses_nothing() {
+    let topic = Address::topic(name("declared"));
+    let connection = connect(&settings()).await;
+    let sender = producer(&connection, &topic).await;
+    send(&*sender, ["before".to_owned()]).await;
+    connection.declare(&topic, &group("late")).await.expect("declare");
+    send(&*sender, ["after".to_owned()]).await;
+    // Harmless when it exists.
+    connection.declare(&topic, &group("late")).await.expect("declare");
+    let mut late = consumer(&connection, &topic, group("late")).await;
+    assert_eq!(take(&mut *late, 1).await.iter().map(body).collect::<Vec<_>>(), ["after"]);
+    quiet(&mut *late).await;
+    let earliest = ConsumeOptions { start: Start::Earliest, ..ConsumeOptions::default() };
+    let mut alone = consumer(&connection, &topic, earliest).await;
+    assert_eq!(take(&mut *alone, 2).await.iter().map(body).collect::<Vec<_>>(), ["before", "after"]);
+    connection.close().await.expect("close");
+}
+
+/// Large messages fill the prefetch before it is full by their number.
+pub async fn the_prefetch_is_bounded_in_bytes() {
+    let queue = Address::queue(name("bytes"));
+    let connection = connect(&settings()).await;
+    send(&*producer(&connection, &queue).await, (0..20).map(|n| format!("{n:02}{}", "x".repeat(100_000)))).await;
+    let options = ConsumeOptions { prefetch_bytes: 250_000, ..ConsumeOptions::default() };
+    let mut narrow = consumer(&connection, &queue, options).await;
+    let mut taken = take(&mut *narrow, 3).await;
+    quiet(&mut *narrow).await;
+    for n in 3..20 {
+        let done = taken.remove(0);
+        narrow.settler().ack(done.token).await.expect("ack");
+        taken.extend(take(&mut *narrow, 1).await);
+        assert_eq!(body(&taken[2])[..2], format!("{n:02}"));
+    }
+    connection.close().await.expect("close");
+}

@@ -1,0 +1,113 @@
+//! What is on the wire, and what sending means.
+
+use std::time::{Duration, Instant};
+
+use polymq_core::{Address, Connection, ConsumeOptions, Message};
+use polymq_kafka::rdkafka::{
+    Message as _,
+    consumer::{BaseConsumer, Consumer as _},
+    message::{Header, OwnedHeaders},
+    producer::{BaseProducer, BaseRecord, Producer as _},
+};
+
+use crate::harness::{PATIENCE, bare, body, connect, consumer, name, producer, quiet, settings, take};
+
+/// How many records a topic has, and their bodies.
+fn records(topic: &str, count: usize) -> Vec<String> {
+    let reader = bare().consumer(topic, true);
+    let deadline = Instant::now() + PATIENCE;
+    let mut found = Vec::new();
+    while found.len() < count && Instant::now() < deadline {
+        if let Some(record) = reader.poll(Duration::from_millis(100)) {
+            found.push(String::from_utf8_lossy(record.expect("a record").payload().unwrap_or_default()).into_owned());
+        }
+    }
+    found
+}
+
+/// The hashes are Kafka's own examples for its murmur2: -790332482 of "foobar", -985981536 of the long one.
+pub async fn keys_choose_the_partition_as_other_clients_do() {
+    let queue = Address::queue(name("keys"));
+    let connection = connect(&settings().with("partitions", "7")).await;
+    let sender = producer(&connection, &queue).await;
+    for (key, hash) in [("foobar", -790_332_482_i32), ("a-little-bit-long-string", -985_981_536)] {
+        let receipt = sender.send(Message::new("x").with_key(key)).await.expect("accepted");
+        let partition = (hash & i32::MAX) % 7;
+        let place = receipt.broker_id.expect("a place");
+        assert!(place.starts_with(&format!("{partition}@")), "{key} is at {place}, not in {partition}");
+    }
+    connection.close().await.expect("close");
+}
+
+/// Mission row B15: a program sends 100, awaits none of them, and closes; 100 are on the topic.
+pub async fn closing_flushes_what_was_not_awaited() {
+    let queue = Address::queue(name("flushed"));
+    let connection = connect(&settings()).await;
+    let sender = producer(&connection, &queue).await;
+    for n in 0..100 {
+        drop(sender.send(Message::new(format!("{n}"))));
+    }
+    connection.close().await.expect("close");
+    let found = tokio::task::block_in_place(|| records(queue.name(), 100));
+    assert_eq!(found, (0..100).map(|n| n.to_string()).collect::<Vec<_>>());
+}
+
+/// Binary keys, binary and repeated headers, no body at all: it is a message.
+pub async fn a_foreign_record_may_hold_anything() {
+    let queue = Address::queue(name("odd"));
+    let connection = connect(&settings()).await;
+    let mut reader = consumer(&connection, &queue, ConsumeOptions::default()).await;
+    tokio::task::block_in_place(|| {
+        let sender: BaseProducer = bare().config().create().expect("a producer");
+        let headers = OwnedHeaders::new()
+            .insert(Header { key: "tenant", value: Some("acme") })
+            .insert(Header { key: "tenant", value: Some("other") })
+            .insert(Header { key: "raw", value: Some(&[0xff, 0x00][..]) })
+            .insert(Header { key: "ce_source", value: Some("/shop") })
+            .insert(Header { key: "null", value: None::<&str> });
+        let record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(queue.name()).key(&[0, 159][..]).headers(headers);
+        sender.send(record).expect("sent");
+        sender.flush(PATIENCE).expect("delivered");
+    });
+    let taken = take(&mut *reader, 1).await;
+    let message = &taken[0].message;
+    assert_eq!((message.payload().len(), message.key(), message.id()), (0, None, None));
+    assert_eq!(message.headers().iter().collect::<Vec<_>>(), [("tenant", "other"), ("ce_source", "/shop")]);
+    // It can be tried again as it is.
+    reader.settler().retry(taken[0].token, message, 2, Duration::ZERO).await.expect("retry");
+    let again = take(&mut *reader, 1).await;
+    assert_eq!((again[0].message.headers(), again[0].message.header_attempt()), (message.headers(), 2));
+    connection.close().await.expect("close");
+}
+
+/// Nobody else sees them before, and a process that starts later delivers them.
+pub async fn delayed_messages_are_in_the_delay_topic_until_they_are_due() {
+    const DELAY: Duration = Duration::from_secs(3);
+    let queue = Address::queue(name("later"));
+    let connection = connect(&settings()).await;
+    let sender = producer(&connection, &queue).await;
+    let sent = Instant::now();
+    sender.send(Message::new("late").deliver_in(DELAY)).await.expect("accepted");
+    sender.send(Message::new("much later").deliver_in(Duration::from_secs(600))).await.expect("accepted");
+    let delay = format!("{}.delay", queue.name());
+    assert_eq!(tokio::task::block_in_place(|| records(&delay, 2)).len(), 2);
+    connection.close().await.expect("close");
+    let connection = connect(&settings()).await;
+    let mut reader = consumer(&connection, &queue, ConsumeOptions::default()).await;
+    let taken = take(&mut *reader, 1).await;
+    assert!(sent.elapsed() >= DELAY, "came {:?} too early", DELAY - sent.elapsed());
+    assert_eq!((body(&taken[0]).as_str(), taken[0].message.header_attempt()), ("late", 1));
+    assert!(taken[0].message.system_headers().is_empty() && taken[0].message.deliver_at().is_none());
+    reader.settler().ack(taken[0].token).await.expect("ack");
+    quiet(&mut *reader).await;
+    connection.close().await.expect("close");
+}
+
+/// The escape to the native client.
+pub async fn clients_of_your_own_have_the_same_login() {
+    let connection = connect(&settings()).await;
+    let own: BaseConsumer = connection.native_config().expect("settings").create().expect("a client");
+    let metadata = tokio::task::block_in_place(|| own.fetch_metadata(None, PATIENCE)).expect("metadata");
+    assert_eq!(metadata.brokers().len(), 1);
+    connection.close().await.expect("close");
+}

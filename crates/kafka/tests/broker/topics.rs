@@ -1,0 +1,92 @@
+//! Making topics.
+
+use polymq_core::{Address, Connection, ConsumeOptions, ErrorKind, ProduceOptions};
+use polymq_kafka::rdkafka::{
+    admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
+    client::DefaultClientContext,
+};
+
+use crate::harness::{PATIENCE, bare, body, connect, consumer, name, producer, send, settings, take};
+
+fn admin() -> AdminClient<DefaultClientContext> {
+    bare().config().create().expect("an admin client")
+}
+
+fn partitions(topic: &str) -> usize {
+    let metadata = admin().inner().fetch_metadata(Some(topic), PATIENCE).expect("metadata");
+    metadata.topics()[0].partitions().len()
+}
+
+async fn setting(topic: &str, name: &str) -> Option<String> {
+    let found = admin().describe_configs(&[ResourceSpecifier::Topic(topic)], &AdminOptions::new()).await;
+    let found = found.expect("described").remove(0).expect("a topic");
+    found.get(name).and_then(|entry| entry.value.clone())
+}
+
+/// Mission row H7: partitions, retention and the size of messages are as asked.
+pub async fn topics_are_made_as_they_are_wanted() {
+    let settings = settings().with("partitions", "3").with("replication", "1").with("retention", "1h");
+    let connection = connect(&settings.with("max_payload", "2000000")).await;
+    let queue = Address::queue(name("made"));
+    let letters = queue.dead_letters(None);
+    let options = ConsumeOptions { dead_letters: Some(letters.clone()), ..ConsumeOptions::default() };
+    connection.declare(&queue, &options).await.expect("declare");
+    for topic in [queue.name(), letters.name()] {
+        assert_eq!(partitions(topic), 3);
+        assert_eq!(setting(topic, "retention.ms").await.as_deref(), Some("3600000"));
+    }
+    let delay = format!("{}.delay", queue.name());
+    assert_eq!(setting(&delay, "retention.ms").await.as_deref(), Some("1209600000"), "longer than the longest delay");
+    // And the large body is carried.
+    let mut reader = consumer(&connection, &queue, ConsumeOptions::default()).await;
+    send(&*producer(&connection, &queue).await, ["x".repeat(2_000_000)]).await;
+    assert_eq!(body(&take(&mut *reader, 1).await[0]).len(), 2_000_000);
+    connection.delete(&queue, None).await.expect("delete");
+    assert_eq!(partitions(queue.name()), 0, "deleted");
+    connection.delete(&queue, None).await.expect("harmless");
+    connection.close().await.expect("close");
+}
+
+/// Mission row H7: what the cluster cannot make is an error of who asked.
+pub async fn more_copies_than_brokers_are_an_error() {
+    let connection = connect(&settings().with("replication", "3")).await;
+    let queue = Address::queue(name("copies"));
+    let error = connection.producer(&queue, &ProduceOptions::default()).await.expect_err("one broker only");
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    assert!(error.to_string().contains("eplication factor") && error.channel() == Some(queue.name()), "{error}");
+    assert_eq!(partitions(queue.name()), 0);
+    connection.close().await.expect("close");
+}
+
+/// Its partitions stay what they are, and nothing else is needed with it.
+pub async fn a_topic_made_by_another_tool_is_taken_as_it_is() {
+    let queue = Address::queue(name("foreign"));
+    let topic = NewTopic::new(queue.name(), 5, TopicReplication::Fixed(1));
+    admin().create_topics(&[topic], &AdminOptions::new()).await.expect("asked").remove(0).expect("made");
+    let connection = connect(&settings().with("declare", "passive")).await;
+    let mut reader = consumer(&connection, &queue, ConsumeOptions::default()).await;
+    send(&*producer(&connection, &queue).await, ["one".to_owned()]).await;
+    let taken = take(&mut *reader, 1).await;
+    assert_eq!((body(&taken[0]).as_str(), partitions(queue.name())), ("one", 5));
+    // At once goes through the queue itself; later needs the delay topic, which nobody has made.
+    let later = std::time::Duration::from_secs(1);
+    let error = reader.settler().retry(taken[0].token, &taken[0].message, 2, later).await.expect_err("no delay topic");
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    reader.settler().retry(taken[0].token, &taken[0].message, 2, std::time::Duration::ZERO).await.expect("at once");
+    assert_eq!(take(&mut *reader, 1).await[0].message.header_attempt(), 2);
+    connection.close().await.expect("close");
+}
+
+/// Nobody waits for a topic that is no more.
+pub async fn a_deleted_topic_ends_its_consumers() {
+    let queue = Address::queue(name("deleted"));
+    let connection = connect(&settings()).await;
+    let mut reader = consumer(&connection, &queue, ConsumeOptions::default()).await;
+    send(&*producer(&connection, &queue).await, ["one".to_owned()]).await;
+    let taken = take(&mut *reader, 1).await;
+    reader.settler().ack(taken[0].token).await.expect("ack");
+    connection.delete(&queue, None).await.expect("delete");
+    let ended = tokio::time::timeout(PATIENCE, reader.receive(1, &mut Vec::new())).await.expect("it ends");
+    assert_eq!(ended.expect_err("there is nothing to read").kind(), ErrorKind::NotFound);
+    connection.close().await.expect("close");
+}
