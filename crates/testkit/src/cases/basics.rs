@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Case, Cx, Ledger,
     case::run,
-    drive::{Log, bodies, in_order, next, publish, quiet, refused, start, subscribe, subscribe_with, take, take_acked, text},
+    drive::{
+        Log, bodies, in_order, next, publish, quiet, refused, start, subscribe, subscribe_with, take, take_acked, text,
+    },
 };
 
 pub(super) const CASES: &[Case] = &[
