@@ -76,10 +76,9 @@ impl Delivery {
     /// # Errors
     /// [`ErrorKind::Stale`](crate::ErrorKind::Stale) when the broker has taken the message back in the meantime: it comes again.
     pub async fn ack(self) -> Result<(), SettleError> {
-        let mut settling = self.0.origin.settler.ack(self.0.incoming.token);
-        let acknowledged = match settling.try_take() {
-            Some(acknowledged) => acknowledged,
-            None => settling.await,
+        let acknowledged = match self.0.origin.settler.ack(self.0.incoming.token).at_hand() {
+            Ok(acknowledged) => acknowledged,
+            Err(settling) => settling.await,
         };
         self.settled(acknowledged)
     }

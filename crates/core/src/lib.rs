@@ -21,6 +21,7 @@ mod kinds;
 pub mod layer;
 pub mod memory;
 mod message;
+mod outgoing;
 mod pair;
 mod policy;
 mod producer;
@@ -59,6 +60,7 @@ pub use crate::{
     kinds::{Kind, KindEntry, Kinds},
     layer::{Layer, NextHandle, NextSend},
     message::{ATTEMPT, MAX_ATTRIBUTE_BYTES, Message, MessageId},
+    outgoing::Outgoing,
     pair::{HandlerFactory, HandlerPair},
     policy::{Backoff, DeadLetters, FailurePolicy, Fate, Jitter, RetryMode},
     producer::{ProduceOptions, Producer, Receipt},

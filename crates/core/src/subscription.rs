@@ -19,7 +19,7 @@ pub struct Subscription {
     origin: Arc<Origin>,
     /// Fetched and not given out.
     buffer: VecDeque<Incoming>,
-    /// What `receive` of the consumer fills; exchanged with the buffer when that is empty.
+    /// What `receive` of the consumer fills, with the memory of the buffer when that is empty.
     received: Vec<Incoming>,
     closed: bool,
 }
@@ -88,11 +88,13 @@ impl Subscription {
         }
         // Cancel-safe: what a cancelled call has appended stays in `received`.
         if self.received.is_empty() {
+            if self.buffer.is_empty() && self.received.capacity() == 0 {
+                self.received = mem::take(&mut self.buffer).into();
+            }
             self.consumer.receive(max, &mut self.received).await.map_err(|error| locate(error, &self.origin))?;
         }
         if self.buffer.is_empty() {
-            let spare = Vec::from(mem::take(&mut self.buffer));
-            self.buffer = mem::replace(&mut self.received, spare).into();
+            self.buffer = mem::take(&mut self.received).into();
         } else {
             self.buffer.extend(self.received.drain(..));
         }

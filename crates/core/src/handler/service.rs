@@ -19,7 +19,8 @@ use crate::{
 
 /// A handler of any type.
 pub(crate) trait Service: Send + Sync {
-    /// Handles and settles messages at the front of `work` for as long as they are for the service at `index`.
+    /// Handles and settles the front of `work`, which is for the service at `index`, and what follows for as long as
+    /// that is for it too.
     /// Dropping the future leaves what is not settled in `work`.
     fn drive<'a>(&'a self, index: usize, work: &'a mut Work) -> BoxFuture<'a, ()>;
 
@@ -93,7 +94,7 @@ impl<H: Handler<Args>, Args: 'static> FunctionService<H, Args> {
 impl<H: Handler<Args>, Args: 'static> Service for FunctionService<H, Args> {
     fn drive<'a>(&'a self, index: usize, work: &'a mut Work) -> BoxFuture<'a, ()> {
         Box::pin(async move {
-            while work.starts(index) {
+            loop {
                 let env = work.env();
                 let tried = if env.is_plain() {
                     // The same as `attempt` in one piece, so that nothing of the message is moved.
@@ -109,10 +110,12 @@ impl<H: Handler<Args>, Args: 'static> Service for FunctionService<H, Args> {
                     // Boxed, so that the future of the plain way, which is made for every fetch, stays small.
                     Box::pin(env.guard(work.token(), self.attempt(work.view()))).await
                 };
-                if matches!(tried, Tried::Outcome(Outcome::Ack)) && work.ack_front() {
-                    continue;
+                if !matches!(tried, Tried::Outcome(Outcome::Ack)) || !work.ack_front() {
+                    work.settle(self, tried).await;
                 }
-                work.settle(self, tried).await;
+                if !work.starts(index) {
+                    return;
+                }
             }
         })
     }
@@ -147,13 +150,10 @@ impl<H: BatchHandler<T>, T: FromDelivery + Send + 'static> BatchService<H, T> {
     /// Extracts from as many messages at the front as are for this service; `Err` when the first cannot be.
     fn extract(&self, index: usize, work: &Work) -> Result<Vec<T>, Error> {
         let mut values = Vec::with_capacity(work.len().min(self.max));
-        for at in 0..self.max {
-            if !work.is_for(at, index) {
-                break;
-            }
-            match T::from_delivery(&work.view_at(at)) {
+        for view in work.views(index).take(self.max) {
+            match T::from_delivery(&view) {
                 Ok(value) => values.push(value),
-                Err(error) if at == 0 => return Err(error),
+                Err(error) if values.is_empty() => return Err(error),
                 // It is the front of the next batch, where it goes its own way.
                 Err(_) => break,
             }
@@ -180,7 +180,7 @@ impl<H: BatchHandler<T>, T: FromDelivery + Send + 'static> Service for BatchServ
                 let count = values.len();
                 let calling = AssertUnwindSafe(async { self.handler.call(Batch(values)).await }).catch_unwind();
                 let calling = work.env().within_time(calling);
-                let outcomes = match work.env().lent(&work.tokens(count), calling).await {
+                let outcomes = match work.env().lent(&work.lent_tokens(count), calling).await {
                     Ok(Ok(outcome)) => outcome.each(count),
                     Ok(Err(panic)) => {
                         Some((0..count).map(|_| Tried::panicked(panic.as_ref()).into_outcome()).collect())

@@ -48,12 +48,17 @@ impl Work {
         self.pending.extend(fetched);
     }
 
-    /// Adds what was fetched and leaves `fetched` empty. Nothing is moved when nothing was left: the two exchange
-    /// their memory.
+    /// Gives the memory of what is done for the next fetch: one buffer less that the processor's cache has to hold.
+    pub(crate) fn lend(&mut self, fetched: &mut Vec<Incoming>) {
+        if self.pending.is_empty() && fetched.capacity() == 0 {
+            *fetched = std::mem::take(&mut self.pending).into();
+        }
+    }
+
+    /// Adds what was fetched and leaves `fetched` empty. Nothing is moved when nothing was left.
     pub(crate) fn refill(&mut self, fetched: &mut Vec<Incoming>) {
-        if self.pending.is_empty() {
-            let spare = Vec::from(std::mem::take(&mut self.pending));
-            self.pending = std::mem::replace(fetched, spare).into();
+        if self.pending.is_empty() && !fetched.is_empty() {
+            self.pending = std::mem::take(fetched).into();
         } else {
             self.pending.extend(fetched.drain(..));
         }
@@ -79,21 +84,25 @@ impl Work {
         self.pending.front().map(|front| front.token).unwrap_or_default()
     }
 
-    /// The tokens of so many at the front.
-    pub(crate) fn tokens(&self, count: usize) -> Vec<Token> {
+    /// The tokens of so many at the front, where the broker lends messages.
+    pub(crate) fn lent_tokens(&self, count: usize) -> Vec<Token> {
+        let count = if self.env.lease.is_some() { count } else { 0 };
         self.pending.iter().take(count).map(|pending| pending.token).collect()
     }
 
     /// What the handler of the front sees.
     pub(crate) fn view(&self) -> View<'_> {
-        self.view_at(0)
+        let front = &self.pending[0];
+        View { attempt: attempt_of(front) + self.in_place, ..self.view_of(front) }
     }
 
-    pub(crate) fn view_at(&self, at: usize) -> View<'_> {
-        let (env, incoming) = (&*self.env, &self.pending[at]);
+    /// What the handler of a message sees that was not tried again in place.
+    #[inline]
+    fn view_of<'a>(&'a self, incoming: &'a Incoming) -> View<'a> {
+        let env = &*self.env;
         View {
             message: &incoming.message,
-            attempt: attempt_of(incoming) + if at == 0 { self.in_place } else { 0 },
+            attempt: attempt_of(incoming),
             channel: incoming.channel.as_deref().unwrap_or(env.origin.address.name()),
             details: incoming.details.as_deref(),
             address: &env.origin.address,
@@ -104,14 +113,22 @@ impl Work {
         }
     }
 
+    /// What a handler of many sees of those at the front, up to the first that is not for the entry at `index`.
+    pub(crate) fn views(&self, index: usize) -> impl Iterator<Item = View<'_>> {
+        let mut tried = self.in_place;
+        self.pending.iter().take_while(move |incoming| self.is_for(incoming, index)).map(move |incoming| {
+            let view = self.view_of(incoming);
+            View { attempt: view.attempt + std::mem::take(&mut tried), ..view }
+        })
+    }
+
     fn attempt(&self) -> u32 {
         self.pending.front().map_or(1, attempt_of) + self.in_place
     }
 
-    /// Whether the message at `at` is for the entry at `index` and nothing else is to be decided about it.
+    /// Whether the message is for the entry at `index` and nothing else is to be decided about it.
     #[inline]
-    pub(crate) fn is_for(&self, at: usize, index: usize) -> bool {
-        let Some(incoming) = self.pending.get(at) else { return false };
+    fn is_for(&self, incoming: &Incoming, index: usize) -> bool {
         !incoming.message.is_expired()
             && attempt_of(incoming) <= self.env.policy.max_attempts
             && self.env.find(&incoming.message) == Some(index)
@@ -119,7 +136,9 @@ impl Work {
 
     /// Whether the entry at `index` goes on with the front.
     pub(crate) fn starts(&mut self, index: usize) -> bool {
-        self.is_for(0, index) && self.may_start() && (self.env.retries.is_none() || self.attempt() == 1)
+        self.pending.front().is_some_and(|front| self.is_for(front, index))
+            && self.may_start()
+            && (self.env.retries.is_none() || self.attempt() == 1)
     }
 
     fn may_start(&self) -> bool {
@@ -195,13 +214,14 @@ impl Work {
         if self.env.callbacks.handled.is_some() {
             return false;
         }
-        let mut settling = self.env.origin.settler.ack(self.token());
-        match settling.try_take() {
-            Some(Err(error)) => self.not_acknowledged(&error),
+        match self.env.origin.settler.ack(self.token()).at_hand() {
+            Ok(Err(error)) => self.not_acknowledged(&error),
             // An answer that comes later can only be that the message comes again: nobody needs to wait for it.
-            Some(Ok(())) | None => self.env.control.succeeded(1),
+            Ok(Ok(())) | Err(_) => self.env.control.succeeded(1),
         }
-        self.pop();
+        (self.in_place, self.acked) = (0, false);
+        // Dropped where it is: taken out, it would be moved once more.
+        self.pending.drain(..self.pending.len().min(1));
         true
     }
 
@@ -212,9 +232,9 @@ impl Work {
         }
         self.tokens.clear();
         self.tokens.extend(self.pending.iter().take(count).map(|front| front.token));
-        match self.env.origin.settler.ack_many(&self.tokens).try_take() {
-            Some(Err(error)) => self.not_acknowledged(&error),
-            Some(Ok(())) | None => self.env.control.succeeded(count as u64),
+        match self.env.origin.settler.ack_many(&self.tokens).at_hand() {
+            Ok(Err(error)) => self.not_acknowledged(&error),
+            Ok(Ok(())) | Err(_) => self.env.control.succeeded(count as u64),
         }
         self.in_place = 0;
         self.pending.drain(..count);

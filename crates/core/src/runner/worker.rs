@@ -90,6 +90,7 @@ impl Worker {
             }
             self.tell_running(self.running.len());
             let room = self.room(limit);
+            self.work.lend(&mut self.fetched);
             let outcome = tokio::select! {
                 // What ends or changes this is looked at above too: messages at hand cannot hide it.
                 biased;
@@ -122,7 +123,6 @@ impl Worker {
     }
 
     async fn work_alone(&mut self) {
-        let env = Arc::clone(&self.env);
         self.tell_running(1);
         {
             // Pinned here: the macro would move it.
@@ -130,7 +130,8 @@ impl Worker {
             tokio::select! {
                 biased;
                 () = working => {}
-                () = env.cancelled.cancelled() => {}
+                // Inside a block, so that nothing is made while no handler waits.
+                () = async { self.env.cancelled.cancelled().await } => {}
             }
         }
         self.tell_running(0);
