@@ -368,7 +368,8 @@ pub async fn refused_for_a_while(cx: Cx) {
     assert!(matches!(error.kind(), ErrorKind::Disconnected | ErrorKind::UnknownOutcome), "{error:?}");
     tokio::time::sleep(AWAY).await;
     let tried = proxy.stats().accepted - before;
-    assert!((10..=600).contains(&tried), "{tried} attempts to connect in {AWAY:?}");
+    // A client library may hold a handful of connections, each of which is tried about once in `reconnect_max`.
+    assert!((10..=1_000).contains(&tried), "{tried} attempts to connect in {AWAY:?}");
     assert_eq!(bus.health().state, HealthState::Down);
     proxy.refuse(false);
     let back = Instant::now();
