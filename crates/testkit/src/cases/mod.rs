@@ -4,6 +4,7 @@ pub mod basics;
 pub mod connecting;
 pub mod dead_letters;
 pub mod faults;
+pub mod flow;
 pub mod handling;
 pub mod lifecycle;
 pub mod order;
@@ -24,6 +25,7 @@ const ALL: &[&[Case]] = &[
     retry::CASES,
     dead_letters::CASES,
     order::CASES,
+    flow::CASES,
     lifecycle::CASES,
     faults::CASES,
 ];

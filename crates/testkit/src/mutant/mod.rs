@@ -6,6 +6,7 @@
 mod asking;
 mod connecting;
 mod delivering;
+mod flowing;
 mod sending;
 mod settling;
 
@@ -40,7 +41,7 @@ const fn mutant(name: &'static str, make: fn() -> Arc<dyn Twist>, caught_by: &'s
 
 /// Every mutant.
 pub fn all() -> impl Iterator<Item = &'static Mutant> {
-    [sending::MUTANTS, delivering::MUTANTS, settling::MUTANTS, connecting::MUTANTS, asking::MUTANTS]
+    [sending::MUTANTS, delivering::MUTANTS, settling::MUTANTS, connecting::MUTANTS, asking::MUTANTS, flowing::MUTANTS]
         .into_iter()
         .flatten()
 }
