@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod brokers;
+mod captured;
 mod case;
 pub mod cases;
 mod child;

@@ -96,6 +96,7 @@ impl Suite {
     /// In a child process that a case has started, it does what that case wants and never returns.
     pub fn main(self) -> ExitCode {
         crate::child::run_if_child();
+        crate::captured::install();
         quiet_panics();
         let mut arguments = Arguments::from_args();
         arguments.test_threads.get_or_insert(THREADS);

@@ -2,14 +2,18 @@
 
 pub mod basics;
 pub mod connecting;
+pub mod context;
+pub mod counters;
 pub mod dead_letters;
 pub mod faults;
 pub mod flow;
 pub mod handling;
+pub mod health;
 pub mod lifecycle;
 pub mod order;
 pub mod requests;
 pub mod retry;
+pub mod secrets;
 pub mod settlement;
 pub mod topics;
 
@@ -27,6 +31,10 @@ const ALL: &[&[Case]] = &[
     order::CASES,
     flow::CASES,
     lifecycle::CASES,
+    health::CASES,
+    context::CASES,
+    counters::CASES,
+    secrets::CASES,
     faults::CASES,
 ];
 

@@ -39,7 +39,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     mutant("claims_wildcards", || Arc::new(ClaimsWildcards), &["T5_wildcards"]),
     mutant("counts_nothing", || Arc::new(CountsNothing), &["D2_stats", "D3_purge"]),
     mutant("leaks_a_task", || Arc::new(LeaksATask), &["L6_open_and_close"]),
-    mutant("is_always_up", || Arc::new(AlwaysUp(HealthReporter::new())), &["F4_black_hole"]),
+    mutant("is_always_up", || Arc::new(AlwaysUp(HealthReporter::new())), &["F4_black_hole", "X1_health_without_a_fault", "X1_health_while_the_broker_is_away"]),
     mutant("tries_to_start_once", || Arc::new(StartsOnce), &["F8_starts_before_the_broker"]),
     mutant("never_gives_up", || Arc::new(NeverGivesUp), &["F8_gives_up_at_the_limit"]),
     mutant("connects_for_each_producer", || Arc::new(ConnectsForEach::default()), &["L6_connections_are_shared"]),

@@ -5,6 +5,7 @@
 
 mod asking;
 mod connecting;
+mod crossing;
 mod delivering;
 mod flowing;
 mod sending;
@@ -41,7 +42,7 @@ const fn mutant(name: &'static str, make: fn() -> Arc<dyn Twist>, caught_by: &'s
 
 /// Every mutant.
 pub fn all() -> impl Iterator<Item = &'static Mutant> {
-    [sending::MUTANTS, delivering::MUTANTS, settling::MUTANTS, connecting::MUTANTS, asking::MUTANTS, flowing::MUTANTS]
+    [sending::MUTANTS, delivering::MUTANTS, settling::MUTANTS, connecting::MUTANTS, asking::MUTANTS, flowing::MUTANTS, crossing::MUTANTS]
         .into_iter()
         .flatten()
 }

@@ -87,7 +87,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     mutant("names_without_dots", || Arc::new(Renames(no_dots)), &["B4_prefix_collisions"]),
 ];
 
-const TWICE: &[&str] = &["B3_strict_multiset", "B3_stream_of_messages", "B3_results_of_a_batch", "L8_cancelled_sends"];
+const TWICE: &[&str] = &["X3_counters_equal_the_truth", "B3_strict_multiset", "B3_stream_of_messages", "B3_results_of_a_batch", "L8_cancelled_sends"];
 const LETTERS: &[&str] =
     &["S1_reject", "R1_in_place_schedule", "R2_permanent_goes_at_once", "R3_exhausted_once", "R6_undecodable"];
 
