@@ -68,10 +68,5 @@ impl Harness for Kafka {
 }
 
 fn main() -> ExitCode {
-    // RUST_LOG=polymq_kafka=debug tells what happened.
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
-        .with_writer(std::io::stderr)
-        .init();
     Suite::new("kafka", |_| Kafka::start()).main()
 }

@@ -206,8 +206,5 @@ fn from_mqtt(publish: Publish) -> BareMessage {
 }
 
 fn main() -> ExitCode {
-    // RUST_LOG=polymq_mqtt=debug shows what the connections do.
-    let filter = tracing_subscriber::EnvFilter::from_default_env();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     Suite::new("mqtt", Mosquitto::start).and_mutants().main()
 }

@@ -91,7 +91,8 @@ impl Suite {
         self
     }
 
-    /// Runs what the command line asks for, as any test binary does; the `main` of a test with `harness = false`.
+    /// Runs what the command line asks for, as any test binary does; the `main` of a test with `harness = false`. Takes the
+    /// log of the process, which goes to standard error as `RUST_LOG` says.
     ///
     /// In a child process that a case has started, it does what that case wants and never returns.
     pub fn main(self) -> ExitCode {
