@@ -79,6 +79,10 @@ impl Harness for RabbitMq {
         Some(Denied { url, address: Address::queue("forbidden"), consumers_are_told: true })
     }
 
+    fn bad_names(&self) -> Vec<(Address, &'static str)> {
+        vec![(Address::queue("amq.mine"), "starts with amq.")]
+    }
+
     fn heartbeat(&self) -> Option<Heartbeat> {
         // Declared: silence of twice the heartbeat ends a connection.
         Some(Heartbeat { settings: vec![("heartbeat".into(), "2s".into())], bound: Duration::from_secs(4) })

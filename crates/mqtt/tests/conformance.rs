@@ -74,6 +74,21 @@ impl Harness for Mosquitto {
         Duration::from_millis(100)
     }
 
+    fn bad_names(&self) -> Vec<(Address, &'static str)> {
+        vec![
+            (Address::queue("$SYS/orders"), "starts with $"),
+            (Address::queue("orders/+"), "holds a wildcard"),
+            (Address::queue("orders/#"), "holds a wildcard"),
+            (Address::topic("orders/new+"), "misplaced wildcard"),
+            (Address::topic("#/orders"), "misplaced wildcard"),
+            (Address::queue("orders\u{fffe}"), "does not allow"),
+        ]
+    }
+
+    fn time_outs(&self) -> Vec<&'static str> {
+        vec!["connect_timeout", "operation_timeout"]
+    }
+
     fn heartbeat(&self) -> Option<Heartbeat> {
         // Declared: a connection that is silent for one and a half of keep_alive is given up.
         Some(Heartbeat { settings: vec![("keep_alive".into(), "4s".into())], bound: Duration::from_secs(6) })

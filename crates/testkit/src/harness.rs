@@ -71,6 +71,16 @@ pub trait Harness: Send + Sync + fmt::Debug + 'static {
         Duration::ZERO
     }
 
+    /// Names that this broker cannot carry, each with a part of the sentence that says why.
+    fn bad_names(&self) -> Vec<(Address, &'static str)> {
+        Vec::new()
+    }
+
+    /// The settings that bound operations, besides the time-outs that calls have themselves.
+    fn time_outs(&self) -> Vec<&'static str> {
+        vec!["connect_timeout"]
+    }
+
     /// How many messages wait in the case with a large backlog.
     fn backlog(&self) -> usize {
         100_000

@@ -1,5 +1,6 @@
 //! The cases, one function each. The name of a case begins with its number in the contract's list.
 
+pub mod admin;
 pub mod basics;
 pub mod connecting;
 pub mod context;
@@ -22,6 +23,7 @@ use crate::Case;
 const ALL: &[&[Case]] = &[
     basics::CASES,
     topics::CASES,
+    admin::CASES,
     requests::CASES,
     connecting::CASES,
     settlement::CASES,

@@ -3,6 +3,7 @@
 //! A mutant is a [`Twist`] with a name and the cases that must fail with it. [`Suite::and_mutants`](crate::Suite::and_mutants)
 //! runs them.
 
+mod administering;
 mod asking;
 mod connecting;
 mod crossing;
@@ -13,7 +14,7 @@ mod settling;
 
 use std::{net::SocketAddr, sync::Arc};
 
-use polymq_core::Backend;
+use polymq_core::{Address, Backend};
 
 use crate::{
     BareClient, BrokerControl, Case, Clock, Denied, Harness, Heartbeat,
@@ -42,7 +43,7 @@ const fn mutant(name: &'static str, make: fn() -> Arc<dyn Twist>, caught_by: &'s
 
 /// Every mutant.
 pub fn all() -> impl Iterator<Item = &'static Mutant> {
-    [sending::MUTANTS, delivering::MUTANTS, settling::MUTANTS, connecting::MUTANTS, asking::MUTANTS, flowing::MUTANTS, crossing::MUTANTS]
+    [sending::MUTANTS, delivering::MUTANTS, settling::MUTANTS, connecting::MUTANTS, asking::MUTANTS,  administering::MUTANTS, flowing::MUTANTS, crossing::MUTANTS]
         .into_iter()
         .flatten()
 }
@@ -121,6 +122,14 @@ impl Harness for Broken {
         let mut variables = self.harness.child_environment();
         variables.push(crate::child::mutant_variable(self.mutant.name));
         variables
+    }
+
+    fn bad_names(&self) -> Vec<(Address, &'static str)> {
+        self.harness.bad_names()
+    }
+
+    fn time_outs(&self) -> Vec<&'static str> {
+        self.harness.time_outs()
     }
 
     fn backlog(&self) -> usize {
