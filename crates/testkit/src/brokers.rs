@@ -71,8 +71,8 @@ impl Broker {
         Self::start_blocking("kafka", false, &["--user", "admin", "--password", "secret"])
     }
 
-    /// Starts what speaks SQS and, but for `elasticmq`, SNS: `ministack` and `moto` forget everything when they end,
-    /// `elasticmq` keeps what it has accepted.
+    /// Starts what speaks SQS: `ministack`, which speaks SNS too and forgets everything when it ends, or `elasticmq`, which
+    /// keeps what it has accepted.
     ///
     /// # Panics
     /// As [`rabbitmq`](Self::rabbitmq).
