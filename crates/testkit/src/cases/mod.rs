@@ -16,6 +16,7 @@ pub mod requests;
 pub mod retry;
 pub mod secrets;
 pub mod settlement;
+pub mod signing;
 pub mod topics;
 
 use crate::Case;
@@ -37,7 +38,18 @@ const ALL: &[&[Case]] = &[
     context::CASES,
     counters::CASES,
     secrets::CASES,
-    faults::CASES,
+    signing::CASES,
+    faults::restart::CASES,
+    faults::network::CASES,
+    faults::away::CASES,
+    faults::acks::CASES,
+    faults::channels::CASES,
+    faults::credentials::CASES,
+    faults::pressure::CASES,
+    faults::killed::CASES,
+    faults::paths::CASES,
+    faults::clock::CASES,
+    faults::poison::CASES,
 ];
 
 /// Every case, in the order of the list.

@@ -17,7 +17,7 @@ use std::{net::SocketAddr, sync::Arc};
 use polymq_core::{Address, Backend};
 
 use crate::{
-    BareClient, BrokerControl, Case, Clock, Denied, Harness, Heartbeat,
+    BareClient, BrokerControl, Case, Clock, Denied, Harness, Heartbeat, Passwords, Switch, Tool,
     twist::{Twist, Twisted},
 };
 
@@ -43,9 +43,18 @@ const fn mutant(name: &'static str, make: fn() -> Arc<dyn Twist>, caught_by: &'s
 
 /// Every mutant.
 pub fn all() -> impl Iterator<Item = &'static Mutant> {
-    [sending::MUTANTS, delivering::MUTANTS, settling::MUTANTS, connecting::MUTANTS, asking::MUTANTS,  administering::MUTANTS, flowing::MUTANTS, crossing::MUTANTS]
-        .into_iter()
-        .flatten()
+    [
+        sending::MUTANTS,
+        delivering::MUTANTS,
+        settling::MUTANTS,
+        connecting::MUTANTS,
+        asking::MUTANTS,
+        administering::MUTANTS,
+        flowing::MUTANTS,
+        crossing::MUTANTS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// The mutants that a case must catch.
@@ -138,6 +147,26 @@ impl Harness for Broken {
 
     fn deliveries_outlive_connections(&self) -> bool {
         self.harness.deliveries_outlive_connections()
+    }
+
+    fn passwords(&self) -> Tool<'_, dyn Passwords> {
+        self.harness.passwords()
+    }
+
+    fn alarm(&self) -> Tool<'_, dyn Switch> {
+        self.harness.alarm()
+    }
+
+    fn throttle(&self) -> Tool<'_, dyn Switch> {
+        self.harness.throttle()
+    }
+
+    fn deletes_in_use(&self) -> Tool<'_, ()> {
+        self.harness.deletes_in_use()
+    }
+
+    fn members(&self) -> Tool<'_, ()> {
+        self.harness.members()
     }
 
     fn write_lag(&self) -> std::time::Duration {
