@@ -1,13 +1,16 @@
 //! omniqueue. It has no publisher confirms, so what it publishes is weaker than everything beside it. It runs on lapin 2
 //! and that one's own executor.
 
-use harness::{Meter, Numbers, Options};
+use harness::{
+    Meter, Numbers, Options,
+    broker::{WINDOW, all_handled, handled, payload, spread, workers},
+};
 use omniqueue::backends::{
     RabbitMqBackend, RabbitMqConfig,
     rabbitmq::{BasicConsumeOptions, BasicProperties, BasicPublishOptions, ConnectionProperties, FieldTable},
 };
 
-use crate::{QUEUE, WINDOW, all_handled, handled, payload, raw, spread, workers};
+use crate::{QUEUE, raw};
 
 fn config(options: &Options) -> RabbitMqConfig {
     RabbitMqConfig {

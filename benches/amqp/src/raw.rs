@@ -1,7 +1,10 @@
 //! The best loops that can be written on lapin by hand, and what prepares and checks a run of the others.
 
 use futures::{StreamExt, stream};
-use harness::{Meter, Numbers, Options};
+use harness::{
+    Meter, Numbers, Options,
+    broker::{LATCH, WINDOW, all_handled, handled, payload, spread, workers},
+};
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties,
     options::{
@@ -11,7 +14,7 @@ use lapin::{
     types::FieldTable,
 };
 
-use crate::{QUEUE, WINDOW, all_handled, handled, payload, spread, workers};
+use crate::QUEUE;
 
 pub async fn connect(options: &Options) -> Connection {
     Connection::connect(options.need("url"), ConnectionProperties::default()).await.expect("a broker")
@@ -145,7 +148,7 @@ async fn consume_acknowledging(options: Options, every: u64) -> Numbers {
                 handled(&delivery.data);
                 waiting += 1;
                 // The rest of what was handled must not wait for more to come.
-                if waiting >= every || crate::LATCH.remaining() < WINDOW * 8 {
+                if waiting >= every || LATCH.remaining() < WINDOW * 8 {
                     delivery.acker.ack(BasicAckOptions { multiple: every > 1 }).await.expect("acknowledged");
                     waiting = 0;
                 }

@@ -4,11 +4,14 @@
 use std::sync::Arc;
 
 use futures::{StreamExt, stream};
-use harness::{Meter, Numbers, Options};
+use harness::{
+    Meter, Numbers, Options,
+    broker::{WINDOW, all_handled, handled, payload, spread, workers},
+};
 use ruststream::OutgoingMessage;
 use ruststream_lapin::{LapinPublish, prelude::*};
 
-use crate::{QUEUE, WINDOW, all_handled, handled, payload, raw, spread, workers};
+use crate::{QUEUE, raw};
 
 #[derive(Deserialized)]
 struct Frame<'a>(&'a [u8]);

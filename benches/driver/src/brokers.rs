@@ -6,10 +6,12 @@ use std::{
     process::Command,
 };
 
+use crate::report::last_lines;
+
 pub struct Broker {
-    kind: &'static str,
-    port: u16,
     folder: PathBuf,
+    /// Where programs find it.
+    pub url: String,
 }
 
 fn script() -> PathBuf {
@@ -17,30 +19,22 @@ fn script() -> PathBuf {
 }
 
 impl Broker {
-    pub fn start(kind: &'static str) -> Result<Self, String> {
+    pub fn start(broker: &plan::Broker) -> Result<Self, String> {
         let port = TcpListener::bind("127.0.0.1:0")
             .and_then(|listener| listener.local_addr())
             .map_err(|e| e.to_string())?
-            .port();
-        let folder = std::env::temp_dir().join(format!("polymq-bench-{kind}-{}", std::process::id()));
+            .port()
+            .to_string();
+        let folder = std::env::temp_dir().join(format!("polymq-bench-{}-{}", broker.kind, std::process::id()));
         let mut command = Command::new(script());
-        command.args(["up", kind, "--port", &port.to_string(), "--dir"]).arg(&folder);
-        if kind == "mosquitto" {
-            command.arg("--volatile");
-        }
-        let broker = Self { kind, port, folder };
+        command.args(["up", &broker.kind, "--port", &port, "--dir"]).arg(&folder).args(&broker.options);
+        // Stopped also when it does not come up.
+        let this = Self { folder, url: broker.url.replace("{port}", &port) };
         let output = command.output().map_err(|error| format!("scripts/brokers: {error}"))?;
         if !output.status.success() {
-            return Err(format!("{kind} does not start: {}", String::from_utf8_lossy(&output.stderr).trim()));
+            return Err(format!("{} does not start: {}", broker.kind, last_lines(&output.stderr)));
         }
-        Ok(broker)
-    }
-
-    pub fn url(&self) -> String {
-        match self.kind {
-            "rabbitmq" => format!("amqp://127.0.0.1:{}", self.port),
-            _ => format!("mqtt://127.0.0.1:{}", self.port),
-        }
+        Ok(this)
     }
 }
 

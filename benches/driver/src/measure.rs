@@ -2,44 +2,46 @@
 
 use std::{collections::BTreeMap, path::PathBuf, process::Command};
 
+use plan::{Limit, Plan};
+
 use crate::{
-    plan,
+    report::last_lines,
     results::{Bar, Row, Table, median},
 };
 
-/// Where the measured programs are: beside this one.
-pub struct Programs(PathBuf);
+/// A program, and what it says that it measures.
+pub struct Program {
+    path: PathBuf,
+    pub plan: Plan,
+}
 
 type Numbers = BTreeMap<String, f64>;
 
-impl Programs {
-    pub fn beside_this() -> Result<Self, String> {
+const INSTRUCTION_RUNS: [u64; 2] = [10_000, 30_000];
+
+impl Program {
+    /// The program `bench-NAME` beside this one.
+    pub fn open(name: &str, quick: bool) -> Result<Self, String> {
         let this = std::env::current_exe().map_err(|error| error.to_string())?;
-        Ok(Self(this.parent().ok_or("no folder")?.to_owned()))
+        let path = this.with_file_name(format!("bench-{name}"));
+        let mut command = Command::new(&path);
+        command.arg("tables").args(quick.then_some("quick"));
+        let plan = output(command).and_then(|text| serde_json::from_slice(&text).map_err(|error| error.to_string()));
+        let plan = plan.map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(Self { path, plan })
     }
 
-    fn command(&self, row: &plan::Row, url: Option<&str>, n: u64) -> Command {
-        let mut command = Command::new(self.0.join(row.program));
-        self.arguments(&mut command, row, url, n);
-        command
+    fn options(&self, command: &mut Command, row: &plan::Row, url: Option<&str>, n: u64) {
+        command.arg(&row.scenario).arg(format!("n={n}")).args(&row.options);
+        command.args(url.map(|url| format!("url={url}")));
     }
 
-    fn arguments(&self, command: &mut Command, row: &plan::Row, url: Option<&str>, n: u64) {
-        command.arg(row.scenario).arg(format!("n={n}")).args(&row.options);
-        if let Some(url) = url {
-            command.arg(format!("url={url}"));
-        }
-    }
-
-    fn run(&self, mut command: Command, row: &plan::Row) -> Result<Numbers, String> {
-        let name = || format!("{} {}", row.program, row.scenario);
-        let output = command.output().map_err(|error| format!("{}: {error}", name()))?;
-        if !output.status.success() {
-            let text = String::from_utf8_lossy(&output.stderr);
-            let last: Vec<_> = text.lines().rev().take(6).collect();
-            return Err(format!("{} failed: {}", name(), last.into_iter().rev().collect::<Vec<_>>().join(" / ")));
-        }
-        serde_json::from_slice(&output.stdout).map_err(|error| format!("{}: {error}", name()))
+    fn run(&self, row: &plan::Row, url: Option<&str>, n: u64, more: &[&str]) -> Result<Numbers, String> {
+        let mut command = Command::new(&self.path);
+        self.options(&mut command, row, url, n);
+        command.args(more);
+        let numbers = output(command).and_then(|text| serde_json::from_slice(&text).map_err(|error| error.to_string()));
+        numbers.map_err(|error| format!("{}: {error}", row.scenario))
     }
 
     /// Instructions a message: two runs of different length, so that what happens once cancels out.
@@ -47,8 +49,8 @@ impl Programs {
         let mut counts = [0.0; 2];
         for (count, n) in counts.iter_mut().zip(INSTRUCTION_RUNS) {
             let mut command = Command::new("valgrind");
-            command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]).arg(self.0.join(row.program));
-            self.arguments(&mut command, row, None, n);
+            command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]).arg(&self.path);
+            self.options(&mut command, row, None, n);
             let Ok(output) = command.output() else { return Ok(None) };
             let text = String::from_utf8_lossy(&output.stderr);
             let collected = text.lines().find_map(|line| line.split_once("Collected : ")?.1.trim().parse().ok());
@@ -58,28 +60,30 @@ impl Programs {
     }
 }
 
-const INSTRUCTION_RUNS: [u64; 2] = [10_000, 30_000];
+/// What a command prints.
+fn output(mut command: Command) -> Result<Vec<u8>, String> {
+    let output = command.output().map_err(|error| error.to_string())?;
+    if output.status.success() { Ok(output.stdout) } else { Err(last_lines(&output.stderr)) }
+}
 
 /// Measures a table: every row once a round, so that what disturbs the machine disturbs all rows alike.
-pub fn table(programs: &Programs, table: plan::Table, url: Option<&str>, quick: bool) -> Result<Table, String> {
+pub fn table(program: &Program, table: &plan::Table, url: Option<&str>, quick: bool) -> Result<Table, String> {
     let mut samples: Vec<BTreeMap<String, Vec<f64>>> = vec![BTreeMap::new(); table.rows.len()];
     let rounds = if quick { table.quick_rounds } else { table.rounds };
     for round in 0..rounds {
-        for (at, row) in table.rows.iter().enumerate() {
+        for (row, samples) in table.rows.iter().zip(&mut samples) {
             // What is said about how much waits must be so.
-            let n = if quick && table.rounds > 1 { row.n / 4 } else { row.n };
-            let numbers = programs.run(programs.command(row, url, n), row)?;
-            for (name, value) in numbers {
-                samples[at].entry(name).or_default().push(value);
+            let n = if quick && table.rounds > 1 { row.messages / 4 } else { row.messages };
+            for (name, value) in program.run(row, url, n, &[])? {
+                samples.entry(name).or_default().push(value);
             }
             eprint!("\r  round {} of {rounds}, {:<40}", round + 1, row.scenario);
         }
     }
     for (row, samples) in table.rows.iter().zip(&mut samples).filter(|_| table.counts) {
-        let mut command = programs.command(row, None, 100_000);
-        command.arg("count=1");
-        samples.extend(programs.run(command, row)?.into_iter().map(|(name, value)| (name, vec![value])));
-        if let Some(count) = programs.instructions(row)? {
+        let counted = program.run(row, url, 100_000, &["count=1"])?;
+        samples.extend(counted.into_iter().map(|(name, value)| (name, vec![value])));
+        if let Some(count) = program.instructions(row)? {
             samples.insert("instructions".into(), vec![count]);
         }
         eprint!("\r  counting {:<46}", row.scenario);
@@ -88,49 +92,44 @@ pub fn table(programs: &Programs, table: plan::Table, url: Option<&str>, quick: 
     Ok(finish(table, samples))
 }
 
-fn finish(table: plan::Table, samples: Vec<BTreeMap<String, Vec<f64>>>) -> Table {
-    let of = |key: &str| table.rows.iter().position(|row| row.key == key).and_then(|at| samples[at].get(table.metric));
-    let mut rows = Vec::new();
-    for (row, own) in table.rows.iter().zip(&samples) {
-        let ratios = |base: &Vec<f64>, own: &Vec<f64>| {
-            let pairs = base.iter().zip(own);
-            let ratios: Vec<f64> =
-                pairs.map(|(base, own)| if table.less_is_better { base / own } else { own / base }).collect();
-            median(&ratios)
-        };
-        let ratio = of(row.baseline).zip(own.get(table.metric)).and_then(|(base, own)| ratios(base, own));
-        let mut measured = Row {
-            key: row.key.into(),
-            label: row.label.into(),
-            baseline: row.baseline.into(),
-            samples: own.clone(),
-            ratio,
+fn finish(table: &plan::Table, samples: Vec<BTreeMap<String, Vec<f64>>>) -> Table {
+    let baseline = table.rows.iter().position(|row| row.key == table.baseline);
+    let baseline = baseline.and_then(|at| samples[at].get(&table.metric).cloned());
+    let ratio = |own: &BTreeMap<String, Vec<f64>>| {
+        let pairs = baseline.as_ref()?.iter().zip(own.get(&table.metric)?);
+        let better = |(base, own): (&f64, &f64)| if table.less_is_better { base / own } else { own / base };
+        median(&pairs.map(better).collect::<Vec<f64>>())
+    };
+    let mut rows: Vec<Row> = Vec::new();
+    for (row, samples) in table.rows.iter().zip(samples) {
+        rows.push(Row {
+            key: row.key.clone(),
+            label: row.label.clone(),
+            baseline: table.baseline.clone(),
+            ratio: ratio(&samples),
+            samples,
             bars: Vec::new(),
-        };
-        measured.bars = row.bars.iter().map(|bar| judge(bar, &measured)).collect();
-        rows.push(measured);
+        });
     }
-    // Bars that compare with another row than the baseline.
+    // When all are there, since a bar may compare with any of them.
     for (at, row) in table.rows.iter().enumerate() {
-        for (metric, sign, other, factor) in &row.against {
-            let limit =
-                rows.iter().find(|row| row.key == *other).and_then(|row| row.value(metric)).map(|value| value * factor);
-            let Some(limit) = limit else { continue };
-            let bar = judge(&(*metric, *sign, limit), &rows[at]);
-            rows[at].bars.push(bar);
-        }
+        rows[at].bars = row.bars.iter().filter_map(|limit| judge(limit, &rows[at], &rows)).collect();
     }
     Table {
-        id: table.id.into(),
-        title: table.title.into(),
-        note: table.note.into(),
-        metric: table.metric.into(),
+        id: table.id.clone(),
+        title: table.title.clone(),
+        note: table.note.clone(),
+        metric: table.metric.clone(),
         less_is_better: table.less_is_better,
         rows,
     }
 }
 
-fn judge((metric, sign, limit): &(&str, &str, f64), row: &Row) -> Bar {
-    let reached = row.value(metric).map(|value| if *sign == ">=" { value >= *limit } else { value <= *limit });
-    Bar { metric: (*metric).into(), sign: (*sign).into(), limit: *limit, reached }
+fn judge(bar: &Limit, row: &Row, rows: &[Row]) -> Option<Bar> {
+    let limit = match &bar.of {
+        Some(key) => rows.iter().find(|row| row.key == *key)?.value(&bar.metric)? * bar.value,
+        None => bar.value,
+    };
+    let reached = row.value(&bar.metric).map(|value| if bar.sign == ">=" { value >= limit } else { value <= limit });
+    Some(Bar { metric: bar.metric.clone(), sign: bar.sign.clone(), limit, reached })
 }

@@ -100,6 +100,13 @@ pub fn summary(results: &Results) -> String {
     text
 }
 
+/// The end of what a program complained about, on one line.
+pub fn last_lines(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    let lines: Vec<_> = text.trim().lines().collect();
+    lines[lines.len().saturating_sub(6)..].join(" / ")
+}
+
 const BEGIN: &str = "<!-- results: written by scripts/bench --docs, not by hand -->";
 const END: &str = "<!-- end of results -->";
 

@@ -4,8 +4,6 @@ use std::{collections::BTreeMap, path::Path, process::Command};
 
 use serde::{Deserialize, Serialize};
 
-use crate::Choice;
-
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Results {
     pub processors: usize,
@@ -72,7 +70,7 @@ pub fn median(values: &[f64]) -> Option<f64> {
 }
 
 impl Results {
-    pub fn new(choice: &Choice) -> Self {
+    pub fn new(quick: bool) -> Self {
         let compiler = Command::new("rustc").arg("--version").output().ok();
         let compiler = compiler.and_then(|output| String::from_utf8(output.stdout).ok()).unwrap_or_default();
         let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
@@ -81,12 +79,29 @@ impl Results {
             // Name and version, without the commit and date behind them.
             compiler: compiler.split(" (").next().unwrap_or_default().trim().to_owned(),
             load_before: load.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or_default(),
-            quick: choice.quick,
+            quick,
             tables: Vec::new(),
         }
     }
 
-    pub fn read(file: &str) -> Result<Self, String> {
+    /// Several files as one: the tables of all of them, in this order.
+    pub fn read_all(files: &[String]) -> Result<Self, String> {
+        let mut all: Option<Self> = None;
+        for file in files {
+            let next = Self::read(file)?;
+            match &mut all {
+                Some(all) => {
+                    all.load_before = all.load_before.max(next.load_before);
+                    all.quick |= next.quick;
+                    all.tables.extend(next.tables);
+                }
+                None => all = Some(next),
+            }
+        }
+        all.ok_or("no results file was named".to_owned())
+    }
+
+    fn read(file: &str) -> Result<Self, String> {
         let text = std::fs::read_to_string(file).map_err(|error| format!("{file}: {error}"))?;
         serde_json::from_str(&text).map_err(|error| format!("{file}: {error}"))
     }

@@ -1,5 +1,8 @@
 //! What the measured programs share. Each run of such a program is one measurement: it takes a scenario's name and
-//! `key=value` options, and prints one JSON object of numbers.
+//! `key=value` options, and prints one JSON object of numbers. With `tables` it prints its [`plan`] instead.
+
+pub mod broker;
+pub mod service;
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -9,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use plan;
 use tokio::{runtime::Runtime, sync::Notify};
 
 /// The system allocator, counting what is allocated while a meter runs that was asked to.
@@ -198,13 +202,18 @@ pub type Scenario = (&'static str, fn(&Options) -> Numbers);
 /// The longest that one measurement may take; under valgrind everything takes fifty times as long.
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// The `main` of a measured program.
-pub fn main(scenarios: &[Scenario]) {
+/// The `main` of a measured program. Its plan is made for a quick run (`tables quick`) or a whole one (`tables`).
+pub fn main(plan: fn(bool) -> plan::Plan, scenarios: &[Scenario]) {
     let mut arguments = std::env::args().skip(1);
     let name = arguments.next().unwrap_or_default();
+    if name == "tables" {
+        let plan = plan(arguments.next().is_some());
+        println!("{}", serde_json::to_string(&plan).expect("made of text and numbers"));
+        return;
+    }
     let Some((_, run)) = scenarios.iter().find(|(known, _)| *known == name) else {
         let names: Vec<_> = scenarios.iter().map(|(name, _)| *name).collect();
-        eprintln!("usage: PROGRAM SCENARIO [KEY=VALUE...]; scenarios: {}", names.join(", "));
+        eprintln!("usage: PROGRAM tables [quick] | SCENARIO [KEY=VALUE...]; scenarios: {}", names.join(", "));
         std::process::exit(2);
     };
     // A task that panics must not leave the others waiting, nor a message that is lost the whole run.

@@ -5,6 +5,7 @@ mod latency;
 mod mpsc;
 mod mq_bridge;
 mod omniqueue;
+mod plan;
 mod polymq;
 mod resident;
 mod ruststream;
@@ -68,29 +69,32 @@ macro_rules! scenarios {
 }
 
 fn main() {
-    harness::main(scenarios![
-        "mpsc" => mpsc::single,
-        "mpsc-many" => mpsc::many,
-        "mpsc-vectors" => mpsc::vectors,
-        "mpsc-json" => mpsc::json,
-        "mpsc-latency" => latency::mpsc,
-        "polymq" => polymq::single,
-        "polymq-bytes" => polymq::single_bytes,
-        "polymq-batch" => polymq::batch,
-        "polymq-batch-bytes" => polymq::batch_bytes,
-        "polymq-dyn" => polymq::by_hand,
-        "polymq-json" => polymq::json,
-        "polymq-json-batch" => polymq::json_batch,
-        "polymq-latency" => latency::polymq,
-        "polymq-resident" => resident::polymq,
-        "ruststream" => ruststream::single,
-        "ruststream-batch" => ruststream::batch,
-        "ruststream-traits" => ruststream::by_hand,
-        "ruststream-json" => ruststream::json,
-        "ruststream-json-batch" => ruststream::json_batch,
-        "ruststream-latency" => latency::ruststream,
-        "omniqueue-dyn" => omniqueue::by_hand,
-        "mq-bridge-batch" => mq_bridge::batch,
-        "mq-bridge-batch-nack" => mq_bridge::batch_nack,
-    ]);
+    harness::main(
+        plan::plan,
+        scenarios![
+            "mpsc" => mpsc::single,
+            "mpsc-many" => mpsc::many,
+            "mpsc-vectors" => mpsc::vectors,
+            "mpsc-json" => mpsc::json,
+            "mpsc-latency" => latency::mpsc,
+            "polymq" => polymq::single,
+            "polymq-bytes" => polymq::single_bytes,
+            "polymq-batch" => polymq::batch,
+            "polymq-batch-bytes" => polymq::batch_bytes,
+            "polymq-dyn" => polymq::by_hand,
+            "polymq-json" => polymq::json,
+            "polymq-json-batch" => polymq::json_batch,
+            "polymq-latency" => latency::polymq,
+            "polymq-resident" => resident::polymq,
+            "ruststream" => ruststream::single,
+            "ruststream-batch" => ruststream::batch,
+            "ruststream-traits" => ruststream::by_hand,
+            "ruststream-json" => ruststream::json,
+            "ruststream-json-batch" => ruststream::json_batch,
+            "ruststream-latency" => latency::ruststream,
+            "omniqueue-dyn" => omniqueue::by_hand,
+            "mq-bridge-batch" => mq_bridge::batch,
+            "mq-bridge-batch-nack" => mq_bridge::batch_nack,
+        ],
+    );
 }

@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use harness::{Meter, Numbers, Options};
+use harness::{
+    Meter, Numbers, Options,
+    broker::{LATCH, WINDOW, all_handled, handled, payload},
+};
 use rumqttc::v5::{
     AsyncClient, ConnectionError, Event, EventLoop, MqttOptions,
     mqttbytes::{
@@ -12,7 +15,7 @@ use rumqttc::v5::{
 };
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::{LATCH, WINDOW, all_handled, handled, payload, queue};
+use crate::queue;
 
 /// A client with its event loop; `session` names a persistent one.
 fn client(options: &Options, name: &str, session: bool) -> (AsyncClient, EventLoop) {

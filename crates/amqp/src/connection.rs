@@ -10,7 +10,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use lapin::options::{QueueDeleteOptions, QueuePurgeOptions};
+use lapin::{
+    options::{QueueDeleteOptions, QueuePurgeOptions},
+    types::FieldTable,
+};
 use polymq_core::{
     Address, Capabilities, ChannelKind, Connection, ConsumeOptions, Consumer, Error, ErrorKind, HealthWatch,
     ProduceOptions, Producer, Result, Settings, Stats,
@@ -317,6 +320,45 @@ impl Connection for AmqpConnection {
         match deleted.await {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             deleted => deleted.map_err(|error| error.with_channel(address.name())),
+        }
+    }
+
+    async fn exists(&self, address: &Address, group: Option<&str>) -> Result<bool> {
+        let queue = topology::queue_name(address, group)?;
+        let found = self.bounded("exists", |live| async move {
+            match queue {
+                Some(queue) => topology::exists(&live.connection, &queue).await,
+                // A topic without a group is the exchange, whatever the topic.
+                None => topology::exchange_exists(&live.connection, &self.config.exchange).await,
+            }
+        });
+        found.await.map_err(|error| error.with_channel(address.name()))
+    }
+
+    async fn bind(&self, queue: &Address, topic: &Address) -> Result<()> {
+        let extra = self.extra(&[], true)?;
+        let plan = self.plan(queue, None, None, &extra)?;
+        let binding = Binding { exchange: Arc::clone(&extra.exchange), pattern: topic.shared_name() };
+        let bound = self.bounded("bind", |live| async move {
+            topology::ensure_exchange(&live.connection, &binding.exchange, plan.declare).await?;
+            topology::ensure(&live.connection, &QueuePlan { binding: Some(binding), ..plan }).await
+        });
+        bound.await.map_err(|error| error.with_channel(queue.name()))
+    }
+
+    async fn unbind(&self, queue: &Address, topic: &Address) -> Result<()> {
+        let (exchange, name) = (self.config.exchange.clone(), queue.name().to_owned());
+        let unbound = self.bounded("unbind", |live| async move {
+            let channel = live.connection.create_channel().await.map_err(failed("unbind"))?;
+            let (queue, exchange, pattern) = (short(&name)?, short(&exchange)?, short(topic.name())?);
+            let unbind = channel.queue_unbind(queue, exchange, pattern, FieldTable::default());
+            unbind.await.map_err(failed("unbind"))?;
+            let _ = channel.close(200, "done".into()).await;
+            Ok(())
+        });
+        match unbound.await {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            unbound => unbound.map_err(|error| error.with_channel(queue.name())),
         }
     }
 

@@ -157,6 +157,16 @@ pub(crate) async fn ensure_exchange(connection: &Connection, exchange: &str, dec
     }
 }
 
+/// Whether an exchange exists.
+pub(crate) async fn exchange_exists(connection: &Connection, exchange: &str) -> Result<bool> {
+    let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+    match declare_exchange(connection, exchange, passive).await {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 async fn declare_exchange(connection: &Connection, exchange: &str, options: ExchangeDeclareOptions) -> Result<()> {
     let channel = open(connection).await?;
     let declared =
@@ -168,7 +178,7 @@ async fn declare_exchange(connection: &Connection, exchange: &str, options: Exch
 
 /// Whether a queue exists. One that belongs to somebody's connection, such as a queue for replies, may not be looked at by
 /// others, but is there and takes their messages.
-async fn exists(connection: &Connection, queue: &str) -> Result<bool> {
+pub(crate) async fn exists(connection: &Connection, queue: &str) -> Result<bool> {
     match inspect(connection, queue).await {
         Ok(found) => Ok(found.is_some()),
         Err(error) if error.kind() == ErrorKind::Conflict => Ok(true),

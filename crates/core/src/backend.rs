@@ -5,7 +5,8 @@ use std::{fmt, sync::Arc};
 use async_trait::async_trait;
 
 use crate::{
-    Address, Capabilities, ConsumeOptions, Consumer, Error, HealthWatch, ProduceOptions, Producer, Result, Settings,
+    Address, Capabilities, ConsumeOptions, Consumer, Error, HealthWatch, Message, ProduceOptions, Producer, Result,
+    Settings,
 };
 
 /// A protocol that messages can travel over; made known with [`register_backend!`](crate::register_backend).
@@ -87,6 +88,39 @@ pub trait Connection: Send + Sync + fmt::Debug + 'static {
     /// Deletes the channel and what it holds; harmless when it does not exist.
     async fn delete(&self, address: &Address, group: Option<&str>) -> Result<()>;
 
+    /// Whether the channel, or the group's share of it, exists; looks and creates nothing, where the capabilities say so
+    /// (`lookup`). An error is never a "no": who may not look is told so.
+    async fn exists(&self, address: &Address, group: Option<&str>) -> Result<bool> {
+        let _ = (address, group);
+        Err(Error::unsupported(self.backend(), "looking whether a channel exists"))
+    }
+
+    /// Every channel that the broker has, where the capabilities say so; what polymq makes for itself beside a channel (queues
+    /// for delays, for replies) is left out.
+    async fn list(&self) -> Result<Vec<Listed>> {
+        Err(Error::unsupported(self.backend(), "listing channels").with_hint("name the channels"))
+    }
+
+    /// The queue gets the messages of this topic from now on, beside all others that it gets, where the capabilities say
+    /// so (`bindings`). Both exist afterwards. Harmless when it does already.
+    async fn bind(&self, queue: &Address, topic: &Address) -> Result<()> {
+        let _ = (queue, topic);
+        Err(Error::unsupported(self.backend(), "binding a queue to a topic").with_hint(BRIDGE))
+    }
+
+    /// The queue gets no more messages of this topic; what it has it keeps. Harmless when it got none.
+    async fn unbind(&self, queue: &Address, topic: &Address) -> Result<()> {
+        let _ = (queue, topic);
+        Err(Error::unsupported(self.backend(), "binding a queue to a topic").with_hint(BRIDGE))
+    }
+
+    /// Up to `max` of the messages that wait, oldest first, without taking them, where the capabilities say so.
+    async fn peek(&self, address: &Address, group: Option<&str>, max: usize) -> Result<Vec<Message>> {
+        let _ = (address, group, max);
+        Err(Error::unsupported(self.backend(), "looking at messages without taking them")
+            .with_hint("receive and release them"))
+    }
+
     /// Counts of a channel, where the capabilities say so.
     async fn stats(&self, address: &Address, group: Option<&str>) -> Result<Stats> {
         let _ = (address, group);
@@ -104,6 +138,19 @@ pub trait Connection: Send + Sync + fmt::Debug + 'static {
 
     /// Closes consumers and producers that are still open, flushing them, then the connection. A second call does nothing.
     async fn close(&self) -> Result<()>;
+}
+
+const BRIDGE: &str = "consume the topic with a group, or bridge it to the queue";
+
+/// A channel that the broker has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Kind and name.
+    pub address: Address,
+    /// The group, where this is a group's share of a topic.
+    pub group: Option<String>,
+    /// Its counts, where the backend counts.
+    pub stats: Option<Stats>,
 }
 
 /// Counts of a channel.

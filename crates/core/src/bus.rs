@@ -14,6 +14,7 @@ use crate::{
     Layer, Message, Registry, Result, Settings,
     config::{Origin, nearest},
     layer::Layers,
+    prefix::Prefixed,
     request::{Answering, Reply, Requests},
 };
 
@@ -23,6 +24,8 @@ pub const BACKEND_VARIABLE: &str = "POLYMQ_BACKEND";
 pub const URL_VARIABLE: &str = "POLYMQ_URL";
 /// The serializer for bodies that carry no content type, such as those of bare clients.
 pub const UNLABELLED_VARIABLE: &str = "POLYMQ_UNLABELLED";
+/// Stands before the name of every channel, with a separator between.
+pub const PREFIX_VARIABLE: &str = "POLYMQ_PREFIX";
 /// What runs when nothing is chosen.
 const DEFAULT_BACKEND: &str = "memory";
 
@@ -275,6 +278,7 @@ pub struct BusBuilder {
     limits: Limits,
     layers: Vec<Arc<dyn Layer>>,
     identity: Option<Identity>,
+    prefix: Option<String>,
     on_health: Vec<HealthCallback>,
 }
 
@@ -348,6 +352,14 @@ impl BusBuilder {
     /// Writes who sends into every message.
     pub fn identity(mut self, identity: Identity) -> Self {
         self.identity = Some(identity);
+        self
+    }
+
+    /// Puts `prefix` before the name of every channel that the broker sees, such as the name of an environment: `orders`
+    /// is `dev.orders` there (`dev/orders` where the broker separates with `/`), for senders and consumers alike. Dead-letter
+    /// queues follow; groups stay. An empty prefix is none. Without it, `POLYMQ_PREFIX`.
+    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = Some(prefix.into());
         self
     }
 
@@ -433,9 +445,10 @@ impl BusBuilder {
             Some(kinds) => kinds,
             None => Kinds::linked()?,
         };
+        let environment = self.environment.unwrap_or_else(Environment::process);
         let accept = match self.accept {
             Some(accept) => accept,
-            None => match self.environment.unwrap_or_else(Environment::process).get(UNLABELLED_VARIABLE) {
+            None => match environment.get(UNLABELLED_VARIABLE) {
                 Some(name) => Accept::any().unlabelled_as(name),
                 None => Accept::any(),
             },
@@ -446,6 +459,8 @@ impl BusBuilder {
             .await
             .map_err(|error| error.with_backend(backend.name()).with_operation("connect"))?;
         report_health(connection.health(), self.on_health);
+        let prefix = self.prefix.as_deref().or(environment.get(PREFIX_VARIABLE));
+        let connection = Prefixed::around(connection, prefix.unwrap_or_default());
         let parts = Parts {
             capabilities: connection.capabilities().clone(),
             connection,
@@ -496,7 +511,7 @@ fn report_health(mut watch: HealthWatch, callbacks: Vec<HealthCallback>) {
 }
 
 fn warn_about_unknown(environment: &Environment, registry: &Registry) {
-    let own = [BACKEND_VARIABLE, URL_VARIABLE, UNLABELLED_VARIABLE, crate::BIND_VARIABLE];
+    let own = [BACKEND_VARIABLE, URL_VARIABLE, UNLABELLED_VARIABLE, PREFIX_VARIABLE, crate::BIND_VARIABLE];
     for (variable, _) in environment.with_prefix("POLYMQ_") {
         let of_backend =
             registry.names().any(|name| variable.starts_with(&format!("POLYMQ_{}_", name.to_ascii_uppercase())));

@@ -151,6 +151,15 @@ pub struct Capabilities {
     pub seek: bool,
     /// Channels are created when they are used.
     pub creates_channels: bool,
+    /// Whether a channel exists can be asked without creating it.
+    pub lookup: bool,
+    /// The broker's channels can be listed.
+    pub list: bool,
+    /// A queue can be bound to topics, whose messages it gets too.
+    pub bindings: bool,
+    /// A group takes only some kinds of a topic: the broker delivers no others (native), or polymq acknowledges them unseen
+    /// (emulated).
+    pub filter: Support,
     /// Number of messages waiting and in flight can be asked for.
     pub stats: bool,
     /// A queue can be emptied.

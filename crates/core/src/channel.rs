@@ -22,8 +22,8 @@ use tokio::{
 
 use crate::{
     Address, Backoff, ChannelKind, Completion, Connection, ConsumeOptions, Error, ErrorKind, HealthState, Message,
-    Outgoing, ProduceOptions, Producer, Receipt, Reply, Result, Retry, Stats, Subscription, Text, bus::Parts,
-    layer::NextSend, message::Stamp,
+    Outgoing, ProduceOptions, Producer, Receipt, Reply, Result, Retry, Subscription, Text, bus::Parts, layer::NextSend,
+    message::Stamp,
 };
 
 /// What a send does when the window of unconfirmed messages is full.
@@ -400,70 +400,19 @@ impl Channel {
         Subscription::open(Arc::clone(&self.0.parts), self.0.address.clone(), options).await
     }
 
-    /// Makes sure that the channel and its dead-letter queue exist.
-    ///
-    /// # Errors
-    /// As the broker answers; [`ErrorKind::Conflict`] when it exists with other properties.
-    pub async fn declare(&self, mut options: ConsumeOptions) -> Result<()> {
-        self.check()?;
-        self.check_group(options.group.as_deref())?;
-        if options.dead_letters.is_none() {
-            options.dead_letters = Some(self.0.address.dead_letters(options.group.as_deref()));
-        }
-        self.connection()
-            .declare(&self.0.address, &options)
-            .await
-            .map_err(|error| self.locate(error.with_operation("declare")))
-    }
-
-    /// Deletes the channel, or one group's share of a topic.
-    ///
-    /// # Errors
-    /// As the broker answers; a channel that does not exist is no error.
-    pub async fn delete(&self, group: Option<&str>) -> Result<()> {
-        self.check()?;
-        self.check_group(group)?;
-        self.connection()
-            .delete(&self.0.address, group)
-            .await
-            .map_err(|error| self.locate(error.with_operation("delete")))
-    }
-
-    /// Counts messages and consumers.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Unsupported`] as declared, [`ErrorKind::NotFound`].
-    pub async fn stats(&self, group: Option<&str>) -> Result<Stats> {
-        self.check()?;
-        self.check_group(group)?;
-        self.connection()
-            .stats(&self.0.address, group)
-            .await
-            .map_err(|error| self.locate(error.with_operation("stats")))
-    }
-
-    /// Empties the queue and says how many messages are gone.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Unsupported`] as declared, [`ErrorKind::NotFound`].
-    pub async fn purge(&self) -> Result<u64> {
-        self.check()?;
-        self.connection().purge(&self.0.address).await.map_err(|error| self.locate(error.with_operation("purge")))
-    }
-
-    fn connection(&self) -> &dyn Connection {
+    pub(crate) fn connection(&self) -> &dyn Connection {
         self.0.parts.connection.as_ref()
     }
 
-    fn backend(&self) -> &'static str {
+    pub(crate) fn backend(&self) -> &'static str {
         self.connection().backend()
     }
 
-    fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         self.0.parts.check_address(&self.0.address)
     }
 
-    fn check_group(&self, group: Option<&str>) -> Result<()> {
+    pub(crate) fn check_group(&self, group: Option<&str>) -> Result<()> {
         match group {
             Some(group) if self.0.address.kind() == ChannelKind::Queue => {
                 let sentence = format!("group {group:?} of a queue: a queue has no groups, its consumers share it");
@@ -608,7 +557,7 @@ impl Channel {
     }
 
     #[cold]
-    fn locate(&self, error: Error) -> Error {
+    pub(crate) fn locate(&self, error: Error) -> Error {
         let error = if error.backend().is_none() { error.with_backend(self.backend()) } else { error };
         let error = if error.operation().is_none() { error.with_operation("send") } else { error };
         error.with_channel(self.0.address.name())

@@ -56,7 +56,7 @@ pub trait Consumer: Send + fmt::Debug + 'static {
     fn settler(&self) -> Arc<dyn Settler>;
 
     /// Stops fetching, returns to the broker what was fetched and not received, and flushes acknowledgements.
-    /// Deliveries that were received can still be settled or released afterwards. A second call does nothing.
+    /// Deliveries that were received can still be settled or released afterwards; a second call flushes what was.
     async fn close(&mut self) -> Result<()>;
 }
 
@@ -139,6 +139,8 @@ pub struct ConsumeOptions {
     pub start: Start,
     /// Messages of one key are handled in their order.
     pub ordered_by_key: bool,
+    /// Of a topic, only messages of these kinds; empty takes all.
+    pub kinds: Vec<String>,
     /// The queue for dead letters, made together with the channel; `None` makes none.
     pub dead_letters: Option<Address>,
     /// Creates the channel when it does not exist; otherwise a missing channel is
@@ -163,6 +165,7 @@ impl Default for ConsumeOptions {
             prefetch_bytes: 64 * 1024 * 1024,
             start: Start::New,
             ordered_by_key: false,
+            kinds: Vec::new(),
             dead_letters: None,
             declare: true,
             temporary: false,

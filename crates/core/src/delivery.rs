@@ -5,7 +5,7 @@ use std::{fmt, mem, sync::Arc, time::Duration};
 use crate::{
     Address, Bus, Capabilities, Channel, Details, Error, Incoming, Message, Result, Retry, Settler, Support,
     dead_letter::{FIRST_ERROR, Obituary, dead_letter, header_text},
-    request::ReplyAddress,
+    request::{ReplyAddress, Trace},
 };
 
 /// What the deliveries of one consumer share.
@@ -91,6 +91,7 @@ impl Delivery {
     /// Those of sending the answer that may pass (the original is untouched then), and of [`ack`](Self::ack).
     pub async fn answer(self, bus: &Bus, answer: Message) -> Result<(), SettleError> {
         if self.0.origin.capabilities.direct {
+            let answer = Trace::of(self.message()).goes_on_in(answer);
             let passed = match crate::request::sent(bus.parts(), &self.0.origin.address, answer).await {
                 Ok(passed) => passed,
                 Err(error) => return Err(self.failed(error)),

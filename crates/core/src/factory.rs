@@ -1,10 +1,16 @@
 //! Handlers by channel: what a service consumes, before it runs.
 
-use std::{any::type_name, collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{
+    any::type_name,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
 
 use crate::{
-    Address, BatchHandler, Bus, Capabilities, ConsumeOptions, Error, ErrorKind, FailurePolicy, FromDelivery, Handled,
-    Handler, HandlerError, Kind, Result, RetryMode, Start, Text,
+    Address, BatchHandler, Bus, Capabilities, ChannelKind, ConsumeOptions, Error, ErrorKind, FailurePolicy,
+    FromDelivery, Handled, Handler, HandlerError, Kind, Kinds, Result, RetryMode, Start, Text, Topology, TopologyPlan,
     delivery::can_retry,
     handler::{BatchService, FunctionService, Service, Several, States},
     runner::Callbacks,
@@ -93,6 +99,53 @@ impl ConsumerFactory {
         self.add(channel.into(), name, Arc::new(BatchService::new(handler, max)))
     }
 
+    /// Handles the messages of every type that names its channel (`#[message(topic = "...")]`), each channel once; of a topic
+    /// as a member of this group.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] when no type does.
+    pub fn route_declared<Args: 'static>(&mut self, group: &str, handler: impl Handler<Args>) -> Result<&mut Self> {
+        let name = name_of(&handler);
+        let service: Arc<dyn Service> = Arc::new(FunctionService::new(handler));
+        let channels = Kinds::linked_channels();
+        if channels.is_empty() {
+            return Err(Error::new(ErrorKind::Config, "no type of this program names its channel")
+                .with_operation("start")
+                .with_hint(
+                    "write #[message(topic = \"...\")] or #[message(queue = \"...\")] at a type that derives Message",
+                ));
+        }
+        for channel in channels {
+            let route = self.add(channel.shared_name(), name, Arc::clone(&service));
+            if channel.kind() == ChannelKind::Topic {
+                route.group(group);
+            }
+        }
+        Ok(self)
+    }
+
+    /// The channels of these handlers, as they must exist at the broker.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub fn topology(&self) -> Result<Topology> {
+        let with_letters = |plan: Plan| {
+            let letters = plan.policy.dead_letter_address(&plan.address, plan.options.group.as_deref());
+            (plan.address, ConsumeOptions { dead_letters: Some(letters), ..plan.options })
+        };
+        let channels = self.plans()?.into_iter().map(with_letters);
+        Ok(channels.fold(Topology::new(), |topology, (address, options)| topology.channel(address, options)))
+    }
+
+    /// Makes the channels of these handlers that are missing, without consuming anything, and says which those were. For
+    /// deployments where the service itself may not create channels.
+    ///
+    /// # Errors
+    /// As [`Topology::apply`].
+    pub async fn declare(&self) -> Result<TopologyPlan> {
+        self.topology()?.apply(&self.bus).await
+    }
+
     fn add(&mut self, channel: Arc<str>, name: &'static str, service: Arc<dyn Service>) -> &mut Route {
         self.routes.push(Route::new(channel, name, service));
         let last = self.routes.len() - 1;
@@ -149,8 +202,9 @@ impl ConsumerFactory {
             let plan = plans.entry(key).or_insert_with(|| Plan::new(route, self));
             plan.join(route, &self.bus)?;
         }
-        let plans: Vec<_> = plans.into_values().collect();
-        for plan in &plans {
+        let mut plans: Vec<_> = plans.into_values().collect();
+        for plan in &mut plans {
+            plan.filter()?;
             plan.check(&self.bus)?;
         }
         Ok(plans)
@@ -173,6 +227,7 @@ pub struct Route {
     version: Option<u32>,
     concurrency: usize,
     ordered_by_key: bool,
+    only_own_kinds: bool,
     policy: Option<FailurePolicy>,
     timeout: Option<Duration>,
     ack_mode: AckMode,
@@ -193,6 +248,7 @@ impl Route {
             version: None,
             concurrency: 1,
             ordered_by_key: false,
+            only_own_kinds: false,
             policy: None,
             timeout: None,
             ack_mode: AckMode::default(),
@@ -222,6 +278,13 @@ impl Route {
     /// Takes only messages of this kind, instead of the kind bound to the type of the body.
     pub fn kind(&mut self, name: impl Into<Text>) -> &mut Self {
         self.kind = Some(Kind { name: name.into(), version: None });
+        self
+    }
+
+    /// The group gets only the kinds that its handlers take; others that are sent to the topic are not for it. (Without this,
+    /// a kind that nobody takes is a dead letter.)
+    pub fn only_own_kinds(&mut self) -> &mut Self {
+        self.only_own_kinds = true;
         self
     }
 
@@ -357,6 +420,7 @@ pub(crate) struct Plan {
     pub(crate) accept: Accept,
     pub(crate) states: States,
     pub(crate) callbacks: Callbacks,
+    only_own_kinds: bool,
     chosen: Option<FailurePolicy>,
 }
 
@@ -373,6 +437,7 @@ impl Plan {
             accept: factory.bus.parts().accept.clone(),
             states: factory.states.clone(),
             callbacks: factory.callbacks.clone(),
+            only_own_kinds: false,
             chosen: None,
         }
     }
@@ -410,6 +475,7 @@ impl Plan {
         if let Some(accept) = &route.accept {
             self.accept = accept.clone();
         }
+        self.only_own_kinds |= route.only_own_kinds;
         if route.ordered_by_key {
             self.options.ordered_by_key = true;
         }
@@ -432,6 +498,23 @@ impl Plan {
             .with_hint("call ConsumerFactory::state before the runner starts"));
         }
         self.entries.push(Entry { name: route.name, kind, service });
+        Ok(())
+    }
+
+    /// Asks the broker for no other kinds, where a handler wants that.
+    fn filter(&mut self) -> Result<()> {
+        if !self.only_own_kinds {
+            return Ok(());
+        }
+        let name_of = |entry: &Entry| entry.kind.as_ref().map(|kind| kind.name.to_string());
+        let kinds: Option<BTreeSet<String>> = self.entries.iter().map(name_of).collect();
+        let kinds = kinds.ok_or_else(|| {
+            Error::new(ErrorKind::Config, "only_own_kinds, and a handler that takes any kind")
+                .with_operation("start")
+                .with_channel(self.address.name())
+                .with_hint("derive Message for its argument, or call kind")
+        })?;
+        self.options.kinds = kinds.into_iter().collect();
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use std::{
     fmt,
 };
 
-use crate::{Error, ErrorKind, Result, headers::Text};
+use crate::{Address, ChannelKind, Error, ErrorKind, Result, headers::Text};
 
 /// What a type is called on the wire.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +37,8 @@ pub struct KindEntry {
     pub name: &'static str,
     /// Its version.
     pub version: Option<u32>,
+    /// Where its messages travel, if the type says so.
+    pub channel: Option<(ChannelKind, &'static str)>,
 }
 
 inventory::collect!(KindEntry);
@@ -63,6 +65,21 @@ impl Kinds {
             kinds.insert((entry.type_id)(), (entry.type_name)(), kind)?;
         }
         Ok(kinds)
+    }
+
+    /// The channels that types with `#[derive(Message)]` name, each once.
+    #[must_use]
+    pub fn linked_channels() -> Vec<Address> {
+        let named = inventory::iter::<KindEntry>.into_iter().filter_map(|entry| entry.channel);
+        let mut channels: Vec<_> = named
+            .map(|(kind, name)| match kind {
+                ChannelKind::Queue => Address::queue(name),
+                ChannelKind::Topic => Address::topic(name),
+            })
+            .collect();
+        channels.sort();
+        channels.dedup();
+        channels
     }
 
     /// `T` travels as `name`, in this version if one is given.

@@ -2,6 +2,7 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod address;
+mod admin;
 mod backend;
 mod bus;
 mod capability;
@@ -14,6 +15,7 @@ pub mod dead_letter;
 mod delivery;
 mod error;
 mod factory;
+mod filter;
 mod handler;
 mod headers;
 mod health;
@@ -24,6 +26,7 @@ mod message;
 mod outgoing;
 mod pair;
 mod policy;
+mod prefix;
 mod producer;
 mod registry;
 mod request;
@@ -31,19 +34,20 @@ mod runner;
 mod service;
 mod subscription;
 mod table;
+mod topology;
 
 pub use polymq_serializers as serializers;
 
 pub use crate::{
     address::{Address, ChannelKind, MAX_NAME_BYTES},
-    backend::{Backend, Connection, Key, Stats},
+    backend::{Backend, Connection, Key, Listed, Stats},
     bus::{
-        BACKEND_VARIABLE, Bus, BusBuilder, Identity, SENDER_CLIENT, SENDER_COMPONENT, SENDER_VERSION,
+        BACKEND_VARIABLE, Bus, BusBuilder, Identity, PREFIX_VARIABLE, SENDER_CLIENT, SENDER_COMPONENT, SENDER_VERSION,
         UNLABELLED_VARIABLE, URL_VARIABLE,
     },
     capability::{Capabilities, Delay, DeliveryCount, Order, RedeliveryOrder, Support, Wildcards},
     channel::{Channel, WhenFull},
-    clock::{now, until},
+    clock::{now, set_clock_forward, until},
     completion::{Completer, Completion},
     config::{Environment, Secret, Settings},
     consumer::{ConsumeOptions, Consumer, Details, Incoming, Settler, Start, Token},
@@ -66,10 +70,11 @@ pub use crate::{
     producer::{ProduceOptions, Producer, Receipt},
     registry::{BackendEntry, ChosenBackend, KnownBackend, Registry},
     request::{Answer, Answered, REPLY_ERROR, Reply},
-    runner::{ConsumerRunner, Handled, HandlerError, RouteStats, Running},
+    runner::{ConsumerRunner, Handled, HandlerError, RouteStats, Running, Stepper},
     service::{BIND_VARIABLE, run_service},
     subscription::Subscription,
     table::{QueueEntry, QueueTable, Scalar},
+    topology::{Step, StepKind, StepState, Topology, TopologyPlan},
 };
 
 /// For the macros of this project only.

@@ -29,8 +29,13 @@ use crate::{
 /// System header of a reply that is an error: why the request was given up.
 pub const REPLY_ERROR: &str = "polymq-error";
 
+/// How the names of the queues for replies begin.
+pub(crate) const REPLY_QUEUE: &str = "polymq-reply-";
+
 /// The most queues that replies were sent to lately and whose producers are kept.
 const KEPT_REPLY_QUEUES: usize = 64;
+/// The headers of W3C Trace Context: a reply belongs to the trace of its request.
+const TRACE: [&str; 2] = ["traceparent", "tracestate"];
 /// How long closing a bus waits for its reply queue to be deleted.
 const DELETE_FOR: Duration = Duration::from_secs(5);
 
@@ -110,6 +115,7 @@ impl fmt::Debug for Answered {
 pub(crate) struct ReplyAddress {
     queue: String,
     correlation_id: Option<String>,
+    trace: Trace,
 }
 
 impl ReplyAddress {
@@ -119,10 +125,12 @@ impl ReplyAddress {
         Some(Self {
             queue: request.reply_to()?.to_owned(),
             correlation_id: correlation_id.or_else(|| request.id().map(ToString::to_string)),
+            trace: Trace::of(request),
         })
     }
 
     pub(crate) async fn send(&self, bus: &Bus, reply: Message) -> Result<()> {
+        let reply = self.trace.goes_on_in(reply);
         let reply = match &self.correlation_id {
             Some(id) => reply.with_correlation_id(id.clone()),
             None => reply,
@@ -138,6 +146,25 @@ impl ReplyAddress {
         if let Err(error) = self.send(bus, reply).await {
             tracing::warn!(queue = self.queue, %error, "whoever asked could not be told that there is no answer");
         }
+    }
+}
+
+/// The trace that a message belongs to.
+#[derive(Debug)]
+pub(crate) struct Trace(Vec<(&'static str, String)>);
+
+impl Trace {
+    pub(crate) fn of(message: &Message) -> Self {
+        let header = |name| Some((name, message.headers().get(name)?.to_owned()));
+        Self(TRACE.into_iter().filter_map(header).collect())
+    }
+
+    /// The message in this trace, unless its sender has put it into one.
+    pub(crate) fn goes_on_in(&self, mut message: Message) -> Message {
+        if message.headers().get(TRACE[0]).is_none() {
+            self.0.iter().for_each(|(name, value)| message.add_wire_header(*name, value.clone()));
+        }
+        message
     }
 }
 
@@ -214,7 +241,7 @@ struct Inbox {
 impl Inbox {
     async fn open(parts: &Arc<Parts>, late: Arc<AtomicU64>) -> Result<Self> {
         // A name that every broker can carry.
-        let address = Address::queue(format!("polymq-reply-{}", MessageId::new()));
+        let address = Address::queue(format!("{REPLY_QUEUE}{}", MessageId::new()));
         let options = ConsumeOptions { temporary: true, ..ConsumeOptions::default() };
         let (consumer, _) = subscription::open(parts, address.clone(), &options).await?;
         let (waiting, stop) =

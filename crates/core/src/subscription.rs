@@ -6,7 +6,7 @@ use futures_util::stream::{self, Stream};
 
 use crate::{
     Address, Capabilities, Channel, ChannelKind, ConsumeOptions, Consumer, Delivery, Error, ErrorKind, Incoming, Order,
-    Result, Start, bus::Parts, delivery::Origin,
+    Result, Start, bus::Parts, delivery::Origin, filter::Filtered,
 };
 
 /// The most messages that [`Subscription::next`] takes from the backend at once.
@@ -124,6 +124,8 @@ pub(crate) async fn open(
     let consumer = connection.consumer(&address, options).await.map_err(|error| {
         error.with_backend(connection.backend()).with_operation("consume").with_channel(address.name())
     })?;
+    // A broker that filters leaves nothing to do here; a filter of an earlier consumer may still be in force there.
+    let consumer = Filtered::around(consumer, &options.kinds);
     let origin = Origin {
         settler: consumer.settler(),
         group: options.group.clone(),
@@ -168,7 +170,30 @@ pub(crate) fn check_options(
     if options.ordered_by_key && capabilities.order == Order::None {
         return refuse("order by key");
     }
+    if !options.kinds.is_empty() && address.kind() == ChannelKind::Queue {
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            "a queue is not filtered: what this consumer did not want, nobody would get",
+        )
+        .with_operation("consume")
+        .with_channel(address.name())
+        .with_hint("filter a group of a topic, or handle each kind with a handler of its own"));
+    }
+    if !options.kinds.is_empty() && !capabilities.filter.is_available() {
+        return refuse("taking only some kinds of a topic");
+    }
+    check_dead_letters(address, options)?;
     Ok(())
+}
+
+/// Refuses a dead-letter queue that is the channel itself.
+pub(crate) fn check_dead_letters(address: &Address, options: &ConsumeOptions) -> Result<()> {
+    if options.dead_letters.as_ref() != Some(address) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Config, "the dead-letter queue is the channel itself; dead letters would loop")
+        .with_channel(address.name())
+        .with_hint("name another queue"))
 }
 
 fn locate(error: Error, origin: &Origin) -> Error {

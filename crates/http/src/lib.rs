@@ -17,6 +17,7 @@ mod settle;
 mod target;
 #[cfg(feature = "tls")]
 mod tls;
+mod token;
 
 pub use crate::{
     backend::HttpBackend,

@@ -114,7 +114,7 @@ impl HttpProducer {
     ) -> Completion<T> {
         let (completer, completion) = Completion::queued();
         let (link, place) = (Arc::clone(&self.link), Place::taken(&self.open));
-        self.runtime.spawn(async move {
+        let sending = async move {
             let _place = place;
             if !completer.hand_over() {
                 return;
@@ -124,7 +124,8 @@ impl HttpProducer {
                 Err(several) => join_all(several.into_iter().map(|request| link.exchange(request))).await,
             };
             completer.complete(finish(answers));
-        });
+        };
+        self.link.tasks.spawn_on(sending, &self.runtime);
         completion
     }
 }

@@ -74,6 +74,8 @@ pub(crate) fn capabilities(config: &KafkaConfig) -> Capabilities {
         max_payload: Some(config.max_payload),
         seek: true,
         creates_channels: config.declare == Declare::Auto,
+        lookup: true,
+        filter: Support::Emulated,
         stats: true,
         purge: true,
         prefetch_bytes: true,

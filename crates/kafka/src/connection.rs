@@ -207,7 +207,7 @@ impl KafkaConnection {
             if is_new {
                 plan.has_delay = match names.delay.clone() {
                     None => false,
-                    Some(delay) => self.exists(delay).await?,
+                    Some(delay) => self.has_topic(delay).await?,
                 };
             }
             let Some((share, arrived)) = hub.join(plan.prefetch, plan.bytes) else {
@@ -270,7 +270,7 @@ impl KafkaConnection {
         }
     }
 
-    async fn exists(&self, topic: Arc<str>) -> Result<bool> {
+    async fn has_topic(&self, topic: Arc<str>) -> Result<bool> {
         self.blocking("consume", move |native, config, _| {
             topology::partitions(publisher::inner(native), &topic, config.connect_timeout).map(|found| found.is_some())
         })
@@ -359,6 +359,23 @@ impl Connection for KafkaConnection {
             topology::await_existence(publisher::inner(native), &topics, false, config.connect_timeout)
         });
         gone.await.map_err(located)
+    }
+
+    async fn exists(&self, address: &Address, group: Option<&str>) -> Result<bool> {
+        let names = self.names(address, group)?;
+        let located = |error: Error| error.with_channel(address.name());
+        let found = self.blocking("exists", move |native, config, link| {
+            let timeout = config.connect_timeout;
+            let Some(partitions) = topology::partitions(publisher::inner(native), &names.topic, timeout)? else {
+                return Ok(false);
+            };
+            let Some(group) = names.group.as_ref().filter(|_| !names.is_queue) else { return Ok(true) };
+            // A group's share begins with its first position.
+            let asked = asking(config, link, group)?;
+            let positions = positions(&asked, &names.topic, &partitions, timeout)?;
+            Ok(positions.iter().any(|(_, _, _, (position, _))| position.is_some()))
+        });
+        found.await.map_err(located)
     }
 
     async fn stats(&self, address: &Address, group: Option<&str>) -> Result<Stats> {

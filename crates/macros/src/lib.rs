@@ -104,6 +104,7 @@ pub fn main(options: TokenStream, item: TokenStream) -> TokenStream {
 /// |---|---|
 /// | `kind = "order.created"` | the kind; without it the type's name in lower case, its words separated by dots |
 /// | `version = 2` | the schema version; without it messages carry none and any is taken |
+/// | `queue = "orders"` or `topic = "orders"` | where its messages travel: `Topology::linked` makes these channels, `ConsumerFactory::route_declared` consumes them all |
 /// | `crate = mq` | the path of the crate `polymq`, where it has another name |
 ///
 /// Serialization stays serde's: derive `Serialize` and `Deserialize` beside it. A generic type has no kind of its

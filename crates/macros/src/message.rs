@@ -6,7 +6,7 @@ use syn::{DeriveInput, Error, Result, parse::ParseStream};
 
 use crate::options::{Options, Problems};
 
-const KNOWN: &[&str] = &["kind", "version", "crate"];
+const KNOWN: &[&str] = &["kind", "version", "queue", "topic", "crate"];
 
 pub(crate) fn expand(item: TokenStream) -> TokenStream {
     syn::parse2(item).and_then(|input| submit(&input)).unwrap_or_else(|error| error.to_compile_error())
@@ -30,10 +30,15 @@ fn submit(input: &DeriveInput) -> Result<TokenStream> {
         let krate = problems.take(options.krate());
         let kind = problems.take(options.text("kind", "order.created").map(Option::<&_>::cloned));
         let version = problems.take(options.number("version", "2").map(Option::<&_>::cloned));
-        Some((krate?, kind?, version?))
+        let queue = problems.take(options.text("queue", "orders").map(Option::<&_>::cloned));
+        let topic = problems.take(options.text("topic", "orders").map(Option::<&_>::cloned));
+        if let (Some(Some(_)), Some(Some(topic))) = (&queue, &topic) {
+            problems.at(topic, "its messages travel over a queue or over a topic: keep one of them");
+        }
+        Some((krate?, kind?, version?, queue?, topic?))
     });
     problems.into_result()?;
-    let Some((krate, kind, version)) = parts else { return Ok(TokenStream::new()) };
+    let Some((krate, kind, version, queue, topic)) = parts else { return Ok(TokenStream::new()) };
     let ty = &input.ident;
     let kind = match kind {
         Some(kind) => quote!(#kind),
@@ -49,6 +54,11 @@ fn submit(input: &DeriveInput) -> Result<TokenStream> {
         Some(version) => quote!(::core::option::Option::Some(#version)),
         None => quote!(::core::option::Option::None),
     };
+    let channel = match (queue, topic) {
+        (Some(name), _) => quote!(::core::option::Option::Some((#krate::ChannelKind::Queue, #name))),
+        (None, Some(name)) => quote!(::core::option::Option::Some((#krate::ChannelKind::Topic, #name))),
+        (None, None) => quote!(::core::option::Option::None),
+    };
     Ok(quote! {
         const _: () = {
             #krate::__private::inventory::submit! {
@@ -57,6 +67,7 @@ fn submit(input: &DeriveInput) -> Result<TokenStream> {
                     type_name: ::core::any::type_name::<#ty>,
                     name: #kind,
                     version: #version,
+                    channel: #channel,
                 }
             }
         };

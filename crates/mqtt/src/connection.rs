@@ -165,6 +165,16 @@ impl Connection for MqttConnection {
         Ok(())
     }
 
+    async fn exists(&self, address: &Address, group: Option<&str>) -> Result<bool> {
+        self.check_open("exists")?;
+        // Every topic is there; only sessions are made.
+        let Some(row) = self.row(address, group) else { return Ok(true) };
+        if self.bus.is_kept(&row).await {
+            return Ok(true);
+        }
+        self.bus.visit(&row, false).await.map_err(|cause| cause.with_channel(address.name()))
+    }
+
     async fn ping(&self) -> Result<()> {
         self.check_open("ping")?;
         self.bus.bounded("ping", self.bus.link()?.ping()).await.map_err(|cause| cause.with_operation("ping"))

@@ -91,6 +91,8 @@ impl<E: Events> Task<E> {
             match attempt {
                 Ok((reader, writer, connack)) => {
                     failures = 0;
+                    // Before anybody who waits for the connection goes on and asks.
+                    self.health.up();
                     if let Some(first) = first.take() {
                         let _ = first.send(Ok(()));
                     }
@@ -308,7 +310,6 @@ impl<E: Events> Task<E> {
             }
         }
         tracing::debug!(client_id = self.options.client_id, connack.session_present, "MQTT connected");
-        self.health.up();
         self.events.connected(self.generation, connack.session_present);
         let theirs = properties.and_then(|properties| properties.server_keep_alive);
         theirs.map_or(self.config.keep_alive, |theirs| Duration::from_secs(theirs.max(1).into()))

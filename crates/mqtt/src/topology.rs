@@ -41,6 +41,9 @@ pub(crate) fn capabilities(config: &MqttConfig) -> Capabilities {
         max_headers: if v5 { None } else { Some(0) },
         max_payload: Some(config.max_payload),
         creates_channels: true,
+        lookup: true,
+        // MQTT 3.1.1 carries no kinds.
+        filter: if v5 { Support::Emulated } else { Support::None },
         tls: cfg!(feature = "tls"),
         mutual_tls: cfg!(feature = "tls"),
         ..Capabilities::default()

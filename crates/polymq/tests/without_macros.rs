@@ -83,8 +83,15 @@ mod first_page {
 #[tokio::test]
 async fn the_first_page_compiles_and_says_what_is_missing() {
     let _serves = first_page::serves;
-    let error = first_page::looks_up(Settings::new()).await.unwrap_err();
-    assert!(error.to_string().contains("backend \"kafka\" is not compiled in"), "{error}");
+    let nowhere = Settings::new().with("url", "kafka://127.0.0.1:1").with("connect_timeout", "1s");
+    let error = first_page::looks_up(nowhere).await.unwrap_err();
+    let (kind, said) = if cfg!(feature = "kafka") {
+        (ErrorKind::Disconnected, "127.0.0.1:1")
+    } else {
+        (ErrorKind::NotCompiledIn, "backend \"kafka\" is not compiled in")
+    };
+    assert_eq!(error.kind(), kind, "{error}");
+    assert!(error.to_string().contains(said), "{error}");
 }
 
 #[tokio::test]

@@ -193,6 +193,7 @@ impl Outbox {
     async fn send(&self, mut batch: Vec<Entry>) {
         let mut pause = BUSY_FIRST;
         let mut declared_again = false;
+        let mut may_renew = self.link.config.may_renew();
         while !batch.is_empty() {
             let live = match self.link.live().await {
                 Ok(live) => live,
@@ -201,6 +202,10 @@ impl Outbox {
             let place = match self.ensure(&live).await {
                 Ok(place) => place,
                 Err(error) if error.kind() == ErrorKind::Disconnected => continue,
+                Err(error) if error.kind() == ErrorKind::Unauthenticated && may_renew => {
+                    may_renew = false;
+                    continue;
+                }
                 Err(error) => return self.fail(batch, &error),
             };
             let (now, withdrawn): (Vec<_>, Vec<_>) = batch.into_iter().partition(|entry| entry.completer.hand_over());
@@ -227,6 +232,12 @@ impl Outbox {
                         tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
                         pause = (pause * 2).min(BUSY_MOST);
                     }
+                }
+                // The credentials have expired: once more with those that are found next.
+                Err(error) if error.kind() == ErrorKind::Unauthenticated && may_renew => {
+                    may_renew = false;
+                    now.iter().for_each(|entry| entry.completer.take_back());
+                    batch = now;
                 }
                 Err(error) if error.kind() == ErrorKind::NotFound && self.declare && !declared_again => {
                     declared_again = true;

@@ -8,7 +8,7 @@ use std::{
 
 use polymq_core::{
     Backoff, Bus, Channel, ConsumeOptions, ConsumerFactory, ConsumerRunner, Delivery, Error, ErrorKind, FailurePolicy,
-    Message, Order, Running, Subscription,
+    Message, MessageId, Order, Running, Subscription,
 };
 use tokio::time::Instant;
 
@@ -117,6 +117,7 @@ pub(crate) struct Log(Arc<Mutex<Vec<Seen>>>);
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Seen {
     pub(crate) body: String,
+    pub(crate) id: Option<MessageId>,
     pub(crate) attempt: u32,
     pub(crate) at: Instant,
 }
@@ -124,7 +125,7 @@ pub(crate) struct Seen {
 impl Log {
     pub(crate) fn add(&self, message: &Message, attempt: u32) {
         let body = String::from_utf8_lossy(message.payload()).into_owned();
-        lock(&self.0).push(Seen { body, attempt, at: Instant::now() });
+        lock(&self.0).push(Seen { body, id: message.id().cloned(), attempt, at: Instant::now() });
     }
 
     pub(crate) fn all(&self) -> Vec<Seen> {

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod brokers;
+mod captured;
 mod case;
 pub mod cases;
 mod child;
@@ -18,13 +19,15 @@ pub mod twist;
 
 use std::time::{Duration, SystemTime};
 
+mod tools;
 use polymq_core::Message;
 
 pub use crate::{
     brokers::{Broker, DIRECTORY_VARIABLE, SCRIPT_VARIABLE},
     case::{Case, Run},
     child::run_if_child,
-    cx::{Cx, PATIENCE, QUIET},
+    cx::{Cx, LOAD_VARIABLE, PATIENCE, QUIET},
+    figures::{FIGURES_VARIABLE, Figures},
     harness::{BareClient, BareMessage, BareReceiver, BrokerControl, Clock, Denied, Harness, Heartbeat},
     ledger::Ledger,
     probe::{eventually, try_eventually},
@@ -38,6 +41,7 @@ pub use crate::{
 #[must_use]
 pub fn golden_message() -> Message {
     Message::new("{\"id\": 7}")
+    tools::{Passwords, Switch, Tool},
         .with_id("0190a0a0-0000-7000-8000-000000000007")
         .with_time(SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123))
         .with_content_type("application/json")

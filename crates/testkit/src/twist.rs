@@ -15,7 +15,7 @@ use std::{
 use async_trait::async_trait;
 use polymq_core::{
     Address, Backend, Capabilities, Completion, Connection, ConsumeOptions, Consumer, HealthWatch, Incoming, Key,
-    Message, ProduceOptions, Producer, Receipt, Result, Settings, Settler, Stats, Token,
+    Listed, Message, ProduceOptions, Producer, Receipt, Result, Settings, Settler, Stats, Token,
 };
 
 /// One deviation. Every method has the behaviour of "no deviation".
@@ -74,6 +74,47 @@ pub trait Twist: Send + Sync + fmt::Debug + 'static {
         options: &ConsumeOptions,
     ) -> Result<Box<dyn Consumer>> {
         connection.consumer(address, options).await
+    }
+
+    /// Makes sure that a channel exists.
+    async fn declare(&self, connection: &dyn Connection, address: &Address, options: &ConsumeOptions) -> Result<()> {
+        connection.declare(address, options).await
+    }
+
+    /// Deletes a channel.
+    async fn delete(&self, connection: &dyn Connection, address: &Address, group: Option<&str>) -> Result<()> {
+        connection.delete(address, group).await
+    }
+
+    /// Looks whether a channel exists.
+    async fn exists(&self, connection: &dyn Connection, address: &Address, group: Option<&str>) -> Result<bool> {
+        connection.exists(address, group).await
+    }
+
+    /// Lists channels.
+    async fn list(&self, connection: &dyn Connection) -> Result<Vec<Listed>> {
+        connection.list().await
+    }
+
+    /// Binds a queue to a topic.
+    async fn bind(&self, connection: &dyn Connection, queue: &Address, topic: &Address) -> Result<()> {
+        connection.bind(queue, topic).await
+    }
+
+    /// Ends a binding.
+    async fn unbind(&self, connection: &dyn Connection, queue: &Address, topic: &Address) -> Result<()> {
+        connection.unbind(queue, topic).await
+    }
+
+    /// Looks at messages.
+    async fn peek(
+        &self,
+        connection: &dyn Connection,
+        address: &Address,
+        group: Option<&str>,
+        max: usize,
+    ) -> Result<Vec<Message>> {
+        connection.peek(address, group, max).await
     }
 
     /// Counts.
@@ -263,11 +304,33 @@ impl Connection for TwistedConnection {
     }
 
     async fn declare(&self, address: &Address, options: &ConsumeOptions) -> Result<()> {
-        self.connection.declare(&self.twist.address(address), options).await
+        self.twist.declare(self.connection.as_ref(), &self.twist.address(address), options).await
     }
 
     async fn delete(&self, address: &Address, group: Option<&str>) -> Result<()> {
-        self.connection.delete(&self.twist.address(address), group).await
+        self.twist.delete(self.connection.as_ref(), &self.twist.address(address), group).await
+    }
+
+    async fn exists(&self, address: &Address, group: Option<&str>) -> Result<bool> {
+        self.twist.exists(self.connection.as_ref(), &self.twist.address(address), group).await
+    }
+
+    async fn list(&self) -> Result<Vec<Listed>> {
+        self.twist.list(self.connection.as_ref()).await
+    }
+
+    async fn bind(&self, queue: &Address, topic: &Address) -> Result<()> {
+        let (queue, topic) = (self.twist.address(queue), self.twist.address(topic));
+        self.twist.bind(self.connection.as_ref(), &queue, &topic).await
+    }
+
+    async fn unbind(&self, queue: &Address, topic: &Address) -> Result<()> {
+        let (queue, topic) = (self.twist.address(queue), self.twist.address(topic));
+        self.twist.unbind(self.connection.as_ref(), &queue, &topic).await
+    }
+
+    async fn peek(&self, address: &Address, group: Option<&str>, max: usize) -> Result<Vec<Message>> {
+        self.twist.peek(self.connection.as_ref(), &self.twist.address(address), group, max).await
     }
 
     async fn stats(&self, address: &Address, group: Option<&str>) -> Result<Stats> {

@@ -137,7 +137,15 @@ impl Harness for Lending {
 #[test]
 fn s2_cases_of_leases_run_on_a_backend_that_lends() {
     let harness: Arc<dyn Harness> = Arc::new(Lending);
-    for id in ["S2_lease_extension", "S2_settle_after_lease", "S1_ack", "S1_requeue", "S3_dropped_delivery_returns"] {
+    let ids = [
+        "S2_lease_extension",
+        "S2_settle_after_lease",
+        "S1_ack",
+        "S1_requeue",
+        "S3_dropped_delivery_returns",
+        "O8_long_handler_runs_once",
+    ];
+    for id in ids {
         let outcome = run_case(cases::find(id).expect("a case"), &harness);
         assert_eq!((outcome.result, outcome.decided), (Ok(()), None), "{id}");
     }

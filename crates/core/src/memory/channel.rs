@@ -1,7 +1,7 @@
 use std::{
     collections::VecDeque,
     fmt,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, Weak},
     task::Waker,
     time::Duration,
 };
@@ -33,6 +33,10 @@ struct State {
     limits: Option<Limits>,
     /// One for a queue; for a topic one for each group and each subscription without a group.
     queues: Vec<Queue>,
+    /// Of a topic: queues that get its messages too.
+    bound: Vec<Arc<Channel>>,
+    /// Of a queue: the topics that it is bound to, whose senders may wait for room here.
+    feeders: Vec<Weak<Channel>>,
     next_id: u64,
     parked: VecDeque<Parked>,
     parked_size: u64,
@@ -93,12 +97,88 @@ impl Channel {
         }
     }
 
+    /// Whether this group of a topic exists.
+    pub(super) fn has_group(&self, group: &str) -> bool {
+        self.state().group(group).is_some()
+    }
+
+    /// The groups of a topic.
+    pub(super) fn groups(&self) -> Vec<String> {
+        self.state().queues.iter().filter_map(|queue| queue.group.as_deref().map(str::to_owned)).collect()
+    }
+
+    /// A queue gets the messages of this topic too. Locks the queue after the topic, as sending does.
+    pub(super) fn bind(self: &Arc<Self>, queue: &Arc<Self>) {
+        let mut state = self.state();
+        if !state.bound.iter().any(|bound| Arc::ptr_eq(bound, queue)) {
+            state.bound.push(Arc::clone(queue));
+            queue.state().feeders.push(Arc::downgrade(self));
+        }
+    }
+
+    /// The queue of this address gets no more of this topic.
+    pub(super) fn unbind(self: &Arc<Self>, queue: &Address) {
+        let mut after = After::default();
+        let mut state = self.state();
+        state.bound.retain(|bound| {
+            let stays = bound.address != *queue;
+            if !stays {
+                bound.state().feeders.retain(|feeder| !std::ptr::eq(feeder.as_ptr(), Arc::as_ptr(self)));
+            }
+            stays
+        });
+        // Senders may have waited for room in it.
+        state.admit(&mut after);
+        drop(state);
+        after.run();
+    }
+
+    /// Whether a message of this size may be added; what is deleted takes it too, and forgets it.
+    fn takes(&self, size: u64) -> bool {
+        let state = self.state();
+        state.limits.is_none() || (state.parked.is_empty() && state.fits(size))
+    }
+
+    fn push_bound(&self, message: Message, size: u64, due: Option<Instant>, after: &mut After) {
+        if let Some(queue) = self.state().queues.first_mut() {
+            queue.push_at(message, size, due, after);
+        }
+    }
+
+    /// Takes in what waited for room.
+    fn admit(&self) {
+        let mut after = After::default();
+        self.state().admit(&mut after);
+        after.run();
+    }
+
+    /// Up to `max` of the messages that wait.
+    pub(super) fn peek(&self, group: Option<&str>, max: usize) -> Result<Vec<Message>> {
+        let state = self.state();
+        if state.limits.is_none() {
+            return Err(self.missing("peek"));
+        }
+        let queue = match (self.address.kind(), group) {
+            (ChannelKind::Queue, _) => state.queues.first(),
+            (ChannelKind::Topic, Some(group)) => state.group(group),
+            (ChannelKind::Topic, None) => {
+                return Err(self
+                    .error(ErrorKind::InvalidInput, "peek", "a topic has no messages of its own")
+                    .with_hint("name a group"));
+            }
+        };
+        let queue = queue.ok_or_else(|| self.missing_group(group.unwrap_or_default()))?;
+        Ok(queue.peek(max))
+    }
+
     /// Deletes it with all that it holds.
     #[must_use]
     pub(super) fn delete(&self) -> After {
         let mut after = After::default();
         let mut state = self.state();
         state.limits = None;
+        state.bound.clear();
+        after.rest().feeders.extend(std::mem::take(&mut state.feeders).iter().filter_map(Weak::upgrade));
         for mut queue in std::mem::take(&mut state.queues) {
             queue.purge(&mut after);
             after.rest().deleted.extend(queue.shares());
@@ -176,8 +256,7 @@ impl Channel {
     #[inline]
     pub(super) fn lock(&self, size: u64, now: bool) -> Locked<'_> {
         let state = self.state();
-        let is_simple =
-            now && state.parked.is_empty() && matches!(state.queues.as_slice(), [queue] if queue.fits(size));
+        let is_simple = now && state.is_alone() && matches!(state.queues.as_slice(), [queue] if queue.fits(size));
         Locked { state, is_simple }
     }
 
@@ -188,8 +267,8 @@ impl Channel {
         };
         let mut after = After::default();
         let mut state = self.state();
-        let State { parked, queues, .. } = &mut *state;
-        if let ([queue], true) = (queues.as_mut_slice(), parked.is_empty()) {
+        let alone = state.is_alone();
+        if let ([queue], true) = (state.queues.as_mut_slice(), alone) {
             let count = queue.admit(&mut messages.0, is_plain);
             receipts.extend(messages.iter().take(count).map(|message| Ok(receipt(message))));
             queue.push_many(&mut messages.0, count, &mut after);
@@ -410,7 +489,13 @@ impl State {
     }
 
     fn fits(&self, size: u64) -> bool {
-        self.queues.iter().all(|queue| queue.fits(size))
+        self.queues.iter().all(|queue| queue.fits(size)) && self.bound.iter().all(|bound| bound.takes(size))
+    }
+
+    /// Nothing waits for room, and no other channel gets the messages too.
+    #[inline]
+    fn is_alone(&self) -> bool {
+        self.parked.is_empty() && self.bound.is_empty()
     }
 
     #[inline(never)]
@@ -423,6 +508,9 @@ impl State {
                 (!delay.is_zero()).then(|| Instant::now() + delay)
             }
         };
+        for bound in &self.bound {
+            bound.push_bound(message.clone(), size, due, after);
+        }
         let Some((last, others)) = self.queues.split_last_mut() else { return };
         for queue in others {
             queue.push_at(message.clone(), size, due, after);
@@ -434,6 +522,9 @@ impl State {
     fn admit(&mut self, after: &mut After) {
         if !self.parked.is_empty() {
             self.admit_parked(after);
+        }
+        if !self.feeders.is_empty() {
+            after.rest().feeders.extend(self.feeders.iter().filter_map(Weak::upgrade));
         }
     }
 
@@ -501,6 +592,8 @@ struct Rest {
     answers: Vec<(Completer<Receipt>, Result<Receipt>)>,
     flushed: Vec<oneshot::Sender<()>>,
     discarded: Vec<Message>,
+    /// Topics whose senders may have waited for room here.
+    feeders: Vec<Arc<Channel>>,
 }
 
 impl After {
@@ -541,6 +634,7 @@ impl Rest {
             // Whoever flushed may have stopped waiting.
             let _ = done.send(());
         }
+        self.feeders.iter().for_each(|topic| topic.admit());
     }
 }
 

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     Address, Capabilities, ChannelKind, Connection, ConsumeOptions, Consumer, Error, ErrorKind, HealthReporter,
-    HealthWatch, ProduceOptions, Producer, Result, Start, Stats,
+    HealthWatch, Listed, Message, ProduceOptions, Producer, Result, Start, Stats,
 };
 
 /// How long closing waits for sends that wait for room; without a bound, a full queue that nobody reads would
@@ -181,6 +181,49 @@ impl Connection for MemoryConnection {
             }
         }
         Ok(())
+    }
+
+    async fn exists(&self, address: &Address, group: Option<&str>) -> Result<bool> {
+        self.check_open("exists")?;
+        let found = self.space.find(address);
+        Ok(found.is_some_and(|channel| group.is_none_or(|group| channel.has_group(group))))
+    }
+
+    async fn list(&self) -> Result<Vec<Listed>> {
+        self.check_open("list")?;
+        let mut listed = Vec::new();
+        for channel in self.space.all() {
+            let address = channel.address();
+            let groups = channel.groups();
+            // One that is deleted at this moment is not there any more.
+            let counted = |group: Option<&str>| channel.stats(group).ok();
+            if let Some(stats) = counted(None) {
+                listed.push(Listed { address: address.clone(), group: None, stats: Some(stats) });
+            }
+            listed.extend(groups.into_iter().filter_map(|group| {
+                let stats = Some(counted(Some(&group))?);
+                Some(Listed { address: address.clone(), group: Some(group), stats })
+            }));
+        }
+        Ok(listed)
+    }
+
+    async fn bind(&self, queue: &Address, topic: &Address) -> Result<()> {
+        let (queue, topic) = (self.channel(queue, "bind", true)?, self.channel(topic, "bind", true)?);
+        topic.bind(&queue);
+        Ok(())
+    }
+
+    async fn unbind(&self, queue: &Address, topic: &Address) -> Result<()> {
+        self.check_open("unbind")?;
+        if let Some(topic) = self.space.find(topic) {
+            topic.unbind(queue);
+        }
+        Ok(())
+    }
+
+    async fn peek(&self, address: &Address, group: Option<&str>, max: usize) -> Result<Vec<Message>> {
+        self.channel(address, "peek", false)?.peek(group, max)
     }
 
     async fn stats(&self, address: &Address, group: Option<&str>) -> Result<Stats> {

@@ -125,6 +125,11 @@ impl Queue {
         self.ready.len() + self.delayed.len()
     }
 
+    /// Copies of those that wait to be handed out, in their order.
+    pub(super) fn peek(&self, max: usize) -> Vec<Message> {
+        self.ready.iter().take(max).map(|entry| entry.message.clone()).collect()
+    }
+
     /// How many messages are delivered and not settled.
     pub(super) fn unsettled(&self) -> u64 {
         self.shares.iter().filter_map(Weak::upgrade).map(|share| share.unsettled()).sum()

@@ -37,6 +37,11 @@ impl Space {
         Arc::clone(channel)
     }
 
+    /// Every channel that exists.
+    pub(super) fn all(&self) -> Vec<Arc<Channel>> {
+        lock(&self.channels).values().filter(|channel| channel.exists()).cloned().collect()
+    }
+
     /// Deletes the channel and what it holds.
     pub(super) fn delete(&self, address: &Address) {
         let mut channels = lock(&self.channels);
@@ -46,8 +51,11 @@ impl Space {
         if Arc::strong_count(&channel) > 1 {
             channels.insert(address.clone(), Arc::clone(&channel));
         }
+        let others: Vec<_> = channels.values().cloned().collect();
         let after = channel.delete();
         drop(channels);
         after.run();
+        // As everywhere, a queue that is made again is bound to nothing.
+        others.iter().for_each(|other| other.unbind(address));
     }
 }

@@ -7,6 +7,7 @@ mod events;
 mod ops;
 mod running;
 mod start;
+mod step;
 mod stop;
 mod tried;
 mod work;
@@ -27,4 +28,5 @@ pub use self::{
     events::{Handled, HandlerError},
     running::Running,
     start::ConsumerRunner,
+    step::Stepper,
 };

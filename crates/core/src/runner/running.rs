@@ -69,7 +69,7 @@ impl Running {
         Ok(())
     }
 
-    pub(super) async fn attach_plan(&self, bus: Bus, mut plan: Plan) -> Result<()> {
+    pub(super) async fn attach_plan(&self, bus: Bus, plan: Plan) -> Result<()> {
         let name = self.name_for(&bus, &plan);
         if self.0.stop.is_said() {
             return Err(Error::closed("attach").with_channel(name));
@@ -80,20 +80,10 @@ impl Running {
                 .with_channel(name)
                 .with_hint("detach it first"));
         }
-        let group = plan.options.group.as_deref();
-        let told_to_sender = bus.capabilities().direct && plan.policy.dead_letters == DeadLetters::Own;
-        plan.options.dead_letters = (!told_to_sender).then(|| plan.policy.dead_letter_address(&plan.address, group));
-        let (consumer, origin) = subscription::open(bus.parts(), plan.address.clone(), &plan.options).await?;
-        let control = Arc::new(Control::new(plan.concurrency));
         let (stop, cancelled) = (self.0.stop.child(), self.0.cancelled.child_token());
         let consumed = bus.clone();
-        let opening = Opening {
-            bus,
-            plan: Arc::new(plan),
-            control: Arc::clone(&control),
-            stop: stop.clone(),
-            cancelled: cancelled.clone(),
-        };
+        let (opening, consumer, origin) = Opening::open(bus, plan, stop.clone(), cancelled.clone()).await?;
+        let control = Arc::clone(&opening.control);
         let failed = self.0.failed.clone();
         let task = tokio::spawn(async move {
             let outcome = opening.supervise(consumer, origin).await;
@@ -299,7 +289,7 @@ async fn wait(
 }
 
 /// What a subscription is made from, and made again after a final error.
-struct Opening {
+pub(super) struct Opening {
     bus: Bus,
     plan: Arc<Plan>,
     control: Arc<Control>,
@@ -308,6 +298,21 @@ struct Opening {
 }
 
 impl Opening {
+    /// Opens a consumer for the handlers of a plan.
+    pub(super) async fn open(
+        bus: Bus,
+        mut plan: Plan,
+        stop: Stop,
+        cancelled: CancellationToken,
+    ) -> Result<(Self, Box<dyn Consumer>, Arc<crate::delivery::Origin>)> {
+        let group = plan.options.group.as_deref();
+        let told_to_sender = bus.capabilities().direct && plan.policy.dead_letters == DeadLetters::Own;
+        plan.options.dead_letters = (!told_to_sender).then(|| plan.policy.dead_letter_address(&plan.address, group));
+        let (consumer, origin) = subscription::open(bus.parts(), plan.address.clone(), &plan.options).await?;
+        let control = Arc::new(Control::new(plan.concurrency));
+        Ok((Self { bus, plan: Arc::new(plan), control, stop, cancelled }, consumer, origin))
+    }
+
     /// Runs the subscription; opens it again when it ends with an error, so that it never dies in silence.
     async fn supervise(self, mut consumer: Box<dyn Consumer>, mut origin: Arc<crate::delivery::Origin>) -> Result<()> {
         let mut failures = 0;
@@ -345,7 +350,7 @@ impl Opening {
         }
     }
 
-    fn env(&self, origin: Arc<crate::delivery::Origin>) -> Env {
+    pub(super) fn env(&self, origin: Arc<crate::delivery::Origin>) -> Env {
         let plan = &self.plan;
         Env {
             bus: self.bus.clone(),

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use super::{Running, Signals};
-use crate::{Bus, ConsumerFactory, Error, ErrorKind, Result};
+use crate::{Bus, ConsumerFactory, Error, ErrorKind, Result, factory::Plan};
 
 /// Runs the handlers of one or more factories.
 #[derive(Debug)]
@@ -47,15 +47,7 @@ impl ConsumerRunner {
     /// Those of [`ConsumerFactory::check`] before the broker is asked for anything; then those of subscribing. What
     /// was started is stopped again.
     pub async fn start(self) -> Result<Running> {
-        let mut plans = Vec::new();
-        for factory in &self.factories {
-            plans.extend(factory.plans()?.into_iter().map(|plan| (factory.bus().clone(), plan)));
-        }
-        if plans.is_empty() {
-            return Err(Error::new(ErrorKind::Config, "there is no handler to run")
-                .with_operation("start")
-                .with_hint("mark a function with #[consumer(\"queue\")] or call ConsumerFactory::route"));
-        }
+        let plans = self.plans()?;
         let address = match &self.bind {
             Some(text) => Some(resolve(text)?),
             None => None,
@@ -77,6 +69,20 @@ impl ConsumerRunner {
         }
         running.started();
         Ok(running)
+    }
+
+    /// Every subscription that is to be made, checked.
+    pub(super) fn plans(&self) -> Result<Vec<(Bus, Plan)>> {
+        let mut plans = Vec::new();
+        for factory in &self.factories {
+            plans.extend(factory.plans()?.into_iter().map(|plan| (factory.bus().clone(), plan)));
+        }
+        if plans.is_empty() {
+            return Err(Error::new(ErrorKind::Config, "there is no handler to run")
+                .with_operation("start")
+                .with_hint("mark a function with #[consumer(\"queue\")] or call ConsumerFactory::route"));
+        }
+        Ok(plans)
     }
 
     /// Runs until SIGINT or SIGTERM, then drains: no further message is fetched, handlers that run may end within

@@ -60,7 +60,9 @@ impl Worker {
         let outcome = self.serve().await;
         let closed = self.consumer.close().await;
         self.drain().await;
-        outcome.and(closed)
+        // Once more: what the handlers have settled since then is told too, before the process may end.
+        let flushed = self.consumer.close().await;
+        outcome.and(closed).and(flushed)
     }
 
     async fn serve(&mut self) -> Result<()> {
@@ -200,6 +202,8 @@ impl Worker {
         let release = |incoming: Incoming| env.origin.settler.release(incoming.token, incoming.message);
         self.ready.drain(..).for_each(release);
         self.keys.drain().flat_map(|(_, behind)| behind).for_each(release);
+        // Dropped, it releases what it holds.
+        self.work = Work::new(Arc::clone(&env));
         while self.running.join_next().await.is_some() {
             self.tell_running(self.running.len());
         }

@@ -30,21 +30,30 @@ pub(super) const CASES: &[Case] = &[
     Case::new("L8_cancelled_receives", run!(cancelled_receives)),
 ];
 
-/// What waits in a queue, taken over a fresh connection until nothing comes for a while.
+/// What waits in a queue, taken over a fresh connection until nothing comes for a while. Silence counts only from a
+/// message on that says that the subscription is served: joining a group takes its time on some brokers.
 async fn rest(cx: &Cx, queue: &Channel) -> Vec<String> {
+    const SERVED: &str = "the subscription is served";
     let bus = cx.bus().await;
-    let mut subscription = subscribe(&bus.channel(queue.address().clone())).await;
-    let mut seen = Vec::new();
+    let channel = bus.channel(queue.address().clone());
+    let mut subscription = subscribe(&channel).await;
+    publish(&channel, [SERVED.to_owned()]).await;
+    let (mut seen, mut served) = (Vec::new(), false);
     loop {
-        let batch = subscription.receive(100, Duration::from_secs(2)).await.expect("receive");
+        let wait = if served { Duration::from_secs(2) } else { PATIENCE };
+        let batch = subscription.receive(100, wait).await.expect("receive");
         if batch.is_empty() {
             break;
         }
         for delivery in batch {
-            seen.push(text(&delivery));
+            match text(&delivery) {
+                body if body == SERVED => served = true,
+                body => seen.push(body),
+            }
             delivery.ack().await.expect("ack");
         }
     }
+    assert!(served, "the subscription is served within {PATIENCE:?}");
     bus.close().await.expect("close");
     seen
 }

@@ -1,4 +1,4 @@
-//! O1 to O7: order, concurrency and flow.
+//! O1 to O5 and O7: order, concurrency and what is held.
 
 use std::{
     sync::{
