@@ -156,8 +156,8 @@ impl Channel {
     /// [`ErrorKind::Disconnected`] or [`ErrorKind::Timeout`] when the message certainly was not sent in time;
     /// [`ErrorKind::UnknownOutcome`] when it may have been; [`ErrorKind::Unroutable`], [`ErrorKind::Refused`] and
     /// others as the broker answers.
+    #[allow(clippy::manual_async_fn)] // it would move its argument once more
     pub fn send_message(&self, mut message: Message) -> impl Future<Output = Result<Receipt>> + Send + '_ {
-        // Not an async fn: that would move its argument once more.
         async move {
             let has_own_id = message.id().is_some();
             self.prepare(&mut message, Stamp::now)?;
