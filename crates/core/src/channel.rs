@@ -481,6 +481,14 @@ impl Channel {
         if message.deliver_at().is_some() && !capabilities.delayed_send.support.is_available() {
             return Err(self.locate(Error::unsupported(self.backend(), "sending now what is delivered later")));
         }
+        if let (Some(at), Some(max)) = (message.deliver_at(), capabilities.delayed_send.max)
+            && crate::until(at) > max
+        {
+            return Err(self.locate(Error::unsupported(
+                self.backend(),
+                format_args!("a delivery {:?} from now, at most {max:?} are possible", crate::until(at)),
+            )));
+        }
         if let Some(max) = capabilities.max_headers
             && message.headers().len() > max
         {

@@ -76,10 +76,15 @@ impl Link {
                 return Err(problem);
             }
         };
-        self.health.up();
         let response: http::Response<reqwest::Body> = response.into();
         let (parts, body) = response.into_parts();
         let status = parts.status;
+        if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::PROXY_AUTHENTICATION_REQUIRED) {
+            // Somebody answers, but nothing that is sent gets through.
+            self.health.down(format_args!("the server refuses the credentials ({status})"));
+        } else {
+            self.health.up();
+        }
         if !status.is_success() {
             // Only its first words are of interest.
             let (read, _) = body::read(body, self.limits(64 * 1024), None).await.unwrap_or_default();

@@ -48,6 +48,7 @@ pub const KEYS: &[Key] = &[
     key("drain_timeout", "5s", "how long closing waits for answers that are on their way"),
     key("http2", "auto", "senders: auto (by TLS), only (also without TLS), off; consumers take both"),
     key("allow_plaintext_remote", "false", "allow credentials without TLS to a host that is not this one"),
+    key("tls_min", "1.2", "the oldest version of TLS that is spoken: 1.2 or 1.3"),
     key("ca_file", "", "PEM file of the authority that signed the server's certificate, besides the system's"),
     key("cert_file", "", "PEM file of this side's certificate: consumers listen with TLS, senders show it"),
     key("key_file", "", "PEM file of this side's key"),
@@ -93,6 +94,7 @@ pub struct HttpConfig {
     pub drain_timeout: Duration,
     pub http2: Http2,
     pub allow_plaintext_remote: bool,
+    pub tls_min: TlsVersion,
     pub ca_file: Option<PathBuf>,
     pub cert_file: Option<PathBuf>,
     pub key_file: Option<PathBuf>,
@@ -128,6 +130,7 @@ impl Default for HttpConfig {
             drain_timeout: Duration::from_secs(5),
             http2: Http2::Auto,
             allow_plaintext_remote: false,
+            tls_min: TlsVersion::V12,
             ca_file: None,
             cert_file: None,
             key_file: None,
@@ -146,6 +149,17 @@ pub enum Http2 {
     Only,
     /// Never.
     Off,
+}
+
+/// A version of TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum TlsVersion {
+    /// TLS 1.2.
+    #[serde(rename = "1.2")]
+    V12,
+    /// TLS 1.3.
+    #[serde(rename = "1.3")]
+    V13,
 }
 
 impl HttpConfig {

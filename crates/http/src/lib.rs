@@ -21,7 +21,7 @@ mod token;
 
 pub use crate::{
     backend::HttpBackend,
-    config::{Http2, HttpConfig, KEYS},
+    config::{Http2, HttpConfig, KEYS, TlsVersion},
     connection::HttpConnection,
     error::Refusal,
 };

@@ -194,11 +194,18 @@ impl Drop for OpenSsl {
 }
 
 #[tokio::test]
-async fn j4_versions_before_tls_1_2_are_refused_by_senders() {
+async fn j4_old_versions_of_tls_are_refused_by_senders() {
     let files = Certificates::make();
-    for (version, accepted) in [("-tls1_2", true), ("-tls1_1", false), ("-tls1", false)] {
+    for (version, least, accepted) in [
+        ("-tls1_2", "1.2", true),
+        ("-tls1_3", "1.3", true),
+        ("-tls1_2", "1.3", false),
+        ("-tls1_1", "1.2", false),
+        ("-tls1", "1.2", false),
+    ] {
         let server = OpenSsl::start(&files, version).await;
         let settings = at("https", server.1.port()).with("ca_file", files.path("ca.pem")).with("method", "GET");
+        let settings = settings.with("tls_min", least);
         let sent = send(settings).await;
         if accepted {
             sent.expect("the page is the answer");
@@ -209,10 +216,18 @@ async fn j4_versions_before_tls_1_2_are_refused_by_senders() {
 }
 
 #[tokio::test]
-async fn j4_versions_before_tls_1_2_are_refused_by_consumers() {
+async fn j4_old_versions_of_tls_are_refused_by_consumers() {
     let files = Certificates::make();
-    let (connection, port, _acknowledging) = listening(&files, "server", &[]).await;
-    for (version, accepted) in [("-tls1_3", true), ("-tls1_2", true), ("-tls1_1", false), ("-tls1", false)] {
+    let (connection, usual, _acknowledging) = listening(&files, "server", &[]).await;
+    let (strict_connection, strict, _acknowledging) = listening(&files, "server", &[("tls_min", "1.3")]).await;
+    for (version, port, accepted) in [
+        ("-tls1_3", usual, true),
+        ("-tls1_2", usual, true),
+        ("-tls1_1", usual, false),
+        ("-tls1", usual, false),
+        ("-tls1_3", strict, true),
+        ("-tls1_2", strict, false),
+    ] {
         let mut client = Command::new("openssl");
         client.args(["s_client", "-connect", &format!("127.0.0.1:{port}"), "-CAfile", &files.path("ca.pem"), version]);
         let client = client.args(["-brief", "-cipher", "ALL:@SECLEVEL=0"]).stdin(Stdio::null());
@@ -224,5 +239,6 @@ async fn j4_versions_before_tls_1_2_are_refused_by_consumers() {
         assert_eq!(output.status.success(), accepted, "{version}: {printed}");
         assert_eq!(printed.contains("CONNECTION ESTABLISHED"), accepted, "{version}: {printed}");
     }
+    strict_connection.close().await.expect("close");
     connection.close().await.expect("close");
 }

@@ -44,6 +44,10 @@ impl Backend for KafkaBackend {
         capabilities(&KafkaConfig::default())
     }
 
+    fn check_address(&self, address: &polymq_core::Address) -> Result<()> {
+        crate::topology::Names::of(address, None).check()
+    }
+
     fn check(&self, settings: &Settings) -> Result<()> {
         KafkaConfig::parse(settings).map(drop)
     }

@@ -59,6 +59,13 @@ impl Backend for SqsBackend {
         capabilities(&SqsConfig::default())
     }
 
+    fn check_address(&self, address: &polymq_core::Address) -> Result<()> {
+        match address.kind() {
+            polymq_core::ChannelKind::Queue => crate::names::queue(address, None, false).map(drop),
+            polymq_core::ChannelKind::Topic => crate::names::topic(address.name(), false).map(drop),
+        }
+    }
+
     fn check(&self, settings: &Settings) -> Result<()> {
         SqsConfig::parse(settings).map(drop)
     }

@@ -4,6 +4,7 @@ mod batch;
 mod extract;
 mod failure;
 mod function;
+mod layered;
 mod outcome;
 mod service;
 
@@ -16,5 +17,6 @@ pub use self::{
 };
 pub(crate) use self::{
     extract::States,
+    layered::layered,
     service::{BatchService, FunctionService, Service, Several},
 };

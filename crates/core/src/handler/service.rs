@@ -5,15 +5,14 @@ use std::{
     any::TypeId,
     marker::PhantomData,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
 
-use super::{Batch, BatchHandler, FromDelivery, Handler, Outcome, View};
+use super::{Batch, BatchHandler, FromDelivery, Handler, Outcome, View, layered};
 use crate::{
-    Error, Message,
-    layer::NextHandle,
+    Error,
     runner::{DONE, Tried, Work},
 };
 
@@ -24,7 +23,7 @@ pub(crate) trait Service: Send + Sync {
     /// Dropping the future leaves what is not settled in `work`.
     fn drive<'a>(&'a self, index: usize, work: &'a mut Work) -> BoxFuture<'a, ()>;
 
-    /// Calls the handler once, outside of any settling; how [`Several`] reaches its parts.
+    /// Calls the handler once, outside of any settling and inside of all layers.
     fn call<'a>(&'a self, view: View<'a>) -> BoxFuture<'a, Tried>;
 
     /// The type that decides which kinds it takes.
@@ -51,43 +50,12 @@ impl<H, Args> FunctionService<H, Args> {
 impl<H: Handler<Args>, Args: 'static> FunctionService<H, Args> {
     async fn attempt(&self, view: View<'_>) -> Tried {
         let calling = AssertUnwindSafe(async {
-            if view.bus.parts().layers.is_empty() {
-                match self.0.call(&view) {
-                    Ok(running) => Tried::Outcome(running.await),
-                    Err(error) => Tried::Undecodable(error),
-                }
-            } else {
-                self.attempt_with_layers(&view).await
+            match self.0.call(&view) {
+                Ok(running) => Tried::Outcome(running.await),
+                Err(error) => Tried::Undecodable(error),
             }
         });
         calling.catch_unwind().await.unwrap_or_else(|panic| Tried::panicked(panic.as_ref()))
-    }
-
-    #[cold]
-    async fn attempt_with_layers(&self, view: &View<'_>) -> Tried {
-        // The layers between see an outcome only; that it was the body's fault is kept aside for the policy.
-        let undecodable = Mutex::new(None::<Error>);
-        let last = |message: Message| -> BoxFuture<'_, Outcome> {
-            let undecodable = &undecodable;
-            Box::pin(async move {
-                let calling = self.0.call(&View { message: &message, ..*view });
-                match calling {
-                    Ok(running) => running.await,
-                    Err(error) => {
-                        let outcome = Outcome::reject(error.to_string());
-                        *undecodable.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                        outcome
-                    }
-                }
-            })
-        };
-        let layers = &view.bus.parts().layers;
-        let next = NextHandle { address: view.address, attempt: view.attempt, layers, last: &last };
-        let outcome = next.handle(view.message.clone()).await;
-        match undecodable.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some(error) => Tried::Undecodable(error),
-            None => Tried::Outcome(outcome),
-        }
     }
 }
 
@@ -108,7 +76,7 @@ impl<H: Handler<Args>, Args: 'static> Service for FunctionService<H, Args> {
                     }
                 } else {
                     // Boxed, so that the future of the plain way, which is made for every fetch, stays small.
-                    Box::pin(env.guard(work.token(), self.attempt(work.view()))).await
+                    Box::pin(env.guard(work.token(), layered(self, work.view()))).await
                 };
                 if !matches!(tried, Tried::Outcome(Outcome::Ack)) || !work.ack_front() {
                     work.settle(self, tried).await;
@@ -166,6 +134,12 @@ impl<H: BatchHandler<T>, T: FromDelivery + Send + 'static> Service for BatchServ
     fn drive<'a>(&'a self, index: usize, work: &'a mut Work) -> BoxFuture<'a, ()> {
         Box::pin(async move {
             while work.starts(index) {
+                if !work.env().bus.parts().layers.is_empty() {
+                    // Layers are around single messages: one at a time, through all of them.
+                    let tried = work.env().guard(work.token(), layered(self, work.view())).await;
+                    work.settle(self, tried).await;
+                    continue;
+                }
                 let values = match catch_unwind(AssertUnwindSafe(|| self.extract(index, work))) {
                     Ok(Ok(values)) => values,
                     Ok(Err(error)) => {
@@ -270,7 +244,7 @@ impl Service for Several {
         Box::pin(async move {
             while work.starts(index) {
                 let env = work.env();
-                let tried = env.guard(work.token(), self.attempt(work.view())).await;
+                let tried = env.guard(work.token(), layered(self, work.view())).await;
                 work.settle(self, tried).await;
             }
         })

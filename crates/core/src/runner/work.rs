@@ -11,7 +11,9 @@ use futures_util::future::BoxFuture;
 use super::{Env, Handled, HandlerError, Tried};
 use crate::{
     AckMode, Bus, Delivery, ErrorKind, Fate, Incoming, Message, Outcome, Result, RetryMode, SettleError, Token, View,
-    delivery::attempt_of, handler::Service, request::ReplyAddress,
+    delivery::attempt_of,
+    handler::{Service, layered},
+    request::ReplyAddress,
 };
 
 /// System header: the handlers of several that have succeeded with the message.
@@ -106,6 +108,7 @@ impl Work {
             channel: incoming.channel.as_deref().unwrap_or(env.origin.address.name()),
             details: incoming.details.as_deref(),
             address: &env.origin.address,
+            group: env.origin.group.as_deref(),
             bus: &env.bus,
             states: &env.states,
             accept: &env.accept,
@@ -204,7 +207,7 @@ impl Work {
                 }
                 self.acked = true;
             }
-            let tried = env.guard(self.token(), service.call(self.view())).await;
+            let tried = env.guard(self.token(), layered(service.as_ref(), self.view())).await;
             self.settle(service.as_ref(), tried).await;
         })
     }
@@ -274,7 +277,7 @@ impl Work {
                     Some(limit) => limit.acquire().await.ok(),
                     None => None,
                 };
-                tried = env.guard(self.token(), service.call(self.view())).await;
+                tried = env.guard(self.token(), layered(service, self.view())).await;
             }
         })
     }
