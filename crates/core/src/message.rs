@@ -42,7 +42,7 @@ impl MessageId {
     #[inline]
     fn at(now: Stamp) -> Self {
         // 62 random bits; the generator is seeded by the operating system once a thread.
-        Uuid::from_u64_pair(now.id, 0b10 << 62 | fastrand::u64(..) >> 2).into()
+        Uuid::from_u64_pair(now.id, (0b10 << 62) | (fastrand::u64(..) >> 2)).into()
     }
 
     /// Reads an id as it came over a wire: a UUID where it is one, the text otherwise.
@@ -488,7 +488,7 @@ impl From<SystemTime> for Stamp {
         let nanos = since.as_secs().checked_mul(1_000_000_000);
         let nanos = nanos.and_then(|nanos| nanos.checked_add(u64::from(since.subsec_nanos()))).unwrap_or(0);
         let (millis, rest) = (nanos / 1_000_000, nanos % 1_000_000);
-        Self { nanos, id: millis << 16 | 7 << 12 | (rest << 12) / 1_000_000 }
+        Self { nanos, id: (millis << 16) | (7 << 12) | ((rest << 12) / 1_000_000) }
     }
 }
 

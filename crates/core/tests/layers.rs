@@ -6,8 +6,8 @@ mod common;
 use async_trait::async_trait;
 use common::{Log, Order, order};
 use polymq_core::{
-    Batch, Bus, ConsumeOptions, ConsumerFactory, ConsumerRunner, Environment, Layer, Message, NextHandle, NextSend, Outcome,
-    Receipt, Result, State,
+    Batch, Bus, ConsumeOptions, ConsumerFactory, ConsumerRunner, Environment, Layer, Message, NextHandle, NextSend,
+    Outcome, Receipt, Result, State,
 };
 
 #[derive(Debug)]
