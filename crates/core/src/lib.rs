@@ -56,7 +56,7 @@ pub use crate::{
     factory::{AckMode, ConsumerEntry, ConsumerFactory, Route},
     handler::{
         Attempt, Batch, BatchHandler, BatchOutcome, Blocking, Body, Context, Failure, FromDelivery, Handler,
-        IntoBatchOutcome, IntoOutcome, Json, Outcome, State, View, blocking,
+        IntoBatchOutcome, IntoOutcome, Json, Outcome, Sends, State, View, blocking,
     },
     headers::{Headers, MAX_HEADERS, MAX_TOTAL_BYTES, MAX_VALUE_BYTES, SYSTEM_PREFIX, Text},
     health::{DEGRADED_FOR, Health, HealthReporter, HealthState, HealthWatch},
