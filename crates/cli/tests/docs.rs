@@ -131,7 +131,8 @@ fn cases() -> String {
     let mut table = "| case | needs | broken backends that it catches |\n|---|---|---|\n".to_owned();
     for case in polymq_testkit::cases::all() {
         let capability = case.decided_by(&polymq::Capabilities::default());
-        let needs = [case.needs_broker().then_some("a broker"), capability].into_iter().flatten().collect::<Vec<_>>();
+        let broker = case.needs_broker().then_some("a broker");
+        let needs = [broker, capability, case.needs_tool()].into_iter().flatten().collect::<Vec<_>>();
         let mutants = polymq_testkit::mutant::of(case).map(|mutant| mutant.name.replace('_', " ")).collect::<Vec<_>>();
         table += &format!("| {} | {} | {} |\n", case.id, needs.join(", "), mutants.join(", "));
     }

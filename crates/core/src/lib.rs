@@ -46,7 +46,7 @@ pub use crate::{
     },
     capability::{Capabilities, Delay, DeliveryCount, Order, RedeliveryOrder, Support, Wildcards},
     channel::{Channel, WhenFull},
-    clock::{now, set_clock_forward, until},
+    clock::{due_in, now, set_clock_forward, time_left, until},
     completion::{Completer, Completion},
     config::{Environment, Secret, Settings},
     consumer::{ConsumeOptions, Consumer, Details, Incoming, Settler, Start, Token},

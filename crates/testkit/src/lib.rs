@@ -41,7 +41,7 @@ pub use crate::{
 #[must_use]
 pub fn golden_message() -> Message {
     Message::new("{\"id\": 7}")
-    tools::{Passwords, Switch, Tool},
+    tools::{Deletion, Passwords, Switch, Tool},
         .with_id("0190a0a0-0000-7000-8000-000000000007")
         .with_time(SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123))
         .with_content_type("application/json")
