@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use polymq_core::{Details, Error, ErrorKind, Incoming, Result, now};
+use polymq_core::{Details, Error, ErrorKind, Incoming, Result};
 use rdkafka::{
     ClientContext, Offset, TopicPartitionList,
     config::RDKafkaLogLevel,
@@ -405,8 +405,8 @@ impl Poller {
 }
 
 fn fetched(record: &BorrowedMessage<'_>, hub: &Hub) -> Fetched {
-    let (message, due) = convert::message(record);
-    let left = due.and_then(|due| due.duration_since(now()).ok()).filter(|left| !left.is_zero());
+    let (message, left) = convert::message(record);
+    let left = left.filter(|left| !left.is_zero());
     let broker_time = record.timestamp().to_millis().and_then(|millis| u64::try_from(millis).ok());
     let details = Details {
         broker_time: broker_time.map(|millis| std::time::SystemTime::UNIX_EPOCH + Duration::from_millis(millis)),
