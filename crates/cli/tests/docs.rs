@@ -113,9 +113,23 @@ fn variables(registry: &Registry) -> String {
 
 fn help() -> String {
     let mut text = String::new();
-    for command in
-        ["", "backends", "send", "consume", "check", "dead-letters", "dead-letters list", "dead-letters replay"]
-    {
+    for command in [
+        "",
+        "backends",
+        "send",
+        "consume",
+        "check",
+        "dead-letters",
+        "dead-letters list",
+        "dead-letters replay",
+        "channels",
+        "peek",
+        "purge",
+        "topology",
+        "topology plan",
+        "topology apply",
+        "delete",
+    ] {
         let mut arguments: Vec<_> = command.split_whitespace().collect();
         arguments.push("--help");
         let output = Command::new(env!("CARGO_BIN_EXE_polymq")).args(arguments).output().unwrap();

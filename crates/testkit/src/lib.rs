@@ -4,9 +4,12 @@ mod brokers;
 mod captured;
 mod case;
 pub mod cases;
+#[cfg(feature = "certificates")]
+mod certificates;
 mod child;
 mod cx;
 mod drive;
+pub mod faulty;
 mod harness;
 mod ledger;
 pub mod mutant;
@@ -22,6 +25,8 @@ use std::time::{Duration, SystemTime};
 mod tools;
 use polymq_core::Message;
 
+#[cfg(feature = "certificates")]
+pub use crate::certificates::Certificates;
 pub use crate::{
     brokers::{Broker, DIRECTORY_VARIABLE, SCRIPT_VARIABLE},
     case::{Case, Run},
