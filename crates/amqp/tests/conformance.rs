@@ -124,6 +124,11 @@ impl Harness for RabbitMq {
         Err("AMQP has no throttling reply: RabbitMQ blocks the connection, as its alarm does")
     }
 
+    /// A passive declaration asks for no permission.
+    fn anybody_may_look(&self) -> bool {
+        true
+    }
+
     fn bad_names(&self) -> Vec<(Address, &'static str)> {
         vec![(Address::queue("amq.mine"), "starts with amq.")]
     }

@@ -85,6 +85,11 @@ pub trait Connection: Send + Sync + fmt::Debug + 'static {
         Ok(())
     }
 
+    /// The address as the broker knows it.
+    fn real_address(&self, address: &Address) -> Address {
+        address.clone()
+    }
+
     /// Makes a producer. With `declare`, the channel exists afterwards.
     async fn producer(&self, address: &Address, options: &ProduceOptions) -> Result<Box<dyn Producer>>;
 

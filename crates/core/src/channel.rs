@@ -230,6 +230,16 @@ impl Channel {
         answer.ok_or_else(|| Error::new(ErrorKind::Refused, "a layer took the request and sent none"))
     }
 
+    /// Makes a message ready to leave with an acknowledgement: checked, through the layers, to a channel that exists.
+    pub(crate) async fn ready(&self, mut message: Message) -> Result<(Address, Message)> {
+        self.prepare(&mut message)?;
+        let mut message = crate::request::sent(&self.0.parts, &self.0.address, message).await?;
+        // A layer may have changed the message.
+        self.prepare(&mut message)?;
+        self.producer().await?;
+        Ok((self.0.parts.connection.real_address(&self.0.address), message))
+    }
+
     pub(crate) fn parts(&self) -> &Arc<Parts> {
         &self.0.parts
     }

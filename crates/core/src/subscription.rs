@@ -131,6 +131,7 @@ pub(crate) async fn open(
         group: options.group.clone(),
         backend: connection.backend(),
         capabilities: parts.capabilities.clone(),
+        transactional: options.transactional,
         dead_letters: options.dead_letters.clone().map(|queue| Channel::new(Arc::clone(parts), queue)),
         address,
     };
@@ -166,6 +167,9 @@ pub(crate) fn check_options(
     }
     if options.start == Start::Earliest && !capabilities.replay {
         return refuse("starting with messages from before the group existed");
+    }
+    if options.transactional && !capabilities.transactions {
+        return refuse("sending and acknowledging as one");
     }
     if options.ordered_by_key && capabilities.order == Order::None {
         return refuse("order by key");

@@ -5,7 +5,8 @@ use std::{
     time::Duration,
 };
 
-use http::{StatusCode, header};
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, header};
 use polymq_core::{Error, ErrorKind, HealthReporter, Message, Result};
 use reqwest::{Client, Request, redirect::Policy};
 use tokio_util::task::TaskTracker;
@@ -62,7 +63,7 @@ impl Link {
     }
 
     /// Sends one request and reads the answer, within its limits. `Err` tells what a status other than 2xx means.
-    pub(crate) async fn exchange(&self, mut request: Request) -> Result<Message> {
+    pub(crate) async fn exchange(&self, mut request: Request) -> Result<Answered> {
         if let Some(token) = self.token.header()? {
             request.headers_mut().insert(header::AUTHORIZATION, token);
         }
@@ -92,7 +93,20 @@ impl Link {
         }
         let read = body::read(body, self.limits(self.config.max_reply), None).await;
         let (body, _) = read.map_err(|unread| unreadable(status, unread))?;
-        convert::message(&parts.headers, body).map_err(|why| {
+        Ok(Answered { headers: parts.headers, body })
+    }
+}
+
+/// A success, read to its end. What it says is of interest only to those who asked.
+#[derive(Debug)]
+pub(crate) struct Answered {
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Answered {
+    pub(crate) fn message(self) -> Result<Message> {
+        convert::message(&self.headers, self.body).map_err(|why| {
             Error::new(ErrorKind::Decode, format!("the server took the message, but its answer cannot be read: {why}"))
                 .with_backend(NAME)
         })

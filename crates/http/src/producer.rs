@@ -14,7 +14,7 @@ use url::Url;
 
 use crate::{
     NAME,
-    client::{Link, limit},
+    client::{Answered, Link, limit},
     config,
 };
 
@@ -125,7 +125,7 @@ impl HttpProducer {
     fn hand_over<T: Send + 'static>(
         &self,
         requests: Vec<Request>,
-        finish: impl FnOnce(Vec<Result<Message>>) -> Result<T> + Send + 'static,
+        finish: impl FnOnce(Vec<Result<Answered>>) -> Result<T> + Send + 'static,
     ) -> Completion<T> {
         let (completer, completion) = Completion::queued();
         let (link, place) = (Arc::clone(&self.link), Place::taken(&self.open));
@@ -146,7 +146,7 @@ impl HttpProducer {
 }
 
 /// One place has answered, or all have: what that means for the one message.
-fn all_of(answers: Vec<Result<Message>>) -> Result<()> {
+fn all_of(answers: Vec<Result<Answered>>) -> Result<()> {
     let count = answers.len();
     let mut failures: Vec<Error> = answers.into_iter().filter_map(Result::err).collect();
     match failures.len() {
@@ -184,7 +184,7 @@ impl Producer for HttpProducer {
         match self.check().and_then(|()| self.requests(&message)) {
             Ok(requests) => self.hand_over(requests, |mut answers| {
                 // A queue has one place.
-                answers.pop().unwrap_or_else(|| Err(Error::new(ErrorKind::Other, "no endpoint")))
+                answers.pop().unwrap_or_else(|| Err(Error::new(ErrorKind::Other, "no endpoint")))?.message()
             }),
             Err(error) => Completion::ready(Err(error)),
         }

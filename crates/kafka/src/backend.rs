@@ -72,6 +72,7 @@ pub(crate) fn capabilities(config: &KafkaConfig) -> Capabilities {
         delayed_send: delay,
         delivery_count: DeliveryCount::Header,
         confirms: true,
+        transactions: true,
         detects_unroutable: true,
         request_reply: true,
         expiry: Support::Emulated,

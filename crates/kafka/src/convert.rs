@@ -20,7 +20,7 @@ const EXPIRES: &str = "ce_expirytime";
 const CORRELATION: &str = "ce_correlationid";
 const REPLY_TO: &str = "ce_replyto";
 
-/// On records of a delay topic only: when the message is due, in milliseconds since 1970. Never a header of a message.
+/// On records of a delay topic only: when the message is due. Never a header of a message.
 const DUE: &str = "polymq-due";
 
 /// Checks what the protocol cannot carry, before anything is sent.
@@ -71,9 +71,8 @@ pub(crate) fn headers(message: &Message, due: Option<SystemTime>) -> Option<Owne
     if let Some(value) = message.reply_to() {
         put(REPLY_TO, value);
     }
-    if let Some(due) = due.and_then(|due| due.duration_since(SystemTime::UNIX_EPOCH).ok()) {
-        // Rounded up: never too early.
-        put(DUE, &due.as_nanos().div_ceil(1_000_000).to_string());
+    if let Some(due) = due {
+        put(DUE, &polymq_core::due_in(polymq_core::until(due)));
     }
     for (name, value) in message.wire_headers() {
         put(name, value);
@@ -81,14 +80,14 @@ pub(crate) fn headers(message: &Message, due: Option<SystemTime>) -> Option<Owne
     headers
 }
 
-/// The message of a record, and when it is due if it has to wait. Whatever a foreign producer left out or wrote in
-/// another way, it is a message.
-pub(crate) fn message(record: &impl rdkafka::message::Message) -> (Message, Option<SystemTime>) {
+/// The message of a record, and how long it has to wait still if it has to. Whatever a foreign producer left out or
+/// wrote in another way, it is a message.
+pub(crate) fn message(record: &impl rdkafka::message::Message) -> (Message, Option<Duration>) {
     let mut message = Message::new(record.payload().map(bytes::Bytes::copy_from_slice).unwrap_or_default());
     if let Some(key) = record.key().and_then(|key| std::str::from_utf8(key).ok()) {
         message = message.with_key(key.to_owned());
     }
-    let (mut due, mut time) = (None, None);
+    let (mut left, mut time) = (None, None);
     if let Some(headers) = record.headers() {
         for header in headers.iter() {
             // Values of other producers that are no text are left out.
@@ -112,7 +111,7 @@ pub(crate) fn message(record: &impl rdkafka::message::Message) -> (Message, Opti
                 CORRELATION => message.with_correlation_id(value.to_owned()),
                 REPLY_TO => message.with_reply_to(value.to_owned()),
                 DUE => {
-                    due = value.parse().ok().map(|millis| SystemTime::UNIX_EPOCH + Duration::from_millis(millis));
+                    left = polymq_core::time_left(value);
                     message
                 }
                 name => {
@@ -130,7 +129,7 @@ pub(crate) fn message(record: &impl rdkafka::message::Message) -> (Message, Opti
     if let Some(time) = time.or_else(made).or_else(taken) {
         message = message.with_time(time);
     }
-    (message, due)
+    (message, left)
 }
 
 /// The time in a UUID of version 7 (RFC 9562, section 5.7).
@@ -215,9 +214,10 @@ mod tests {
 
     #[test]
     fn a_delay_is_told_and_taken_away_again() {
-        let due = SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_001);
-        let written = record(&full(), Some(due - Duration::from_nanos(1)));
-        assert_eq!(message(&written), (full(), Some(due)));
+        let wait = Duration::from_secs(60);
+        let (read, left) = message(&record(&full(), Some(polymq_core::now() + wait)));
+        assert_eq!(read, full());
+        assert!(left.is_some_and(|left| left > wait / 2 && left <= wait + Duration::from_millis(1)), "{left:?}");
     }
 
     #[test]

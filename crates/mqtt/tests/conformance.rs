@@ -15,8 +15,8 @@ use polymq_mqtt::{
     },
 };
 use polymq_testkit::{
-    BareClient, BareMessage, BareReceiver, Broker, BrokerControl, Denied, Harness, Heartbeat, Passwords, Suite, Switch,
-    Tool, Use,
+    BareClient, BareMessage, BareReceiver, Broker, BrokerControl, Deletion, Denied, Harness, Heartbeat, Passwords,
+    Suite, Switch, Tool, Use,
 };
 
 /// Nobody may send to `forbidden`; everything else is allowed.
@@ -84,11 +84,16 @@ impl Harness for Mosquitto {
     }
 
     fn denied(&self) -> Option<Denied> {
-        Some(Denied { url: self.url(None), address: Address::queue("forbidden"), consumers_are_told: false })
+        Some(Denied { url: Harness::url(self, None), address: Address::queue("forbidden"), consumers_are_told: false })
     }
 
     fn passwords(&self) -> Tool<'_, dyn Passwords> {
         Ok(self)
+    }
+
+    fn deletes_in_use(&self) -> Tool<'_, Deletion> {
+        // What a queue holds is a session, which is ended by taking it over.
+        Ok(&Deletion::OfConnection)
     }
 
     fn alarm(&self) -> Tool<'_, dyn Switch> {

@@ -199,7 +199,10 @@ impl Task {
     /// Returns what was fetched and not received.
     fn give_back(&self) {
         for incoming in self.shared.unread() {
-            let _ = self.shared.settle(incoming.token, |held| settle::release(&self.shared, held, incoming.message));
+            if let Some(held) = self.shared.unhold(incoming.token) {
+                settle::release(&self.shared, held, incoming.message);
+                self.shared.request_is_over();
+            }
         }
     }
 

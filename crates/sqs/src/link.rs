@@ -404,8 +404,7 @@ async fn ask(live: &Live) -> Result<()> {
 
 /// Region and credentials, from the settings where they name them, else as every AWS program finds them.
 async fn base(config: &SqsConfig, place: &Place) -> Result<SdkConfig> {
-    let http = http(config)?;
-    let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http.clone());
+    let mut loader = aws_config::defaults(BehaviorVersion::latest());
     // Retries are ours: the client library would send a message twice.
     loader = loader.retry_config(RetryConfig::disabled());
     let region = config.region.clone().or_else(|| place.endpoint.as_ref().map(|_| DEFAULT_REGION.to_owned()));
@@ -433,14 +432,14 @@ async fn base(config: &SqsConfig, place: &Place) -> Result<SdkConfig> {
             .region(Region::new(region))
             .credentials_provider(SharedCredentialsProvider::new(credentials.clone()))
             .retry_config(RetryConfig::disabled())
-            .http_client(http)
             .sleep_impl(aws_smithy_async_sleep())
             .build());
     }
     if let Some(credentials) = given {
         loader = loader.credentials_provider(credentials);
     }
-    let loaded = loader.load().await;
+    // Credentials may come from services of their own.
+    let loaded = loader.http_client(http(config, false)?).load().await;
     if loaded.region().is_none() {
         return Err(
             error::config("the region is not known").with_hint("set region, AWS_REGION or the profile's region")
@@ -460,7 +459,7 @@ async fn clients(config: &SqsConfig, generation: u64) -> Result<Live> {
     let loading = Box::pin(base(config, &place));
     let loaded = timeout(config.connect_timeout, loading).await;
     let base = &loaded.map_err(|_| error::disconnected("connect", "the credentials were not found in time"))??;
-    let http = http(config)?;
+    let http = http(config, place.is_plain())?;
     let timeouts = TimeoutConfig::builder().connect_timeout(config.connect_timeout).build();
     let endpoint = place.endpoint;
     // A long poll that waits is no stalled stream.
@@ -481,7 +480,11 @@ async fn clients(config: &SqsConfig, generation: u64) -> Result<Live> {
     })
 }
 
-fn http(config: &SqsConfig) -> Result<SharedHttpClient> {
+fn http(config: &SqsConfig, is_plain: bool) -> Result<SharedHttpClient> {
+    if is_plain {
+        // Without the system's authorities, which take longer to read than all the rest of connecting.
+        return Ok(Builder::new().build_http());
+    }
     let builder = Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring));
     let Some(file) = &config.ca_file else { return Ok(builder.build_https()) };
     let pem = std::fs::read(file).map_err(|problem| {

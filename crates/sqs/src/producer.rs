@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -54,16 +54,17 @@ impl SqsProducer {
 
     fn letter(&self, message: &Message) -> Result<Letter> {
         let wire = convert::encode(message, self.max_message)?;
-        if let Some(at) = message.deliver_at() {
-            self.check_delay(at)?;
+        let delay = message.deliver_at().map(until);
+        if let Some(delay) = delay {
+            self.check_delay(delay)?;
         }
         let id = message.id().cloned().unwrap_or_default();
         let fifo = self.fifo.then(|| (group(message, &id), once(message, &id)));
-        Ok(Letter { wire, deliver_at: message.deliver_at(), fifo, subject: self.subject.clone(), id })
+        let deliver_at = delay.map(|delay| Instant::now() + delay);
+        Ok(Letter { wire, deliver_at, fifo, subject: self.subject.clone(), id })
     }
 
-    fn check_delay(&self, at: SystemTime) -> Result<()> {
-        let delay = until(at);
+    fn check_delay(&self, delay: Duration) -> Result<()> {
         let what = if self.topic {
             "sending to a topic now what is delivered later".to_owned()
         } else if self.fifo {

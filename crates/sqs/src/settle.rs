@@ -3,9 +3,12 @@
 //! An acknowledgement is done when it is handed over: it is sent with others, and again until SQS has answered or the loan
 //! is over. If the process ends before, SQS delivers the message again, as it does when the process ends right before it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use polymq_core::{ATTEMPT, Completer, Completion, Error, Message, Result, Settler, Token, now};
+use polymq_core::{ATTEMPT, Completer, Completion, Error, Message, Result, Settler, Token};
 
 use crate::{
     NAME,
@@ -113,6 +116,6 @@ fn letter(shared: &Shared, message: Message, attempt: u32, after: Duration) -> R
         // Not the message's id: the queue has seen it, and would take the copy for a repetition.
         (group(&copy, &id), format!("{:032x}", fastrand::u128(..)))
     });
-    let deliver_at = (!after.is_zero()).then(|| now() + after);
+    let deliver_at = (!after.is_zero()).then(|| Instant::now() + after);
     Ok(Letter { id, wire, deliver_at, fifo, subject: None })
 }

@@ -324,6 +324,16 @@ impl Shared {
         Ok(done)
     }
 
+    /// Takes a message that nobody has received, to be returned, even when nobody can settle any more: a poll that was on its
+    /// way may have brought it after that. It counts as not yet told until [`request_is_over`](Self::request_is_over).
+    pub(crate) fn unhold(&self, token: Token) -> Option<Held> {
+        let mut state = self.lock();
+        let held = state.held.remove(&token)?;
+        state.bytes = state.bytes.saturating_sub(held.bytes);
+        state.untold += 1;
+        Some(held)
+    }
+
     /// Gives a message back that could not be settled.
     pub(crate) fn unclaim(&self, token: Token, held: Held) {
         let mut state = self.lock();

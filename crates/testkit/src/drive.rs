@@ -85,9 +85,9 @@ pub(crate) async fn dead_letters(bus: &Bus, channel: &Channel) -> Subscription {
     subscribe(&bus.channel(channel.address().dead_letters(None))).await
 }
 
-/// What came, in its order where the backend promises one; sorted where it does not.
+/// What came without a key, in its order where the backend promises one; sorted where it does not.
 pub(crate) fn in_order(cx: &Cx, mut seen: Vec<String>) -> Vec<String> {
-    if cx.capabilities().order == Order::None {
+    if matches!(cx.capabilities().order, Order::None | Order::PerKey) {
         seen.sort();
     }
     seen

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc, time::Duration
 use async_trait::async_trait;
 use polymq_core::{Address, Backend};
 
-use crate::tools::{Passwords, Switch, Tool, UNSAID};
+use crate::tools::{Deletion, Passwords, Switch, Tool, UNSAID};
 
 /// The place that a backend is tested in. The two required methods are enough for a backend that lives in the
 /// process; one with a broker gives the others too, and the suite fails when one of them is missing.
@@ -89,8 +89,8 @@ pub trait Harness: Send + Sync + fmt::Debug + 'static {
     }
 
     /// Whether a queue can be deleted while it is used; otherwise why not.
-    fn deletes_in_use(&self) -> Tool<'_, ()> {
-        Ok(&())
+    fn deletes_in_use(&self) -> Tool<'_, Deletion> {
+        Ok(&Deletion::OfChannel)
     }
 
     /// Whether several consumers can share a queue over connections of their own; otherwise why not.
@@ -101,6 +101,11 @@ pub trait Harness: Send + Sync + fmt::Debug + 'static {
     /// Names that this broker cannot carry, each with a part of the sentence that says why.
     fn bad_names(&self) -> Vec<(Address, &'static str)> {
         Vec::new()
+    }
+
+    /// Whether this broker tells everybody what exists, also those who may not use it. They still must not make it.
+    fn anybody_may_look(&self) -> bool {
+        false
     }
 
     /// The settings that bound operations, besides the time-outs that calls have themselves.

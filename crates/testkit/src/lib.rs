@@ -4,9 +4,12 @@ mod brokers;
 mod captured;
 mod case;
 pub mod cases;
+#[cfg(feature = "certificates")]
+mod certificates;
 mod child;
 mod cx;
 mod drive;
+pub mod faulty;
 mod harness;
 mod ledger;
 pub mod mutant;
@@ -22,6 +25,8 @@ use std::time::{Duration, SystemTime};
 mod tools;
 use polymq_core::Message;
 
+#[cfg(feature = "certificates")]
+pub use crate::certificates::Certificates;
 pub use crate::{
     brokers::{Broker, DIRECTORY_VARIABLE, SCRIPT_VARIABLE},
     case::{Case, Run},
@@ -41,7 +46,7 @@ pub use crate::{
 #[must_use]
 pub fn golden_message() -> Message {
     Message::new("{\"id\": 7}")
-    tools::{Passwords, Switch, Tool},
+    tools::{Deletion, Passwords, Switch, Tool},
         .with_id("0190a0a0-0000-7000-8000-000000000007")
         .with_time(SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123))
         .with_content_type("application/json")

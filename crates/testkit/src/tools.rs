@@ -10,6 +10,15 @@ pub type Tool<'a, T> = Result<&'a T, &'static str>;
 /// What a harness says that says nothing: the case fails.
 pub(crate) const UNSAID: &str = "the harness says neither that it has this nor why not";
 
+/// What notices that a queue is deleted under those who use it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deletion {
+    /// Who uses the queue, and nobody else.
+    OfChannel,
+    /// The connection that held it, since the broker keeps what it is to get by connection; it is made again.
+    OfConnection,
+}
+
 /// The password of one user, who may do everything and is used by nobody else.
 #[async_trait]
 pub trait Passwords: Send + Sync + fmt::Debug {

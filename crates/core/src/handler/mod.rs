@@ -6,6 +6,7 @@ mod failure;
 mod function;
 mod layered;
 mod outcome;
+mod sends;
 mod service;
 
 pub use self::{
@@ -14,6 +15,7 @@ pub use self::{
     failure::Failure,
     function::{Blocking, Handler, blocking},
     outcome::{IntoOutcome, Outcome},
+    sends::Sends,
 };
 pub(crate) use self::{
     extract::States,

@@ -10,7 +10,7 @@ use std::{
 
 use futures_util::{FutureExt, future::BoxFuture};
 
-use super::{Batch, BatchHandler, FromDelivery, Handler, Outcome, View, layered};
+use super::{Batch, BatchHandler, FromDelivery, Handler, Outcome, Sends, View, layered};
 use crate::{
     Error,
     runner::{DONE, Tried, Work},
@@ -218,7 +218,7 @@ impl Several {
             Some(names) => names.split(',').collect(),
             None => Vec::new(),
         };
-        let (mut failed, mut answer) = (None, None);
+        let (mut failed, mut answer, mut sending) = (None, None, None::<Sends>);
         for (name, part) in &self.0 {
             if done.contains(&name.as_str()) {
                 continue;
@@ -229,11 +229,17 @@ impl Several {
                     done.push(name);
                     answer = answer.or(Some(value));
                 }
+                // Not done before it is sent: where another one fails, it is called again.
+                Tried::Outcome(Outcome::Send(sends)) => sending.get_or_insert_default().extend(sends),
                 other => failed = failed.or(Some(other)),
             }
         }
         match failed {
-            None => Tried::Outcome(answer.map_or(Outcome::Ack, Outcome::Answer)),
+            None => Tried::Outcome(match (sending, answer) {
+                (Some(_), Some(_)) => Outcome::reject("one of its handlers answers and another one sends"),
+                (Some(sends), None) => Outcome::Send(sends),
+                (None, answer) => answer.map_or(Outcome::Ack, Outcome::Answer),
+            }),
             Some(failed) => Tried::Partly { done: done.join(","), failed: Box::new(failed) },
         }
     }

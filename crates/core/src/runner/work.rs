@@ -10,7 +10,8 @@ use futures_util::future::BoxFuture;
 
 use super::{Env, Handled, HandlerError, Tried};
 use crate::{
-    AckMode, Bus, Delivery, ErrorKind, Fate, Incoming, Message, Outcome, Result, RetryMode, SettleError, Token, View,
+    AckMode, Bus, Channel, Delivery, ErrorKind, Fate, Incoming, Message, Outcome, Result, RetryMode, SettleError,
+    Token, View,
     delivery::attempt_of,
     handler::{Service, layered},
     request::ReplyAddress,
@@ -323,12 +324,14 @@ impl Work {
                     env.control.succeeded(1);
                     self.finish(Settlement::Answer(&reply)).await;
                 }
-                Err(error) => {
-                    env.control.failed(env.policy.pause_after_failures);
-                    let reason = format!("its answer cannot be sent: {error}");
-                    self.report(&reason, attempt);
-                    self.give_up(env.policy.exhausted, &reason, Some(&reason)).await;
+                Err(error) => self.cannot_send("its answer", &error, attempt).await,
+            },
+            Outcome::Send(sends) => match sends.messages(&env.bus) {
+                Ok(messages) => {
+                    env.control.succeeded(1);
+                    self.finish(Settlement::Send(&messages)).await;
                 }
+                Err(error) => self.cannot_send("what it sends", &error, attempt).await,
             },
             Outcome::Drop { reason } => {
                 counters.dropped.fetch_add(1, Ordering::Relaxed);
@@ -363,6 +366,15 @@ impl Work {
             }
         }
         None
+    }
+
+    /// What a handler has returned can never leave.
+    async fn cannot_send(&mut self, what: &str, error: &crate::Error, attempt: u32) {
+        let env = Arc::clone(&self.env);
+        env.control.failed(env.policy.pause_after_failures);
+        let reason = format!("{what} cannot be sent: {error}");
+        self.report(&reason, attempt);
+        self.give_up(env.policy.exhausted, &reason, Some(&reason)).await;
     }
 
     fn report(&self, error: &str, attempt: u32) {
@@ -401,6 +413,13 @@ impl Work {
             {
                 tracing::warn!(channel = env.origin.address.name(), %error, "not answered");
             }
+            if let Settlement::Send(messages) = settlement {
+                for (channel, message) in messages {
+                    if let Err(error) = channel.send_message(message.clone()).await {
+                        tracing::warn!(channel = env.origin.address.name(), %error, "not sent");
+                    }
+                }
+            }
             // The mode says that the first settlement is the last, whatever the handler did.
             if acked {
                 delivery.forget();
@@ -422,6 +441,20 @@ impl Work {
                 Err(error) => error.into_parts(),
             };
             env.callbacks.transport_error(&env.origin.address, &error);
+            let (error, again) = match settlement {
+                // It can never leave: what was to be answered with it is kept by the dead letters.
+                Settlement::Send(_) if is_hopeless(&error) => {
+                    let reason = format!("what it sends cannot be sent: {error}");
+                    match again.bury(&reason, Some(&reason)).await {
+                        Ok(()) => {
+                            env.control.counters.dead_lettered.fetch_add(1, Ordering::Relaxed);
+                            return;
+                        }
+                        Err(error) => error.into_parts(),
+                    }
+                }
+                _ => (error, again),
+            };
             if matches!(error.kind(), ErrorKind::Stale | ErrorKind::Closed) {
                 tracing::warn!(channel = env.origin.address.name(), %error, "not settled; the message comes again");
                 again.release();
@@ -439,11 +472,18 @@ impl Work {
     }
 }
 
+/// Whether a message can never be sent to where it should go.
+fn is_hopeless(error: &crate::Error) -> bool {
+    use ErrorKind::{InvalidInput, PermissionDenied, Refused, TooLarge, Unroutable, Unsupported};
+    matches!(error.kind(), InvalidInput | PermissionDenied | Refused | TooLarge | Unroutable | Unsupported)
+}
+
 /// What is to be done with a delivery.
 #[derive(Clone, Copy)]
 enum Settlement<'a> {
     Ack,
     Answer(&'a Message),
+    Send(&'a [(Channel, Message)]),
     Drop(&'a str),
     Defer(Duration),
     Retry(Duration, &'a str),
@@ -453,7 +493,7 @@ enum Settlement<'a> {
 impl Settlement<'_> {
     fn name(self) -> &'static str {
         match self {
-            Self::Ack | Self::Answer(_) => "acked",
+            Self::Ack | Self::Answer(_) | Self::Send(_) => "acked",
             Self::Drop(_) => "dropped",
             Self::Defer(_) => "deferred",
             Self::Retry(..) => "retried",
@@ -470,6 +510,7 @@ impl Settlement<'_> {
         match self {
             Self::Ack => delivery.ack().await,
             Self::Answer(reply) => delivery.answer(bus, reply.clone()).await,
+            Self::Send(messages) => delivery.ack_with(messages).await,
             Self::Drop(reason) => delivery.drop_message(reason).await,
             Self::Defer(after) => delivery.again(attempt, after, None).await,
             Self::Retry(after, error) => delivery.again(attempt.saturating_add(1), after, Some(error)).await,

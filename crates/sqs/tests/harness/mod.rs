@@ -5,7 +5,10 @@
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -21,7 +24,8 @@ use polymq_sqs::{
     },
 };
 use polymq_testkit::{
-    BareClient, BareMessage, BareReceiver, Broker, BrokerControl, Denied, Harness, Heartbeat, Use,
+    BareClient, BareMessage, BareReceiver, Broker, BrokerControl, Denied, Harness, Heartbeat, Passwords, Switch, Tool,
+    Use,
     twist::{Twist, Twisted},
 };
 use tokio::{
@@ -34,6 +38,8 @@ use tokio::{
 pub struct Emulated {
     broker: Broker,
     gate: SocketAddr,
+    turnstile: Turnstile,
+    counter: Counter,
     bare: Bare,
     fifo: bool,
 }
@@ -44,13 +50,15 @@ impl Emulated {
     pub fn start(purpose: Use) -> Self {
         let broker = Broker::sqs(if purpose == Use::Kill { "elasticmq" } else { "ministack" });
         let gate = gate(broker.address());
+        let (turnstile, counter) = (Turnstile::before(broker.address()), Counter::before(broker.address()));
         let bare = Bare { endpoint: format!("http://{}", broker.address()), fifo: false };
-        Self { broker, gate, bare, fifo: false }
+        Self { broker, gate, turnstile, counter, bare, fifo: false }
     }
 
     /// Every queue and topic is a FIFO one.
     pub fn fifo(self) -> Self {
-        Self { fifo: true, bare: Bare { fifo: true, ..self.bare }, ..self }
+        let (turnstile, counter) = (Turnstile { fifo: true, ..self.turnstile }, Counter { fifo: true, ..self.counter });
+        Self { fifo: true, bare: Bare { fifo: true, ..self.bare }, turnstile, counter, ..self }
     }
 }
 
@@ -92,6 +100,32 @@ impl Harness for Emulated {
         Duration::from_secs(60)
     }
 
+    fn passwords(&self) -> Tool<'_, dyn Passwords> {
+        Ok(&self.turnstile)
+    }
+
+    fn alarm(&self) -> Tool<'_, dyn Switch> {
+        Err("SQS has no alarm: what it cannot take it throttles")
+    }
+
+    fn throttle(&self) -> Tool<'_, dyn Switch> {
+        Ok(&self.counter)
+    }
+
+    fn bad_names(&self) -> Vec<(Address, &'static str)> {
+        vec![
+            (Address::queue("a b"), "expected letters"),
+            (Address::queue("a--b"), "a dot is written"),
+            (Address::topic("a/b"), "expected letters"),
+            (Address::queue("a-"), "begins or ends"),
+            (Address::queue("n".repeat(81)), "at most 80"),
+        ]
+    }
+
+    fn time_outs(&self) -> Vec<&'static str> {
+        vec!["connect_timeout", "request_timeout"]
+    }
+
     fn backlog(&self) -> usize {
         // The emulators go through a list for each message.
         4_000
@@ -127,6 +161,74 @@ fn gate(target: SocketAddr) -> SocketAddr {
             None
         }
     })
+}
+
+/// Lets in whoever has the access key of the moment; its name stands for the password, which only signs.
+#[derive(Debug)]
+struct Turnstile {
+    address: SocketAddr,
+    key: Arc<Mutex<String>>,
+    fifo: bool,
+}
+
+impl Turnstile {
+    fn before(target: SocketAddr) -> Self {
+        let key = Arc::new(Mutex::new(String::new()));
+        let known = Arc::clone(&key);
+        let address = front(target, move |request| {
+            let is_known = request.head.contains(&format!("Credential={}/", known.lock().expect("a lock")));
+            let refused =
+                || request.refused(403, "InvalidClientTokenId", "The security token in the request is invalid");
+            (!is_known).then(refused)
+        });
+        Self { address, key, fifo: false }
+    }
+}
+
+#[async_trait]
+impl Passwords for Turnstile {
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn url(&self, password: &str, at: SocketAddr) -> String {
+        format!("sqs://{password}:secret@{at}?poll_wait=1s&fifo={}", self.fifo)
+    }
+
+    async fn set(&self, password: &str) {
+        password.clone_into(&mut self.key.lock().expect("a lock"));
+    }
+}
+
+/// Says "not so fast" to every send while it is switched on.
+#[derive(Debug)]
+struct Counter {
+    address: SocketAddr,
+    is_busy: Arc<AtomicBool>,
+    fifo: bool,
+}
+
+impl Counter {
+    fn before(target: SocketAddr) -> Self {
+        let is_busy = Arc::new(AtomicBool::new(false));
+        let busy = Arc::clone(&is_busy);
+        let address = front(target, move |request| {
+            let is_throttled = busy.load(Ordering::SeqCst) && request.action() == "SendMessageBatch";
+            is_throttled.then(|| request.refused(400, "RequestThrottled", "Rate exceeded"))
+        });
+        Self { address, is_busy, fifo: false }
+    }
+}
+
+#[async_trait]
+impl Switch for Counter {
+    fn url(&self) -> String {
+        format!("sqs://test:test@{}?poll_wait=1s&fifo={}", self.address, self.fifo)
+    }
+
+    async fn turn(&self, on: bool) {
+        self.is_busy.store(on, Ordering::SeqCst);
+    }
 }
 
 /// A request on its way.

@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use polymq_core::{
-    Address, Completion, Connection, ConsumeOptions, ErrorKind, Incoming, Listed, Message, Receipt, Result,
+    Address, Backend, Completion, Connection, ConsumeOptions, ErrorKind, Incoming, Listed, Message, Receipt, Result,
+    Settings,
 };
 
 use super::{Mutant, mutant};
@@ -60,6 +61,10 @@ struct TakesNoForMissing;
 
 #[async_trait]
 impl Twist for TakesNoForMissing {
+    async fn connect(&self, backend: &dyn Backend, settings: &Settings) -> Result<Arc<dyn Connection>> {
+        backend.connect(settings).await.map_err(|error| error.with_kind(ErrorKind::NotFound))
+    }
+
     async fn exists(&self, connection: &dyn Connection, address: &Address, group: Option<&str>) -> Result<bool> {
         Ok(connection.exists(address, group).await.unwrap_or(false))
     }

@@ -17,7 +17,7 @@ use std::{net::SocketAddr, sync::Arc};
 use polymq_core::{Address, Backend};
 
 use crate::{
-    BareClient, BrokerControl, Case, Clock, Denied, Harness, Heartbeat, Passwords, Switch, Tool,
+    BareClient, BrokerControl, Case, Clock, Deletion, Denied, Harness, Heartbeat, Passwords, Switch, Tool,
     twist::{Twist, Twisted},
 };
 
@@ -137,6 +137,10 @@ impl Harness for Broken {
         self.harness.bad_names()
     }
 
+    fn anybody_may_look(&self) -> bool {
+        self.harness.anybody_may_look()
+    }
+
     fn time_outs(&self) -> Vec<&'static str> {
         self.harness.time_outs()
     }
@@ -161,7 +165,7 @@ impl Harness for Broken {
         self.harness.throttle()
     }
 
-    fn deletes_in_use(&self) -> Tool<'_, ()> {
+    fn deletes_in_use(&self) -> Tool<'_, Deletion> {
         self.harness.deletes_in_use()
     }
 

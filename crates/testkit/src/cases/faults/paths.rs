@@ -36,7 +36,7 @@ pub async fn paths(cx: Cx) {
     // Without a broker between, both must go where the consumer listens.
     let fast = if cx.capabilities().direct { slow.clone() } else { cx.bus().await };
     let queue = cx.queue(&slow);
-    let mut subscription = subscribe_with(&queue, prefetch(20)).await;
+    let mut subscription = subscribe_with(&queue, prefetch(100)).await;
     let began = Instant::now();
     let changing = tokio::spawn({
         let proxy = Arc::clone(&proxy);
