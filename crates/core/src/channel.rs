@@ -232,10 +232,10 @@ impl Channel {
 
     /// Makes a message ready to leave with an acknowledgement: checked, through the layers, to a channel that exists.
     pub(crate) async fn ready(&self, mut message: Message) -> Result<(Address, Message)> {
-        self.prepare(&mut message)?;
+        self.prepare(&mut message, Stamp::now)?;
         let mut message = crate::request::sent(&self.0.parts, &self.0.address, message).await?;
         // A layer may have changed the message.
-        self.prepare(&mut message)?;
+        self.prepare(&mut message, Stamp::now)?;
         self.producer().await?;
         Ok((self.0.parts.connection.real_address(&self.0.address), message))
     }

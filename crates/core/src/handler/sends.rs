@@ -61,7 +61,7 @@ impl Sends {
         let one = |(address, encode): (Address, Encode)| {
             let channel = bus.channel(address);
             let mut message = encode(&channel)?;
-            message.stamp(crate::message::Stamp::now());
+            message.stamp(crate::message::Stamp::now);
             Ok((channel, message))
         };
         self.0.into_iter().map(one).collect()
