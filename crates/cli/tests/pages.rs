@@ -42,7 +42,8 @@ fn headings(text: &str) -> Vec<&str> {
 fn every_backend_has_the_same_headings() {
     for backend in Registry::linked().names() {
         let page = format!("docs/backends/{backend}.md");
-        let expected = ["Address", "Queues and topics", "Settings", "Delivery", "Other clients", "Watch", "Capabilities"];
+        let expected =
+            ["Address", "Queues and topics", "Settings", "Delivery", "Other clients", "Watch", "Capabilities"];
         assert_eq!(headings(&read(&page)), expected, "{page}");
         let readme = format!("crates/{backend}/README.md");
         // The memory backend is part of the core.
@@ -92,7 +93,8 @@ fn every_promise_has_its_cases_and_every_case_its_promise() {
     let rows = text.lines().filter(|line| line.starts_with("| ") && !line.ends_with("| cases |"));
     let mut named = BTreeSet::new();
     for row in rows {
-        let cases: Vec<_> = row.trim_end_matches(" |").rsplit(" | ").next().unwrap().split('`').skip(1).step_by(2).collect();
+        let cases: Vec<_> =
+            row.trim_end_matches(" |").rsplit(" | ").next().unwrap().split('`').skip(1).step_by(2).collect();
         assert!(!cases.is_empty(), "a promise without a case: {row}");
         named.extend(cases);
     }
@@ -160,7 +162,8 @@ fn j24_the_compose_file_has_every_broker_of_the_script() {
             for used in service[key].as_vec().into_iter().flatten() {
                 let text = used.as_str().map(|text| text.split(':').next().unwrap_or_default());
                 let used = text.or_else(|| used["source"].as_str()).expect("a name");
-                let known = parsed[0][place].as_hash().is_some_and(|hash| hash.keys().any(|key| key.as_str() == Some(used)));
+                let known =
+                    parsed[0][place].as_hash().is_some_and(|hash| hash.keys().any(|key| key.as_str() == Some(used)));
                 assert!(known, "{name:?} uses {used}, which {place} does not have");
             }
         }

@@ -10,6 +10,7 @@ mod child;
 mod cx;
 mod drive;
 pub mod faulty;
+mod figures;
 mod harness;
 mod ledger;
 pub mod mutant;
@@ -18,11 +19,11 @@ mod proxy;
 mod recorder;
 mod service;
 mod suite;
+mod tools;
 pub mod twist;
 
 use std::time::{Duration, SystemTime};
 
-mod tools;
 use polymq_core::Message;
 
 #[cfg(feature = "certificates")]
@@ -40,13 +41,13 @@ pub use crate::{
     recorder::{Recorder, Sent, TestBus},
     service::TestService,
     suite::{Outcome, Suite, Use, run_case},
+    tools::{Deletion, Passwords, Switch, Tool},
 };
 
 /// The message whose form on the wire every backend writes down in its harness.
 #[must_use]
 pub fn golden_message() -> Message {
     Message::new("{\"id\": 7}")
-    tools::{Deletion, Passwords, Switch, Tool},
         .with_id("0190a0a0-0000-7000-8000-000000000007")
         .with_time(SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123))
         .with_content_type("application/json")
