@@ -11,7 +11,7 @@ pub const FIGURES_VARIABLE: &str = "POLYMQ_TEST_FIGURES";
 pub struct Figures {
     /// Sends that were confirmed.
     pub accepted: usize,
-    /// Calls of handlers that ended.
+    /// Calls of handlers that ended, and dead letters.
     pub handled: usize,
     /// Messages that were accepted and never handled.
     pub lost: usize,

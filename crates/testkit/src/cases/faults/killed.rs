@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::scenario::send_one;
+use super::{scenario::send_one, states::States};
 use crate::{
     Case, Cx, Figures, Ledger, PATIENCE,
     case::run,
@@ -22,7 +22,8 @@ pub(in crate::cases) const CASES: &[Case] = &[
 async fn killed(cx: &Cx, mode: Mode, drain: bool) {
     const COUNT: usize = 12;
     let url = cx.harness().url(None);
-    let bus = cx.builder_to(url.clone()).connect().await.expect("connect");
+    let states = States::default();
+    let bus = states.watched(cx.builder_to(url.clone())).connect().await.expect("connect");
     let queue = cx.queue(&bus);
     // In the background, because without anybody between, a send waits for its handler.
     let sending = tokio::spawn({
@@ -69,7 +70,7 @@ async fn killed(cx: &Cx, mode: Mode, drain: bool) {
         accepted: COUNT,
         handled: COUNT,
         recovery: Some(killed.elapsed()),
-        health: "up".into(),
+        health: states.to_string(),
         ..Figures::default()
     });
     quiet(&mut subscription).await;

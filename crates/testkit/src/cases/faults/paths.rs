@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use polymq_core::{Channel, Message, Order};
 use tokio::time::Instant;
 
+use super::states::States;
 use crate::{
     Case, Cx, Figures, Ledger, Proxy,
     case::run,
@@ -32,7 +33,9 @@ pub async fn paths(cx: Cx) {
     const STEPS: [u64; 6] = [120, 5, 80, 0, 200, 10];
     let count = cx.load(120);
     let proxy = Arc::new(Proxy::start(cx.broker().address()).await.expect("a proxy"));
-    let slow = cx.builder_to(cx.harness().url(Some(proxy.address()))).connect().await.expect("connect");
+    let states = States::default();
+    let slow = states.watched(cx.builder_to(cx.harness().url(Some(proxy.address()))));
+    let slow = slow.connect().await.expect("connect");
     // Without a broker between, both must go where the consumer listens.
     let fast = if cx.capabilities().direct { slow.clone() } else { cx.bus().await };
     let queue = cx.queue(&slow);
@@ -70,7 +73,7 @@ pub async fn paths(cx: Cx) {
         }
     }
     let (accepted, handled) = (2 * count, seen.len());
-    cx.record(Figures { accepted, handled, health: "up".into(), ..Figures::default() });
+    cx.record(Figures { accepted, handled, health: states.to_string(), ..Figures::default() });
     subscription.close().await.expect("close");
     fast.close().await.expect("close");
     slow.close().await.expect("close");
