@@ -192,16 +192,19 @@ impl<E: Events> Task<E> {
         }
         let mut heard = Instant::now();
         let mut quarter = 0_u32;
+        let mut read = false;
         let tick = sleep(keep_alive / 4);
         tokio::pin!(tick);
         loop {
-            // Everything that was written below goes out with one system call, and nothing here waits for it.
-            if !writer.write_buffer().is_empty() || self.slots.unflushed() {
+            // Everything that was written below goes out with one system call, and nothing here waits for it. Without
+            // anything to write, it tells the broker's system that what was read has arrived.
+            if !writer.write_buffer().is_empty() || self.slots.unflushed() || read {
                 match writer.flush().now_or_never() {
                     Some(Ok(())) => self.slots.flushed(),
                     Some(Err(cause)) => return End::Lost(Lost::Because(format!("cannot write: {cause}"))),
                     None => {}
                 }
+                read = false;
             }
             let room = has_room(&writer);
             if self.events.must_look() {
@@ -218,6 +221,7 @@ impl<E: Events> Task<E> {
                 biased;
                 packet = reader.next(), if may_read => {
                     heard = Instant::now();
+                    read = true;
                     let mut next = packet;
                     let chunk = self.slots.chunk();
                     for handled in 1.. {
