@@ -61,25 +61,11 @@ impl Producer for KafkaProducer {
     fn send(&self, message: Message) -> Completion<Receipt> {
         match self.outgoing(message, self.tally.ticket()) {
             Ok((outgoing, completion)) => {
-                self.publisher.send([outgoing]);
+                self.publisher.send(outgoing);
                 completion
             }
             Err(error) => self.refused(error),
         }
-    }
-
-    fn send_many(&self, messages: Vec<Message>) -> Vec<Completion<Receipt>> {
-        let ticket = self.tally.ticket();
-        let mut completions = Vec::with_capacity(messages.len());
-        self.publisher.send(messages.into_iter().filter_map(|message| {
-            let (outgoing, completion) = match self.outgoing(message, ticket.clone()) {
-                Ok((outgoing, completion)) => (Some(outgoing), completion),
-                Err(error) => (None, self.refused(error)),
-            };
-            completions.push(completion);
-            outgoing
-        }));
-        completions
     }
 
     async fn flush(&self) -> Result<()> {

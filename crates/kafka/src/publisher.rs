@@ -140,20 +140,18 @@ impl Publisher {
         Ok(publisher)
     }
 
-    /// Hands messages over, or keeps them until there is a connection.
-    pub(crate) fn send(&self, all: impl IntoIterator<Item = Outgoing>) {
+    /// Hands a message over, or keeps it until there is a connection.
+    pub(crate) fn send(&self, outgoing: Outgoing) {
         let mut gate = lock(&self.gate);
         match &gate.native {
             None => {
                 drop(gate);
-                for outgoing in all {
-                    let error = self.link.closed_error("send").unwrap_or_else(|| error::closed("send"));
-                    outgoing.answer.failed(error);
-                }
+                let error = self.link.closed_error("send").unwrap_or_else(|| error::closed("send"));
+                outgoing.answer.failed(error);
             }
             // In order: nothing overtakes what waits.
-            Some(native) if gate.open => all.into_iter().for_each(|outgoing| write(native, outgoing)),
-            Some(_) => gate.waiting.extend(all),
+            Some(native) if gate.open => write(native, outgoing),
+            Some(_) => gate.waiting.push_back(outgoing),
         }
     }
 

@@ -52,7 +52,7 @@ impl KafkaSettler {
         }
         let (completer, completion) = Completion::queued();
         let answer = Answer::Retry { completer, hub: Arc::clone(&self.hub), token };
-        self.publisher.send([Outgoing { message: copy, topic, partition, due, answer }]);
+        self.publisher.send(Outgoing { message: copy, topic, partition, due, answer });
         Ok(completion)
     }
 }
