@@ -59,7 +59,10 @@ impl Order {
         let what = self.does.get(last.min(attempt as usize - 1)).map_or("ok", String::as_str);
         story.tell(&self.id, attempt, what);
         match what {
-            "ok" => Ok(tokio::time::sleep(millis(self.takes_ms)).await),
+            "ok" => {
+                tokio::time::sleep(millis(self.takes_ms)).await;
+                Ok(())
+            }
             "fail" => Err(Failure::new(format!("attempt {attempt} failed"))),
             "permanent" => Err(Failure::permanent("no such customer")),
             "panic" => panic!("as the scenario wants"),
