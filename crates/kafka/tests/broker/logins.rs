@@ -32,7 +32,7 @@ pub async fn round_trip(settings: &Settings) {
 pub async fn j5_logins_are_checked_by_each_mechanism() {
     let at = &*bare().servers;
     for mechanism in ["plain", "scram-sha-256", "scram-sha-512"] {
-        round_trip(&settings("kafka", "admin:secret", called).with("mechanism", mechanism)).await;
+        round_trip(&settings("kafka", "admin:secret", at).with("mechanism", mechanism)).await;
         let error = refused(&settings("kafka", "admin:s3cret", at).with("mechanism", mechanism)).await;
         assert_eq!(error.kind(), ErrorKind::Unauthenticated, "{mechanism}: {error}");
     }
