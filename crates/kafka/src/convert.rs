@@ -6,10 +6,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use polymq_core::{Message, MessageId, Result};
+use polymq_core::{Message, MessageId};
 use rdkafka::message::{Header, Headers as _, OwnedHeaders};
-
-use crate::error;
 
 const CONTENT_TYPE: &str = "content-type";
 const ID: &str = "ce_id";
@@ -20,18 +18,11 @@ const EXPIRES: &str = "ce_expirytime";
 const CORRELATION: &str = "ce_correlationid";
 const REPLY_TO: &str = "ce_replyto";
 
+/// Before a user's header of the name of the content type, so that each keeps its own.
+const ESCAPE: &str = "polymq:";
+
 /// On records of a delay topic only: when the message is due. Never a header of a message.
 const DUE: &str = "polymq-due";
-
-/// Checks what the protocol cannot carry, before anything is sent.
-pub(crate) fn check(message: &Message) -> Result<()> {
-    match message.headers().iter().find(|(name, _)| name.eq_ignore_ascii_case(CONTENT_TYPE)) {
-        Some((name, _)) => {
-            Err(error::invalid(format!("the header {name:?} is the message's content type; set that instead")))
-        }
-        None => Ok(()),
-    }
-}
 
 /// The headers of a record; `due` is when a message in a delay topic is to be delivered.
 pub(crate) fn headers(message: &Message, due: Option<SystemTime>) -> Option<OwnedHeaders> {
@@ -75,7 +66,11 @@ pub(crate) fn headers(message: &Message, due: Option<SystemTime>) -> Option<Owne
         put(DUE, &polymq_core::due_in(polymq_core::until(due)));
     }
     for (name, value) in message.wire_headers() {
-        put(name, value);
+        if name.eq_ignore_ascii_case(CONTENT_TYPE) {
+            put(&format!("{ESCAPE}{name}"), value);
+        } else {
+            put(name, value);
+        }
     }
     headers
 }
@@ -115,7 +110,8 @@ pub(crate) fn message(record: &impl rdkafka::message::Message) -> (Message, Opti
                     message
                 }
                 name => {
-                    message.add_wire_header(name.to_owned(), value.to_owned());
+                    let own = name.strip_prefix(ESCAPE).filter(|own| own.eq_ignore_ascii_case(CONTENT_TYPE));
+                    message.add_wire_header(own.unwrap_or(name).to_owned(), value.to_owned());
                     message
                 }
             };
@@ -142,7 +138,6 @@ fn made_at(id: &MessageId) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use polymq_core::ErrorKind;
     use rdkafka::message::{Message as _, OwnedMessage, Timestamp};
 
     const UUID: &str = "0190b5a3-6c1e-7d11-8f2b-7c0d3f1a2b3c";
@@ -246,9 +241,10 @@ mod tests {
     }
 
     #[test]
-    fn the_content_type_is_no_header_of_the_user() {
-        let message = Message::new("").with_header("Content-Type", "text/plain");
-        assert_eq!(check(&message).expect_err("refused").kind(), ErrorKind::InvalidInput);
-        assert!(check(&full()).is_ok());
+    fn a_header_of_the_name_of_the_content_type_stays_itself() {
+        for name in ["content-type", "Content-Type"] {
+            let sent = full().with_header(name, "text/plain");
+            assert_eq!(message(&record(&sent, None)).0, sent, "{name}");
+        }
     }
 }

@@ -13,7 +13,7 @@ use polymq_core::{Completion, Error, Message, Producer, Receipt, Result};
 use tokio::time::timeout;
 
 use crate::{
-    convert, error,
+    error,
     publisher::{Answer, Outgoing, Publisher},
     tally::{Tally, Ticket},
     topology,
@@ -42,7 +42,6 @@ impl KafkaProducer {
         if self.closed.load(Ordering::Acquire) {
             return Err(error::closed("send"));
         }
-        convert::check(&message)?;
         let due = message.deliver_at();
         let (topic, partition) = topology::place(&self.topic, self.delay.as_ref(), due)?;
         let (completer, completion) = Completion::queued();

@@ -69,7 +69,6 @@ pub(crate) struct Sending {
 impl Sending {
     /// Where a message to this address goes.
     pub(crate) fn to(address: &Address, message: Message) -> Result<Self> {
-        convert::check(&message)?;
         let names = Names::of(address, None);
         let (topic, partition) = topology::place(&names.topic, names.delay.as_ref(), message.deliver_at())?;
         Ok(Self { topic, partition, due: message.deliver_at(), message })

@@ -170,6 +170,11 @@ fn strict_memory() -> Result<(), Failed> {
             refused(&memory)
         );
         for (shape, outcome) in server.iter().filter(|(_, outcome)| *outcome != "taken") {
+            if name == "kafka" && shape.contains("a_b") {
+                // Kafka refuses a name that another topic has but for `.` and `_`: no name is wrong by itself.
+                println!("  {shape}: refused for the sake of another topic ({outcome})");
+                continue;
+            }
             if memory.get(shape).is_none_or(|told| told == "taken") {
                 wrong.push(format!("{name} refuses {shape} ({outcome}), memory like it takes it"));
             }

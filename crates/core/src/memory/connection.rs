@@ -235,12 +235,15 @@ impl Connection for MemoryConnection {
     }
 
     async fn stats(&self, address: &Address, group: Option<&str>) -> Result<Stats> {
+        if !self.capabilities().stats {
+            return Err(Error::unsupported(NAME, "counting what waits").with_channel(address.name()));
+        }
         self.channel(address, "stats", false)?.stats(group)
     }
 
     async fn purge(&self, address: &Address) -> Result<u64> {
-        if address.kind() == ChannelKind::Topic {
-            return Err(Error::unsupported(NAME, "emptying a topic").with_channel(address.name()));
+        if address.kind() == ChannelKind::Topic || !self.capabilities().purge {
+            return Err(Error::unsupported(NAME, "emptying this channel").with_channel(address.name()));
         }
         self.channel(address, "purge", false)?.purge()
     }
