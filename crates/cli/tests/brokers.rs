@@ -113,22 +113,39 @@ fn j8_nothing_secret_is_logged_while_brokers_are_used() {
     assert!(logged > 10, "only {logged} lines were logged");
 }
 
+/// What the stack may add to its usual ports without meeting anybody.
+fn free_offset() -> u16 {
+    let free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
+    let taken = |offset: u16| [1883, 4566, 5672, 9092, 15672, 25672].into_iter().any(|port| !free(port + offset));
+    (10_000..39_000).step_by(317).find(|offset| !taken(*offset)).expect("free ports")
+}
+
 /// One command starts the development stack and prints how to use it; another one stops it.
 #[test]
 fn j24_the_development_stack_is_one_command() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let state = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("stack-{}", std::process::id()));
     let native = Path::new("/usr/lib/rabbitmq/bin/rabbitmq-server").exists();
+    let offset = free_offset().to_string();
     let brokers = |arguments: &[&str]| {
         let mut command = Command::new(root.join("scripts/brokers"));
         if native {
             // Beside the stack of whoever runs this test; with Docker it is that stack.
-            command.env("POLYMQ_DOCKER", "never").env("POLYMQ_STACK_DIR", &state).env("POLYMQ_STACK_OFFSET", "23000");
+            command.env("POLYMQ_DOCKER", "never").env("POLYMQ_STACK_DIR", &state).env("POLYMQ_STACK_OFFSET", &offset);
         }
         let output = command.args(arguments).output().unwrap();
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
+    let _stop = StopsAtTheEnd(|| {
+        // Whatever became of the test: what it started must not stay.
+        let mut command = Command::new(root.join("scripts/brokers"));
+        if native {
+            command.env("POLYMQ_DOCKER", "never").env("POLYMQ_STACK_DIR", &state).env("POLYMQ_STACK_OFFSET", &offset);
+        }
+        let _ = command.arg("stop").output();
+        let _ = std::fs::remove_dir_all(&state);
+    });
     let printed = brokers(&["start"]);
     let urls: Vec<_> = printed.split_whitespace().filter_map(|word| word.strip_prefix("POLYMQ_URL=")).collect();
     assert_eq!(urls.len(), 4, "RabbitMQ, Mosquitto, Kafka and an emulator of SQS and SNS: {printed}");
@@ -139,7 +156,14 @@ fn j24_the_development_stack_is_one_command() {
     assert_eq!(brokers(&["status"]).matches("running").count(), urls);
     brokers(&["stop"]);
     assert_eq!(brokers(&["status"]).matches("stopped").count(), urls);
-    let _ = std::fs::remove_dir_all(state);
+}
+
+struct StopsAtTheEnd<F: Fn()>(F);
+
+impl<F: Fn()> Drop for StopsAtTheEnd<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
 }
 
 fn polymq(url: &str, arguments: &[&str]) -> Output {

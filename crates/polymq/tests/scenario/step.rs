@@ -91,6 +91,9 @@ pub(crate) struct Sent {
 pub(crate) struct Unless {
     pub(crate) capability: String,
     pub(crate) is: Vec<String>,
+    /// What else must be declared.
+    #[serde(default)]
+    pub(crate) also: BTreeMap<String, String>,
     pub(crate) then: Vec<String>,
 }
 
@@ -121,8 +124,10 @@ impl Step {
 
     /// What is expected of a backend that declares this, and the capability that explains a difference from memory.
     pub(crate) fn expected(&self, declared: &BTreeMap<String, String>) -> (&[String], Option<String>) {
-        let explains =
-            |unless: &&Unless| declared.get(&unless.capability).is_some_and(|value| unless.is.contains(value));
+        let explains = |unless: &&Unless| {
+            declared.get(&unless.capability).is_some_and(|value| unless.is.contains(value))
+                && unless.also.iter().all(|(name, value)| declared.get(name) == Some(value))
+        };
         match self.unless.iter().find(explains) {
             Some(unless) => (&unless.then, Some(format!("{}: {}", unless.capability, declared[&unless.capability]))),
             None => (&self.memory, None),
