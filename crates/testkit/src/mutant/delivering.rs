@@ -49,7 +49,12 @@ pub(super) const MUTANTS: &[Mutant] = &[
     mutant(
         "acks_on_receipt",
         || Arc::new(AcksOnReceipt),
-        &["F15_consumer_killed_mid_handler", "F15_consumer_killed_mid_batch", "F15_consumer_killed_mid_drain"],
+        &[
+            "L1_sigterm_drains",
+            "F15_consumer_killed_mid_handler",
+            "F15_consumer_killed_mid_batch",
+            "F15_consumer_killed_mid_drain",
+        ],
     ),
 ];
 

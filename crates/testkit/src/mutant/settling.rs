@@ -39,7 +39,6 @@ pub(super) const MUTANTS: &[Mutant] = &[
             "S6_handler_cancelled",
             "S9_released_comes_again",
             "L1_deadline_returns_the_rest",
-            "L1_sigterm_drains",
             "L2_force",
             "F11_member_joins_and_leaves",
         ],
