@@ -176,7 +176,8 @@ impl Link {
         request: impl Future<Output = Result<T>>,
     ) -> Result<T> {
         let mut states = self.state.subscribe();
-        let gone = states.wait_for(|state| state.is_over(live.generation));
+        // What it waits for is let go at once: holding it while the reason is read would stop who writes in between.
+        let gone = async { drop(states.wait_for(|state| state.is_over(live.generation)).await) };
         let answer = tokio::select! {
             biased;
             answer = timeout(limit, request) => match answer {
