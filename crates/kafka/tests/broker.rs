@@ -6,6 +6,9 @@
 
 mod common;
 
+#[cfg(feature = "tls")]
+#[path = "broker/encryption.rs"]
+mod encryption;
 #[path = "broker/groups.rs"]
 mod groups;
 #[path = "broker/harness.rs"]
@@ -84,6 +87,8 @@ fn main() -> ExitCode {
     trials.extend(trials!(idle: j11_an_idle_consumer_costs_less_than_a_hundredth_of_a_core));
     #[cfg(feature = "tls")]
     trials.extend(trials!(logins: j5_logins_are_checked_by_each_mechanism));
+    #[cfg(feature = "tls")]
+    trials.extend(trials!(encryption: j4_certificates_are_checked));
     if !arguments.list {
         harness::start();
     }

@@ -1,0 +1,57 @@
+//! Encryption, in real handshakes.
+
+use polymq_core::ErrorKind;
+use polymq_testkit::{Broker, Certificates};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::logins::{refused, round_trip, settings};
+
+/// The certificate of the broker, its name, and what this client shows of itself.
+pub async fn j4_certificates_are_checked() {
+    let certificates = Certificates::make();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let at = listener.local_addr().expect("an address");
+    drop(listener);
+    let tls = format!("{}:{}", at.port(), certificates.directory().display());
+    // The name that its certificate has.
+    let called = format!("localhost:{}", at.port());
+    let called = called.as_str();
+    let broker = tokio::task::block_in_place(|| Broker::kafka_with(&["--tls", &tls]));
+    let trusting = |login: &str, at: &str| settings("kafkas", login, at).with("ca_file", certificates.path("ca.pem"));
+    round_trip(&trusting("admin:secret", called)).await;
+    round_trip(&trusting("admin:secret", called).with("mechanism", "scram-sha-512")).await;
+    let known = trusting("admin:secret", called).with("cert_file", certificates.path("client.pem"));
+    round_trip(&known.with("key_file", certificates.path("client.key"))).await;
+
+    let error = refused(&trusting("admin:s3cret", called)).await;
+    assert_eq!(error.kind(), ErrorKind::Unauthenticated, "{error}");
+    for wrong in [
+        settings("kafkas", "admin:secret", called),
+        settings("kafkas", "admin:secret", called).with("ca_file", certificates.path("other-ca.pem")),
+    ] {
+        let error = refused(&wrong).await;
+        assert!(error.kind() == ErrorKind::Disconnected && error.to_string().contains("certificate"), "{error}");
+    }
+    // The same server under a name that its certificate does not have.
+    let elsewhere = TcpListener::bind("127.0.0.2:0").await.expect("a port");
+    let named = elsewhere.local_addr().expect("an address");
+    let forwarding = tokio::spawn(async move {
+        while let Ok((mut client, _)) = elsewhere.accept().await {
+            tokio::spawn(async move {
+                let mut server = TcpStream::connect(at).await.expect("the broker");
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    });
+    let error = refused(&trusting("admin:secret", &named.to_string())).await;
+    assert!(error.kind() == ErrorKind::Disconnected && error.to_string().contains("certificate"), "{error}");
+    forwarding.abort();
+    for (key, file) in [("ca_file", "/nowhere.pem".to_owned()), ("ca_file", certificates.path("server.key"))] {
+        let error = refused(&settings("kafkas", "admin:secret", called).with(key, file)).await;
+        assert!(error.kind() == ErrorKind::Config && error.to_string().contains(key), "{error}");
+    }
+    // Clear text to a port that expects TLS.
+    let error = refused(&settings("kafka", "admin:secret", called)).await;
+    assert_eq!(error.kind(), ErrorKind::Disconnected, "{error}");
+    tokio::task::block_in_place(|| drop(broker));
+}
