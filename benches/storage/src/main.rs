@@ -84,10 +84,18 @@ fn disk(folder: &std::path::Path) -> u64 {
 }
 
 fn main() {
-    let seconds = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(3);
+    let mut arguments = std::env::args().skip(1);
+    let seconds = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(3);
+    let only = arguments.next().unwrap_or_default();
     for size in [256, 4096] {
-        measure::<Fjall>(size, seconds);
-        measure::<Redb>(size, seconds);
-        measure::<Sqlite>(size, seconds);
+        for (name, measure) in [
+            (Fjall::NAME, measure::<Fjall> as fn(usize, u64)),
+            (Redb::NAME, measure::<Redb>),
+            (Sqlite::NAME, measure::<Sqlite>),
+        ] {
+            if name.contains(&only) {
+                measure(size, seconds);
+            }
+        }
     }
 }
