@@ -1,13 +1,14 @@
 //! The broker as a value: built, started, asked where it listens, stopped.
 
 use std::{
+    collections::{BTreeSet, HashMap},
     net::SocketAddr,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
-use polymq_kubemq_proto::{PingResult, kubemq_server::KubemqServer};
+use polymq_kubemq_proto::{EventReceive, PingResult, kubemq_server::KubemqServer};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
@@ -15,8 +16,11 @@ use tonic::transport::Server;
 
 use crate::{
     error::{BrokerError, Result},
+    events::Listeners,
     limits::Limits,
+    log::Logs,
     queues::{Numbers, Queues},
+    requests::Requests,
     service::{Service, Transactions},
     store::Store,
 };
@@ -28,12 +32,33 @@ const VERSION: &str = concat!("2.4.0-polymq-", env!("CARGO_PKG_VERSION"));
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) queues: Arc<Queues>,
+    pub(crate) logs: Logs,
+    pub(crate) events: Listeners<EventReceive>,
+    pub(crate) requests: Requests,
+    /// Channels that were created and hold nothing, by pattern.
+    named: Mutex<HashMap<String, BTreeSet<String>>>,
     pub(crate) transactions: Transactions,
     pub(crate) stopping: CancellationToken,
     started: (Instant, SystemTime),
 }
 
 impl Shared {
+    /// Does something with the names that were created in a pattern that holds nothing.
+    pub(crate) fn named<T>(&self, kind: &str, work: impl FnOnce(&mut BTreeSet<String>) -> T) -> T {
+        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        work(named.entry(kind.to_owned()).or_default())
+    }
+
+    /// Names and patterns that somebody listens to.
+    pub(crate) fn listened(&self, kind: &str) -> Vec<String> {
+        match kind {
+            "events" => self.events.patterns(),
+            "commands" => self.requests.commands.patterns(),
+            "queries" => self.requests.queries.patterns(),
+            _ => Vec::new(),
+        }
+    }
+
     /// What a ping is answered.
     pub(crate) fn about(&self) -> PingResult {
         let since = self.started.1.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -94,12 +119,16 @@ impl Builder {
         };
         let stored = store.channels()?;
         let numbers = Arc::new(Numbers::after(&stored));
-        let queues = Arc::new(Queues::open(store.clone(), self.limits.clone(), numbers, stored)?);
+        let queues = Arc::new(Queues::open(store.clone(), self.limits.clone(), Arc::clone(&numbers), stored.clone())?);
         let listen = |cause| BrokerError::Listen { address: self.listen.clone(), cause };
         let listener = TcpListener::bind(&self.listen).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
         let shared = Arc::new(Shared {
             queues: Arc::clone(&queues),
+            logs: Logs::open(store.clone(), numbers, stored),
+            events: Listeners::default(),
+            requests: Requests::default(),
+            named: Mutex::default(),
             transactions: Transactions::default(),
             stopping: CancellationToken::new(),
             started: (Instant::now(), SystemTime::now()),

@@ -5,11 +5,14 @@
 
 mod broker;
 mod error;
+mod events;
 mod limits;
+mod log;
 mod names;
 mod queue;
 mod queues;
 mod refusal;
+mod requests;
 mod service;
 mod store;
 

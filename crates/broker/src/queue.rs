@@ -30,29 +30,29 @@ pub(crate) fn now() -> i64 {
 
 /// Counters of a queue since the broker was started, and what it holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct QueueStats {
+pub(crate) struct QueueStats {
     /// Messages that wait or are lent.
-    pub messages: u64,
+    pub(crate) messages: u64,
     /// Bytes of them, as stored.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// Messages that are lent.
-    pub held: u64,
+    pub(crate) held: u64,
     /// The first sequence that may still be there.
-    pub first: u64,
+    pub(crate) first: u64,
     /// The last sequence that was given.
-    pub last: u64,
+    pub(crate) last: u64,
     /// Messages that came in.
-    pub incoming: u64,
+    pub(crate) incoming: u64,
     /// Bytes of them.
-    pub incoming_bytes: u64,
+    pub(crate) incoming_bytes: u64,
     /// Deliveries.
-    pub outgoing: u64,
+    pub(crate) outgoing: u64,
     /// Bytes of them.
-    pub outgoing_bytes: u64,
+    pub(crate) outgoing_bytes: u64,
     /// Messages whose time was over before anybody took them.
-    pub expired: u64,
+    pub(crate) expired: u64,
     /// When something happened last, in milliseconds since the Unix epoch.
-    pub active_at: i64,
+    pub(crate) active_at: i64,
 }
 
 #[derive(Debug)]

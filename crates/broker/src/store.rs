@@ -20,7 +20,7 @@ const SEQUENCE_BITS: u32 = 44;
 /// Changes that one transaction takes at most, so that nobody waits long for others.
 const GROUP: usize = 4096;
 /// Bytes of messages that may wait for the disk; then senders wait. Also the most that a message may have.
-pub const WAITING_BYTES: usize = 128 << 20;
+pub(crate) const WAITING_BYTES: usize = 128 << 20;
 
 const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS channels (
@@ -62,26 +62,26 @@ pub enum StoreError {
 
 /// A place in a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Key(i64);
+pub(crate) struct Key(i64);
 
 impl Key {
     /// The place of a sequence in a channel.
     #[must_use]
-    pub fn new(channel: u32, sequence: u64) -> Self {
+    pub(crate) fn new(channel: u32, sequence: u64) -> Self {
         let sequence = i64::try_from(sequence).unwrap_or(i64::MAX).min((1 << SEQUENCE_BITS) - 1);
         Self((i64::from(channel) << SEQUENCE_BITS) | sequence)
     }
 
     /// The sequence within the channel.
     #[must_use]
-    pub fn sequence(self) -> u64 {
+    pub(crate) fn sequence(self) -> u64 {
         (self.0 & ((1 << SEQUENCE_BITS) - 1)).unsigned_abs()
     }
 }
 
 /// One change. What is handed over together is stored together or not at all.
 #[derive(Debug)]
-pub enum Change {
+pub(crate) enum Change {
     /// A channel is made; its sequences begin at one.
     Channel {
         /// Its number.
@@ -139,34 +139,34 @@ pub enum Change {
 
 /// A channel as it was stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoredChannel {
+pub(crate) struct StoredChannel {
     /// Its number.
-    pub id: u32,
+    pub(crate) id: u32,
     /// Its pattern, as a number.
-    pub kind: u8,
+    pub(crate) kind: u8,
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// The first sequence that was never used.
-    pub next: u64,
+    pub(crate) next: u64,
     /// Messages in it.
-    pub count: u64,
+    pub(crate) count: u64,
     /// Bytes of them.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// The first one's sequence.
-    pub first: Option<u64>,
+    pub(crate) first: Option<u64>,
 }
 
 /// A delayed message as it was stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoredDelay {
+pub(crate) struct StoredDelay {
     /// Its own number.
-    pub id: u64,
+    pub(crate) id: u64,
     /// The channel.
-    pub channel: u32,
+    pub(crate) channel: u32,
     /// Nanoseconds since the Unix epoch.
-    pub due: i64,
+    pub(crate) due: i64,
     /// The message.
-    pub value: Vec<u8>,
+    pub(crate) value: Vec<u8>,
 }
 
 struct Commit {
@@ -180,11 +180,11 @@ type Then = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 
 /// Leave to hand bytes over.
 #[derive(Debug)]
-pub struct Admitted(OwnedSemaphorePermit);
+pub(crate) struct Admitted(OwnedSemaphorePermit);
 
 /// The store. Clones share it; the last one to go closes it.
 #[derive(Debug, Clone)]
-pub struct Store(Arc<Inner>);
+pub(crate) struct Store(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -205,7 +205,7 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError::Damaged`] when the file's structure is broken, [`StoreError::Failed`] when it cannot be opened.
-    pub fn open(folder: &Path) -> Result<Self, StoreError> {
+    pub(crate) fn open(folder: &Path) -> Result<Self, StoreError> {
         let path = folder.join("broker.sqlite");
         let failed = |what: &dyn std::fmt::Display| StoreError::Failed { path: path.clone(), what: what.to_string() };
         std::fs::create_dir_all(folder).map_err(|cause| failed(&cause))?;
@@ -221,7 +221,7 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError::Failed`] when there is no memory for it.
-    pub fn in_memory() -> Result<Self, StoreError> {
+    pub(crate) fn in_memory() -> Result<Self, StoreError> {
         let path = PathBuf::from("memory");
         let both = Connection::open_in_memory()
             .map_err(|cause| StoreError::Failed { path: path.clone(), what: cause.to_string() })?;
@@ -251,7 +251,7 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError::Closed`].
-    pub async fn admit(&self, bytes: usize) -> Result<Admitted, StoreError> {
+    pub(crate) async fn admit(&self, bytes: usize) -> Result<Admitted, StoreError> {
         let bytes = u32::try_from(bytes.clamp(1, WAITING_BYTES)).unwrap_or(u32::MAX);
         let permit = Arc::clone(&self.0.room).acquire_many_owned(bytes).await;
         permit.map(Admitted).map_err(|_| StoreError::Closed)
@@ -259,7 +259,7 @@ impl Store {
 
     /// Hands changes over, in the order of calls. `then` is called when they are on disk, or refused, whether anybody
     /// waits for it or not: from the store's own thread and in the same order, so it must be short.
-    pub fn commit(
+    pub(crate) fn commit(
         &self,
         changes: Vec<Change>,
         admitted: Option<Admitted>,
@@ -281,7 +281,7 @@ impl Store {
     /// # Errors
     ///
     /// As [`StoreError`] says; then none of the changes is stored.
-    pub async fn store(&self, changes: Vec<Change>) -> Result<(), StoreError> {
+    pub(crate) async fn store(&self, changes: Vec<Change>) -> Result<(), StoreError> {
         let (done, waits) = oneshot::channel();
         self.commit(changes, None, |result| drop(done.send(result)));
         waits.await.unwrap_or(Err(StoreError::Closed))
@@ -292,7 +292,13 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError::Failed`] or [`StoreError::Damaged`] when the file cannot be read.
-    pub fn read(&self, channel: u32, from: u64, most: usize, bytes: usize) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
+    pub(crate) fn read(
+        &self,
+        channel: u32,
+        from: u64,
+        most: usize,
+        bytes: usize,
+    ) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
         let reads = lock(&self.0.reads);
         let found = (|| {
             let sql = "SELECT key, value FROM messages WHERE key BETWEEN ?1 AND ?2 ORDER BY key LIMIT ?3";
@@ -318,7 +324,7 @@ impl Store {
     /// # Errors
     ///
     /// As [`Store::read`].
-    pub fn last(&self, channel: u32) -> Result<Option<u64>, StoreError> {
+    pub(crate) fn last(&self, channel: u32) -> Result<Option<u64>, StoreError> {
         let reads = lock(&self.0.reads);
         let range = params![Key::new(channel, 0).0, Key::new(channel, u64::MAX).0];
         let found: rusqlite::Result<Option<i64>> =
@@ -331,7 +337,7 @@ impl Store {
     /// # Errors
     ///
     /// As [`Store::read`].
-    pub fn channels(&self) -> Result<Vec<StoredChannel>, StoreError> {
+    pub(crate) fn channels(&self) -> Result<Vec<StoredChannel>, StoreError> {
         let reads = lock(&self.0.reads);
         let found: rusqlite::Result<Vec<_>> = (|| {
             let mut select = reads.prepare("SELECT id, kind, name, next FROM channels ORDER BY id")?;
@@ -363,7 +369,7 @@ impl Store {
     /// # Errors
     ///
     /// As [`Store::read`].
-    pub fn due(&self, by: i64, most: usize) -> Result<Vec<StoredDelay>, StoreError> {
+    pub(crate) fn due(&self, by: i64, most: usize) -> Result<Vec<StoredDelay>, StoreError> {
         let reads = lock(&self.0.reads);
         let found: rusqlite::Result<Vec<_>> = (|| {
             let sql = "SELECT id, channel, due, value FROM delayed WHERE due <= ?1 ORDER BY due, id LIMIT ?2";
@@ -381,7 +387,7 @@ impl Store {
     /// # Errors
     ///
     /// As [`Store::read`].
-    pub fn delays(&self) -> Result<(Option<i64>, u64, u64), StoreError> {
+    pub(crate) fn delays(&self) -> Result<(Option<i64>, u64, u64), StoreError> {
         let reads = lock(&self.0.reads);
         reads
             .query_row("SELECT min(due), coalesce(max(id), 0), count(*) FROM delayed", [], |row| {
@@ -395,7 +401,7 @@ impl Store {
     /// # Errors
     ///
     /// As [`Store::read`].
-    pub fn position(&self, channel: u32, reader: &str) -> Result<Option<u64>, StoreError> {
+    pub(crate) fn position(&self, channel: u32, reader: &str) -> Result<Option<u64>, StoreError> {
         let reads = lock(&self.0.reads);
         let sql = "SELECT next FROM positions WHERE channel = ?1 AND reader = ?2";
         let found = reads.query_row(sql, params![channel, reader], |row| row.get(0)).optional();
@@ -403,7 +409,7 @@ impl Store {
     }
 
     /// Waits for what was handed over and closes the file. A second call does nothing. Blocks.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         lock(&self.0.commits).take();
         if let Some(writer) = lock(&self.0.writer).take() {
             let _ = writer.join();

@@ -1,6 +1,9 @@
 //! The gRPC service: one method a call of the protocol, each a few lines over what does the work.
 
+mod admin;
 mod downstream;
+mod events;
+mod requests;
 mod transaction;
 mod unary;
 mod upstream;
@@ -47,39 +50,45 @@ impl Kubemq for Service {
 
     async fn send_event(&self, request: Request<proto::Event>) -> Result<Response<proto::Result>, Status> {
         self.ready()?;
-        let event = request.into_inner();
-        let event_id = event.event_id.clone();
-        let _ = event_id;
-        Err(Status::unimplemented("events come next"))
+        match events::send(&self.0, request.into_inner()).await {
+            Ok(event_id) => Ok(Response::new(proto::Result { event_id, sent: true, error: String::new() })),
+            Err((_, refusal)) => Err(refusal.status()),
+        }
     }
 
     async fn send_events_stream(
         &self,
-        _: Request<Streaming<proto::Event>>,
+        request: Request<Streaming<proto::Event>>,
     ) -> Result<Response<Self::SendEventsStreamStream>, Status> {
-        Err(Status::unimplemented("events come next"))
+        self.ready()?;
+        Ok(Response::new(events::send_stream(Arc::clone(&self.0), request.into_inner())))
     }
 
     async fn subscribe_to_events(
         &self,
-        _: Request<proto::Subscribe>,
+        request: Request<proto::Subscribe>,
     ) -> Result<Response<Self::SubscribeToEventsStream>, Status> {
-        Err(Status::unimplemented("events come next"))
+        self.ready()?;
+        events::subscribe(&self.0, request.into_inner()).map(Response::new)
     }
 
     async fn subscribe_to_requests(
         &self,
-        _: Request<proto::Subscribe>,
+        request: Request<proto::Subscribe>,
     ) -> Result<Response<Self::SubscribeToRequestsStream>, Status> {
-        Err(Status::unimplemented("requests come next"))
+        self.ready()?;
+        requests::subscribe(&self.0, &request.into_inner()).map(Response::new)
     }
 
-    async fn send_request(&self, _: Request<proto::Request>) -> Result<Response<proto::Response>, Status> {
-        Err(Status::unimplemented("requests come next"))
+    async fn send_request(&self, request: Request<proto::Request>) -> Result<Response<proto::Response>, Status> {
+        self.ready()?;
+        requests::ask(&self.0, request.into_inner()).await.map(Response::new)
     }
 
-    async fn send_response(&self, _: Request<proto::Response>) -> Result<Response<proto::Empty>, Status> {
-        Err(Status::unimplemented("requests come next"))
+    async fn send_response(&self, request: Request<proto::Response>) -> Result<Response<proto::Empty>, Status> {
+        self.ready()?;
+        let answered = self.0.requests.answer(request.into_inner());
+        answered.map(|()| Response::new(proto::Empty {})).map_err(|refusal| refusal.status())
     }
 
     async fn send_queue_message(
