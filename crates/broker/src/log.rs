@@ -293,11 +293,14 @@ impl Logs {
 
 /// A time as nanoseconds: SDKs send seconds, milliseconds, microseconds or nanoseconds, which their size tells apart.
 fn nanoseconds(value: i64) -> i64 {
-    let scale = match value {
-        ..100_000_000_000 => Duration::from_secs(1),
-        ..100_000_000_000_000 => Duration::from_millis(1),
-        ..100_000_000_000_000_000 => Duration::from_micros(1),
-        _ => Duration::from_nanos(1),
+    let scale = if value < 100_000_000_000 {
+        Duration::from_secs(1)
+    } else if value < 100_000_000_000_000 {
+        Duration::from_millis(1)
+    } else if value < 100_000_000_000_000_000 {
+        Duration::from_micros(1)
+    } else {
+        Duration::from_nanos(1)
     };
     value.saturating_mul(i64::try_from(scale.as_nanos()).unwrap_or(1))
 }
