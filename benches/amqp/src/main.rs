@@ -19,6 +19,7 @@ fn main() {
             "raw-publish-ids" => raw::publish_with_ids,
             "raw-consume" => raw::consume,
             "raw-consume-cumulative" => raw::consume_cumulative,
+            "raw-consume-unacknowledged" => raw::consume_unacknowledged,
             "polymq-publish" => polymq::publish,
             "polymq-consume" => polymq::consume,
             "polymq-resident" => polymq::resident,

@@ -45,7 +45,11 @@ pub async fn publish(options: Options) -> Numbers {
         }
     })
     .await;
-    meter.stop(options.messages())
+    let numbers = meter.stop(options.messages());
+    // Nothing else tells when the broker has them: what is still under way when this process ends arrives in the middle
+    // of the next measurement.
+    raw::expect_left(&options, QUEUE, options.messages()).await;
+    numbers
 }
 
 pub async fn consume(options: Options) -> Numbers {
@@ -66,5 +70,6 @@ pub async fn consume(options: Options) -> Numbers {
     let numbers = all_handled(options.messages()).await;
     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     tasks.into_iter().for_each(|task| task.abort());
+    raw::expect_left(&options, QUEUE, 0).await;
     numbers
 }

@@ -34,6 +34,7 @@ pub fn plan(quick: bool) -> Plan {
                     .rows([
                         row("raw-consume", "lapin, each acknowledged"),
                         row("raw-consume-cumulative", "lapin, acknowledged every 64"),
+                        row("raw-consume-unacknowledged", "lapin, never acknowledged (weaker: the broker's limit)"),
                         row("polymq-consume", "polymq handler").bar("ratio", ">=", 2.0),
                         row("ruststream-consume", "ruststream-lapin #[subscriber]"),
                         row("omniqueue-consume", "omniqueue, receive and ack"),

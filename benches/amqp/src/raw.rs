@@ -34,15 +34,17 @@ pub async fn expect_left(options: &Options, queue: &str, messages: u64) {
     let connection = connect(options).await;
     let channel = connection.create_channel().await.expect("a channel");
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let mut found = 0;
     // What was closed just now may take a moment to be given back, and what was acknowledged to be forgotten.
     for _ in 0..50 {
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-        let found = channel.queue_declare(queue.into(), passive, FieldTable::default()).await.expect("there");
-        if u64::from(found.message_count()) == messages {
+        let queue = channel.queue_declare(queue.into(), passive, FieldTable::default()).await.expect("there");
+        found = u64::from(queue.message_count());
+        if found == messages {
             return;
         }
     }
-    panic!("the queue does not hold {messages} messages");
+    panic!("the queue {queue} holds {found} messages, not {messages}");
 }
 
 pub async fn delete(options: &Options, queue: &str) {
@@ -122,15 +124,20 @@ async fn publish_with(options: Options, properties: BasicProperties) -> Numbers 
 }
 
 pub async fn consume(options: Options) -> Numbers {
-    consume_acknowledging(options, 1).await
+    consume_acknowledging(options, Some(1)).await
 }
 
 pub async fn consume_cumulative(options: Options) -> Numbers {
-    consume_acknowledging(options, 64).await
+    consume_acknowledging(options, Some(64)).await
+}
+
+/// What the broker can deliver at most: it forgets a message when it sends it.
+pub async fn consume_unacknowledged(options: Options) -> Numbers {
+    consume_acknowledging(options, None).await
 }
 
 /// One consumer a worker, each on a channel of its own; `every` messages are acknowledged together.
-async fn consume_acknowledging(options: Options, every: u64) -> Numbers {
+async fn consume_acknowledging(options: Options, every: Option<u64>) -> Numbers {
     let connection = connect(&options).await;
     empty_queue(&connection).await;
     fill(&options, QUEUE).await;
@@ -138,14 +145,15 @@ async fn consume_acknowledging(options: Options, every: u64) -> Numbers {
     for _ in 0..workers(&options) {
         let channel = connection.create_channel().await.expect("a channel");
         channel.basic_qos(WINDOW as u16, BasicQosOptions::default()).await.expect("qos");
-        let consume =
-            channel.basic_consume(QUEUE.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default());
+        let settings = BasicConsumeOptions { no_ack: every.is_none(), ..BasicConsumeOptions::default() };
+        let consume = channel.basic_consume(QUEUE.into(), "".into(), settings, FieldTable::default());
         let mut consumer = consume.await.expect("a consumer");
         channels.push(channel);
         tokio::spawn(async move {
             let mut waiting = 0;
             while let Some(Ok(delivery)) = consumer.next().await {
                 handled(&delivery.data);
+                let Some(every) = every else { continue };
                 waiting += 1;
                 // The rest of what was handled must not wait for more to come.
                 if waiting >= every || LATCH.remaining() < WINDOW * 8 {

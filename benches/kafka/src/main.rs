@@ -34,6 +34,7 @@ fn main() {
             "raw-publish-ids" => raw::publish_with_ids,
             "raw-publish-future" => raw::publish_with_futures,
             "raw-consume" => raw::consume,
+            "raw-consume-defaults" => raw::consume_with_defaults,
             "raw-consume-stream" => raw::consume_stream,
             "raw-latency" => latency::raw,
             "polymq-publish" => polymq::publish,

@@ -20,7 +20,12 @@ pub fn plan(quick: bool) -> Plan {
                     row("raw-publish", "rdkafka, ThreadedProducer with a window"),
                     row("raw-publish-ids", "rdkafka, the same with an id"),
                     row("raw-publish-future", "rdkafka, FutureProducer with a window"),
-                    row("polymq-publish", "polymq, send_all").bar("ratio", ">=", 0.95),
+                    row("polymq-publish", "polymq, send_all").bar("ratio", ">=", 0.95).against(
+                        "per_second",
+                        ">=",
+                        "raw-publish-future",
+                        0.95,
+                    ),
                     row("ruststream-publish", "ruststream-rdkafka, 1024 at a time"),
                     row("sea-streamer-publish", "sea-streamer-kafka, 1024 at a time"),
                     row("mq-bridge-publish", "mq-bridge, batches of 1024"),
@@ -35,8 +40,9 @@ pub fn plan(quick: bool) -> Plan {
                 )
                 .compared_with("raw-consume")
                 .rows([
-                    row("raw-consume", "rdkafka, BaseConsumer polled by a thread"),
-                    row("raw-consume-stream", "rdkafka, StreamConsumer, offsets stored"),
+                    row("raw-consume", "rdkafka, BaseConsumer polled by a thread, fetch.queue.backoff.ms=2"),
+                    row("raw-consume-defaults", "rdkafka, the same with librdkafka's defaults"),
+                    row("raw-consume-stream", "rdkafka, StreamConsumer, offsets stored, fetch.queue.backoff.ms=2"),
                     row("polymq-consume", "polymq handler").bar("ratio", ">=", 0.95),
                     row("ruststream-consume", "ruststream-rdkafka #[subscriber], tracked commits"),
                     row("sea-streamer-consume", "sea-streamer-kafka, offsets stored after handling"),

@@ -42,6 +42,15 @@ async fn declare(options: &Options, filter: &str) {
     while events.poll().await.is_ok() {}
 }
 
+/// Ends that session with what it holds: until it expired, the next measurement would find a broker that has to ask the
+/// system for fresh memory.
+async fn forget(options: &Options) {
+    let (client, mut events) = client(options, "consumer", false);
+    while !matches!(events.poll().await.expect("connected"), Event::Incoming(Packet::ConnAck(_))) {}
+    client.disconnect().await.expect("asked");
+    while events.poll().await.is_ok() {}
+}
+
 /// Publishes with a sliding window, until the last PUBACK.
 async fn publish_window(client: AsyncClient, mut events: EventLoop, topic: String, body: Vec<u8>, messages: u64) {
     let window = Arc::new(Semaphore::new(WINDOW));
@@ -90,7 +99,9 @@ pub async fn publish(options: Options) -> Numbers {
     while !matches!(events.poll().await.expect("connected"), Event::Incoming(Packet::ConnAck(_))) {}
     let meter = Meter::start(&options);
     publish_window(client, events, topic, payload(&options), options.messages()).await;
-    meter.stop(options.messages())
+    let numbers = meter.stop(options.messages());
+    forget(&options).await;
+    numbers
 }
 
 pub async fn consume(options: Options) -> Numbers {
@@ -98,7 +109,7 @@ pub async fn consume(options: Options) -> Numbers {
     let (client, mut events) = client(&options, "consumer", true);
     client.subscribe(format!("$share/bench/{topic}"), QoS::AtLeastOnce).await.expect("asked");
     while !matches!(events.poll().await.expect("connected"), Event::Incoming(Packet::SubAck(_))) {}
-    tokio::spawn(async move {
+    let connection = tokio::spawn(async move {
         while LATCH.remaining() > 0 {
             if let Event::Incoming(Packet::Publish(publish)) = events.poll().await.expect("connected") {
                 handled(&publish.payload);
@@ -108,5 +119,9 @@ pub async fn consume(options: Options) -> Numbers {
         drive(events).await;
     });
     fill(&options, &topic).await;
-    all_handled(options.messages()).await
+    let numbers = all_handled(options.messages()).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    connection.abort();
+    forget(&options).await;
+    numbers
 }

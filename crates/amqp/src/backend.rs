@@ -51,6 +51,13 @@ impl Backend for AmqpBackend {
         capabilities(&AmqpConfig::default())
     }
 
+    fn check_address(&self, address: &polymq_core::Address) -> Result<()> {
+        match address.kind() {
+            polymq_core::ChannelKind::Queue => crate::topology::check_queue_name(address.name()),
+            polymq_core::ChannelKind::Topic => Ok(()),
+        }
+    }
+
     fn check(&self, settings: &Settings) -> Result<()> {
         AmqpConfig::parse(settings).map(drop)
     }

@@ -16,6 +16,7 @@ pub const KEYS: &[Key] = &[
     key("port", "5672, or 5671 with TLS", "the port, where the URL names none"),
     key("user", "guest", "the user, where the URL names none"),
     key("pass", "guest", "the password, where the URL names none"),
+    key("pass_file", "", "a file with the password, read again at every connect, so that it may be rotated"),
     key("vhost", "/", "the virtual host, where the URL names none"),
     key("heartbeat", "10s", "silence of twice this long ends a connection; whole seconds"),
     key("connect_timeout", "10s", "bound of one attempt to connect, and of a declaration"),
@@ -34,6 +35,7 @@ pub const KEYS: &[Key] = &[
     key("ca_file", "", "PEM file of the authority that signed the broker's certificate, besides the system's"),
     key("cert_file", "", "PEM file of this client's certificate"),
     key("key_file", "", "PEM file (PKCS #8) of this client's key"),
+    key("tls_min", "1.2", "the oldest version of TLS that is spoken: 1.2 or 1.3"),
     key("name", "polymq", "how the connection is called in the broker's management"),
 ];
 
@@ -51,6 +53,7 @@ pub struct AmqpConfig {
     pub port: Option<u16>,
     pub user: Option<String>,
     pub pass: Option<Secret>,
+    pub pass_file: Option<PathBuf>,
     pub vhost: Option<String>,
     #[serde(with = "duration")]
     pub heartbeat: Duration,
@@ -73,6 +76,7 @@ pub struct AmqpConfig {
     pub ca_file: Option<PathBuf>,
     pub cert_file: Option<PathBuf>,
     pub key_file: Option<PathBuf>,
+    pub tls_min: TlsVersion,
     pub name: String,
 }
 
@@ -84,6 +88,7 @@ impl Default for AmqpConfig {
             port: None,
             user: None,
             pass: None,
+            pass_file: None,
             vhost: None,
             // RabbitMQ's own 60 s would hide a dead link for two minutes; below 5 s, a busy machine looks dead.
             heartbeat: Duration::from_secs(10),
@@ -104,6 +109,7 @@ impl Default for AmqpConfig {
             ca_file: None,
             cert_file: None,
             key_file: None,
+            tls_min: TlsVersion::V12,
             name: "polymq".into(),
         }
     }
@@ -117,6 +123,17 @@ pub enum QueueType {
     Classic,
     /// Replicated to several nodes.
     Quorum,
+}
+
+/// A version of TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum TlsVersion {
+    /// TLS 1.2.
+    #[serde(rename = "1.2")]
+    V12,
+    /// TLS 1.3.
+    #[serde(rename = "1.3")]
+    V13,
 }
 
 /// What is done about queues and exchanges that do not exist.
@@ -167,10 +184,16 @@ impl AmqpConfig {
 
     /// Where these settings lead, and as whom.
     pub(crate) fn endpoint(&self) -> Result<Endpoint> {
-        let endpoint = match &self.url {
+        let mut endpoint = match &self.url {
             Some(url) => self.read_url(url.expose())?,
             None => self.with_defaults(Endpoint::default()),
         };
+        if let Some(path) = &self.pass_file {
+            if endpoint.pass.is_some() {
+                return Err(config("a password and \"pass_file\"").with_hint("give one of them"));
+            }
+            endpoint.pass = Some(Secret::read("pass_file", path).map_err(|error| error.with_backend(NAME))?);
+        }
         endpoint.check(self)?;
         Ok(endpoint)
     }

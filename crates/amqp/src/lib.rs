@@ -25,7 +25,7 @@ mod window;
 
 pub use crate::{
     backend::AmqpBackend,
-    config::{AmqpConfig, Declare, KEYS, QueueType},
+    config::{AmqpConfig, Declare, KEYS, QueueType, TlsVersion},
     connection::AmqpConnection,
 };
 /// The client library, for [`AmqpConnection::native`].

@@ -2,6 +2,7 @@
 //! the next connection.
 
 use std::{
+    cmp::Reverse,
     collections::VecDeque,
     ops::ControlFlow,
     pin::pin,
@@ -247,22 +248,27 @@ impl Publisher {
         }
     }
 
-    /// Answers what has been confirmed.
+    /// Answers what has been confirmed: the oldest message last. Who sends many waits for the oldest, and then finds the
+    /// others answered and fills the whole window at once. Woken by the first of many answers it would send a single message
+    /// ahead, for which the broker writes to its disk as it does for all the others together.
     async fn settle(&mut self, session: &mut Session) {
+        let mut confirms = Vec::new();
         loop {
-            let confirms = self.written.certain(&session.channel);
-            if confirms.is_empty() {
-                return;
+            let more = self.written.certain(&session.channel);
+            if more.is_empty() {
+                break;
             }
-            for (sequence, result) in confirms {
-                match result {
-                    Ok(confirmation) => self.confirmed(session, sequence, confirmation.is_nack()).await,
-                    // The rest of the channel fails with it, together.
-                    Err(error) => session.fail(error),
-                }
-            }
-            self.answer_flushes();
+            confirms.extend(more);
         }
+        confirms.sort_unstable_by_key(|(sequence, _)| Reverse(*sequence));
+        for (sequence, result) in confirms {
+            match result {
+                Ok(confirmation) => self.confirmed(session, sequence, confirmation.is_nack()).await,
+                // The rest of the channel fails with it, together.
+                Err(error) => session.fail(error),
+            }
+        }
+        self.answer_flushes();
     }
 
     async fn confirmed(&mut self, session: &mut Session, sequence: u64, nack: bool) {

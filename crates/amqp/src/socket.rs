@@ -34,7 +34,7 @@ struct Controls {
 struct Bursts {
     /// How many are being queued.
     open: usize,
-    /// One has ended since the last write: it does not wait for the others.
+    /// One has ended since the last look: what it has queued does not wait for the others.
     due: bool,
 }
 
@@ -141,7 +141,6 @@ impl AsyncRead for Socket {
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        this.control.0.await_burst();
         let Some(login) = &mut this.login else { return delegate!(this.inner, poll_write, cx, buffer) };
         let (part, ours) = login.part(buffer);
         let written = ready!(delegate!(this.inner, poll_write, cx, part))?;
@@ -160,13 +159,15 @@ impl AsyncWrite for Socket {
             let first = buffers.iter().find(|buffer| !buffer.is_empty());
             return self.poll_write(cx, first.map_or(&[], |buffer| buffer));
         }
-        let this = self.get_mut();
-        this.control.0.await_burst();
-        delegate!(this.inner, poll_write_vectored, cx, buffers)
+        delegate!(self.get_mut().inner, poll_write_vectored, cx, buffers)
     }
 
+    /// The client library flushes before it gathers what is to be written, so here a burst is waited for. While writing it
+    /// would be too late: the first message is gathered by then, goes out alone, and costs the broker a write to its disk.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        delegate!(self.get_mut().inner, poll_flush, cx)
+        let this = self.get_mut();
+        this.control.0.await_burst();
+        delegate!(this.inner, poll_flush, cx)
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -13,10 +13,14 @@ use tokio_rustls::{
         ClientConfig, RootCertStore,
         crypto::ring,
         pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+        version::{TLS12, TLS13},
     },
 };
 
-use crate::{NAME, config::AmqpConfig};
+use crate::{
+    NAME,
+    config::{AmqpConfig, TlsVersion},
+};
 
 /// What is needed to trust a broker, and to be trusted by it.
 #[derive(Clone)]
@@ -33,8 +37,12 @@ impl Tls {
                 roots.add(certificate).map_err(|error| unusable("ca_file", path, error))?;
             }
         }
+        let versions = match config.tls_min {
+            TlsVersion::V12 => vec![&TLS12, &TLS13],
+            TlsVersion::V13 => vec![&TLS13],
+        };
         let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(&versions)
             .map_err(|error| Error::new(ErrorKind::Config, format!("TLS: {error}")).with_backend(NAME))?
             .with_root_certificates(roots);
         let config = match (&config.cert_file, &config.key_file) {

@@ -17,7 +17,8 @@ use lapin::{
 use polymq_amqp::AmqpBackend;
 use polymq_core::{Address, Backend};
 use polymq_testkit::{
-    BareClient, BareMessage, BareReceiver, Broker, BrokerControl, Denied, Harness, Heartbeat, Suite, eventually,
+    BareClient, BareMessage, BareReceiver, Broker, BrokerControl, Denied, Harness, Heartbeat, Passwords, Suite, Switch,
+    Tool, eventually,
 };
 
 #[derive(Debug)]
@@ -36,6 +37,38 @@ impl RabbitMq {
         put(management, "/api/permissions/%2F/limited", permissions);
         let bare = Bare { url: format!("amqp://guest:guest@{}", broker.address()) };
         Self { broker, bare }
+    }
+}
+
+#[async_trait]
+impl Passwords for RabbitMq {
+    fn address(&self) -> SocketAddr {
+        self.broker.address()
+    }
+
+    fn url(&self, password: &str, at: SocketAddr) -> String {
+        format!("amqp://rotating:{password}@{at}")
+    }
+
+    async fn set(&self, password: &str) {
+        let management = self.broker.management().expect("started with it");
+        tokio::task::block_in_place(|| {
+            put(management, "/api/users/rotating", &format!(r#"{{"password": "{password}", "tags": ""}}"#));
+            let all = r#"{"configure": ".*", "write": ".*", "read": ".*"}"#;
+            put(management, "/api/permissions/%2F/rotating", all);
+        });
+    }
+}
+
+/// The memory alarm.
+#[async_trait]
+impl Switch for RabbitMq {
+    fn url(&self) -> String {
+        Harness::url(self, None)
+    }
+
+    async fn turn(&self, on: bool) {
+        self.broker.alarm(on).await;
     }
 }
 
@@ -77,6 +110,27 @@ impl Harness for RabbitMq {
     fn denied(&self) -> Option<Denied> {
         let url = format!("amqp://limited:limited@{}", self.broker.address());
         Some(Denied { url, address: Address::queue("forbidden"), consumers_are_told: true })
+    }
+
+    fn passwords(&self) -> Tool<'_, dyn Passwords> {
+        Ok(self)
+    }
+
+    fn alarm(&self) -> Tool<'_, dyn Switch> {
+        Ok(self)
+    }
+
+    fn throttle(&self) -> Tool<'_, dyn Switch> {
+        Err("AMQP has no throttling reply: RabbitMQ blocks the connection, as its alarm does")
+    }
+
+    /// A passive declaration asks for no permission.
+    fn anybody_may_look(&self) -> bool {
+        true
+    }
+
+    fn bad_names(&self) -> Vec<(Address, &'static str)> {
+        vec![(Address::queue("amq.mine"), "starts with amq.")]
     }
 
     fn heartbeat(&self) -> Option<Heartbeat> {
@@ -216,5 +270,6 @@ fn from_amqp(properties: &BasicProperties, body: Vec<u8>) -> BareMessage {
 }
 
 fn main() -> ExitCode {
-    Suite::new("amqp", |_| RabbitMq::start()).main()
+    // What only this broker has; Mosquitto starts faster, and catches the rest.
+    Suite::new("amqp", |_| RabbitMq::start()).and_mutants_of(&["F13_alarm"]).main()
 }

@@ -50,6 +50,10 @@ pub(crate) struct Connection {
     /// A setting of the backend; may be repeated. `polymq backends NAME` lists them.
     #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = pair)]
     pub(crate) set: Vec<(String, String)>,
+
+    /// Stands before the name of every channel at the broker, such as an environment: dev.orders.
+    #[arg(long, global = true)]
+    pub(crate) prefix: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -65,6 +69,96 @@ pub(crate) enum Command {
     /// Shows the dead letters of a queue or sends them back.
     #[command(subcommand)]
     DeadLetters(DeadLetters),
+    /// Lists the broker's channels with their counts, or counts those that are named.
+    Channels(Channels),
+    /// Prints messages that wait, and takes none.
+    Peek(Peek),
+    /// Empties a queue and says how many messages are gone.
+    Purge(Purge),
+    /// Plans or makes queues, topics, groups and bindings.
+    #[command(subcommand)]
+    Topology(TopologyCommand),
+    /// Deletes a queue, a topic or a group of a topic, with the messages.
+    Delete(Delete),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Channels {
+    /// Only these; needed where the broker cannot list its channels.
+    pub(crate) names: Vec<String>,
+
+    /// The names are topics.
+    #[arg(long, requires = "names")]
+    pub(crate) topic: bool,
+
+    /// The group of the topics.
+    #[arg(long, requires = "topic")]
+    pub(crate) group: Option<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Peek {
+    /// The queue, or with --topic the topic.
+    pub(crate) channel: String,
+
+    /// What waits for a group of a topic.
+    #[arg(long, requires = "group")]
+    pub(crate) topic: bool,
+
+    /// The group of the topic.
+    #[arg(long, requires = "topic")]
+    pub(crate) group: Option<String>,
+
+    /// At most so many.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max: u32,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Purge {
+    /// The queue.
+    pub(crate) queue: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TopologyCommand {
+    /// Says what is missing and changes nothing.
+    Plan(TopologyOf),
+    /// Makes what is missing and says what that was.
+    Apply(TopologyOf),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct TopologyOf {
+    /// A file in TOML: [queues.NAME] with topics = [...] to bind, [topics.NAME] with groups = [...], and options of the backend.
+    #[arg(required_unless_present_any = ["queue", "topic", "group"])]
+    pub(crate) file: Option<std::path::PathBuf>,
+
+    /// A queue; may be repeated.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) queue: Vec<String>,
+
+    /// A topic; may be repeated.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) topic: Vec<String>,
+
+    /// A group of a topic; may be repeated.
+    #[arg(long, value_name = "TOPIC@GROUP", value_parser = group)]
+    pub(crate) group: Vec<(String, String)>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Delete {
+    /// The queue, or with --topic the topic.
+    pub(crate) channel: String,
+
+    /// Deletes a topic.
+    #[arg(long)]
+    pub(crate) topic: bool,
+
+    /// Deletes only this group of the topic.
+    #[arg(long, requires = "topic")]
+    pub(crate) group: Option<String>,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -79,7 +173,16 @@ pub(crate) struct Send {
     pub(crate) channel: String,
 
     /// The body, or `-` to read it from stdin.
-    pub(crate) body: String,
+    #[arg(required_unless_present_any = ["file", "lines"], conflicts_with_all = ["file", "lines"])]
+    pub(crate) body: Option<String>,
+
+    /// Sends a file as the body.
+    #[arg(long, value_name = "PATH", conflicts_with = "lines")]
+    pub(crate) file: Option<std::path::PathBuf>,
+
+    /// Sends each line of a file as a message of its own.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["count", "id"])]
+    pub(crate) lines: Option<std::path::PathBuf>,
 
     /// Sends to a topic.
     #[arg(long)]
@@ -202,6 +305,13 @@ fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err("expected NAME=VALUE".to_owned()),
+    }
+}
+
+fn group(text: &str) -> Result<(String, String), String> {
+    match text.rsplit_once('@') {
+        Some((topic, group)) if !topic.is_empty() && !group.is_empty() => Ok((topic.to_owned(), group.to_owned())),
+        _ => Err("expected TOPIC@GROUP".to_owned()),
     }
 }
 

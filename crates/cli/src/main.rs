@@ -48,6 +48,11 @@ async fn run(args: Args, output: &Output) -> Result<Exit, Failed> {
         Command::Consume(options) => commands::consume::run(connection.builder()?, options, output).await,
         Command::Check(options) => commands::check::run(connection.builder()?, options, output).await,
         Command::DeadLetters(options) => commands::dead_letters::run(connection.builder()?, options, output).await,
+        Command::Channels(options) => commands::channels::list(connection.builder()?, options, output).await,
+        Command::Peek(options) => commands::channels::peek(connection.builder()?, options, output).await,
+        Command::Purge(options) => commands::channels::purge(connection.builder()?, options, output).await,
+        Command::Topology(options) => commands::topology::run(connection.builder()?, options, output).await,
+        Command::Delete(options) => commands::channels::delete(connection.builder()?, options, output).await,
     }
 }
 
@@ -60,6 +65,9 @@ impl Connection {
         }
         if let Some(url) = &self.url {
             builder = builder.url(url);
+        }
+        if let Some(prefix) = &self.prefix {
+            builder = builder.prefix(prefix);
         }
         let Some(name) = &self.backend else { return Ok(builder) };
         let registry = Registry::linked();

@@ -50,7 +50,8 @@ pub(crate) fn delivery(delivery: &Delivery) -> Value {
     object
 }
 
-fn message(message: &Message) -> Value {
+/// A message with everything that is known about it.
+pub(crate) fn message(message: &Message) -> Value {
     let pairs = |headers: &polymq::Headers| -> Value {
         headers.iter().map(|(name, value)| (name.to_owned(), json!(value))).collect::<serde_json::Map<_, _>>().into()
     };

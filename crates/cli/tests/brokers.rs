@@ -18,6 +18,47 @@ fn rabbitmq() {
     check(&url);
     send_and_consume(&url);
     quickstart_and_dead_letters(&url, |body| bare_amqp(&url, body));
+    administration(&url, true);
+    // It has bindings; what it cannot do it says, with the way that is left.
+    let file = std::env::temp_dir().join(format!("polymq-cli-brokers-{}.toml", std::process::id()));
+    std::fs::write(&file, "[queues.inbox]\ntopics = [\"admin.events\"]\n").unwrap();
+    lines(&url, &["topology", "apply", file.to_str().unwrap()]);
+    std::fs::remove_file(file).unwrap();
+    lines(&url, &["send", "admin.events", "to the queue", "--topic"]);
+    assert_eq!(lines(&url, &["consume", "inbox", "--max", "1", "--timeout", "20s"]), ["to the queue"]);
+    refuses(&url, &["channels"], "polymq channels NAME");
+    refuses(&url, &["peek", "tools"], "--keep");
+}
+
+/// The command ends with code 1 and names the way that is left.
+fn refuses(url: &str, arguments: &[&str], way: &str) {
+    let output = polymq(url, arguments);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && error.contains(way), "{arguments:?}: {error}");
+}
+
+/// Rows H8, H9, H10, H12 and H14 from the command line: planned, made once, counted, emptied, deleted; under a prefix too.
+fn administration(url: &str, counts: bool) {
+    let wanted = ["--queue", "admin", "--group", "admin.events@audit"];
+    let topology = |command: &str| lines(url, &[&["topology", command], &wanted[..]].concat());
+    let missing = ["missing: queue admin", "missing: group audit of topic admin.events"];
+    assert_eq!(topology("plan"), missing);
+    assert_eq!(topology("plan"), missing, "a plan changes nothing");
+    assert_eq!(topology("apply"), missing.map(|line| line.replace("missing", "made")));
+    assert_eq!(topology("apply"), missing.map(|line| line.replace("missing", "present")));
+    lines(url, &["send", "admin", "body", "--count", "4", "--existing"]);
+    if counts {
+        let counted = lines(url, &["channels", "admin", "--json"]);
+        let counted: serde_json::Value = serde_json::from_str(&counted[0]).unwrap();
+        assert_eq!((&counted["kind"], &counted["stats"]["ready"]), (&"queue".into(), &4.into()));
+        assert_eq!(lines(url, &["purge", "admin"]), ["4 messages of queue admin are gone"]);
+        assert_eq!(lines(url, &["purge", "admin"]), ["0 messages of queue admin are gone"]);
+    }
+    lines(url, &["send", "admin", "of dev", "--prefix", "dev"]);
+    assert_eq!(lines(url, &["consume", "admin", "--prefix", "dev", "--max", "1", "--timeout", "20s"]), ["of dev"]);
+    assert_eq!(lines(url, &["delete", "admin"]), ["deleted queue admin"]);
+    assert_eq!(polymq(url, &["delete", "admin"]).status.code(), Some(6), "it was deleted");
+    lines(url, &["delete", "admin.events", "--topic", "--group", "audit"]);
 }
 
 #[test]
@@ -35,6 +76,9 @@ fn mosquitto() {
             .status();
         assert!(sent.unwrap().success());
     });
+    administration(&url, false);
+    refuses(&url, &["channels", "tools"], "counting the messages");
+    refuses(&url, &["purge", "tools"], "emptying a queue");
 }
 
 /// Everything is logged while real brokers are talked to, and neither the password nor headers nor bodies are in it.
@@ -69,22 +113,39 @@ fn j8_nothing_secret_is_logged_while_brokers_are_used() {
     assert!(logged > 10, "only {logged} lines were logged");
 }
 
+/// What the stack may add to its usual ports without meeting anybody.
+fn free_offset() -> u16 {
+    let free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
+    let taken = |offset: u16| [1883, 4566, 5672, 9092, 15672, 25672].into_iter().any(|port| !free(port + offset));
+    (10_000..39_000).step_by(317).find(|offset| !taken(*offset)).expect("free ports")
+}
+
 /// One command starts the development stack and prints how to use it; another one stops it.
 #[test]
 fn j24_the_development_stack_is_one_command() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let state = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("stack-{}", std::process::id()));
     let native = Path::new("/usr/lib/rabbitmq/bin/rabbitmq-server").exists();
+    let offset = free_offset().to_string();
     let brokers = |arguments: &[&str]| {
         let mut command = Command::new(root.join("scripts/brokers"));
         if native {
             // Beside the stack of whoever runs this test; with Docker it is that stack.
-            command.env("POLYMQ_DOCKER", "never").env("POLYMQ_STACK_DIR", &state).env("POLYMQ_STACK_OFFSET", "23000");
+            command.env("POLYMQ_DOCKER", "never").env("POLYMQ_STACK_DIR", &state).env("POLYMQ_STACK_OFFSET", &offset);
         }
         let output = command.args(arguments).output().unwrap();
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
+    let _stop = StopsAtTheEnd(|| {
+        // Whatever became of the test: what it started must not stay.
+        let mut command = Command::new(root.join("scripts/brokers"));
+        if native {
+            command.env("POLYMQ_DOCKER", "never").env("POLYMQ_STACK_DIR", &state).env("POLYMQ_STACK_OFFSET", &offset);
+        }
+        let _ = command.arg("stop").output();
+        let _ = std::fs::remove_dir_all(&state);
+    });
     let printed = brokers(&["start"]);
     let urls: Vec<_> = printed.split_whitespace().filter_map(|word| word.strip_prefix("POLYMQ_URL=")).collect();
     assert_eq!(urls.len(), 4, "RabbitMQ, Mosquitto, Kafka and an emulator of SQS and SNS: {printed}");
@@ -95,7 +156,14 @@ fn j24_the_development_stack_is_one_command() {
     assert_eq!(brokers(&["status"]).matches("running").count(), urls);
     brokers(&["stop"]);
     assert_eq!(brokers(&["status"]).matches("stopped").count(), urls);
-    let _ = std::fs::remove_dir_all(state);
+}
+
+struct StopsAtTheEnd<F: Fn()>(F);
+
+impl<F: Fn()> Drop for StopsAtTheEnd<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
 }
 
 fn polymq(url: &str, arguments: &[&str]) -> Output {
@@ -137,17 +205,21 @@ fn quickstart_and_dead_letters(url: &str, bare: impl Fn(&str)) {
     service.expect(["billed order 1 for 9.50", "billed order 2 for 20.00", "billed order 3 for 0.99"]);
     bare(r#"{"id":77,"total":5}"#);
     service.expect(["billed order 77 for 5.00"]);
-    bare("{\"id\":");
+    for _ in 0..3 {
+        bare("{\"id\":");
+    }
     bare(r#"{"id":78,"total":5}"#);
     service.expect(["billed order 78 for 5.00"]);
     service.stop();
 
     let letters = lines(url, &["dead-letters", "list", "orders", "--timeout", "3s"]);
-    assert!(letters.len() == 1 && letters[0].contains("undecodable"), "{letters:#?}");
+    assert!(letters.len() == 3 && letters.iter().all(|letter| letter.contains("undecodable")), "{letters:#?}");
+    let two = lines(url, &["dead-letters", "replay", "orders", "--timeout", "3s", "--max", "2"]);
+    assert_eq!(two, ["2 sent back to queue orders"]);
     let replayed = lines(url, &["dead-letters", "replay", "orders", "--timeout", "3s"]);
     assert_eq!(replayed, ["1 sent back to queue orders"]);
-    let back = lines(url, &["consume", "orders", "--max", "1", "--timeout", "20s"]);
-    assert_eq!(back, ["{\"id\":"]);
+    let back = lines(url, &["consume", "orders", "--max", "3", "--timeout", "20s"]);
+    assert_eq!(back, ["{\"id\":"; 3]);
 }
 
 /// The example, as a process of its own.

@@ -106,6 +106,56 @@ fn consume_ends_when_nothing_comes() {
     assert!(output.status.success() && stderr(&output).contains("has no dead letters"), "{}", stderr(&output));
 }
 
+/// Each line of a file, or the whole of it.
+#[test]
+fn send_reads_files() {
+    let path = std::env::temp_dir().join(format!("polymq-cli-lines-{}", std::process::id()));
+    std::fs::write(&path, "one\r\ntwo\n\nthree").unwrap();
+    let sent = |option: &str| polymq().args(["send", "orders", option]).arg(&path).output().unwrap();
+    let count = |output: &Output| stdout(output).lines().filter(|line| line.starts_with("sent ")).count();
+    assert_eq!((count(&sent("--lines")), count(&sent("--file"))), (3, 1));
+    std::fs::remove_file(&path).unwrap();
+    fails(&sent("--lines"), 2, &["polymq-cli-lines", "cannot be read"]);
+    fails(&run("send orders body --file /nowhere"), 2, &["--file"]);
+}
+
+/// What has nothing to show on a fresh broker says so, with its exit code; a plan and what is made of it are printed.
+#[test]
+fn administration_without_a_broker() {
+    let output = run("channels");
+    assert!(output.status.success() && stderr(&output).contains("there are no channels"), "{}", stderr(&output));
+    fails(&run("channels orders"), 6, &["\"orders\"", "does not exist"]);
+    fails(&run("peek orders"), 6, &["\"orders\"", "does not exist"]);
+    fails(&run("purge orders"), 6, &["\"orders\"", "does not exist"]);
+    fails(&run("delete orders"), 6, &["\"orders\"", "does not exist"]);
+    fails(&run("topology plan"), 2, &["FILE"]);
+    fails(&run("topology plan --group audit"), 2, &["expected TOPIC@GROUP"]);
+    fails(&run("topology apply /nowhere.toml"), 3, &["/nowhere.toml"]);
+    fails(&run("purge amq\u{7}"), 2, &["control character"]);
+
+    let path = std::env::temp_dir().join(format!("polymq-cli-topology-{}.toml", std::process::id()));
+    std::fs::write(&path, "[queues.inbox]\ntopics = [\"events\"]\n[topics.events]\ngroups = [\"audit\"]\n").unwrap();
+    let topology = |arguments: &[&str]| polymq().arg("topology").args(arguments).arg(&path).output().unwrap();
+    let (plan, apply) = (topology(&["plan", "--queue", "orders"]), topology(&["apply", "--json"]));
+    let broken = std::fs::write(&path, "[queue.inbox]\n").map(|()| topology(&["plan"])).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(
+        stdout(&plan).lines().collect::<Vec<_>>(),
+        [
+            "missing: queue inbox",
+            "missing: queue orders",
+            "missing: topic events",
+            "missing: group audit of topic events",
+            "ensured: binding of queue inbox to topic events",
+        ]
+    );
+    assert!(stderr(&plan).contains("4 of 5 missing; nothing was changed"), "{}", stderr(&plan));
+    let made: Vec<serde_json::Value> = stdout(&apply).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(made.len(), 4);
+    assert_eq!((&made[0]["state"], &made[0]["name"]), (&"made".into(), &"inbox".into()));
+    fails(&broken, 3, &["unknown field `queue`"]);
+}
+
 #[test]
 fn check_goes_through_every_step() {
     let output = run("check");

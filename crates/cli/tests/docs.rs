@@ -113,9 +113,23 @@ fn variables(registry: &Registry) -> String {
 
 fn help() -> String {
     let mut text = String::new();
-    for command in
-        ["", "backends", "send", "consume", "check", "dead-letters", "dead-letters list", "dead-letters replay"]
-    {
+    for command in [
+        "",
+        "backends",
+        "send",
+        "consume",
+        "check",
+        "dead-letters",
+        "dead-letters list",
+        "dead-letters replay",
+        "channels",
+        "peek",
+        "purge",
+        "topology",
+        "topology plan",
+        "topology apply",
+        "delete",
+    ] {
         let mut arguments: Vec<_> = command.split_whitespace().collect();
         arguments.push("--help");
         let output = Command::new(env!("CARGO_BIN_EXE_polymq")).args(arguments).output().unwrap();
@@ -131,7 +145,8 @@ fn cases() -> String {
     let mut table = "| case | needs | broken backends that it catches |\n|---|---|---|\n".to_owned();
     for case in polymq_testkit::cases::all() {
         let capability = case.decided_by(&polymq::Capabilities::default());
-        let needs = [case.needs_broker().then_some("a broker"), capability].into_iter().flatten().collect::<Vec<_>>();
+        let broker = case.needs_broker().then_some("a broker");
+        let needs = [broker, capability, case.needs_tool()].into_iter().flatten().collect::<Vec<_>>();
         let mutants = polymq_testkit::mutant::of(case).map(|mutant| mutant.name.replace('_', " ")).collect::<Vec<_>>();
         table += &format!("| {} | {} | {} |\n", case.id, needs.join(", "), mutants.join(", "));
     }

@@ -35,6 +35,15 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// What it can do, before a connection is made.
     fn capabilities(&self) -> Capabilities;
 
+    /// Refuses addresses that the broker cannot carry, as a connection with the default settings does.
+    ///
+    /// # Errors
+    /// As [`Connection::check_address`].
+    fn check_address(&self, address: &Address) -> Result<()> {
+        let _ = address;
+        Ok(())
+    }
+
     /// Checks settings without any connection.
     ///
     /// # Errors
@@ -74,6 +83,11 @@ pub trait Connection: Send + Sync + fmt::Debug + 'static {
     fn check_address(&self, address: &Address) -> Result<()> {
         let _ = address;
         Ok(())
+    }
+
+    /// The address as the broker knows it.
+    fn real_address(&self, address: &Address) -> Address {
+        address.clone()
     }
 
     /// Makes a producer. With `declare`, the channel exists afterwards.

@@ -76,6 +76,17 @@ pub struct Delay {
     pub max: Option<Duration>,
 }
 
+impl Delay {
+    fn limited_to(self, other: Self) -> Self {
+        let max = [self.max, other.max].into_iter().flatten().min();
+        Self { support: limited(self.support, other.support), max }
+    }
+}
+
+fn limited(own: Support, other: Support) -> Support {
+    if other.is_available() { own } else { Support::None }
+}
+
 /// Wildcards in the name of a topic that is consumed, in the broker's own syntax.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Wildcards {
@@ -175,6 +186,29 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
+    /// What both can do: for a stand-in that must not do more than what it stands for.
+    #[must_use]
+    pub fn limited_to(self, other: &Self) -> Self {
+        Self {
+            topics: self.topics && other.topics,
+            kinds_apart: self.kinds_apart && other.kinds_apart,
+            groups: self.groups && other.groups,
+            replay: self.replay && other.replay,
+            order: self.order.min(other.order),
+            requeue: limited(self.requeue, other.requeue),
+            delayed_retry: self.delayed_retry.limited_to(other.delayed_retry),
+            delayed_send: self.delayed_send.limited_to(other.delayed_send),
+            detects_unroutable: self.detects_unroutable && other.detects_unroutable,
+            request_reply: self.request_reply && other.request_reply,
+            max_headers: [self.max_headers, other.max_headers].into_iter().flatten().min(),
+            max_payload: [self.max_payload, other.max_payload].into_iter().flatten().min(),
+            stats: self.stats && other.stats,
+            purge: self.purge && other.purge,
+            peek: self.peek && other.peek,
+            ..self
+        }
+    }
+
     /// Field names and their values as short words, in order; what `polymq backends` prints.
     #[must_use]
     pub fn table(&self) -> Vec<(String, String)> {

@@ -4,10 +4,12 @@ use std::{
     any::TypeId,
     collections::VecDeque,
     fmt,
+    future::poll_fn,
     sync::{
         Arc, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -20,7 +22,7 @@ use tokio::{
 
 use crate::{
     Address, Backoff, ChannelKind, Completion, Connection, ConsumeOptions, Error, ErrorKind, HealthState, Message,
-    ProduceOptions, Producer, Receipt, Reply, Result, Retry, Subscription, Text, bus::Parts, layer::NextSend,
+    Outgoing, ProduceOptions, Producer, Receipt, Reply, Result, Retry, Subscription, Text, bus::Parts, layer::NextSend,
     message::Stamp,
 };
 
@@ -47,9 +49,6 @@ struct Inner {
     producer: OnceCell<Box<dyn Producer>>,
     window: Window,
 }
-
-/// The most messages that are handed to a backend at once: few enough to stay in the processor's first cache.
-const CHUNK: usize = 32;
 
 /// After so many messages sent in one call other tasks get their turn, as tokio's own budget has it.
 const YIELD_AFTER: usize = 128;
@@ -157,25 +156,29 @@ impl Channel {
     /// [`ErrorKind::Disconnected`] or [`ErrorKind::Timeout`] when the message certainly was not sent in time;
     /// [`ErrorKind::UnknownOutcome`] when it may have been; [`ErrorKind::Unroutable`], [`ErrorKind::Refused`] and
     /// others as the broker answers.
-    pub async fn send_message(&self, mut message: Message) -> Result<Receipt> {
-        let has_own_id = message.id().is_some();
-        self.prepare(&mut message)?;
-        // Where answers are always at hand, a producer that never waits must not keep other tasks from running.
-        coop::consume_budget().await;
-        // The way of most sends, in one piece: each call on the way would move the message once more.
-        if self.0.sending.repeats == 0
-            && self.0.parts.layers.is_empty()
-            && let Some(producer) = self.0.producer.get()
-            && self.0.window.has_plenty(self.0.options.window)
-        {
-            let mut completion = producer.send(message);
-            if let Some(result) = completion.try_take() {
-                return result.map_err(|error| self.locate(error));
+    #[allow(clippy::manual_async_fn)] // it would move its argument once more
+    pub fn send_message(&self, mut message: Message) -> impl Future<Output = Result<Receipt>> + Send + '_ {
+        async move {
+            let has_own_id = message.id().is_some();
+            self.prepare(&mut message, Stamp::now)?;
+            // Where answers are always at hand, a producer that never waits must not keep other tasks from running.
+            coop::consume_budget().await;
+            // The way of most sends, in one piece: each call on the way would move the message once more.
+            if self.0.sending.repeats == 0
+                && self.0.parts.layers.is_empty()
+                && let Some(producer) = self.0.producer.get()
+                && self.0.window.has_plenty(self.0.options.window)
+            {
+                return match producer.send(message).at_hand() {
+                    Ok(result) => result.map_err(|error| self.locate(error)),
+                    Err(completion) => {
+                        let _place = self.0.window.enter_late();
+                        self.answer(completion).await
+                    }
+                };
             }
-            let _place = self.0.window.enter_late();
-            return self.answer(completion).await;
+            Box::pin(self.send_repeatedly(message, has_own_id)).await
         }
-        Box::pin(self.send_repeatedly(message, has_own_id)).await
     }
 
     /// Asks: encodes and sends `value`, and waits for the answer that a handler returns as [`Answer`](crate::Answer), at
@@ -200,13 +203,13 @@ impl Channel {
 
     /// Sends a message and takes the answer of the same exchange.
     pub(crate) async fn exchange(&self, mut message: Message) -> Result<Message> {
-        self.prepare(&mut message)?;
+        self.prepare(&mut message, Stamp::now)?;
         let answer = std::sync::Mutex::new(None);
         let last = |mut message: Message| -> futures_util::future::BoxFuture<'_, _> {
             let answer = &answer;
             Box::pin(async move {
                 // A layer may have changed the message.
-                self.prepare(&mut message)?;
+                self.prepare(&mut message, Stamp::now)?;
                 let id = message.id().cloned().unwrap_or_default();
                 let producer = self.producer().await?;
                 self.enter().await?;
@@ -225,6 +228,16 @@ impl Channel {
         NextSend { address: &self.0.address, layers: &self.0.parts.layers, last: &last }.send(message).await?;
         let answer = answer.into_inner().unwrap_or_else(PoisonError::into_inner);
         answer.ok_or_else(|| Error::new(ErrorKind::Refused, "a layer took the request and sent none"))
+    }
+
+    /// Makes a message ready to leave with an acknowledgement: checked, through the layers, to a channel that exists.
+    pub(crate) async fn ready(&self, mut message: Message) -> Result<(Address, Message)> {
+        self.prepare(&mut message, Stamp::now)?;
+        let mut message = crate::request::sent(&self.0.parts, &self.0.address, message).await?;
+        // A layer may have changed the message.
+        self.prepare(&mut message, Stamp::now)?;
+        self.producer().await?;
+        Ok((self.0.parts.connection.real_address(&self.0.address), message))
     }
 
     pub(crate) fn parts(&self) -> &Arc<Parts> {
@@ -268,7 +281,7 @@ impl Channel {
         if !self.0.parts.layers.is_empty() {
             return Ok(Completion::ready(self.send_message(message).await));
         }
-        self.prepare(&mut message)?;
+        self.prepare(&mut message, Stamp::now)?;
         let producer = self.producer().await?;
         self.enter().await?;
         let place = Place(self.clone());
@@ -298,9 +311,10 @@ impl Channel {
             Ok(producer) => producer,
             Err(error) => return messages.map(|_| Err(copy(&error))).collect(),
         };
-        let window = self.0.options.window;
+        let (window, at_once) = (self.0.options.window, producer.at_once().max(1));
         // One clock read for the whole call; ids stay unique by their random part.
         let now = Stamp::now();
+        let mut chunk = Outgoing::default();
         // Those behind the first one that waits for its answer, so that results are in order.
         let mut waiting: VecDeque<Completion<Receipt>> = VecDeque::new();
         let mut since_yield = 0;
@@ -315,26 +329,30 @@ impl Channel {
                     waiting.pop_front();
                 }
             }
-            let room = (window - waiting.len()).min(CHUNK);
-            let mut chunk: Vec<Message> = messages.by_ref().take(room).collect();
+            // Written at once to where they are prepared and taken from: each is moved as seldom as can be.
+            chunk.extend(messages.by_ref().take((window - waiting.len()).min(at_once)));
             let count = chunk.len();
             if count == 0 {
                 break;
             }
-            let mut refused = self.prepare_all(&mut chunk, now).into_iter().peekable();
+            let refused = self.prepare_all(&mut chunk, now);
             // As above.
             since_yield += count;
             if since_yield >= YIELD_AFTER {
                 since_yield = 0;
-                tokio::task::yield_now().await;
+                give_way().await;
             } else {
                 coop::consume_budget().await;
             }
-            let mut answers = producer.send_many(chunk).into_iter();
-            for at in 0..count {
+            if waiting.is_empty() && refused.is_empty() {
+                producer.send_many(&mut chunk, &mut results);
+            }
+            let mut refused = refused.into_iter().peekable();
+            for at in count - chunk.len()..count {
+                let Some(message) = chunk.pop() else { break };
                 let answer = match refused.next_if(|(refused, _)| *refused == at) {
                     Some((_, error)) => Ok(Err(error)),
-                    None => answers.next().unwrap_or_else(Completion::missing).at_hand(),
+                    None => producer.send(message).at_hand(),
                 };
                 match answer {
                     Ok(result) if waiting.is_empty() => results.push(result.map_err(|error| self.locate(error))),
@@ -430,24 +448,32 @@ impl Channel {
         }
     }
 
-    /// Refuses what every backend refuses, then what this one cannot carry.
-    fn prepare(&self, message: &mut Message) -> Result<()> {
+    /// Gives the message what it lacks; refuses what every backend refuses, then what this one cannot carry.
+    #[inline]
+    fn prepare(&self, message: &mut Message, now: impl FnOnce() -> Stamp) -> Result<()> {
         if let Some(identity) = &self.0.parts.identity {
             identity.sign(message);
         }
-        message.prepare().map_err(|error| self.locate(error))?;
+        message.stamp(now);
+        let bytes = message.payload().len();
+        let fits = self.0.parts.capabilities.max_payload.is_none_or(|max| bytes <= max);
+        if fits && message.is_plain() { Ok(()) } else { self.check_message(message) }
+    }
+
+    #[inline(never)]
+    fn check_message(&self, message: &Message) -> Result<()> {
+        message.check().map_err(|error| self.locate(error))?;
         self.within_limits(message)
     }
 
-    /// Prepares messages where they are; takes out those that are refused, with their places.
-    fn prepare_all(&self, messages: &mut Vec<Message>, now: Stamp) -> Vec<(usize, Error)> {
-        let (mut at, mut refused) = (0, Vec::new());
-        messages.retain_mut(|message| {
-            message.stamp(now);
-            let result = self.prepare(message);
-            at += 1;
-            result.map_err(|error| refused.push((at - 1, error))).is_ok()
-        });
+    /// Prepares messages where they are; tells which are refused.
+    fn prepare_all(&self, messages: &mut Outgoing, now: Stamp) -> Vec<(usize, Error)> {
+        let mut refused = Vec::new();
+        for (at, message) in messages.iter_mut().enumerate() {
+            if let Err(error) = self.prepare(message, || now) {
+                refused.push((at, error));
+            }
+        }
         refused
     }
 
@@ -464,6 +490,14 @@ impl Channel {
         }
         if message.deliver_at().is_some() && !capabilities.delayed_send.support.is_available() {
             return Err(self.locate(Error::unsupported(self.backend(), "sending now what is delivered later")));
+        }
+        if let (Some(at), Some(max)) = (message.deliver_at(), capabilities.delayed_send.max)
+            && crate::until(at) > max
+        {
+            return Err(self.locate(Error::unsupported(
+                self.backend(),
+                format_args!("a delivery {:?} from now, at most {max:?} are possible", crate::until(at)),
+            )));
         }
         if let Some(max) = capabilities.max_headers
             && message.headers().len() > max
@@ -485,7 +519,7 @@ impl Channel {
 
     /// Sends without layers and without the rules for user headers: for copies that polymq makes.
     pub(crate) async fn send_as_is(&self, mut message: Message) -> Result<Receipt> {
-        message.stamp(Stamp::now());
+        message.stamp(Stamp::now);
         self.hand_over(message).await
     }
 
@@ -626,6 +660,20 @@ impl Drop for Place {
     fn drop(&mut self) {
         self.0.0.window.leave();
     }
+}
+
+/// Lets other tasks that are ready have their turn. Unlike tokio's own, without a look at sockets and timers first:
+/// the runtime takes that by itself every few dozen turns.
+async fn give_way() {
+    let mut given = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut given, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 #[cold]

@@ -1,9 +1,14 @@
 //! Wall-clock time that follows a paused test clock.
 
 use std::{
-    sync::atomic::{AtomicI64, Ordering},
+    sync::{
+        LazyLock,
+        atomic::{AtomicI64, Ordering},
+    },
     time::{Duration, SystemTime},
 };
+
+use tokio::time::Instant;
 
 /// By how many seconds a test has set the clock of this process forward.
 static SET_FORWARD: AtomicI64 = AtomicI64::new(0);
@@ -38,4 +43,60 @@ pub fn now() -> SystemTime {
 #[must_use]
 pub fn until(time: SystemTime) -> Duration {
     time.duration_since(now()).unwrap_or_default()
+}
+
+/// A mark of this process, and from when on its monotonic clock counts.
+static PROCESS: LazyLock<(u64, Instant)> = LazyLock::new(|| (fastrand::u64(..), Instant::now()));
+
+/// When a message is due that waits beside its queue, as text for [`time_left`] to read, in this process or another.
+///
+/// The wall clock alone would not do: it may be set while the message waits. The process that has written this goes by
+/// its monotonic clock; another one by the wall clock, but waits no longer than was asked for.
+#[must_use]
+pub fn due_in(wait: Duration) -> String {
+    let (process, start) = &*PROCESS;
+    let due = (now() + wait).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    // Rounded up: never too early.
+    let millis = |time: Duration| time.as_nanos().div_ceil(1_000_000);
+    format!("{};{};{process};{}", millis(due), millis(wait), millis(start.elapsed() + wait))
+}
+
+/// How long a message has to wait still, from what [`due_in`] wrote; `None` for any other text.
+#[must_use]
+pub fn time_left(due: &str) -> Option<Duration> {
+    let mut numbers = due.split(';').map(|number| number.parse::<u64>().ok());
+    let (due, wait, writer, here) = (numbers.next()??, numbers.next()??, numbers.next()??, numbers.next()??);
+    let (process, start) = &*PROCESS;
+    if writer == *process {
+        return Some(Duration::from_millis(here).saturating_sub(start.elapsed()));
+    }
+    let due = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(due))?;
+    Some(until(due).min(Duration::from_millis(wait)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_goes_on_in_this_process_and_in_another() {
+        let wait = Duration::from_secs(60);
+        let text = due_in(wait);
+        let is_a_minute = |left: Option<Duration>| {
+            left.is_some_and(|left| left <= wait + Duration::from_millis(1) && left > wait / 2)
+        };
+        assert!(is_a_minute(time_left(&text)), "{text}");
+        let of_another = |due: u64| {
+            let mut parts: Vec<String> = text.split(';').map(str::to_owned).collect();
+            (parts[0], parts[2]) = (due.to_string(), "1".into());
+            time_left(&parts.join(";"))
+        };
+        let due: u64 = text.split(';').next().and_then(|due| due.parse().ok()).expect("a number");
+        assert!(is_a_minute(of_another(due)));
+        assert!(is_a_minute(of_another(due + 7_200_000)), "a clock that was set back");
+        assert_eq!(of_another(due - 61_000), Some(Duration::ZERO));
+        for text in ["", "1;2;3", "1;2;3;x", "2023-11-14T22:13:20Z"] {
+            assert_eq!(time_left(text), None, "{text}");
+        }
+    }
 }

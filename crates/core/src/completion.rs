@@ -59,17 +59,12 @@ impl<T: Send + 'static> Completion<T> {
     }
 
     /// The answer, if it is at hand; the completion otherwise.
+    #[inline]
     pub(crate) fn at_hand(self) -> std::result::Result<Result<T>, Self> {
         match self.0 {
             State::Ready(Some(result)) => Ok(result),
             state => Err(Self(state)),
         }
-    }
-
-    /// The answer to what a backend has not answered against the rules.
-    #[cold]
-    pub(crate) fn missing() -> Self {
-        Self::ready(Err(unknown()))
     }
 
     /// Withdraws what has not been handed over yet. `true`: it certainly never will be; `false`: it was

@@ -101,6 +101,13 @@ pub trait Settler: Send + Sync + fmt::Debug + 'static {
             .with_hint("choose one in the failure policy")))
     }
 
+    /// The message is done and these are sent, to addresses as the broker knows them: all of it or nothing. Asked for only
+    /// when the consumer was made with [`ConsumeOptions::transactional`].
+    fn ack_and_send(&self, token: Token, messages: Vec<(Address, Message)>) -> Completion<()> {
+        let _ = (token, messages);
+        Completion::ready(Err(Error::unsupported("this", "sending and acknowledging as one")))
+    }
+
     /// Acknowledges with an answer that travels back on the same exchange, where the protocol has one (the response of
     /// HTTP). `None`: it has none, and the answer goes to the message's reply address.
     fn answer(&self, token: Token, answer: &Message) -> Option<Completion<()>> {
@@ -141,6 +148,8 @@ pub struct ConsumeOptions {
     pub ordered_by_key: bool,
     /// Of a topic, only messages of these kinds; empty takes all.
     pub kinds: Vec<String>,
+    /// What a handler sends by what it returns ([`Sends`](crate::Sends)) and the acknowledgement of its message are one.
+    pub transactional: bool,
     /// The queue for dead letters, made together with the channel; `None` makes none.
     pub dead_letters: Option<Address>,
     /// Creates the channel when it does not exist; otherwise a missing channel is
@@ -165,6 +174,7 @@ impl Default for ConsumeOptions {
             prefetch_bytes: 64 * 1024 * 1024,
             start: Start::New,
             ordered_by_key: false,
+            transactional: false,
             kinds: Vec::new(),
             dead_letters: None,
             declare: true,

@@ -20,6 +20,8 @@ pub const FIRST_ERROR: &str = "polymq-first-error";
 pub const LAST_ERROR: &str = "polymq-last-error";
 /// System header: when it was given up, RFC 3339.
 pub const DEAD_AT: &str = "polymq-dead-at";
+/// System header: when it was sent back from the dead letters, RFC 3339.
+pub const REPLAYED_AT: &str = "polymq-replayed-at";
 
 /// What is known about a message that was given up.
 #[derive(Debug, Clone, Copy)]
@@ -101,6 +103,8 @@ pub async fn replay_dead_letters(bus: &Bus, source: &Address, max: usize, patien
                     .with_hint("replay each source on its own"));
                 }
                 message.clear_system_headers();
+                // A broker that drops repetitions must not take it for the message that failed.
+                message.set_system_header(REPLAYED_AT, humantime::format_rfc3339_millis(clock::now()).to_string());
                 target.send_message(message).await?;
                 letter.ack().await?;
                 replayed += 1;

@@ -3,9 +3,9 @@
 use std::{fmt, mem, sync::Arc, time::Duration};
 
 use crate::{
-    Address, Bus, Capabilities, Channel, Details, Error, Incoming, Message, Result, Retry, Settler, Support,
+    Address, Bus, Capabilities, Channel, Details, Error, Incoming, Message, Result, Retry, Sends, Settler, Support,
     dead_letter::{FIRST_ERROR, Obituary, dead_letter, header_text},
-    request::ReplyAddress,
+    request::{ReplyAddress, Trace},
 };
 
 /// What the deliveries of one consumer share.
@@ -16,6 +16,7 @@ pub(crate) struct Origin {
     pub(crate) group: Option<String>,
     pub(crate) backend: &'static str,
     pub(crate) capabilities: Capabilities,
+    pub(crate) transactional: bool,
     pub(crate) dead_letters: Option<Channel>,
 }
 
@@ -76,10 +77,9 @@ impl Delivery {
     /// # Errors
     /// [`ErrorKind::Stale`](crate::ErrorKind::Stale) when the broker has taken the message back in the meantime: it comes again.
     pub async fn ack(self) -> Result<(), SettleError> {
-        let mut settling = self.0.origin.settler.ack(self.0.incoming.token);
-        let acknowledged = match settling.try_take() {
-            Some(acknowledged) => acknowledged,
-            None => settling.await,
+        let acknowledged = match self.0.origin.settler.ack(self.0.incoming.token).at_hand() {
+            Ok(acknowledged) => acknowledged,
+            Err(settling) => settling.await,
         };
         self.settled(acknowledged)
     }
@@ -92,6 +92,7 @@ impl Delivery {
     /// Those of sending the answer that may pass (the original is untouched then), and of [`ack`](Self::ack).
     pub async fn answer(self, bus: &Bus, answer: Message) -> Result<(), SettleError> {
         if self.0.origin.capabilities.direct {
+            let answer = Trace::of(self.message()).goes_on_in(answer);
             let passed = match crate::request::sent(bus.parts(), &self.0.origin.address, answer).await {
                 Ok(passed) => passed,
                 Err(error) => return Err(self.failed(error)),
@@ -112,6 +113,37 @@ impl Delivery {
                 self.ack().await
             }
         }
+    }
+
+    /// The message is done and these are sent: both or neither on a transactional consumer
+    /// ([`ConsumeOptions::transactional`](crate::ConsumeOptions)); on any other they are accepted by the broker before the
+    /// message is acknowledged.
+    ///
+    /// # Errors
+    /// Those of encoding and sending (the original is untouched then), and of [`ack`](Self::ack).
+    pub async fn ack_and_send(self, bus: &Bus, sends: Sends) -> Result<(), SettleError> {
+        match sends.messages(bus) {
+            Ok(messages) => self.ack_with(&messages).await,
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    pub(crate) async fn ack_with(self, messages: &[(Channel, Message)]) -> Result<(), SettleError> {
+        let mut ready = Vec::new();
+        for (channel, message) in messages {
+            let handed = match self.0.origin.transactional {
+                true => channel.ready(message.clone()).await.map(|message| ready.push(message)),
+                false => channel.send_message(message.clone()).await.map(drop),
+            };
+            if let Err(error) = handed {
+                return Err(self.failed(error));
+            }
+        }
+        if !self.0.origin.transactional {
+            return self.ack().await;
+        }
+        let settled = self.0.origin.settler.ack_and_send(self.0.incoming.token, ready).await;
+        self.settled(settled)
     }
 
     /// Another attempt, no earlier than `after` from now.

@@ -227,6 +227,7 @@ pub struct Route {
     version: Option<u32>,
     concurrency: usize,
     ordered_by_key: bool,
+    transactional: bool,
     only_own_kinds: bool,
     policy: Option<FailurePolicy>,
     timeout: Option<Duration>,
@@ -248,6 +249,7 @@ impl Route {
             version: None,
             concurrency: 1,
             ordered_by_key: false,
+            transactional: false,
             only_own_kinds: false,
             policy: None,
             timeout: None,
@@ -310,6 +312,13 @@ impl Route {
     /// Handles messages of one key one after the other and retries them in place, so that their order holds.
     pub fn ordered_by_key(&mut self) -> &mut Self {
         self.ordered_by_key = true;
+        self
+    }
+
+    /// What the handler sends by what it returns ([`Sends`](crate::Sends)) and the acknowledgement of its message are one:
+    /// both happen or neither does, whatever fails in between. For backends that declare transactions.
+    pub fn transactional(&mut self) -> &mut Self {
+        self.transactional = true;
         self
     }
 
@@ -479,6 +488,7 @@ impl Plan {
         if route.ordered_by_key {
             self.options.ordered_by_key = true;
         }
+        self.options.transactional |= route.transactional;
         if self.options.ordered_by_key {
             // Sending a failed message behind the others would break the order that was asked for.
             self.policy.mode = RetryMode::InPlace;
@@ -523,6 +533,12 @@ impl Plan {
         bus.parts().check_address(&self.address)?;
         self.policy.check(&self.address)?;
         check_options(backend, capabilities, &self.address, &self.options)?;
+        if self.options.transactional && self.ack_mode != AckMode::AfterSuccess {
+            return Err(Error::new(ErrorKind::Config, "a transaction acknowledges when the handler has succeeded")
+                .with_operation("start")
+                .with_channel(self.address.name())
+                .with_hint("leave its acknowledgement mode as it is"));
+        }
         bus.parts().serializers.check(&self.accept)?;
         self.check_retries(backend, capabilities)
             .map_err(|error| error.with_operation("start").with_channel(self.address.name()))

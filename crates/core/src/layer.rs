@@ -71,6 +71,8 @@ impl fmt::Debug for NextSend<'_> {
 #[derive(Clone, Copy)]
 pub struct NextHandle<'a> {
     pub(crate) address: &'a Address,
+    pub(crate) channel: &'a str,
+    pub(crate) group: Option<&'a str>,
     pub(crate) attempt: u32,
     pub(crate) layers: &'a [Arc<dyn Layer>],
     pub(crate) last: LastHandle<'a>,
@@ -81,6 +83,18 @@ impl<'a> NextHandle<'a> {
     #[must_use]
     pub fn address(&self) -> &'a Address {
         self.address
+    }
+
+    /// The concrete name of the channel: with wildcards, the name that was sent to.
+    #[must_use]
+    pub fn channel(&self) -> &'a str {
+        self.channel
+    }
+
+    /// The group of the topic, if it is consumed by one.
+    #[must_use]
+    pub fn group(&self) -> Option<&'a str> {
+        self.group
     }
 
     /// The number of this attempt, 1-based.

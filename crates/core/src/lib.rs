@@ -23,6 +23,7 @@ mod kinds;
 pub mod layer;
 pub mod memory;
 mod message;
+mod outgoing;
 mod pair;
 mod policy;
 mod prefix;
@@ -46,7 +47,7 @@ pub use crate::{
     },
     capability::{Capabilities, Delay, DeliveryCount, Order, RedeliveryOrder, Support, Wildcards},
     channel::{Channel, WhenFull},
-    clock::{now, set_clock_forward, until},
+    clock::{due_in, now, set_clock_forward, time_left, until},
     completion::{Completer, Completion},
     config::{Environment, Secret, Settings},
     consumer::{ConsumeOptions, Consumer, Details, Incoming, Settler, Start, Token},
@@ -56,13 +57,14 @@ pub use crate::{
     factory::{AckMode, ConsumerEntry, ConsumerFactory, Route},
     handler::{
         Attempt, Batch, BatchHandler, BatchOutcome, Blocking, Body, Context, Failure, FromDelivery, Handler,
-        IntoBatchOutcome, IntoOutcome, Json, Outcome, State, View, blocking,
+        IntoBatchOutcome, IntoOutcome, Json, Outcome, Sends, State, View, blocking,
     },
     headers::{Headers, MAX_HEADERS, MAX_TOTAL_BYTES, MAX_VALUE_BYTES, SYSTEM_PREFIX, Text},
     health::{DEGRADED_FOR, Health, HealthReporter, HealthState, HealthWatch},
     kinds::{Kind, KindEntry, Kinds},
     layer::{Layer, NextHandle, NextSend},
     message::{ATTEMPT, MAX_ATTRIBUTE_BYTES, Message, MessageId},
+    outgoing::Outgoing,
     pair::{HandlerFactory, HandlerPair},
     policy::{Backoff, DeadLetters, FailurePolicy, Fate, Jitter, RetryMode},
     producer::{ProduceOptions, Producer, Receipt},

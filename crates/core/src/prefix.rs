@@ -71,6 +71,10 @@ impl Connection for Prefixed {
         real.check().and_then(|()| self.connection.check_address(&real))
     }
 
+    fn real_address(&self, address: &Address) -> Address {
+        self.real(address)
+    }
+
     async fn producer(&self, address: &Address, options: &ProduceOptions) -> Result<Box<dyn Producer>> {
         // Whoever awaits a reply has written the name of the queue as the broker has it.
         if options.temporary {

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
 
-use crate::{Completion, Error, Message, MessageId, Result};
+use crate::{Completion, Error, Message, MessageId, Outgoing, Result};
 
 /// Proof that the broker has accepted responsibility for a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,10 +30,16 @@ pub trait Producer: Send + Sync + fmt::Debug + 'static {
     /// connection lost after writing is [`ErrorKind::UnknownOutcome`](crate::ErrorKind::UnknownOutcome).
     fn send(&self, message: Message) -> Completion<Receipt>;
 
-    /// Hands many messages over as [`send`](Self::send) does each, in their order; one completion each. For backends
-    /// that do something once for all of them.
-    fn send_many(&self, messages: Vec<Message>) -> Vec<Completion<Receipt>> {
-        messages.into_iter().map(|message| self.send(message)).collect()
+    /// Takes from the front of `messages` those whose answer is at hand when they are handed over together, and appends
+    /// their receipts in their order. What it leaves is handed to [`send`](Self::send) one by one. For backends that do
+    /// something once for many messages; the others take none.
+    fn send_many(&self, messages: &mut Outgoing, receipts: &mut Vec<Result<Receipt>>) {
+        let _ = (messages, receipts);
+    }
+
+    /// How many messages are best handed to [`send_many`](Self::send_many) at once; 1 where it takes none.
+    fn at_once(&self) -> usize {
+        1
     }
 
     /// Sends a request whose answer comes back on the same exchange, where the protocol has one

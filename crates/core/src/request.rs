@@ -332,8 +332,8 @@ pub(crate) async fn request(channel: &Channel, message: Message, limit: Duration
         return Err(Error::unsupported(parts.connection.backend(), "request and reply"));
     }
     let deadline = Instant::now() + limit;
-    let reply = if parts.capabilities.direct {
-        channel.exchange(message).await?
+    let (reply, from) = if parts.capabilities.direct {
+        (channel.exchange(message).await?, channel.address().clone())
     } else {
         let inbox = match tokio::time::timeout_at(deadline, parts.requests.inbox(parts)).await {
             Ok(inbox) => inbox?,
@@ -345,7 +345,7 @@ pub(crate) async fn request(channel: &Channel, message: Message, limit: Duration
         let name = inbox.address.name().to_owned();
         channel.send_message(message.with_reply_to(name).with_correlation_id(id)).await?;
         match tokio::time::timeout_at(deadline, reply).await {
-            Ok(reply) => reply.map_err(|_| ended())?,
+            Ok(reply) => (reply.map_err(|_| ended())?, inbox.address.clone()),
             Err(_) => {
                 let sentence = format!("no reply within {limit:?}; the request was sent and may still be handled");
                 return Err(Error::new(ErrorKind::UnknownOutcome, sentence)
@@ -353,7 +353,7 @@ pub(crate) async fn request(channel: &Channel, message: Message, limit: Duration
             }
         }
     };
-    let reply = received(parts, channel.address(), reply).await?;
+    let reply = received(parts, &from, reply).await?;
     Reply::new(reply, Arc::clone(parts))
 }
 
@@ -368,7 +368,15 @@ async fn received(parts: &Parts, address: &Address, reply: Message) -> Result<Me
             *lock(&slot) = Some(message);
             Box::pin(std::future::ready(Outcome::Ack))
         };
-        NextHandle { address, attempt: 1, layers: &parts.layers, last: &last }.handle(reply).await
+        let next = NextHandle {
+            address,
+            channel: address.name(),
+            group: None,
+            attempt: 1,
+            layers: &parts.layers,
+            last: &last,
+        };
+        next.handle(reply).await
     };
     match (outcome, slot.into_inner().unwrap_or_else(PoisonError::into_inner)) {
         (Outcome::Ack, Some(message)) => Ok(message),

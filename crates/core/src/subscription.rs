@@ -19,7 +19,7 @@ pub struct Subscription {
     origin: Arc<Origin>,
     /// Fetched and not given out.
     buffer: VecDeque<Incoming>,
-    /// What `receive` of the consumer fills; exchanged with the buffer when that is empty.
+    /// What `receive` of the consumer fills, with the memory of the buffer when that is empty.
     received: Vec<Incoming>,
     closed: bool,
 }
@@ -88,11 +88,13 @@ impl Subscription {
         }
         // Cancel-safe: what a cancelled call has appended stays in `received`.
         if self.received.is_empty() {
+            if self.buffer.is_empty() && self.received.capacity() == 0 {
+                self.received = mem::take(&mut self.buffer).into();
+            }
             self.consumer.receive(max, &mut self.received).await.map_err(|error| locate(error, &self.origin))?;
         }
         if self.buffer.is_empty() {
-            let spare = Vec::from(mem::take(&mut self.buffer));
-            self.buffer = mem::replace(&mut self.received, spare).into();
+            self.buffer = mem::take(&mut self.received).into();
         } else {
             self.buffer.extend(self.received.drain(..));
         }
@@ -129,6 +131,7 @@ pub(crate) async fn open(
         group: options.group.clone(),
         backend: connection.backend(),
         capabilities: parts.capabilities.clone(),
+        transactional: options.transactional,
         dead_letters: options.dead_letters.clone().map(|queue| Channel::new(Arc::clone(parts), queue)),
         address,
     };
@@ -164,6 +167,9 @@ pub(crate) fn check_options(
     }
     if options.start == Start::Earliest && !capabilities.replay {
         return refuse("starting with messages from before the group existed");
+    }
+    if options.transactional && !capabilities.transactions {
+        return refuse("sending and acknowledging as one");
     }
     if options.ordered_by_key && capabilities.order == Order::None {
         return refuse("order by key");

@@ -6,8 +6,8 @@ mod common;
 use async_trait::async_trait;
 use common::{Log, Order, order};
 use polymq_core::{
-    Bus, ConsumeOptions, ConsumerFactory, ConsumerRunner, Environment, Layer, Message, NextHandle, NextSend, Outcome,
-    Receipt, Result, State,
+    Batch, Bus, ConsumeOptions, ConsumerFactory, ConsumerRunner, Environment, Layer, Message, NextHandle, NextSend,
+    Outcome, Receipt, Result, State,
 };
 
 #[derive(Debug)]
@@ -98,5 +98,36 @@ async fn d16_no_message_passes_before_the_stack_is_complete() {
     consumers.route("orders", async |order: Order, log: State<Log>| log.add(order.id.to_string()));
     let running = ConsumerRunner::new(consumers).start().await.expect("starts");
     assert_eq!(log.wait(1).await, ["1"]);
+    running.stop().await.expect("stops");
+}
+
+/// Handlers of batches, and several handlers of one message, get nothing that has not passed the layers; each message
+/// passes them once.
+#[tokio::test(start_paused = true)]
+async fn d15_layers_are_around_batches_and_several_handlers() {
+    let log = Log::default();
+    let builder = Bus::builder().url("memory://d15-batch").environment(Environment::default());
+    let bus = builder.layer(Inverting).layer(Numbered(1, log.clone())).connect().await.expect("connects");
+    for id in 1..=3 {
+        bus.queue("batch").send(&order(id)).await.expect("sent");
+    }
+    bus.queue("several").send(&order(4)).await.expect("sent");
+    let sends = log.entries().len();
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers.state(log.clone());
+    let of_batch = log.clone();
+    consumers.route_batch("batch", 10, move |batch: Batch<Order>| {
+        batch.iter().for_each(|order| of_batch.add(format!("batch {}", order.id)));
+        std::future::ready(())
+    });
+    let handler = async |order: Order, log: State<Log>| log.add(format!("first {}", order.id));
+    consumers.route("several", handler).also("second", async |order: Order, log: State<Log>| {
+        log.add(format!("second {}", order.id));
+    });
+    let running = ConsumerRunner::new(consumers).start().await.expect("starts");
+    let all = log.wait(sends + 13).await;
+    let count = |text: &str| all[sends..].iter().filter(|entry| entry.starts_with(text)).count();
+    assert_eq!((count("handle 1 before"), count("handle 1 after")), (4, 4), "{all:?}");
+    assert_eq!((count("batch"), count("first 4"), count("second 4")), (3, 1, 1), "{all:?}");
     running.stop().await.expect("stops");
 }

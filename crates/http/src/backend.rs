@@ -37,6 +37,10 @@ impl Backend for HttpBackend {
         capabilities(&HttpConfig::default())
     }
 
+    fn check_address(&self, address: &polymq_core::Address) -> Result<()> {
+        crate::target::check_name(address)
+    }
+
     fn check(&self, settings: &Settings) -> Result<()> {
         HttpConfig::parse(settings).map(drop)
     }
@@ -59,6 +63,7 @@ pub(crate) fn capabilities(config: &HttpConfig) -> Capabilities {
         detects_unroutable: true,
         request_reply: true,
         max_payload: Some(config.max_payload),
+        prefetch_bytes: true,
         tls: cfg!(feature = "tls"),
         mutual_tls: cfg!(feature = "tls"),
         ..Capabilities::default()

@@ -5,14 +5,18 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderValue, StatusCode, header};
-use polymq_core::{Error, ErrorKind, HealthReporter, Message, Result, Secret};
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, header};
+use polymq_core::{Error, ErrorKind, HealthReporter, Message, Result};
 use reqwest::{Client, Request, redirect::Policy};
+use tokio_util::task::TaskTracker;
 
 use crate::{
-    NAME, body,
+    NAME,
+    body::{self, Limits},
     config::{Http2, HttpConfig, refuse},
     convert, error,
+    token::Shown,
 };
 
 /// The client with its pool of connections, the state of the connection, and what both sides of it need.
@@ -21,6 +25,9 @@ pub(crate) struct Link {
     pub(crate) client: Client,
     pub(crate) config: HttpConfig,
     pub(crate) health: HealthReporter,
+    /// Requests on their way.
+    pub(crate) tasks: TaskTracker,
+    token: Shown,
     closed: AtomicBool,
 }
 
@@ -29,11 +36,19 @@ impl Link {
         let health = HealthReporter::new();
         // There is no connection that could be up or down before it is used.
         health.up();
-        Ok(Self { client: client(&config)?, config, health, closed: AtomicBool::new(false) })
+        let (client, token) = (client(&config)?, Shown::new(&config)?);
+        Ok(Self { client, config, health, tasks: TaskTracker::new(), token, closed: AtomicBool::new(false) })
     }
 
+    /// Takes no more; `false` when it was closed before.
     pub(crate) fn close(&self) -> bool {
-        self.closed.swap(true, Ordering::AcqRel)
+        !self.closed.swap(true, Ordering::AcqRel)
+    }
+
+    /// Waits until every request has been answered, or its time has passed.
+    pub(crate) async fn flush(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 
     pub(crate) fn check_open(&self, operation: &'static str) -> Result<()> {
@@ -43,8 +58,15 @@ impl Link {
         Ok(())
     }
 
+    fn limits(&self, bytes: usize) -> Limits {
+        Limits { bytes, idle: self.config.idle_timeout, whole: self.config.body_timeout }
+    }
+
     /// Sends one request and reads the answer, within its limits. `Err` tells what a status other than 2xx means.
-    pub(crate) async fn exchange(&self, request: Request) -> Result<Message> {
+    pub(crate) async fn exchange(&self, mut request: Request) -> Result<Answered> {
+        if let Some(token) = self.token.header()? {
+            request.headers_mut().insert(header::AUTHORIZATION, token);
+        }
         let response = match self.client.execute(request).await {
             Ok(response) => response,
             Err(problem) => {
@@ -55,18 +77,36 @@ impl Link {
                 return Err(problem);
             }
         };
-        self.health.up();
         let response: http::Response<reqwest::Body> = response.into();
         let (parts, body) = response.into_parts();
         let status = parts.status;
+        if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::PROXY_AUTHENTICATION_REQUIRED) {
+            // Somebody answers, but nothing that is sent gets through.
+            self.health.down(format_args!("the server refuses the credentials ({status})"));
+        } else {
+            self.health.up();
+        }
         if !status.is_success() {
             // Only its first words are of interest.
-            let read = body::read(body, 64 * 1024, self.config.idle_timeout).await.unwrap_or_default();
+            let (read, _) = body::read(body, self.limits(64 * 1024), None).await.unwrap_or_default();
             return Err(error::Refusal::new(status, &parts.headers, &read).into_error());
         }
-        let read = body::read(body, self.config.max_reply, self.config.idle_timeout).await;
-        let body = read.map_err(|unread| unreadable(status, unread))?;
-        convert::message(&parts.headers, body).map_err(|why| {
+        let read = body::read(body, self.limits(self.config.max_reply), None).await;
+        let (body, _) = read.map_err(|unread| unreadable(status, unread))?;
+        Ok(Answered { headers: parts.headers, body })
+    }
+}
+
+/// A success, read to its end. What it says is of interest only to those who asked.
+#[derive(Debug)]
+pub(crate) struct Answered {
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Answered {
+    pub(crate) fn message(self) -> Result<Message> {
+        convert::message(&self.headers, self.body).map_err(|why| {
             Error::new(ErrorKind::Decode, format!("the server took the message, but its answer cannot be read: {why}"))
                 .with_backend(NAME)
         })
@@ -84,14 +124,9 @@ fn unreadable(status: StatusCode, unread: body::Unread) -> Error {
 }
 
 fn client(config: &HttpConfig) -> Result<Client> {
-    let mut headers = HeaderMap::new();
-    if let Some(token) = &config.token {
-        headers.insert(header::AUTHORIZATION, bearer(token)?);
-    }
     let target = config.target()?;
     let builder = Client::builder()
         .user_agent(concat!("polymq/", env!("CARGO_PKG_VERSION")))
-        .default_headers(headers)
         // A message belongs to the place that it was sent to: another place may be anybody's.
         .redirect(Policy::none())
         .connect_timeout(config.connect_timeout)
@@ -110,13 +145,6 @@ fn client(config: &HttpConfig) -> Result<Client> {
     #[cfg(feature = "tls")]
     let builder = builder.tls_backend_preconfigured(crate::tls::client(config)?);
     builder.build().map_err(|error| refuse("the HTTP client cannot be made").with_source(error))
-}
-
-fn bearer(token: &Secret) -> Result<HeaderValue> {
-    let value = HeaderValue::from_str(&format!("Bearer {}", token.expose()));
-    let mut value = value.map_err(|_| refuse("setting \"token\" is not valid, expected visible ASCII"))?;
-    value.set_sensitive(true);
-    Ok(value)
 }
 
 /// How long one request may take in all.

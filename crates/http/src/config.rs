@@ -27,7 +27,9 @@ pub const KEYS: &[Key] = &[
     key("content_type", "", "the content type of messages that have none"),
     key("endpoints", "", "base URLs, separated by commas: a topic is sent to each of them instead of to the url"),
     key("token", "", "bearer token that is sent with each request"),
+    key("token_file", "", "file of the token instead, read anew for each request: a rotated one is used at once"),
     key("accept_token", "", "bearer token that consumers ask of their senders; without it, anyone may send"),
+    key("accept_token_file", "", "file of such tokens instead, one a line, read anew for each request"),
     key("connect_timeout", "10s", "bound of one attempt to connect"),
     key("header_timeout", "30s", "consumers: how long a request's headers may take; an idle connection ends after it"),
     key(
@@ -35,15 +37,18 @@ pub const KEYS: &[Key] = &[
         "15s",
         "consumers: silence inside of a body that ends a request; senders: when an unused connection is closed",
     ),
+    key("body_timeout", "2m", "how long a body may take in all, of a request or of an answer"),
     key("heartbeat", "10s", "HTTP/2: silence after which a peer is asked whether it lives; it has as long to answer"),
     key("max_payload", "16777216", "largest body in bytes; a larger one is answered with 413"),
     key("max_reply", "16777216", "largest body of an answer in bytes"),
     key("max_header_bytes", "65536", "most bytes of a request's headers; more are answered with 431"),
+    key("max_buffered", "268435456", "most bytes of bodies that are held at a time; more are answered with 503"),
     key("max_requests", "1024", "most requests that are served at a time; more are answered with 503"),
     key("busy_retry", "1s", "when a sender is told to come again that found no room, or whose message was given back"),
     key("drain_timeout", "5s", "how long closing waits for answers that are on their way"),
     key("http2", "auto", "senders: auto (by TLS), only (also without TLS), off; consumers take both"),
     key("allow_plaintext_remote", "false", "allow credentials without TLS to a host that is not this one"),
+    key("tls_min", "1.2", "the oldest version of TLS that is spoken: 1.2 or 1.3"),
     key("ca_file", "", "PEM file of the authority that signed the server's certificate, besides the system's"),
     key("cert_file", "", "PEM file of this side's certificate: consumers listen with TLS, senders show it"),
     key("key_file", "", "PEM file of this side's key"),
@@ -65,7 +70,9 @@ pub struct HttpConfig {
     pub content_type: Option<String>,
     pub endpoints: Secret,
     pub token: Option<Secret>,
+    pub token_file: Option<PathBuf>,
     pub accept_token: Option<Secret>,
+    pub accept_token_file: Option<PathBuf>,
     #[serde(with = "duration")]
     pub connect_timeout: Duration,
     #[serde(with = "duration")]
@@ -73,10 +80,13 @@ pub struct HttpConfig {
     #[serde(with = "duration")]
     pub idle_timeout: Duration,
     #[serde(with = "duration")]
+    pub body_timeout: Duration,
+    #[serde(with = "duration")]
     pub heartbeat: Duration,
     pub max_payload: usize,
     pub max_reply: usize,
     pub max_header_bytes: u32,
+    pub max_buffered: usize,
     pub max_requests: usize,
     #[serde(with = "duration")]
     pub busy_retry: Duration,
@@ -84,6 +94,7 @@ pub struct HttpConfig {
     pub drain_timeout: Duration,
     pub http2: Http2,
     pub allow_plaintext_remote: bool,
+    pub tls_min: TlsVersion,
     pub ca_file: Option<PathBuf>,
     pub cert_file: Option<PathBuf>,
     pub key_file: Option<PathBuf>,
@@ -99,22 +110,27 @@ impl Default for HttpConfig {
             content_type: None,
             endpoints: Secret::default(),
             token: None,
+            token_file: None,
             accept_token: None,
+            accept_token_file: None,
             connect_timeout: Duration::from_secs(10),
             // Longer than senders keep unused connections: the side that sends must be the one that closes, or a request
             // would now and then be written to a connection that is just being closed, and its outcome be unknown.
             header_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(15),
+            body_timeout: Duration::from_secs(120),
             heartbeat: Duration::from_secs(10),
             max_payload: 16 * 1024 * 1024,
             max_reply: 16 * 1024 * 1024,
             // Room for 16 KiB of user headers, percent-encoded.
             max_header_bytes: 64 * 1024,
+            max_buffered: 256 * 1024 * 1024,
             max_requests: 1024,
             busy_retry: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(5),
             http2: Http2::Auto,
             allow_plaintext_remote: false,
+            tls_min: TlsVersion::V12,
             ca_file: None,
             cert_file: None,
             key_file: None,
@@ -135,6 +151,17 @@ pub enum Http2 {
     Off,
 }
 
+/// A version of TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum TlsVersion {
+    /// TLS 1.2.
+    #[serde(rename = "1.2")]
+    V12,
+    /// TLS 1.3.
+    #[serde(rename = "1.3")]
+    V13,
+}
+
 impl HttpConfig {
     /// Reads and checks settings; no connection is made.
     ///
@@ -149,15 +176,23 @@ impl HttpConfig {
 
     fn check(&self) -> Result<()> {
         let some = |duration: Duration| !duration.is_zero();
-        let rules: [(&str, bool, &str); 11] = [
+        let rules: [(&str, bool, &str); 15] = [
             ("connect_timeout", some(self.connect_timeout), "expected more than nothing"),
             ("header_timeout", some(self.header_timeout), "expected more than nothing"),
             ("idle_timeout", some(self.idle_timeout), "expected more than nothing"),
+            ("body_timeout", some(self.body_timeout), "expected more than nothing"),
             ("heartbeat", some(self.heartbeat), "expected more than nothing"),
             ("max_payload", self.max_payload > 0, "expected more than nothing"),
             ("max_header_bytes", self.max_header_bytes >= 8192, "expected at least 8192"),
+            ("max_buffered", self.max_buffered >= self.max_payload, "expected at least max_payload"),
             ("max_requests", (1..=1 << 20).contains(&self.max_requests), "expected 1 to 1048576"),
             ("method", method(&self.method).is_ok(), "expected an HTTP method such as POST, PUT or GET"),
+            ("token_file", self.token_file.is_none() || self.token.is_none(), "expected without token"),
+            (
+                "accept_token_file",
+                self.accept_token_file.is_none() || self.accept_token.is_none(),
+                "expected without accept_token",
+            ),
             ("key_file", self.key_file.is_some() == self.cert_file.is_some(), "expected together with cert_file"),
             ("client_ca_file", self.client_ca_file.is_none() || self.cert_file.is_some(), "expected with cert_file"),
             ("cert_file", self.cert_file.is_none() || cfg!(feature = "tls"), "expected the feature \"tls\""),
@@ -229,6 +264,9 @@ mod tests {
             ("http://localhost?listen=nowhere", "expected host:port"),
             ("http://localhost?endpoints=ftp://x", "expected http:// or https://"),
             ("http://localhost?cert_file=a.pem", "\"key_file\" is not valid"),
+            ("http://localhost?token=a&token_file=b", "\"token_file\" is not valid"),
+            ("http://localhost?accept_token=a&accept_token_file=b", "\"accept_token_file\" is not valid"),
+            ("http://localhost?max_buffered=1", "\"max_buffered\" is not valid"),
         ] {
             let text = sentence(url);
             assert!(text.contains(expected), "{url}: {text}");
@@ -237,8 +275,10 @@ mod tests {
     }
 
     #[test]
-    fn credentials_need_encryption_unless_they_stay_here() {
-        for url in ["http://me:s3cret@example.org", "http://example.org?token=s3cret"] {
+    fn j6_credentials_need_encryption_unless_they_stay_here() {
+        for url in
+            ["http://me:s3cret@example.org", "http://example.org?token=s3cret", "http://example.org?token_file=s3cret"]
+        {
             let text = sentence(url);
             assert!(text.contains("clear text") && !text.contains("s3cret"), "{text}");
             let separator = if url.contains('?') { '&' } else { '?' };

@@ -103,7 +103,7 @@ impl Connection for HttpConnection {
         let path = path.trim_end_matches('/').to_owned();
         let method = config::method(method)?;
         let listener = self.listener().await?;
-        let (share, received) = Share::new(options.prefetch);
+        let (share, received) = Share::new(options);
         let share = Arc::new(share);
         listener.server.add(path, address, method, Arc::clone(&share))?;
         Ok(Box::new(HttpConsumer::new(share, received, listener)))
@@ -137,13 +137,17 @@ impl Connection for HttpConnection {
     }
 
     async fn close(&self) -> Result<()> {
-        if self.link.close() {
+        if !self.link.close() {
             return Ok(());
         }
         let listener = self.listener.lock().await.take();
-        if let Some(listener) = listener {
-            listener.close().await;
-        }
+        let ending = async {
+            if let Some(listener) = listener {
+                listener.close().await;
+            }
+        };
+        // At a time: what this process has sent to itself is answered by the end of its consumers.
+        tokio::join!(ending, self.link.flush());
         self.link.health.closed("closed by this program");
         Ok(())
     }

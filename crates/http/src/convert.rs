@@ -1,6 +1,6 @@
 //! A message as HTTP headers and back: CloudEvents 1.0, HTTP protocol binding, binary mode. The body is never touched.
 
-use std::time::SystemTime;
+use std::{borrow::Cow, time::SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
@@ -26,35 +26,38 @@ const PAIR: &AsciiSet = &ATTRIBUTE.add(b'&').add(b'=');
 
 /// Writes everything but the body.
 pub(crate) fn to_headers(message: &Message, headers: &mut HeaderMap) -> Result<()> {
-    let mut put = |name: &'static str, value: &str| -> Result<()> {
-        headers.insert(HeaderName::from_static(name), encoded(value)?);
-        Ok(())
-    };
-    put("ce-specversion", "1.0")?;
-    put("ce-source", NAME)?;
+    // Names that are known while compiling cost nothing when a message is sent.
+    macro_rules! put {
+        ($name:expr, $value:expr) => {
+            headers.insert(const { HeaderName::from_static($name) }, $value)
+        };
+    }
     if let Some(id) = message.id() {
-        put(ID, &id.to_string())?;
+        put!(ID, encoded(&id.to_string())?);
     }
     if let Some(value) = message.kind() {
-        put(KIND, value)?;
+        put!(KIND, encoded(value)?);
+        // Only what has a type is an event of CloudEvents; what says that it is one and has none is refused by others.
+        put!("ce-specversion", const { HeaderValue::from_static("1.0") });
+        put!("ce-source", const { HeaderValue::from_static(NAME) });
     }
     if let Some(value) = message.version() {
-        put(VERSION, &value.to_string())?;
+        put!(VERSION, HeaderValue::from(value));
     }
     if let Some(value) = message.key() {
-        put(KEY, value)?;
+        put!(KEY, encoded(value)?);
     }
     if let Some(value) = message.correlation_id() {
-        put(CORRELATION, value)?;
+        put!(CORRELATION, encoded(value)?);
     }
     if let Some(value) = message.reply_to() {
-        put(REPLY_TO, value)?;
+        put!(REPLY_TO, encoded(value)?);
     }
     if let Some(value) = message.time().and_then(timestamp) {
-        put(TIME, &value)?;
+        put!(TIME, header_value(value)?);
     }
     if let Some(value) = message.expires_at().and_then(timestamp) {
-        put(EXPIRES, &value)?;
+        put!(EXPIRES, header_value(value)?);
     }
     if let Some(value) = message.content_type() {
         let value = HeaderValue::from_str(value).map_err(|_| {
@@ -69,7 +72,7 @@ pub(crate) fn to_headers(message: &Message, headers: &mut HeaderMap) -> Result<(
     let mut escaped = String::new();
     for (name, value) in message.headers().iter() {
         if is_plain(name, value) {
-            headers.insert(header_name(name)?, header_value(value)?);
+            headers.insert(header_name(name)?, header_value(value.to_owned())?);
         } else {
             let separator = if escaped.is_empty() { "" } else { "&" };
             let (name, value) = (utf8_percent_encode(name, PAIR), utf8_percent_encode(value, PAIR));
@@ -77,7 +80,7 @@ pub(crate) fn to_headers(message: &Message, headers: &mut HeaderMap) -> Result<(
         }
     }
     if !escaped.is_empty() {
-        headers.insert(HeaderName::from_static(ESCAPED), header_value(&escaped)?);
+        headers.insert(HeaderName::from_static(ESCAPED), header_value(escaped)?);
     }
     Ok(())
 }
@@ -202,7 +205,8 @@ fn joined(headers: &HeaderMap, name: &HeaderName) -> Result<String, String> {
 }
 
 pub(crate) fn encoded(text: &str) -> Result<HeaderValue> {
-    header_value(&utf8_percent_encode(text, ATTRIBUTE).to_string())
+    // In one piece when nothing in it has to be encoded, which is nearly always so.
+    header_value(Cow::from(utf8_percent_encode(text, ATTRIBUTE)).into_owned())
 }
 
 pub(crate) fn decoded(name: &str, text: &str) -> Result<String, String> {
@@ -215,8 +219,8 @@ fn header_name(name: &str) -> Result<HeaderName> {
         .map_err(|_| Error::new(ErrorKind::InvalidInput, format!("{name:?} is no name of a header")).with_backend(NAME))
 }
 
-fn header_value(value: &str) -> Result<HeaderValue> {
-    HeaderValue::from_str(value)
+fn header_value(value: String) -> Result<HeaderValue> {
+    HeaderValue::from_maybe_shared(Bytes::from(value))
         .map_err(|_| Error::new(ErrorKind::InvalidInput, "a text is no value of a header").with_backend(NAME))
 }
 

@@ -17,10 +17,11 @@ mod settle;
 mod target;
 #[cfg(feature = "tls")]
 mod tls;
+mod token;
 
 pub use crate::{
     backend::HttpBackend,
-    config::{Http2, HttpConfig, KEYS},
+    config::{Http2, HttpConfig, KEYS, TlsVersion},
     connection::HttpConnection,
     error::Refusal,
 };

@@ -47,7 +47,7 @@ impl Listener {
                 .with_hint("set listen to a free address of this machine, such as 0.0.0.0:8080")
                 .with_source(error)
         })?;
-        let server = Arc::new(Server::new(config));
+        let server = Arc::new(Server::new(config)?);
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let serving = Serving {
             server: Arc::clone(&server),

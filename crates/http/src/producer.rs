@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
-use http::{HeaderValue, Method, header};
+use http::{HeaderMap, HeaderValue, Method, header};
 use polymq_core::{
     Address, ChannelKind, Completion, Error, ErrorKind, Message, ProduceOptions, Producer, Receipt, Result, Retry,
 };
@@ -14,7 +14,7 @@ use url::Url;
 
 use crate::{
     NAME,
-    client::{Link, limit},
+    client::{Answered, Link, limit},
     config,
 };
 
@@ -24,13 +24,28 @@ pub(crate) struct HttpProducer {
     link: Arc<Link>,
     runtime: Handle,
     kind: ChannelKind,
-    targets: Vec<Url>,
+    targets: Vec<Target>,
     method: Method,
     content_type: Option<HeaderValue>,
     timeout: Duration,
     /// How many are on their way; `None` once closed.
     open: watch::Sender<usize>,
     closed: std::sync::atomic::AtomicBool,
+}
+
+/// Where requests go, and the headers that each of them has.
+#[derive(Debug)]
+struct Target {
+    url: Url,
+    headers: HeaderMap,
+}
+
+impl Target {
+    /// Credentials in the URL become a header, as a browser does it.
+    fn new(link: &Link, method: &Method, url: Url) -> Result<Self> {
+        let request = link.client.request(method.clone(), url).build().map_err(crate::error::native)?;
+        Ok(Self { url: request.url().clone(), headers: request.headers().clone() })
+    }
 }
 
 impl HttpProducer {
@@ -66,6 +81,7 @@ impl HttpProducer {
         let content_type = content_type.map(HeaderValue::from_str).transpose().map_err(|_| {
             Error::new(ErrorKind::InvalidInput, "the option \"content_type\" is no media type").with_backend(NAME)
         })?;
+        let targets = targets.into_iter().map(|url| Target::new(&link, &method, url)).collect::<Result<_>>()?;
         Ok(Self {
             runtime: Handle::current(),
             kind: address.kind(),
@@ -80,13 +96,12 @@ impl HttpProducer {
     }
 
     fn requests(&self, message: &Message) -> Result<Vec<Request>> {
-        self.targets.iter().map(|url| self.to(url, message)).collect()
+        self.targets.iter().map(|target| self.to(target, message)).collect()
     }
 
-    fn to(&self, url: &Url, message: &Message) -> Result<Request> {
-        // Credentials in the URL become a header, as a browser does it.
-        let mut request =
-            self.link.client.request(self.method.clone(), url.clone()).build().map_err(crate::error::native)?;
+    fn to(&self, target: &Target, message: &Message) -> Result<Request> {
+        let mut request = Request::new(self.method.clone(), target.url.clone());
+        request.headers_mut().clone_from(&target.headers);
         *request.timeout_mut() = Some(limit(self.timeout));
         let headers = request.headers_mut();
         crate::convert::to_headers(message, headers)?;
@@ -110,11 +125,11 @@ impl HttpProducer {
     fn hand_over<T: Send + 'static>(
         &self,
         requests: Vec<Request>,
-        finish: impl FnOnce(Vec<Result<Message>>) -> Result<T> + Send + 'static,
+        finish: impl FnOnce(Vec<Result<Answered>>) -> Result<T> + Send + 'static,
     ) -> Completion<T> {
         let (completer, completion) = Completion::queued();
         let (link, place) = (Arc::clone(&self.link), Place::taken(&self.open));
-        self.runtime.spawn(async move {
+        let sending = async move {
             let _place = place;
             if !completer.hand_over() {
                 return;
@@ -124,13 +139,14 @@ impl HttpProducer {
                 Err(several) => join_all(several.into_iter().map(|request| link.exchange(request))).await,
             };
             completer.complete(finish(answers));
-        });
+        };
+        self.link.tasks.spawn_on(sending, &self.runtime);
         completion
     }
 }
 
 /// One place has answered, or all have: what that means for the one message.
-fn all_of(answers: Vec<Result<Message>>) -> Result<()> {
+fn all_of(answers: Vec<Result<Answered>>) -> Result<()> {
     let count = answers.len();
     let mut failures: Vec<Error> = answers.into_iter().filter_map(Result::err).collect();
     match failures.len() {
@@ -168,7 +184,7 @@ impl Producer for HttpProducer {
         match self.check().and_then(|()| self.requests(&message)) {
             Ok(requests) => self.hand_over(requests, |mut answers| {
                 // A queue has one place.
-                answers.pop().unwrap_or_else(|| Err(Error::new(ErrorKind::Other, "no endpoint")))
+                answers.pop().unwrap_or_else(|| Err(Error::new(ErrorKind::Other, "no endpoint")))?.message()
             }),
             Err(error) => Completion::ready(Err(error)),
         }

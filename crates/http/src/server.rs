@@ -11,14 +11,16 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
-use polymq_core::{Address, ChannelKind, Error, ErrorKind, Message, Result, Secret};
+use polymq_core::{Address, ChannelKind, Error, ErrorKind, Message, Result};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::{
     NAME,
     answer::{Answer, come_again, problem},
-    body, convert,
+    body::{self, Limits},
+    convert,
     settle::Share,
+    token::Asked,
 };
 
 /// The paths that are consumed, and the limits of requests.
@@ -26,10 +28,11 @@ use crate::{
 pub(crate) struct Server {
     routes: Mutex<HashMap<String, Route>>,
     requests: Semaphore,
-    pub(crate) max_payload: usize,
-    pub(crate) idle_timeout: Duration,
-    pub(crate) busy_retry: Duration,
-    pub(crate) accept_token: Option<Secret>,
+    /// Bytes of bodies that there is room for.
+    room: Semaphore,
+    body: Limits,
+    busy_retry: Duration,
+    token: Asked,
 }
 
 #[derive(Debug)]
@@ -42,15 +45,15 @@ struct Route {
 }
 
 impl Server {
-    pub(crate) fn new(config: &crate::config::HttpConfig) -> Self {
-        Self {
+    pub(crate) fn new(config: &crate::config::HttpConfig) -> Result<Self> {
+        Ok(Self {
             routes: Mutex::default(),
             requests: Semaphore::new(config.max_requests),
-            max_payload: config.max_payload,
-            idle_timeout: config.idle_timeout,
+            room: Semaphore::new(config.max_buffered.min(Semaphore::MAX_PERMITS)),
+            body: Limits { bytes: config.max_payload, idle: config.idle_timeout, whole: config.body_timeout },
             busy_retry: config.busy_retry,
-            accept_token: config.accept_token.clone(),
-        }
+            token: Asked::new(config)?,
+        })
     }
 
     fn routes(&self) -> MutexGuard<'_, HashMap<String, Route>> {
@@ -108,8 +111,12 @@ impl Server {
             Err(_) => return Err(refuse(StatusCode::BAD_REQUEST, "the path is no percent-encoded UTF-8")),
         };
         self.check_route(&path, &parts.method)?;
-        let body = body::read(body, self.max_payload, self.idle_timeout).await;
-        let body = body.map_err(|unread| refuse(unread.status, &unread.why))?;
+        let body = body::read(body, self.body, Some(&self.room)).await;
+        // Its room is free again when it has been answered.
+        let (body, _room) = body.map_err(|unread| match unread.status {
+            StatusCode::SERVICE_UNAVAILABLE => Box::new(come_again(&unread.why, self.busy_retry)),
+            status => refuse(status, &unread.why),
+        })?;
         let message = convert::message(&parts.headers, body);
         let message = message.map_err(|why| refuse(StatusCode::BAD_REQUEST, &why))?;
         let answered = self.offer(&path, message)?;
@@ -119,10 +126,14 @@ impl Server {
     }
 
     fn authenticate(&self, given: Option<&HeaderValue>) -> Result<(), Box<Response<Full<Bytes>>>> {
-        let Some(token) = &self.accept_token else { return Ok(()) };
-        let given = given.and_then(|value| value.as_bytes().strip_prefix(b"Bearer ")).unwrap_or_default();
-        if is_same(given, token.expose().as_bytes()) {
-            return Ok(());
+        match self.token.admits(given) {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            Err(error) => {
+                // Not the sender's fault, and nobody comes in meanwhile.
+                tracing::error!(%error, "senders cannot be recognised");
+                return Err(Box::new(come_again("senders cannot be recognised at present", self.busy_retry)));
+            }
         }
         let mut response = problem(StatusCode::UNAUTHORIZED, "a bearer token is needed");
         response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -160,9 +171,4 @@ impl Server {
         }
         Err(Box::new(come_again(why, self.busy_retry)))
     }
-}
-
-/// Compares without telling by its time where the difference is.
-fn is_same(left: &[u8], right: &[u8]) -> bool {
-    left.len() == right.len() && left.iter().zip(right).fold(0, |differs, (left, right)| differs | (left ^ right)) == 0
 }

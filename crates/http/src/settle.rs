@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use polymq_core::{Completion, Error, ErrorKind, Incoming, Message, Result, Settler, Token};
+use polymq_core::{Completion, ConsumeOptions, Error, ErrorKind, Incoming, Message, Result, Settler, Token};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{NAME, answer::Answer};
@@ -15,17 +15,26 @@ use crate::{NAME, answer::Answer};
 /// The requests that were handed to one consumer and are not answered.
 pub(crate) struct Share {
     prefetch: usize,
+    prefetch_bytes: usize,
     slots: Mutex<Slots>,
 }
 
 struct Slots {
-    open: HashMap<u64, oneshot::Sender<Answer>>,
+    open: HashMap<u64, Open>,
+    /// Of the bodies of all of them.
+    bytes: usize,
     next: u64,
     to_consumer: mpsc::UnboundedSender<Incoming>,
     /// The consumer takes nothing more; what it has can be settled.
     closed: bool,
     /// The connection is closed: nothing can be settled.
     ended: bool,
+}
+
+/// A request without an answer.
+struct Open {
+    answer: oneshot::Sender<Answer>,
+    bytes: usize,
 }
 
 /// A message that was not taken.
@@ -35,11 +44,20 @@ pub(crate) struct NotTaken {
     pub(crate) why: &'static str,
 }
 
+impl Slots {
+    fn take(&mut self, token: Token) -> Option<Open> {
+        let open = self.open.remove(&token.0)?;
+        self.bytes -= open.bytes;
+        Some(open)
+    }
+}
+
 impl Share {
-    pub(crate) fn new(prefetch: usize) -> (Self, mpsc::UnboundedReceiver<Incoming>) {
+    pub(crate) fn new(options: &ConsumeOptions) -> (Self, mpsc::UnboundedReceiver<Incoming>) {
         let (to_consumer, received) = mpsc::unbounded_channel();
-        let slots = Slots { open: HashMap::new(), next: 0, to_consumer, closed: false, ended: false };
-        (Self { prefetch, slots: Mutex::new(slots) }, received)
+        let slots = Slots { open: HashMap::new(), bytes: 0, next: 0, to_consumer, closed: false, ended: false };
+        let (prefetch, prefetch_bytes) = (options.prefetch, options.prefetch_bytes);
+        (Self { prefetch, prefetch_bytes, slots: Mutex::new(slots) }, received)
     }
 
     fn slots(&self) -> MutexGuard<'_, Slots> {
@@ -53,16 +71,18 @@ impl Share {
         if slots.closed {
             return not_taken(message, "its consumer has ended");
         }
-        if slots.open.len() >= self.prefetch {
+        if slots.open.len() >= self.prefetch || slots.bytes >= self.prefetch_bytes {
             return not_taken(message, "its consumers have as much as they may have");
         }
         let (answer, answered) = oneshot::channel();
         slots.next += 1;
         let token = slots.next;
-        slots.open.insert(token, answer);
+        let bytes = message.payload().len();
+        slots.open.insert(token, Open { answer, bytes });
+        slots.bytes += bytes;
         let incoming = Incoming { message, token: Token(token), ..Incoming::default() };
         if let Err(refused) = slots.to_consumer.send(incoming) {
-            slots.open.remove(&token);
+            slots.take(Token(token));
             return not_taken(refused.0.message, "its consumer has ended");
         }
         Ok(answered)
@@ -71,9 +91,9 @@ impl Share {
     /// Whether the sender still waits; forgets the message otherwise.
     pub(crate) fn is_awaited(&self, token: Token) -> bool {
         let mut slots = self.slots();
-        let awaited = slots.open.get(&token.0).is_some_and(|answer| !answer.is_closed());
+        let awaited = slots.open.get(&token.0).is_some_and(|open| !open.answer.is_closed());
         if !awaited {
-            slots.open.remove(&token.0);
+            slots.take(token);
         }
         awaited
     }
@@ -92,10 +112,11 @@ impl Share {
     pub(crate) fn end(&self) {
         let mut slots = self.slots();
         (slots.closed, slots.ended) = (true, true);
-        for (_, answer) in slots.open.drain() {
+        for (_, open) in slots.open.drain() {
             // Whoever waits no more needs no answer.
-            let _ = answer.send(Answer::Released);
+            let _ = open.answer.send(Answer::Released);
         }
+        slots.bytes = 0;
         // The consumer's receive ends.
         slots.to_consumer = mpsc::unbounded_channel().0;
     }
@@ -105,9 +126,9 @@ impl Share {
         if slots.ended {
             return Completion::ready(Err(Error::closed("settle").with_backend(NAME)));
         }
-        let open = slots.open.remove(&token.0);
+        let open = slots.take(token);
         drop(slots);
-        let told = open.is_some_and(|open| open.send(answer).is_ok());
+        let told = open.is_some_and(|open| open.answer.send(answer).is_ok());
         Completion::ready(if told { Ok(()) } else { Err(stale()) })
     }
 }
@@ -144,7 +165,7 @@ fn stale() -> Error {
 impl fmt::Debug for Share {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let slots = self.slots();
-        let awaited = slots.open.values().filter(|answer| !answer.is_closed()).count();
+        let awaited = slots.open.values().filter(|open| !open.answer.is_closed()).count();
         f.debug_struct("Share")
             .field("prefetch", &self.prefetch)
             .field("unsettled", &slots.open.len())

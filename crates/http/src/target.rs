@@ -31,7 +31,7 @@ impl Target {
                 .with_backend(NAME)
                 .with_hint("add the feature \"tls\" of polymq-http"));
         }
-        let secret = url.password().is_some() || config.token.is_some();
+        let secret = url.password().is_some() || config.token.is_some() || config.token_file.is_some();
         if secret && url.scheme() == "http" && !is_local(&url) && !config.allow_plaintext_remote {
             return Err(refuse(format!(
                 "credentials would travel in clear text to {:?}",

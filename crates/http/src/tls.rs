@@ -9,14 +9,15 @@ use polymq_core::{Error, Result};
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
-        ClientConfig, RootCertStore, ServerConfig,
+        ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion,
         crypto::{CryptoProvider, ring},
         pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
         server::WebPkiClientVerifier,
+        version::{TLS12, TLS13},
     },
 };
 
-use crate::config::{Http2, HttpConfig, refuse};
+use crate::config::{Http2, HttpConfig, TlsVersion, refuse};
 
 /// What senders check and show.
 pub(crate) fn client(config: &HttpConfig) -> Result<ClientConfig> {
@@ -25,7 +26,7 @@ pub(crate) fn client(config: &HttpConfig) -> Result<ClientConfig> {
         add(&mut roots, "ca_file", path)?;
     }
     let builder = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions(config))
         .map_err(|error| unusable("ca_file", &error))?
         .with_root_certificates(roots);
     let mut tls = match (&config.cert_file, &config.key_file) {
@@ -42,7 +43,7 @@ pub(crate) fn client(config: &HttpConfig) -> Result<ClientConfig> {
 pub(crate) fn server(config: &HttpConfig) -> Result<Option<TlsAcceptor>> {
     let (Some(cert), Some(key)) = (&config.cert_file, &config.key_file) else { return Ok(None) };
     let builder = ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions(config))
         .map_err(|error| unusable("cert_file", &error))?;
     let builder = match &config.client_ca_file {
         None => builder.with_no_client_auth(),
@@ -68,6 +69,12 @@ fn system_roots() -> &'static RootCertStore {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         roots
     })
+}
+
+fn versions(config: &HttpConfig) -> &'static [&'static SupportedProtocolVersion] {
+    static BOTH: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
+    let oldest = usize::from(config.tls_min == TlsVersion::V13);
+    &BOTH[oldest..]
 }
 
 fn provider() -> Arc<CryptoProvider> {

@@ -23,7 +23,7 @@ async fn error_of(url: &str, message: Message) -> Error {
 }
 
 #[tokio::test]
-async fn a_message_is_a_post_to_the_queues_path() {
+async fn b12_a_message_is_a_post_to_the_queues_path() {
     let stub = Stub::start(|_| answer("204 No Content", "", "")).await;
     let bus = bus(&format!("{}/shop/", stub.url())).await;
     bus.queue("orders/new one").send_message(golden_message()).await.expect("204 is the acknowledgement");
@@ -55,15 +55,16 @@ async fn a_message_is_a_post_to_the_queues_path() {
 }
 
 #[tokio::test]
-async fn method_endpoint_and_content_type_can_be_chosen() {
+async fn b12_method_endpoint_and_content_type_can_be_chosen() {
     let stub = Stub::start(|_| answer("200 OK", "", "thanks")).await;
     let bus = bus(&stub.url()).await;
     let queue = bus.queue("orders").with("method", "GET").with("endpoint", "/legacy?kind=order");
     queue.with("content_type", "application/xml").send_message(Message::new("<a/>")).await.expect("sent");
     let other = bus.queue("orders").with("endpoint", format!("{}/else", stub.url()));
-    other.send_message(order(1)).await.expect("sent");
+    other.send_message(order(1).with_header("x-tenant", "acme")).await.expect("sent");
     let requests = stub.requests();
     assert_eq!(requests[0].first_line, "GET /legacy?kind=order HTTP/1.1");
+    assert_eq!(requests[1].header("x-tenant"), Some("acme"), "the user's header, under its own name");
     assert_eq!(requests[0].header("content-type"), Some("application/xml"));
     assert_eq!(
         (requests[1].first_line.as_str(), requests[1].header("content-type")),
@@ -81,14 +82,21 @@ async fn method_endpoint_and_content_type_can_be_chosen() {
 }
 
 #[tokio::test]
-async fn what_a_server_can_do_wrong_has_kinds_of_its_own() {
+async fn b21_what_a_server_can_do_wrong_has_kinds_of_its_own() {
     let mut kinds = Vec::new();
-    for (act, retry) in [(0, Retry::UnknownOutcome), (1, Retry::Never), (2, Retry::UnknownOutcome), (3, Retry::Never)] {
+    for (act, retry) in [
+        (0, Retry::UnknownOutcome),
+        (1, Retry::Never),
+        (2, Retry::UnknownOutcome),
+        (3, Retry::Never),
+        (4, Retry::Never),
+    ] {
         let stub = Stub::start(move |_| match act {
             0 => answer("500 Internal Server Error", "content-type: text/plain\r\n", "out of paper"),
             1 => answer("302 Found", "location: http://elsewhere.example/\r\n", ""),
             2 => Act::Silence,
-            _ => Act::Flood,
+            3 => Act::Flood,
+            _ => Act::Answer("HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\n\r\nthe first of many".into()),
         })
         .await;
         let started = Instant::now();
@@ -97,6 +105,8 @@ async fn what_a_server_can_do_wrong_has_kinds_of_its_own() {
         assert_eq!(error.retry(), retry, "{error:?}");
         assert_eq!(stub.requests().len(), 1, "never sent twice by itself, and no redirect followed");
         kinds.push(error.kind());
+        // What the system holds for a connection comes on top of what was read.
+        assert!(stub.flooded() < 16 * 1024 * 1024, "{} bytes were taken", stub.flooded());
         match act {
             0 => assert!(error.to_string().contains("500 Internal Server Error: out of paper"), "{error}"),
             1 => assert!(error.hint().is_some_and(|hint| hint.contains("redirects")), "{error}"),
@@ -104,7 +114,7 @@ async fn what_a_server_can_do_wrong_has_kinds_of_its_own() {
         }
     }
     use ErrorKind::{Handler, TooLarge, UnknownOutcome, Unroutable};
-    assert_eq!(kinds, [Handler, Unroutable, UnknownOutcome, TooLarge]);
+    assert_eq!(kinds, [Handler, Unroutable, UnknownOutcome, TooLarge, TooLarge]);
 }
 
 #[tokio::test]
@@ -212,7 +222,7 @@ async fn a_cut_wire_is_unknown_and_the_next_message_goes_on() {
 }
 
 #[tokio::test]
-async fn a_hole_in_the_network_is_bounded_by_the_time_out() {
+async fn j21_a_hole_in_the_network_is_bounded_by_the_time_out() {
     let stub = Stub::start(|_| answer("204 No Content", "", "")).await;
     let proxy = Proxy::start(stub.address).await.expect("a proxy");
     let bus = bus(&format!("http://{}", proxy.address())).await;
@@ -249,4 +259,101 @@ async fn connections_are_kept_and_pings_tell_the_truth() {
     let lonely = peer::bus(&free_url().await).await;
     let error = lonely.ping().await.expect_err("nobody is there");
     assert_eq!(error.kind(), ErrorKind::Disconnected);
+}
+
+/// Each operation against a server that takes connections and requests, and never says a word.
+#[tokio::test]
+async fn j21_every_operation_ends_at_its_time_against_a_silent_server() {
+    let stub = Stub::start(|_| Act::Silence).await;
+    let bus = bus(&format!("{}?connect_timeout=400ms", stub.url())).await;
+    let queue = bus.queue("orders").with_timeout(Duration::from_millis(400));
+    let kept = |started: Instant, what: &str| {
+        let took = started.elapsed();
+        assert!((300..2500).contains(&took.as_millis()), "{what} ended after {took:?}");
+    };
+    let started = Instant::now();
+    let error = queue.send_message(order(1)).await.expect_err("silence");
+    assert_eq!(error.kind(), ErrorKind::UnknownOutcome);
+    kept(started, "send");
+    let started = Instant::now();
+    let results = queue.send_all((0..50).map(order)).await;
+    assert!(results.iter().all(|result| result.as_ref().is_err_and(|e| e.kind() == ErrorKind::UnknownOutcome)));
+    kept(started, "a batch");
+    let started = Instant::now();
+    assert_eq!(queue.request_message(order(2)).await.expect_err("silence").kind(), ErrorKind::UnknownOutcome);
+    kept(started, "request");
+    let started = Instant::now();
+    let answer = queue.enqueue(order(3)).await.expect("handed over");
+    queue.flush().await.expect("answered, one way or the other");
+    kept(started, "flush");
+    assert_eq!(answer.await.expect_err("silence").kind(), ErrorKind::UnknownOutcome);
+    let started = Instant::now();
+    assert_eq!(bus.ping().await.expect_err("silence").kind(), ErrorKind::Timeout);
+    kept(started, "ping");
+    let started = Instant::now();
+    let answer = queue.enqueue(order(4)).await.expect("handed over");
+    bus.close().await.expect("closed");
+    kept(started, "close");
+    assert_eq!(answer.await.expect_err("silence").kind(), ErrorKind::UnknownOutcome);
+}
+
+/// A server that does not even take connections: its backlog is full, and the system drops what else comes.
+#[tokio::test]
+async fn j21_connecting_is_bounded() {
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.bind("127.0.0.1:0".parse().expect("an address")).expect("bound");
+    let full = socket.listen(0).expect("listening");
+    let address = full.local_addr().expect("an address");
+    let mut taken = Vec::new();
+    while let Ok(stream) =
+        tokio::time::timeout(Duration::from_millis(300), tokio::net::TcpStream::connect(address)).await
+    {
+        taken.push(stream.expect("the backlog has room"));
+        assert!(taken.len() < 100, "this system takes every connection");
+    }
+    let started = Instant::now();
+    let error = error_of(&format!("http://{address}?connect_timeout=500ms"), order(1)).await;
+    assert_eq!((error.kind(), error.retry()), (ErrorKind::Timeout, Retry::Now), "{error:?}");
+    assert!((450..1900).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
+}
+
+/// A token of a file that is replaced while connections are kept: the next request on each of them has the new one, and a
+/// consumer that asks for both loses nobody meanwhile.
+#[tokio::test]
+async fn j5_a_rotated_token_is_in_the_next_request_of_every_connection() {
+    let folder = std::env::temp_dir().join(format!("polymq-http-token-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a directory");
+    let (shown, asked) = (folder.join("shown"), folder.join("asked"));
+    std::fs::write(&shown, "old-s3cret\n").expect("written");
+    std::fs::write(&asked, "old-s3cret\n").expect("written");
+    let url = format!("{}/in", free_url().await);
+    let files = format!("token_file={}&accept_token_file={}", shown.display(), asked.display());
+    let bus = bus(&format!("{url}?{files}")).await;
+    let mut consumers = polymq_core::ConsumerFactory::new(&bus);
+    let handled = async |_: polymq_core::Body| tokio::time::sleep(Duration::from_millis(50)).await;
+    consumers.route("orders", handled).concurrency(16);
+    let running = polymq_core::ConsumerRunner::new(consumers).start().await.expect("started");
+    let queue = bus.queue("orders");
+    // Many at once, so that many connections are kept.
+    let all = |from: u32| queue.send_all((from..from + 8).map(order));
+    assert!(all(0).await.iter().all(Result::is_ok), "the old one");
+    std::fs::write(&asked, "old-s3cret\nnew-s3cret\n").expect("written");
+    assert!(all(10).await.iter().all(Result::is_ok), "the old one still");
+    std::fs::write(&shown, "new-s3cret").expect("written");
+    std::fs::write(&asked, "new-s3cret\n").expect("written");
+    assert!(all(20).await.iter().all(Result::is_ok), "only the new one is asked for, so all have shown it");
+    std::fs::write(&shown, "old-s3cret").expect("written");
+    for result in all(30).await {
+        assert_eq!(result.expect_err("the old one is worth nothing").kind(), ErrorKind::Unauthenticated);
+    }
+    assert!(!format!("{:?}", bus.connection()).contains("s3cret"));
+    std::fs::remove_file(&asked).expect("removed");
+    let error = queue.send_message(order(40)).await.expect_err("nobody comes in");
+    assert_eq!(error.kind(), ErrorKind::Busy, "the sender may come again: {error}");
+    std::fs::remove_file(&shown).expect("removed");
+    let error = queue.send_message(order(41)).await.expect_err("nothing to show");
+    assert!(error.kind() == ErrorKind::Config && error.to_string().contains("token_file"), "{error}");
+    running.stop().await.expect("stopped");
+    bus.close().await.expect("closed");
+    std::fs::remove_dir_all(folder).expect("removed");
 }

@@ -59,7 +59,7 @@ fn a_failed_request_is_told_to_come_again() {
 }
 
 #[tokio::test]
-async fn a_handlers_value_is_the_body_of_the_response() {
+async fn c19_a_handlers_value_is_the_body_of_the_response() {
     #[derive(serde::Serialize)]
     struct Price {
         eur: u32,

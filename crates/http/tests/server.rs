@@ -16,7 +16,11 @@ use polymq_core::{
 };
 use polymq_http::HttpConnection;
 use polymq_testkit::eventually;
-use tokio::{io::AsyncWriteExt, net::TcpStream, task::JoinHandle};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinHandle,
+};
 
 /// A connection that listens, with the consumer of one queue.
 async fn listening(
@@ -137,9 +141,9 @@ async fn what_is_no_message_for_us_is_refused_with_its_reason() {
 }
 
 #[tokio::test]
-async fn no_more_are_taken_than_were_asked_for() {
+async fn c23_no_more_are_taken_than_were_asked_for() {
     let options = ConsumeOptions { prefetch: 2, ..ConsumeOptions::default() };
-    let (_connection, mut consumer, address) = listening(&[("max_requests", "3")], &options).await;
+    let (connection, mut consumer, address) = listening(&[("max_requests", "3")], &options).await;
     let senders = [post(address, "/in/orders", "1"), post(address, "/in/orders", "2")];
     let held = [next(&mut consumer).await, next(&mut consumer).await];
     let answer = answered(post(address, "/in/orders", "3")).await;
@@ -151,6 +155,15 @@ async fn no_more_are_taken_than_were_asked_for() {
     for sender in senders {
         assert_eq!(answered(sender).await.status(), 204);
     }
+    // Bytes are counted too: no more are taken while this many wait.
+    let options = ConsumeOptions { prefetch_bytes: 1000, ..ConsumeOptions::default() };
+    let large = connection.consumer(&Address::queue("large"), &options).await.expect("consume");
+    let sender = post(address, "/in/large", &"x".repeat(1500));
+    awaited(large.as_ref(), 1).await;
+    let answer = answered(post(address, "/in/large", "x")).await;
+    assert_eq!(answer.status(), 503, "{}", answer.text());
+    drop(large);
+    assert_eq!(answered(sender).await.status(), 503, "given back");
     // Three that read their bodies slowly are as many as are served.
     let mut slow = Vec::new();
     for _ in 0..3 {
@@ -173,8 +186,8 @@ async fn no_more_are_taken_than_were_asked_for() {
 }
 
 #[tokio::test]
-async fn slow_senders_are_cut_and_others_are_served_meanwhile() {
-    let limits = [("header_timeout", "500ms"), ("idle_timeout", "500ms")];
+async fn c23_slow_senders_are_cut_and_others_are_served_meanwhile() {
+    let limits = [("header_timeout", "500ms"), ("idle_timeout", "500ms"), ("body_timeout", "1500ms")];
     let (_connection, mut consumer, address) = listening(&limits, &ConsumeOptions::default()).await;
     let mut streams = Vec::new();
     for begun in ["", "P", "PRI", "POST /in/orders HTTP/1.1\r\nHost"] {
@@ -184,6 +197,33 @@ async fn slow_senders_are_cut_and_others_are_served_meanwhile() {
     }
     let mut body = TcpStream::connect(address).await.expect("connect");
     body.write_all(b"POST /in/orders HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nx").await.expect("write");
+    // Never silent, and never done: a byte now and then, of a header and of a body.
+    let dripping =
+        ["POST /in/orders HTTP/1.1\r\nX: ", "POST /in/orders HTTP/1.1\r\nHost: h\r\nContent-Length: 999\r\n\r\n"].map(
+            |begun| {
+                tokio::spawn(async move {
+                    let mut stream = TcpStream::connect(address).await.expect("connect");
+                    stream.write_all(begun.as_bytes()).await.expect("write");
+                    let started = Instant::now();
+                    let (mut reading, mut writing) = stream.split();
+                    let mut answer = Vec::new();
+                    let drip = async {
+                        loop {
+                            tokio::time::sleep(Duration::from_millis(50)).await;
+                            if writing.write_all(b"x").await.is_err() {
+                                std::future::pending::<()>().await;
+                            }
+                        }
+                    };
+                    tokio::select! {
+                        // A connection that is cut may also be reset.
+                        _ = reading.read_to_end(&mut answer) => {}
+                        () = drip => {}
+                    }
+                    (String::from_utf8_lossy(&answer).into_owned(), started.elapsed())
+                })
+            },
+        );
     let started = Instant::now();
     let sender = post(address, "/in/orders", "quick");
     let incoming = next(&mut consumer).await;
@@ -195,7 +235,58 @@ async fn slow_senders_are_cut_and_others_are_served_meanwhile() {
             assert_eq!(answer.status(), 408);
         }
     }
+    for (drip, most) in dripping.into_iter().zip([2500, 4000]) {
+        let (answer, took) = tokio::time::timeout(PATIENCE, drip).await.expect("it is cut").expect("no panic");
+        assert!(took.as_millis() < most, "cut after {took:?}: {answer}");
+        assert!(answer.is_empty() || answer.contains(" 408 "), "{answer}");
+    }
     assert!(started.elapsed() < Duration::from_secs(5), "cut after {:?}", started.elapsed());
+}
+
+/// Whoever sends more than it may is told so and cut off, whatever it announced; the memory of all bodies is bounded too.
+#[tokio::test]
+async fn c23_oversize_senders_are_cut_and_others_are_served_meanwhile() {
+    let limits = [("max_payload", "100000"), ("max_buffered", "250000")];
+    let (_connection, mut consumer, address) = listening(&limits, &ConsumeOptions::default()).await;
+    for head in ["Content-Length: 10000000000", "Transfer-Encoding: chunked"] {
+        let mut stream = TcpStream::connect(address).await.expect("connect");
+        let head = format!("POST /in/orders HTTP/1.1\r\nHost: h\r\n{head}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.expect("write");
+        let (mut reading, mut writing) = stream.into_split();
+        let flood = tokio::spawn(async move {
+            let chunk = format!("2710\r\n{}\r\n", "x".repeat(10_000));
+            let mut written = 0;
+            // It ends when the other side has closed.
+            while writing.write_all(chunk.as_bytes()).await.is_ok() {
+                written += chunk.len();
+            }
+            written
+        });
+        let mut answer = Vec::new();
+        let told = tokio::time::timeout(PATIENCE, reading.read_to_end(&mut answer)).await.expect("cut in time");
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        // A reset may overtake the answer.
+        assert!(answer.contains(" 413 ") || told.is_err(), "{answer}");
+        let written = tokio::time::timeout(PATIENCE, flood).await.expect("it cannot go on").expect("no panic");
+        assert!(written < 64 * 1024 * 1024, "{written} bytes were taken");
+    }
+    // Three bodies that nobody has handled yet are all that there is room for.
+    let body = "x".repeat(80_000);
+    let senders: Vec<_> = (0..3).map(|_| post(address, "/in/orders", &body)).collect();
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(next(&mut consumer).await);
+    }
+    let answer = answered(post(address, "/in/orders", &body)).await;
+    assert_eq!((answer.status(), answer.header("retry-after")), (503, Some("1")), "{}", answer.text());
+    let small = post(address, "/in/orders", "small");
+    held.push(next(&mut consumer).await);
+    for incoming in held {
+        consumer.settler().ack(incoming.token).await.expect("ack");
+    }
+    for sender in senders.into_iter().chain([small]) {
+        assert_eq!(answered(sender).await.status(), 204);
+    }
 }
 
 /// Waits until as many senders wait for an answer of this consumer.
@@ -282,7 +373,7 @@ async fn consumers_of_one_path_share_it_and_a_topic_has_one() {
 }
 
 #[tokio::test]
-async fn method_and_path_of_a_consumer_can_be_chosen() {
+async fn c19_method_and_path_of_a_consumer_can_be_chosen() {
     let (connection, _orders, address) = listening(&[("accept_token", "s3cret")], &ConsumeOptions::default()).await;
     let extra = vec![("method".to_owned(), "get".to_owned()), ("endpoint".to_owned(), "/v1/price list".to_owned())];
     let options = ConsumeOptions { extra, ..ConsumeOptions::default() };

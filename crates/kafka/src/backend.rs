@@ -44,6 +44,10 @@ impl Backend for KafkaBackend {
         capabilities(&KafkaConfig::default())
     }
 
+    fn check_address(&self, address: &polymq_core::Address) -> Result<()> {
+        crate::topology::Names::of(address, None).check()
+    }
+
     fn check(&self, settings: &Settings) -> Result<()> {
         KafkaConfig::parse(settings).map(drop)
     }
@@ -68,6 +72,7 @@ pub(crate) fn capabilities(config: &KafkaConfig) -> Capabilities {
         delayed_send: delay,
         delivery_count: DeliveryCount::Header,
         confirms: true,
+        transactions: true,
         detects_unroutable: true,
         request_reply: true,
         expiry: Support::Emulated,

@@ -1,14 +1,22 @@
 //! The client library's settings, from ours.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, thread, time::Duration};
 
-use polymq_core::{Result, Secret};
-use rdkafka::{ClientConfig, config::RDKafkaLogLevel};
+use polymq_core::{Error, ErrorKind, Result, Secret};
+use rdkafka::{
+    ClientConfig,
+    config::RDKafkaLogLevel,
+    producer::{BaseProducer, ProducerContext},
+};
 
 use crate::{
     config::{Compression, KafkaConfig, Mechanism, RECORD_ROOM},
     error,
 };
+
+/// How many messages librdkafka keeps fetched ahead of the prefetch.
+const MIN_QUEUED: usize = 8_000;
+const MAX_QUEUED: usize = 100_000;
 
 fn millis(duration: Duration) -> String {
     duration.as_millis().to_string()
@@ -50,13 +58,13 @@ pub(crate) fn common(config: &KafkaConfig) -> Result<ClientConfig> {
             .set("sasl.password", endpoint.pass.as_ref().map_or("", Secret::expose));
     }
     let files = [
-        ("ssl.ca.location", &config.ca_file),
-        ("ssl.certificate.location", &config.cert_file),
-        ("ssl.key.location", &config.key_file),
+        ("ssl.ca.location", "ca_file", &config.ca_file),
+        ("ssl.certificate.location", "cert_file", &config.cert_file),
+        ("ssl.key.location", "key_file", &config.key_file),
     ];
-    for (name, file) in files {
+    for (name, key, file) in files {
         if let Some(file) = file {
-            client.set(name, path(file)?);
+            client.set(name, path(key, file)?);
         }
     }
     if let Some(pass) = &config.key_pass {
@@ -68,8 +76,19 @@ pub(crate) fn common(config: &KafkaConfig) -> Result<ClientConfig> {
     Ok(client)
 }
 
-fn path(file: &Path) -> Result<&str> {
-    file.to_str().ok_or_else(|| error::config("the path of a certificate or key is no UTF-8"))
+/// The path of a PEM file, which has to be one: what the client library says of it names its own settings.
+fn path<'a>(key: &str, file: &'a Path) -> Result<&'a str> {
+    let problem = match std::fs::read_to_string(file) {
+        Ok(text) if text.contains(if key == "key_file" { "PRIVATE KEY" } else { "BEGIN CERTIFICATE" }) => None,
+        Ok(_) if key == "key_file" => Some("has no private key in it".to_owned()),
+        Ok(_) => Some("has no certificate in it".to_owned()),
+        Err(error) => Some(format!("cannot be read: {error}")),
+    };
+    match (problem, file.to_str()) {
+        (None, Some(path)) => Ok(path),
+        (None, None) => Err(error::config(format!("setting {key:?}: the path is no UTF-8"))),
+        (Some(problem), _) => Err(error::config(format!("setting {key:?}: {} {problem}", file.display()))),
+    }
 }
 
 /// The client that sends.
@@ -97,6 +116,20 @@ pub(crate) fn producer(config: &KafkaConfig) -> Result<ClientConfig> {
     Ok(client)
 }
 
+/// The client that writes transactions.
+pub(crate) fn transactional(config: &KafkaConfig, id: &str) -> Result<ClientConfig> {
+    let mut client = producer(config)?;
+    // When this process is killed, others wait for so long for the positions that it was about to commit.
+    let timeout = config.session_timeout;
+    client
+        .set("transactional.id", id)
+        .set("transaction.timeout.ms", millis(timeout))
+        // Longer is refused by the client library.
+        .set("socket.timeout.ms", millis((config.heartbeat * 2).clamp(Duration::from_millis(500), timeout)))
+        .set("delivery.timeout.ms", millis(config.delivery_timeout.min(timeout)));
+    Ok(client)
+}
+
 /// A client that receives, as a member of `group` or, without one, on its own.
 pub(crate) fn consumer(config: &KafkaConfig, group: &str, prefetch: usize, bytes: usize) -> Result<ClientConfig> {
     let mut client = common(config)?;
@@ -115,12 +148,34 @@ pub(crate) fn consumer(config: &KafkaConfig, group: &str, prefetch: usize, bytes
         // Where a group begins is committed before it begins; what has no position is new, such as a new partition.
         .set("auto.offset.reset", "earliest")
         .set("allow.auto.create.topics", "false")
-        // More than the prefetch, or each request to the broker brings little; its bytes are the bound.
-        .set("queued.min.messages", (prefetch.saturating_mul(10)).clamp(1, 100_000).to_string())
+        // Enough that a fast handler never waits for a request that is on its way, whatever the prefetch is; each
+        // takes some hundred bytes beside its body.
+        .set("queued.min.messages", prefetch.saturating_mul(4).clamp(MIN_QUEUED, MAX_QUEUED).to_string())
         .set("queued.max.messages.kbytes", kilobytes.to_string())
-        .set("fetch.queue.backoff.ms", "10")
+        // How often a full buffer is looked at. A fast handler empties it in less than librdkafka's own second.
+        .set("fetch.queue.backoff.ms", "2")
         .set("receive.message.max.bytes", (config.max_payload + 64 * 1024 * 1024).to_string());
     Ok(client)
+}
+
+/// How long a thread waits for the reports of a client before it looks whether anybody still has it. The binding turns
+/// round without a pause in the last millisecond of each wait, so rdkafka's own tenth of a second costs a percent of a processor.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Takes the reports of a client that sends, in a thread, for as long as somebody else has it.
+pub(crate) fn served<C: ProducerContext + 'static>(native: BaseProducer<C>) -> Result<Arc<BaseProducer<C>>> {
+    let native = Arc::new(native);
+    let ours = Arc::clone(&native);
+    let serve = move || {
+        while Arc::strong_count(&ours) > 1 {
+            ours.poll(LOOK);
+        }
+        // What was withdrawn at the end is answered.
+        ours.poll(Duration::ZERO);
+    };
+    let spawned = thread::Builder::new().name("polymq-kafka-reports".into()).spawn(serve);
+    spawned.map_err(|error| Error::new(ErrorKind::Other, "no thread can be started").with_source(error))?;
+    Ok(native)
 }
 
 /// Lines of the client library.

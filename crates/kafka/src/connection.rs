@@ -33,6 +33,7 @@ use crate::{
     publisher::{self, Native, Publisher, configuration},
     settle::KafkaSettler,
     topology::{self, Names, Wanted},
+    transactions::Transactions,
 };
 
 /// A client that administers, for one use.
@@ -102,7 +103,7 @@ impl KafkaConnection {
     }
 
     /// The client library's settings with which this connection's clients are made, the login included: for clients of
-    /// your own that do what polymq does not (transactions, other partitioners, quotas).
+    /// your own that do what polymq does not (other partitioners, quotas).
     ///
     /// # Errors
     /// [`ErrorKind::Config`] when the settings are not valid, which `connect` would have said.
@@ -187,6 +188,9 @@ impl KafkaConnection {
                 _ => return Err(error::config(format!("unknown option {key:?}; known: position"))),
             }
         }
+        if options.transactional && names.group.is_none() {
+            return Err(Error::unsupported(NAME, "a transactional consumer without a group").with_hint("name a group"));
+        }
         Ok(Plan {
             prefetch: options.prefetch,
             bytes: options.prefetch_bytes,
@@ -197,13 +201,14 @@ impl KafkaConnection {
             },
             seek,
             has_delay: names.delay.is_some(),
+            transactional: options.transactional,
         })
     }
 
     /// The hub of a channel and group, with a share in it.
     async fn join(&self, names: &Names, mut plan: Plan) -> Result<KafkaConsumer> {
         loop {
-            let (hub, is_new) = self.hub(names);
+            let (hub, is_new) = self.hub(names, plan.transactional)?;
             if is_new {
                 plan.has_delay = match names.delay.clone() {
                     None => false,
@@ -226,6 +231,15 @@ impl KafkaConnection {
                 .with_backend(NAME)
                 .with_hint("set the position with its first consumer"));
             }
+            if hub.transactions().is_some() != plan.transactional {
+                hub.part(share);
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    "the group has consumers in this process that are transactional, and ones that are not",
+                )
+                .with_backend(NAME)
+                .with_hint("make all of them transactional, or none"));
+            }
             let settler = KafkaSettler::new(Arc::clone(&hub), Arc::clone(&self.publisher));
             let consumer = KafkaConsumer::new(Arc::clone(&hub), share, arrived, settler);
             if is_new {
@@ -243,22 +257,25 @@ impl KafkaConnection {
         }
     }
 
-    fn hub(&self, names: &Names) -> (Arc<Hub>, bool) {
+    fn hub(&self, names: &Names, transactional: bool) -> Result<(Arc<Hub>, bool)> {
         if names.group.is_none() {
             let hub = Hub::new(names.clone());
             let mut singles = lock(&self.singles);
             singles.retain(|hub| !*hub.ended().borrow());
             singles.push(Arc::clone(&hub));
-            return (hub, true);
+            return Ok((hub, true));
         }
         let mut hubs = lock(&self.hubs);
         hubs.retain(|_, hub| !*hub.ended().borrow());
         match hubs.get(names) {
-            Some(hub) => (Arc::clone(hub), false),
+            Some(hub) => Ok((Arc::clone(hub), false)),
             None => {
                 let hub = Hub::new(names.clone());
+                if transactional {
+                    hub.set_transactions(Transactions::start(&hub, Arc::clone(&self.config), Arc::clone(&self.link))?);
+                }
                 hubs.insert(names.clone(), Arc::clone(&hub));
-                (hub, true)
+                Ok((hub, true))
             }
         }
     }

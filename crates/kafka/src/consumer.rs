@@ -12,13 +12,13 @@ use crate::{hub::Hub, producer::CLOSE_TIMEOUT, settle::KafkaSettler};
 #[derive(Debug)]
 pub(crate) struct KafkaConsumer {
     hub: Arc<Hub>,
-    share: u64,
+    share: u32,
     arrived: Arc<Notify>,
     settler: Arc<KafkaSettler>,
 }
 
 impl KafkaConsumer {
-    pub(crate) fn new(hub: Arc<Hub>, share: u64, arrived: Arc<Notify>, settler: KafkaSettler) -> Self {
+    pub(crate) fn new(hub: Arc<Hub>, share: u32, arrived: Arc<Notify>, settler: KafkaSettler) -> Self {
         Self { hub, share, arrived, settler: Arc::new(settler) }
     }
 }

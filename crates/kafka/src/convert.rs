@@ -6,10 +6,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use polymq_core::{Message, MessageId, Result};
+use polymq_core::{Message, MessageId};
 use rdkafka::message::{Header, Headers as _, OwnedHeaders};
-
-use crate::error;
 
 const CONTENT_TYPE: &str = "content-type";
 const ID: &str = "ce_id";
@@ -20,18 +18,11 @@ const EXPIRES: &str = "ce_expirytime";
 const CORRELATION: &str = "ce_correlationid";
 const REPLY_TO: &str = "ce_replyto";
 
-/// On records of a delay topic only: when the message is due, in milliseconds since 1970. Never a header of a message.
-const DUE: &str = "polymq-due";
+/// Before a user's header of the name of the content type, so that each keeps its own.
+const ESCAPE: &str = "polymq:";
 
-/// Checks what the protocol cannot carry, before anything is sent.
-pub(crate) fn check(message: &Message) -> Result<()> {
-    match message.headers().iter().find(|(name, _)| name.eq_ignore_ascii_case(CONTENT_TYPE)) {
-        Some((name, _)) => {
-            Err(error::invalid(format!("the header {name:?} is the message's content type; set that instead")))
-        }
-        None => Ok(()),
-    }
-}
+/// On records of a delay topic only: when the message is due. Never a header of a message.
+const DUE: &str = "polymq-due";
 
 /// The headers of a record; `due` is when a message in a delay topic is to be delivered.
 pub(crate) fn headers(message: &Message, due: Option<SystemTime>) -> Option<OwnedHeaders> {
@@ -71,24 +62,27 @@ pub(crate) fn headers(message: &Message, due: Option<SystemTime>) -> Option<Owne
     if let Some(value) = message.reply_to() {
         put(REPLY_TO, value);
     }
-    if let Some(due) = due.and_then(|due| due.duration_since(SystemTime::UNIX_EPOCH).ok()) {
-        // Rounded up: never too early.
-        put(DUE, &due.as_nanos().div_ceil(1_000_000).to_string());
+    if let Some(due) = due {
+        put(DUE, &polymq_core::due_in(polymq_core::until(due)));
     }
     for (name, value) in message.wire_headers() {
-        put(name, value);
+        if name.eq_ignore_ascii_case(CONTENT_TYPE) {
+            put(&format!("{ESCAPE}{name}"), value);
+        } else {
+            put(name, value);
+        }
     }
     headers
 }
 
-/// The message of a record, and when it is due if it has to wait. Whatever a foreign producer left out or wrote in
-/// another way, it is a message.
-pub(crate) fn message(record: &impl rdkafka::message::Message) -> (Message, Option<SystemTime>) {
+/// The message of a record, and how long it has to wait still if it has to. Whatever a foreign producer left out or
+/// wrote in another way, it is a message.
+pub(crate) fn message(record: &impl rdkafka::message::Message) -> (Message, Option<Duration>) {
     let mut message = Message::new(record.payload().map(bytes::Bytes::copy_from_slice).unwrap_or_default());
     if let Some(key) = record.key().and_then(|key| std::str::from_utf8(key).ok()) {
         message = message.with_key(key.to_owned());
     }
-    let (mut due, mut time) = (None, None);
+    let (mut left, mut time) = (None, None);
     if let Some(headers) = record.headers() {
         for header in headers.iter() {
             // Values of other producers that are no text are left out.
@@ -112,11 +106,12 @@ pub(crate) fn message(record: &impl rdkafka::message::Message) -> (Message, Opti
                 CORRELATION => message.with_correlation_id(value.to_owned()),
                 REPLY_TO => message.with_reply_to(value.to_owned()),
                 DUE => {
-                    due = value.parse().ok().map(|millis| SystemTime::UNIX_EPOCH + Duration::from_millis(millis));
+                    left = polymq_core::time_left(value);
                     message
                 }
                 name => {
-                    message.add_wire_header(name.to_owned(), value.to_owned());
+                    let own = name.strip_prefix(ESCAPE).filter(|own| own.eq_ignore_ascii_case(CONTENT_TYPE));
+                    message.add_wire_header(own.unwrap_or(name).to_owned(), value.to_owned());
                     message
                 }
             };
@@ -130,7 +125,7 @@ pub(crate) fn message(record: &impl rdkafka::message::Message) -> (Message, Opti
     if let Some(time) = time.or_else(made).or_else(taken) {
         message = message.with_time(time);
     }
-    (message, due)
+    (message, left)
 }
 
 /// The time in a UUID of version 7 (RFC 9562, section 5.7).
@@ -143,7 +138,6 @@ fn made_at(id: &MessageId) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use polymq_core::ErrorKind;
     use rdkafka::message::{Message as _, OwnedMessage, Timestamp};
 
     const UUID: &str = "0190b5a3-6c1e-7d11-8f2b-7c0d3f1a2b3c";
@@ -215,9 +209,10 @@ mod tests {
 
     #[test]
     fn a_delay_is_told_and_taken_away_again() {
-        let due = SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_001);
-        let written = record(&full(), Some(due - Duration::from_nanos(1)));
-        assert_eq!(message(&written), (full(), Some(due)));
+        let wait = Duration::from_secs(60);
+        let (read, left) = message(&record(&full(), Some(polymq_core::now() + wait)));
+        assert_eq!(read, full());
+        assert!(left.is_some_and(|left| left > wait / 2 && left <= wait + Duration::from_millis(1)), "{left:?}");
     }
 
     #[test]
@@ -246,9 +241,10 @@ mod tests {
     }
 
     #[test]
-    fn the_content_type_is_no_header_of_the_user() {
-        let message = Message::new("").with_header("Content-Type", "text/plain");
-        assert_eq!(check(&message).expect_err("refused").kind(), ErrorKind::InvalidInput);
-        assert!(check(&full()).is_ok());
+    fn a_header_of_the_name_of_the_content_type_stays_itself() {
+        for name in ["content-type", "Content-Type"] {
+            let sent = full().with_header(name, "text/plain");
+            assert_eq!(message(&record(&sent, None)).0, sent, "{name}");
+        }
     }
 }

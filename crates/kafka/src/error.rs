@@ -88,6 +88,12 @@ pub(crate) fn native(operation: &'static str, error: KafkaError) -> Error {
     mapped.with_source(error)
 }
 
+/// The same for another one who waits for it.
+#[cold]
+pub(crate) fn copy(error: &Error) -> Error {
+    Error::new(error.kind(), error.message().to_owned()).with_backend(NAME).with_operation("settle")
+}
+
 /// The same for one code, such as the one of a single topic.
 #[cold]
 pub(crate) fn of_code(operation: &'static str, code: Code) -> Error {
@@ -103,6 +109,7 @@ pub(crate) fn sending(error: KafkaError) -> Error {
 
 pub(crate) fn code(error: &KafkaError) -> Option<Code> {
     match error {
+        KafkaError::Transaction(error) => Some(error.code()),
         KafkaError::AdminOp(code)
         | KafkaError::ConsumerCommit(code)
         | KafkaError::ConsumerQueueClose(code)
@@ -123,6 +130,10 @@ pub(crate) fn code(error: &KafkaError) -> Option<Code> {
 
 /// The sentence of a native error, without the client library's decoration.
 pub(crate) fn text(error: &KafkaError) -> String {
+    // It tells more than its code.
+    if let KafkaError::Transaction(error) = error {
+        return error.string();
+    }
     match code(error) {
         Some(code) => {
             let text = code.to_string();

@@ -4,8 +4,8 @@
 //! prefetch, and settle it. So consumers of one process share a partition, and only other processes need others.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Condvar, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -19,6 +19,7 @@ use crate::{
     partition::{Entry, Partition, Place},
     poller::Native,
     topology::Names,
+    transactions::Transactions,
 };
 
 /// Offsets in a token; the rest is the number of the assignment, so that a partition that has gone and come back
@@ -36,39 +37,36 @@ pub(crate) struct Hub {
     /// There is room for more messages, or something is settled that somebody waits for.
     changed: Condvar,
     ended: watch::Sender<bool>,
+    /// Commits positions in the place of plain commits, where what handlers send is part of them.
+    transactions: OnceLock<Arc<Transactions>>,
 }
 
 #[derive(Default)]
 struct State {
-    slots: HashMap<u32, Partition>,
+    slots: BTreeMap<u32, Partition>,
     next_slot: u32,
     /// Where the latest message belonged: the next one most likely does too.
     latest: Option<(u32, (bool, i32))>,
-    ready: VecDeque<Waiting>,
+    /// Nobody has received these.
+    ready: VecDeque<Incoming>,
     /// By the time at which they are due.
-    held: BTreeMap<(Instant, u64), Waiting>,
+    held: BTreeMap<(Instant, u64), Incoming>,
     next_held: u64,
-    shares: BTreeMap<u64, Share>,
-    next_share: u64,
+    shares: BTreeMap<u32, Share>,
+    next_share: u32,
     /// Ready or with a consumer.
     fetched: usize,
     fetched_bytes: usize,
     /// With a consumer.
     unsettled: usize,
-    /// The polling thread waits for room, or for the end of handlers.
-    waited_for: bool,
+    /// The polling thread waits for room.
+    wants_room: bool,
+    /// The polling thread waits for the end of handlers.
+    wants_rest: bool,
     /// No consumer can join any more.
     leaving: bool,
     end: Option<(ErrorKind, String)>,
     native: Option<Arc<Native>>,
-}
-
-/// A message that nobody has received.
-#[derive(Debug)]
-struct Waiting {
-    slot: u32,
-    offset: i64,
-    incoming: Incoming,
 }
 
 /// One consumer.
@@ -104,13 +102,27 @@ pub(crate) enum Turn {
 
 impl Hub {
     pub(crate) fn new(names: Names) -> Arc<Self> {
-        Arc::new(Self { names, state: Mutex::default(), changed: Condvar::new(), ended: watch::Sender::new(false) })
+        Arc::new(Self {
+            names,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            ended: watch::Sender::new(false),
+            transactions: OnceLock::new(),
+        })
+    }
+
+    pub(crate) fn set_transactions(&self, transactions: Arc<Transactions>) {
+        let _ = self.transactions.set(transactions);
+    }
+
+    pub(crate) fn transactions(&self) -> Option<&Arc<Transactions>> {
+        self.transactions.get()
     }
 
     // ---- consumers ----------------------------------------------------------------------------
 
     /// Adds a consumer; `None` when it is too late.
-    pub(crate) fn join(&self, prefetch: usize, bytes: usize) -> Option<(u64, Arc<Notify>)> {
+    pub(crate) fn join(&self, prefetch: usize, bytes: usize) -> Option<(u32, Arc<Notify>)> {
         let mut state = lock(&self.state);
         if state.leaving || state.end.is_some() {
             return None;
@@ -132,7 +144,7 @@ impl Hub {
     }
 
     /// Takes a consumer away. What it has received can still be settled.
-    pub(crate) fn part(&self, share: u64) {
+    pub(crate) fn part(&self, share: u32) {
         let mut state = lock(&self.state);
         if let Some(share) = state.shares.remove(&share) {
             // Its reader, if it is waiting, learns that it is closed.
@@ -144,7 +156,7 @@ impl Hub {
     }
 
     /// Takes what has come; `None` when there is nothing.
-    pub(crate) fn take(&self, number: u64, max: usize, into: &mut Vec<Incoming>) -> Option<Result<()>> {
+    pub(crate) fn take(&self, number: u32, max: usize, into: &mut Vec<Incoming>) -> Option<Result<()>> {
         let mut state = lock(&self.state);
         let State { shares, ready, slots, unsettled, end, .. } = &mut *state;
         let Some(share) = shares.get_mut(&number) else {
@@ -157,16 +169,17 @@ impl Hub {
         while into.len() - before < max
             && share.taken < share.prefetch
             && (share.taken == 0 || share.taken_bytes < share.bytes)
-            && let Some(waiting) = ready.pop_front()
+            && let Some(incoming) = ready.pop_front()
         {
-            let Some(entry) = slots.get_mut(&waiting.slot).and_then(|slot| slot.entry(waiting.offset)) else {
+            let (slot, number_in) = parts(incoming.token);
+            let Some(entry) = slots.get_mut(&slot).and_then(|slot| slot.entry(slot.base + number_in)) else {
                 continue;
             };
             entry.place = Place::With(number);
             share.taken += 1;
-            share.taken_bytes += entry.bytes;
+            share.taken_bytes += entry.bytes();
             *unsettled += 1;
-            into.push(waiting.incoming);
+            into.push(incoming);
         }
         if into.len() > before {
             return Some(Ok(()));
@@ -177,16 +190,64 @@ impl Hub {
 
     // ---- settling -----------------------------------------------------------------------------
 
-    /// The message is done.
-    pub(crate) fn ack(&self, token: Token) -> Result<()> {
+    /// The messages are done; the error is that of one of them.
+    pub(crate) fn ack(&self, tokens: &[Token]) -> Result<()> {
+        let mut state = lock(&self.state);
+        let mut result = Ok(());
+        for token in tokens {
+            result = result.and(state.finish(*token));
+        }
+        self.settled(&state);
+        result
+    }
+
+    /// The message is part of a transaction: nobody else settles it, and the position to be committed passes it.
+    pub(crate) fn claim(&self, token: Token) -> Result<()> {
         let mut state = lock(&self.state);
         let (slot, offset) = state.locate(token)?;
-        let Some(entry) = state.slots.get_mut(&slot).and_then(|slot| slot.finish(offset)) else {
-            return Err(error::stale());
-        };
-        state.give_up(entry);
-        self.made_room(&state);
+        let partition = state.slots.get_mut(&slot).ok_or_else(error::stale)?;
+        if let Some(entry) = partition.entry(offset)
+            && let Place::With(share) = entry.place
+        {
+            entry.place = Place::Finishing(share);
+        }
+        partition.dirty = true;
+        partition.touched = true;
         Ok(())
+    }
+
+    /// The transaction is given up: they are with their consumers as before.
+    pub(crate) fn unclaim(&self, tokens: &[Token]) {
+        let mut state = lock(&self.state);
+        for token in tokens {
+            if let Some(entry) = state.claimed(*token)
+                && let Place::Finishing(share) = entry.place
+            {
+                entry.place = Place::With(share);
+            }
+        }
+        self.settled(&state);
+    }
+
+    /// The transaction has happened: they are done.
+    pub(crate) fn settle_claimed(&self, tokens: &[Token]) {
+        let mut state = lock(&self.state);
+        for token in tokens {
+            let (slot, number) = parts(*token);
+            // Gone meanwhile: its next owner begins behind it.
+            let Some(partition) = state.slots.get_mut(&slot) else { continue };
+            let dirty = partition.dirty;
+            let Some(entry) = partition.finish(partition.base + number) else { continue };
+            // It is committed already.
+            partition.dirty = dirty;
+            state.give_up(entry);
+        }
+        self.settled(&state);
+    }
+
+    /// Whether anything has changed since the last commit.
+    pub(crate) fn has_changes(&self) -> bool {
+        lock(&self.state).slots.values().any(|partition| partition.dirty)
     }
 
     /// Whether the message is still ours.
@@ -203,16 +264,17 @@ impl Hub {
         let copy = *entry;
         entry.place = Place::Ready;
         state.give_up(copy);
-        (state.fetched, state.fetched_bytes) = (state.fetched + 1, state.fetched_bytes + copy.bytes);
+        (state.fetched, state.fetched_bytes) = (state.fetched + 1, state.fetched_bytes + copy.bytes());
         let incoming = Incoming { message, token, ..Incoming::default() };
-        let same = |waiting: &&Waiting| waiting.slot == slot;
-        let before = state.ready.iter().position(|waiting| waiting.slot == slot && waiting.offset > offset);
+        let same = |waiting: &&Incoming| parts(waiting.token).0 == slot;
+        // Tokens of one slot are in the order of their offsets.
+        let before = state.ready.iter().position(|waiting| same(&waiting) && waiting.token.0 > token.0);
         let last = state.ready.len()
             - state.ready.iter().rev().position(|waiting| same(&waiting)).unwrap_or(state.ready.len());
         let at = before.unwrap_or(last);
-        state.ready.insert(at, Waiting { slot, offset, incoming });
+        state.ready.insert(at, incoming);
         state.notify();
-        self.made_room(&state);
+        self.settled(&state);
     }
 
     /// Another attempt of a subscription that nobody shares: the message waits here.
@@ -224,18 +286,18 @@ impl Hub {
         let copy = *entry;
         entry.place = Place::Held;
         partition.held += 1;
-        partition.held_bytes += copy.bytes;
+        partition.held_bytes += copy.bytes();
         state.give_up(copy);
         let mut message = message.clone();
         message.set_system_header(ATTEMPT, attempt.to_string());
-        let incoming = Incoming { message, token, ..Incoming::default() };
-        state.keep(Instant::now() + after, Waiting { slot, offset, incoming });
+        state.keep(Instant::now() + after, Incoming { message, token, ..Incoming::default() });
         self.changed.notify_all();
         Ok(())
     }
 
-    fn made_room(&self, state: &State) {
-        if state.waited_for {
+    /// Something is settled: whoever waits for that hears of it, and not of each single message.
+    fn settled(&self, state: &State) {
+        if state.wants_rest || (state.wants_room && state.is_worth_fetching()) {
             self.changed.notify_all();
         }
     }
@@ -261,17 +323,16 @@ impl Hub {
         let deadline = Instant::now() + time;
         let mut state = lock(&self.state);
         loop {
-            let (room, most) = (state.room(), state.most());
-            if room > 0 && (room >= most / 4 || state.ready.is_empty()) || state.end.is_some() {
+            if state.is_worth_fetching() || state.end.is_some() {
                 return true;
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || (state.shares.is_empty() && state.unsettled == 0) {
-                return room > 0;
+                return state.room() > 0;
             }
-            state.waited_for = true;
+            state.wants_room = true;
             state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-            state.waited_for = false;
+            state.wants_room = false;
         }
     }
 
@@ -308,14 +369,14 @@ impl Hub {
         state.forget_unreceived(&gone);
         loop {
             let busy = gone.iter().filter_map(|slot| state.slots.get(slot));
-            let busy = busy.flat_map(Partition::entries).any(|(_, entry)| matches!(entry.place, Place::With(_)));
+            let busy = busy.flat_map(Partition::entries).any(Entry::is_out);
             let left = deadline.saturating_duration_since(Instant::now());
             if !busy || left.is_zero() || state.end.is_some() {
                 return self.positions(&mut state, |slot, partition| partition.touched && gone.contains(&slot));
             }
-            state.waited_for = true;
+            state.wants_rest = true;
             state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-            state.waited_for = false;
+            state.wants_rest = false;
             // What is returned meanwhile is not for us either.
             state.forget_unreceived(&gone);
         }
@@ -479,6 +540,12 @@ impl State {
         if self.fetched_bytes >= bytes && self.fetched > 0 { 0 } else { self.most().saturating_sub(self.fetched) }
     }
 
+    /// Whether there is enough room for a fetch, or somebody has nothing to do without it.
+    fn is_worth_fetching(&self) -> bool {
+        let room = self.room();
+        room > 0 && (room >= self.most() / 4 || self.ready.is_empty())
+    }
+
     fn notify(&self) {
         if !self.ready.is_empty() {
             self.notify_all();
@@ -508,8 +575,8 @@ impl State {
     }
 
     /// Slot and offset of a token that is with a consumer.
-    fn locate(&mut self, Token(token): Token) -> Result<(u32, i64)> {
-        let slot = u32::try_from(token >> OFFSET_BITS).map_err(|_| error::stale())?;
+    fn locate(&mut self, token: Token) -> Result<(u32, i64)> {
+        let (slot, number) = parts(token);
         let Some(partition) = self.slots.get_mut(&slot) else {
             return Err(match &self.end {
                 Some((kind, text)) if *kind == ErrorKind::Closed => {
@@ -518,23 +585,37 @@ impl State {
                 _ => error::stale(),
             });
         };
-        let offset = partition.base + (token & ((1 << OFFSET_BITS) - 1)) as i64;
+        let offset = partition.base + number;
         match partition.entry(offset) {
             Some(Entry { place: Place::With(_), .. }) => Ok((slot, offset)),
             _ => Err(error::stale()),
         }
     }
 
+    fn claimed(&mut self, token: Token) -> Option<&mut Entry> {
+        let (slot, number) = parts(token);
+        let partition = self.slots.get_mut(&slot)?;
+        partition.entry(partition.base + number)
+    }
+
+    /// What is with a consumer is done.
+    fn finish(&mut self, token: Token) -> Result<()> {
+        let (slot, offset) = self.locate(token)?;
+        let finished = self.slots.get_mut(&slot).and_then(|slot| slot.finish(offset));
+        self.give_up(finished.ok_or_else(error::stale)?);
+        Ok(())
+    }
+
     /// What was with a consumer is not any more.
     fn give_up(&mut self, entry: Entry) {
         self.fetched = self.fetched.saturating_sub(1);
-        self.fetched_bytes = self.fetched_bytes.saturating_sub(entry.bytes);
-        let Place::With(number) = entry.place else { return };
+        self.fetched_bytes = self.fetched_bytes.saturating_sub(entry.bytes());
+        let (Place::With(number) | Place::Finishing(number)) = entry.place else { return };
         self.unsettled = self.unsettled.saturating_sub(1);
         let Some(share) = self.shares.get_mut(&number) else { return };
         let was_full = share.taken >= share.prefetch || share.taken_bytes >= share.bytes;
         share.taken -= 1;
-        share.taken_bytes -= entry.bytes;
+        share.taken_bytes -= entry.bytes();
         if was_full && !self.ready.is_empty() {
             share.arrived.notify_one();
         }
@@ -546,8 +627,8 @@ impl State {
         let latest = self.latest.filter(|(slot, of)| *of == (is_delay, number) && self.slots.contains_key(slot));
         let Some(mut slot) = latest.map(|(slot, _)| slot).or_else(|| self.find(is_delay, number)) else { return };
         self.latest = Some((slot, (is_delay, number)));
-        if self.slots.get(&slot).is_some_and(|partition| offset < partition.base) {
-            // The topic was deleted and made again.
+        if self.slots.get(&slot).is_some_and(|partition| partition.has_seen(offset)) {
+            // The topic was deleted and made again: within an assignment nothing else goes back.
             self.drop_slot(slot);
             self.add(Partition::at(is_delay, number, Some(offset), ""));
             slot = self.next_slot;
@@ -555,28 +636,27 @@ impl State {
         let Some(partition) = self.slots.get_mut(&slot) else { return };
         let bytes = incoming.message.size();
         let place = if due.is_some() { Place::Held } else { Place::Ready };
-        if !partition.take_in(offset, Entry { bytes, place }) {
+        if !partition.take_in(offset, bytes, place) {
             return;
         }
         incoming.token = Token(u64::from(slot) << OFFSET_BITS | (offset - partition.base).unsigned_abs());
-        let waiting = Waiting { slot, offset, incoming };
         match due {
             Some(due) => {
                 partition.held += 1;
                 partition.held_bytes += bytes;
-                self.keep(due, waiting);
+                self.keep(due, incoming);
             }
             None => {
                 self.fetched += 1;
                 self.fetched_bytes += bytes;
-                self.ready.push_back(waiting);
+                self.ready.push_back(incoming);
             }
         }
     }
 
-    fn keep(&mut self, due: Instant, waiting: Waiting) {
+    fn keep(&mut self, due: Instant, incoming: Incoming) {
         self.next_held += 1;
-        self.held.insert((due, self.next_held), waiting);
+        self.held.insert((due, self.next_held), incoming);
     }
 
     /// What is due is ready. It counts as fetched from now on.
@@ -585,15 +665,16 @@ impl State {
         while let Some(first) = self.held.first_entry()
             && first.key().0 <= now
         {
-            let waiting = first.remove();
-            let Some(partition) = self.slots.get_mut(&waiting.slot) else { continue };
-            let Some(entry) = partition.entry(waiting.offset) else { continue };
+            let incoming = first.remove();
+            let (slot, number) = parts(incoming.token);
+            let Some(partition) = self.slots.get_mut(&slot) else { continue };
+            let Some(entry) = partition.entry(partition.base + number) else { continue };
             entry.place = Place::Ready;
-            let bytes = entry.bytes;
+            let bytes = entry.bytes();
             partition.held = partition.held.saturating_sub(1);
             partition.held_bytes = partition.held_bytes.saturating_sub(bytes);
             (self.fetched, self.fetched_bytes) = (self.fetched + 1, self.fetched_bytes + bytes);
-            self.ready.push_back(waiting);
+            self.ready.push_back(incoming);
             some = true;
         }
         if some {
@@ -605,14 +686,15 @@ impl State {
     fn forget_unreceived(&mut self, slots: &[u32]) {
         let State { ready, held, fetched, fetched_bytes, slots: all, .. } = self;
         ready.retain(|waiting| {
-            let gone = slots.contains(&waiting.slot);
-            if gone && let Some(entry) = all.get_mut(&waiting.slot).and_then(|slot| slot.entry(waiting.offset)) {
+            let (slot, number) = parts(waiting.token);
+            let gone = slots.contains(&slot);
+            if gone && let Some(entry) = all.get_mut(&slot).and_then(|slot| slot.entry(slot.base + number)) {
                 *fetched = fetched.saturating_sub(1);
-                *fetched_bytes = fetched_bytes.saturating_sub(entry.bytes);
+                *fetched_bytes = fetched_bytes.saturating_sub(entry.bytes());
             }
             !gone
         });
-        held.retain(|_, waiting| !slots.contains(&waiting.slot));
+        held.retain(|_, waiting| !slots.contains(&parts(waiting.token).0));
     }
 
     fn drop_partition(&mut self, is_delay: bool, number: i32) {
@@ -624,12 +706,17 @@ impl State {
     fn drop_slot(&mut self, slot: u32) {
         self.forget_unreceived(&[slot]);
         let Some(partition) = self.slots.remove(&slot) else { return };
-        for (_, entry) in partition.entries() {
-            if matches!(entry.place, Place::With(_)) {
+        for entry in partition.entries() {
+            if entry.is_out() {
                 self.give_up(*entry);
             }
         }
     }
+}
+
+/// Slot and number of a message, counted from the slot's first offset.
+fn parts(Token(token): Token) -> (u32, i64) {
+    ((token >> OFFSET_BITS) as u32, (token & ((1 << OFFSET_BITS) - 1)) as i64)
 }
 
 impl std::fmt::Debug for State {

@@ -17,6 +17,7 @@ mod publisher;
 mod settle;
 mod tally;
 mod topology;
+mod transactions;
 
 pub use crate::{
     backend::KafkaBackend,

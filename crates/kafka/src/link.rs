@@ -53,6 +53,8 @@ struct State {
 pub(crate) enum Wake {
     /// Time to probe.
     Probe,
+    /// A connection was lost; a broker that is there still answers at once.
+    Suspected,
     /// No broker is left.
     Lost,
     /// The client that sends cannot go on.
@@ -151,7 +153,7 @@ impl Link {
             } else if std::mem::take(&mut state.lost) {
                 Some(Wake::Lost)
             } else if std::mem::take(&mut state.suspected) {
-                Some(Wake::Probe)
+                Some(Wake::Suspected)
             } else {
                 None
             };

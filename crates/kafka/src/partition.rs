@@ -5,7 +5,7 @@
 //! gets the partition next leaves them out.
 
 use std::{
-    collections::BTreeMap,
+    collections::VecDeque,
     fmt::Write,
     ops::{Range, RangeInclusive},
 };
@@ -14,6 +14,8 @@ use std::{
 const MAX_METADATA: usize = 3500;
 /// Tells our metadata from that of others.
 const MARK: &str = "pmq1 ";
+/// Finished messages behind an unfinished one are kept until there are this many, and as many as unfinished ones.
+const FEW: usize = 256;
 
 /// One partition, from its assignment on.
 #[derive(Debug)]
@@ -24,7 +26,10 @@ pub(crate) struct Partition {
     pub(crate) base: i64,
     /// The first offset that was not seen.
     next: i64,
-    open: BTreeMap<i64, Entry>,
+    /// By offset, from the first unfinished one on. Offsets mostly follow each other, so that one is found by its number.
+    open: VecDeque<Entry>,
+    /// How many of them are finished.
+    finished: usize,
     before: Before,
     /// Something changed since the last commit was sent.
     pub(crate) dirty: bool,
@@ -37,14 +42,26 @@ pub(crate) struct Partition {
     pub(crate) held_bytes: usize,
 }
 
-/// A message that is not finished.
+/// A message, in few bytes: there is one for each that was fetched.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Entry {
-    pub(crate) bytes: usize,
+    offset: i64,
+    bytes: u32,
     pub(crate) place: Place,
 }
 
-/// Where an unfinished message is.
+impl Entry {
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes as usize
+    }
+
+    /// Whether a consumer has it.
+    pub(crate) fn is_out(&self) -> bool {
+        matches!(self.place, Place::With(_) | Place::Finishing(_))
+    }
+}
+
+/// Where a message is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
     /// Waiting to be received.
@@ -52,7 +69,11 @@ pub(crate) enum Place {
     /// Waiting for its time.
     Held,
     /// With the share of this number.
-    With(u64),
+    With(u32),
+    /// The same, and in a transaction that makes it done.
+    Finishing(u32),
+    /// Done.
+    Finished,
 }
 
 /// What an earlier owner has finished: everything before `until` that is not in `open`.
@@ -71,7 +92,8 @@ impl Partition {
             number,
             base,
             next: base,
-            open: BTreeMap::new(),
+            open: VecDeque::new(),
+            finished: 0,
             before: position.and_then(|position| read(position, metadata)).unwrap_or_default(),
             dirty: false,
             touched: false,
@@ -81,8 +103,13 @@ impl Partition {
         }
     }
 
+    /// Whether the offset is before the next one.
+    pub(crate) fn has_seen(&self, offset: i64) -> bool {
+        offset < self.next
+    }
+
     /// Takes a message in; `false` when it is finished or here already.
-    pub(crate) fn take_in(&mut self, offset: i64, entry: Entry) -> bool {
+    pub(crate) fn take_in(&mut self, offset: i64, bytes: usize, place: Place) -> bool {
         if offset < self.next {
             return false;
         }
@@ -92,24 +119,45 @@ impl Partition {
         if offset < self.before.until && !self.before.open.iter().any(|range| range.contains(&offset)) {
             return false;
         }
-        self.open.insert(offset, entry);
+        self.open.push_back(Entry { offset, bytes: u32::try_from(bytes).unwrap_or(u32::MAX), place });
         true
     }
 
+    /// An unfinished message.
     pub(crate) fn entry(&mut self, offset: i64) -> Option<&mut Entry> {
-        self.open.get_mut(&offset)
+        let at = self.find(offset)?;
+        self.open.get_mut(at).filter(|entry| entry.place != Place::Finished)
+    }
+
+    fn find(&self, offset: i64) -> Option<usize> {
+        let guess = usize::try_from(offset - self.open.front()?.offset).ok()?;
+        match self.open.get(guess) {
+            Some(entry) if entry.offset == offset => Some(guess),
+            _ => self.open.binary_search_by_key(&offset, |entry| entry.offset).ok(),
+        }
     }
 
     /// The message is done.
     pub(crate) fn finish(&mut self, offset: i64) -> Option<Entry> {
-        let entry = self.open.remove(&offset)?;
+        let entry = self.entry(offset)?;
+        let before = *entry;
+        entry.place = Place::Finished;
+        self.finished += 1;
         (self.dirty, self.touched) = (true, true);
-        Some(entry)
+        while self.open.front().is_some_and(|entry| entry.place == Place::Finished) {
+            self.open.pop_front();
+            self.finished -= 1;
+        }
+        if self.finished > FEW && self.finished > self.open.len() / 2 {
+            self.open.retain(|entry| entry.place != Place::Finished);
+            self.finished = 0;
+        }
+        Some(before)
     }
 
     /// Everything unfinished.
-    pub(crate) fn entries(&self) -> impl Iterator<Item = (i64, &Entry)> {
-        self.open.iter().map(|(offset, entry)| (*offset, entry))
+    pub(crate) fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.open.iter().filter(|entry| entry.place != Place::Finished)
     }
 
     /// What may be committed: the first unfinished offset.
@@ -121,7 +169,7 @@ impl Partition {
     pub(crate) fn waiting(&self, high: i64) -> u64 {
         let unseen = u64::try_from(high - self.end()).unwrap_or(0);
         let unfinished: i64 = self.unfinished().map(|range| range.end() - range.start() + 1).sum();
-        let with = self.open.values().filter(|entry| matches!(entry.place, Place::With(_))).count();
+        let with = self.open.iter().filter(|entry| matches!(entry.place, Place::With(_))).count();
         unseen + u64::try_from(unfinished).unwrap_or(0).saturating_sub(with as u64)
     }
 
@@ -138,7 +186,9 @@ impl Partition {
     fn unfinished(&self) -> impl Iterator<Item = RangeInclusive<i64>> {
         let earlier = self.before.open.iter().filter(|range| range.end > self.next);
         let earlier = earlier.map(|range| range.start.max(self.next)..=range.end - 1);
-        self.open.keys().map(|offset| *offset..=*offset).chain(earlier)
+        // Who asks while a transaction is being made is that transaction.
+        let open = self.entries().filter(|entry| !matches!(entry.place, Place::Finishing(_)));
+        open.map(|entry| entry.offset..=entry.offset).chain(earlier)
     }
 }
 
@@ -192,11 +242,13 @@ fn read(position: i64, metadata: &str) -> Option<Before> {
 mod tests {
     use super::*;
 
-    const READY: Entry = Entry { bytes: 1, place: Place::Ready };
+    fn take(partition: &mut Partition, offset: i64) -> bool {
+        partition.take_in(offset, 1, Place::Ready)
+    }
 
     fn seen(offsets: Range<i64>) -> Partition {
         let mut partition = Partition::at(false, 0, Some(offsets.start), "");
-        assert!(offsets.clone().all(|offset| partition.take_in(offset, READY)));
+        assert!(offsets.clone().all(|offset| take(&mut partition, offset)));
         partition
     }
 
@@ -232,7 +284,7 @@ mod tests {
         );
         assert_eq!(second.waiting(25), 11);
         assert_eq!(unfinished(first.position(), &first.metadata(), 25), 11);
-        let taken: Vec<i64> = (10..25).filter(|offset| second.take_in(*offset, READY)).collect();
+        let taken: Vec<i64> = (10..25).filter(|offset| take(&mut second, *offset)).collect();
         assert_eq!(taken, [10, 13, 14, 16, 17, 18, 20, 21, 22, 23, 24]);
         second.finish(10);
         assert_eq!((second.position(), second.metadata().as_str()), (13, "pmq1 12;0-1,3-5,7-11"));
@@ -241,10 +293,23 @@ mod tests {
     #[test]
     fn gaps_are_no_messages() {
         let mut partition = seen(10..11);
-        assert!(partition.take_in(50, READY));
+        assert!(take(&mut partition, 50));
         partition.finish(10);
         assert_eq!(partition.position(), 50);
-        assert!(!partition.take_in(50, READY), "a message is taken in once");
+        assert!(!take(&mut partition, 50), "a message is taken in once");
+    }
+
+    #[test]
+    fn what_is_finished_behind_an_unfinished_message_takes_no_room() {
+        let mut partition = seen(0..1);
+        for offset in 1..100_000 {
+            assert!(take(&mut partition, offset) && partition.finish(offset).is_some());
+            assert!(partition.finish(offset).is_none() && partition.entry(offset).is_none());
+        }
+        assert!(partition.open.len() <= 2 * FEW && partition.open.capacity() <= 8 * FEW, "{}", partition.open.len());
+        assert_eq!((partition.position(), partition.metadata().as_str()), (0, "pmq1 100000;0"));
+        assert!(partition.finish(0).is_some());
+        assert_eq!(partition.position(), 100_000);
     }
 
     #[test]
@@ -254,7 +319,7 @@ mod tests {
         let metadata = partition.metadata();
         assert!(metadata.len() < 4096, "{}", metadata.len());
         let mut next = Partition::at(false, 0, Some(0), &metadata);
-        let taken: Vec<i64> = (0..10_000).filter(|offset| next.take_in(*offset, READY)).collect();
+        let taken: Vec<i64> = (0..10_000).filter(|offset| take(&mut next, *offset)).collect();
         assert!((0..10_000).step_by(2).all(|offset| taken.binary_search(&offset).is_ok()));
     }
 
@@ -262,7 +327,7 @@ mod tests {
     fn metadata_of_others_is_nothing_to_us() {
         for metadata in ["", "x", "pmq1 ", "pmq1 5", "pmq1 x;1", "pmq1 5;2-1", "pmq1 5;a"] {
             let mut partition = Partition::at(false, 0, Some(7), metadata);
-            assert!(partition.take_in(7, READY), "{metadata}");
+            assert!(take(&mut partition, 7), "{metadata}");
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use polymq_core::{Details, Error, ErrorKind, Incoming, Result, now};
+use polymq_core::{Details, Error, ErrorKind, Incoming, Result};
 use rdkafka::{
     ClientContext, Offset, TopicPartitionList,
     config::RDKafkaLogLevel,
@@ -126,7 +126,10 @@ impl Context {
         // Lost in silence: others have it already, and nothing can be committed.
         let lost = consumer.assignment_lost();
         let changes = hub.revoking(list, if lost { Duration::ZERO } else { self.config.revoke_wait });
-        if !lost
+        if let Some(transactions) = hub.transactions().filter(|_| !lost) {
+            hub.not_committed(&changes);
+            transactions.commit(Some(self.config.connect_timeout));
+        } else if !lost
             && changes.count() > 0
             && self.link.is_up_or_closing()
             && let Err(error) = consumer.commit(&changes, CommitMode::Sync)
@@ -159,6 +162,8 @@ pub(crate) struct Plan {
     /// Where the group begins now, whatever its position was.
     pub(crate) seek: Option<Position>,
     pub(crate) has_delay: bool,
+    /// What handlers send is committed with the positions.
+    pub(crate) transactional: bool,
 }
 
 /// Starts the thread; `ready` hears when it reads.
@@ -363,11 +368,14 @@ impl Poller {
         if self.hub.names.group.is_none() || self.committed.elapsed() < self.config.commit_interval {
             return;
         }
-        let changes = self.hub.changes();
-        if changes.count() == 0 {
+        if !self.hub.has_changes() {
             return;
         }
         self.committed = Instant::now();
+        if let Some(transactions) = self.hub.transactions() {
+            return transactions.commit(None);
+        }
+        let changes = self.hub.changes();
         if let Err(error) = self.native.commit(&changes, CommitMode::Async) {
             tracing::debug!(topic = %self.hub.names.topic, %error, "commit failed, trying again");
             self.hub.not_committed(&changes);
@@ -378,7 +386,10 @@ impl Poller {
     fn leave(self) {
         let topic = &*self.hub.names.topic;
         let changes = self.hub.all_changes();
-        if self.hub.names.group.is_some()
+        if let Some(transactions) = self.hub.transactions() {
+            self.hub.not_committed(&changes);
+            transactions.commit(Some(self.config.connect_timeout));
+        } else if self.hub.names.group.is_some()
             && changes.count() > 0
             && self.link.is_up_or_closing()
             && let Err(error) = self.native.commit(&changes, CommitMode::Sync)
@@ -394,8 +405,8 @@ impl Poller {
 }
 
 fn fetched(record: &BorrowedMessage<'_>, hub: &Hub) -> Fetched {
-    let (message, due) = convert::message(record);
-    let left = due.and_then(|due| due.duration_since(now()).ok()).filter(|left| !left.is_zero());
+    let (message, left) = convert::message(record);
+    let left = left.filter(|left| !left.is_zero());
     let broker_time = record.timestamp().to_millis().and_then(|millis| u64::try_from(millis).ok());
     let details = Details {
         broker_time: broker_time.map(|millis| std::time::SystemTime::UNIX_EPOCH + Duration::from_millis(millis)),

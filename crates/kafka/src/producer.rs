@@ -9,14 +9,14 @@ use std::{
 };
 
 use async_trait::async_trait;
-use polymq_core::{Completion, Error, Message, Producer, Receipt, Result, now};
+use polymq_core::{Completion, Error, Message, Producer, Receipt, Result};
 use tokio::time::timeout;
 
 use crate::{
-    NAME, convert, error,
+    error,
     publisher::{Answer, Outgoing, Publisher},
-    tally::Tally,
-    topology::{self, MAX_DELAY},
+    tally::{Tally, Ticket},
+    topology,
 };
 
 /// How long closing waits for answers.
@@ -29,48 +29,41 @@ pub(crate) struct KafkaProducer {
     topic: Arc<str>,
     /// Where messages for later go; a queue has such a topic.
     delay: Option<Arc<str>>,
-    tally: Arc<Tally>,
+    tally: Tally,
     closed: AtomicBool,
 }
 
 impl KafkaProducer {
     pub(crate) fn new(publisher: Arc<Publisher>, topic: Arc<str>, delay: Option<Arc<str>>) -> Self {
-        Self { publisher, topic, delay, tally: Arc::default(), closed: AtomicBool::new(false) }
+        Self { publisher, topic, delay, tally: Tally::default(), closed: AtomicBool::new(false) }
     }
 
-    fn outgoing(&self, message: Message) -> Result<(Outgoing, Completion<Receipt>)> {
+    fn outgoing(&self, message: Message, ticket: Ticket) -> Result<(Outgoing, Completion<Receipt>)> {
         if self.closed.load(Ordering::Acquire) {
             return Err(error::closed("send"));
         }
-        convert::check(&message)?;
-        let (mut topic, mut partition, due) = (Arc::clone(&self.topic), None, message.deliver_at());
-        if let Some(due) = due {
-            let delay = due.duration_since(now()).unwrap_or_default();
-            let Some(to) = &self.delay else {
-                return Err(Error::unsupported(NAME, "sending to a topic now what is delivered later")
-                    .with_hint("send it to a queue"));
-            };
-            if delay > MAX_DELAY {
-                return Err(Error::unsupported(NAME, format_args!("a delay of more than {MAX_DELAY:?}")));
-            }
-            (topic, partition) = (Arc::clone(to), Some(topology::tier(delay)));
-        }
+        let due = message.deliver_at();
+        let (topic, partition) = topology::place(&self.topic, self.delay.as_ref(), due)?;
         let (completer, completion) = Completion::queued();
         let id = message.id().cloned().unwrap_or_default();
-        let answer = Answer::Send { completer, id, _ticket: self.tally.ticket() };
+        let answer = Answer::Send { completer, id, _ticket: ticket };
         Ok((Outgoing { message, topic, partition, due, answer }, completion))
+    }
+
+    fn refused(&self, error: Error) -> Completion<Receipt> {
+        Completion::ready(Err(error.with_operation("send").with_channel(&*self.topic)))
     }
 }
 
 #[async_trait]
 impl Producer for KafkaProducer {
     fn send(&self, message: Message) -> Completion<Receipt> {
-        match self.outgoing(message) {
+        match self.outgoing(message, self.tally.ticket()) {
             Ok((outgoing, completion)) => {
                 self.publisher.send(outgoing);
                 completion
             }
-            Err(error) => Completion::ready(Err(error.with_operation("send").with_channel(&*self.topic))),
+            Err(error) => self.refused(error),
         }
     }
 

@@ -17,7 +17,7 @@ use rdkafka::{
     config::RDKafkaLogLevel,
     error::KafkaError,
     message::{DeliveryResult, Message as _},
-    producer::{BaseRecord, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer},
+    producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext, PurgeConfig},
 };
 use tokio::sync::oneshot;
 
@@ -33,7 +33,10 @@ use crate::{
 /// A topic that every Kafka in use has; what the broker says about it does not matter, only that it answers.
 pub(crate) const PROBE: &str = "__consumer_offsets";
 
-pub(crate) type Native = ThreadedProducer<Context>;
+/// How soon a broker answers that is there: when it takes longer after a connection was lost, that is told.
+const ANSWER: Duration = Duration::from_secs(1);
+
+pub(crate) type Native = BaseProducer<Context>;
 
 /// What the client library calls back.
 pub(crate) struct Context(Arc<Link>);
@@ -83,7 +86,7 @@ impl Answer {
             }
             Self::Retry { completer, hub, token } => {
                 // Where the partition is gone meanwhile, the message comes twice: the successor is safe.
-                let _ = hub.ack(token);
+                let _ = hub.ack(&[token]);
                 completer.complete(Ok(()));
             }
         }
@@ -193,9 +196,9 @@ impl Publisher {
     }
 
     fn watch(&self, first: oneshot::Sender<Result<()>>) {
-        let mut first = Some(first);
+        let (mut first, mut patience) = (Some(first), self.config.connect_timeout);
         loop {
-            match self.probe(if first.is_some() { self.config.connect_timeout } else { self.config.heartbeat }) {
+            match self.probe(patience) {
                 Ok(()) => {}
                 Err(error) if first.is_some() && !self.config.connect_retry => {
                     let reason = self.link.reason(&error::text(&error));
@@ -219,8 +222,10 @@ impl Publisher {
             if let Some(first) = first.take() {
                 let _ = first.send(Ok(()));
             }
+            patience = self.config.heartbeat;
             match self.link.wait(self.config.heartbeat) {
                 Wake::Probe => {}
+                Wake::Suspected => patience = patience.min(ANSWER),
                 Wake::Lost => {
                     self.shut();
                     self.link.down(&self.link.reason("no broker is connected"));
@@ -292,7 +297,7 @@ impl std::fmt::Debug for Publisher {
 
 fn create(config: &KafkaConfig, link: &Arc<Link>) -> Result<Arc<Native>> {
     let made = client::producer(config)?.create_with_context(Context(Arc::clone(link)));
-    made.map(Arc::new).map_err(configuration)
+    client::served(made.map_err(configuration)?)
 }
 
 /// Settings that the client library refuses.

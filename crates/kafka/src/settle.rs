@@ -2,13 +2,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use polymq_core::{ATTEMPT, Completion, Error, Message, Settler, Token, now};
+use polymq_core::{ATTEMPT, Address, Completion, Error, Message, Settler, Token, now};
 
 use crate::{
     NAME,
     hub::Hub,
     publisher::{Answer, Outgoing, Publisher},
     topology::{self, MAX_DELAY},
+    transactions::Sending,
 };
 
 /// Settles what one hub has delivered.
@@ -39,22 +40,44 @@ impl KafkaSettler {
         self.hub.check(token)?;
         let mut copy = message.clone().without_deliver_at();
         copy.set_system_header(ATTEMPT, attempt.to_string());
-        let (completer, completion) = Completion::queued();
-        let answer = Answer::Retry { completer, hub: Arc::clone(&self.hub), token };
         // A topic itself has other groups, to which the message is not new.
         let at_once = after.is_zero() && self.hub.names.is_queue;
         let (topic, partition, due) = match at_once {
             true => (&self.hub.names.topic, None, None),
             false => (delay, Some(topology::tier(after)), Some(now() + after)),
         };
-        self.publisher.send(Outgoing { message: copy, topic: Arc::clone(topic), partition, due, answer });
+        let topic = Arc::clone(topic);
+        if let Some(transactions) = self.hub.transactions() {
+            return Ok(transactions.settle(token, vec![Sending { topic, partition, due, message: copy }]));
+        }
+        let (completer, completion) = Completion::queued();
+        let answer = Answer::Retry { completer, hub: Arc::clone(&self.hub), token };
+        self.publisher.send(Outgoing { message: copy, topic, partition, due, answer });
         Ok(completion)
     }
 }
 
 impl Settler for KafkaSettler {
     fn ack(&self, token: Token) -> Completion<()> {
-        Completion::ready(self.hub.ack(token).map_err(|error| self.locate(error)))
+        self.ack_many(&[token])
+    }
+
+    fn ack_many(&self, tokens: &[Token]) -> Completion<()> {
+        Completion::ready(self.hub.ack(tokens).map_err(|error| self.locate(error)))
+    }
+
+    fn ack_and_send(&self, token: Token, messages: Vec<(Address, Message)>) -> Completion<()> {
+        let sends = messages.into_iter().map(|(address, message)| {
+            Sending::to(&address, message).map_err(|error| error.with_operation("send").with_channel(address.name()))
+        });
+        match (self.hub.transactions(), sends.collect()) {
+            (_, Err(error)) => Completion::ready(Err(error)),
+            (Some(transactions), Ok(sends)) => transactions.settle(token, sends),
+            (None, Ok(_)) => Completion::ready(Err(self.locate(Error::unsupported(
+                NAME,
+                "sending and acknowledging as one for a consumer that is not transactional",
+            )))),
+        }
     }
 
     fn release(&self, token: Token, message: Message) {

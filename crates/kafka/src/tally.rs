@@ -1,9 +1,6 @@
 //! Counts what a producer has handed over and not had answered, so that a flush waits for that and for nothing later.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex},
-};
+use std::sync::{Arc, Mutex, Weak};
 
 use tokio::sync::Notify;
 
@@ -12,43 +9,46 @@ use crate::link::lock;
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     state: Mutex<State>,
-    less: Notify,
+    less: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Counts the flushes; a message belongs to the one that comes next.
-    flushes: u64,
-    open: BTreeMap<u64, usize>,
+    /// What was handed over since the last flush; none yet.
+    current: Option<Arc<Open>>,
+    /// What flushes wait for.
+    earlier: Vec<Weak<Open>>,
 }
 
-/// One message that is not answered; dropped with its answer.
+/// Alive as long as a message of the time between two flushes is not answered.
 #[derive(Debug)]
-pub(crate) struct Ticket {
-    tally: Arc<Tally>,
-    flush: u64,
-}
+struct Open(Arc<Notify>);
+
+/// Messages that are not answered; a clone is dropped with the answer of each.
+#[derive(Debug, Clone)]
+pub(crate) struct Ticket(#[allow(dead_code)] Arc<Open>); // held to be dropped
 
 impl Tally {
-    pub(crate) fn ticket(self: &Arc<Self>) -> Ticket {
+    pub(crate) fn ticket(&self) -> Ticket {
         let mut state = lock(&self.state);
-        let flush = state.flushes;
-        *state.open.entry(flush).or_default() += 1;
-        Ticket { tally: Arc::clone(self), flush }
+        let open = state.current.get_or_insert_with(|| Arc::new(Open(Arc::clone(&self.less))));
+        Ticket(Arc::clone(open))
     }
 
     /// Waits for everything that has a ticket by now.
     pub(crate) async fn flush(&self) {
-        let flush = {
+        let awaited = {
             let mut state = lock(&self.state);
-            state.flushes += 1;
-            state.flushes
+            let current = state.current.take();
+            state.earlier.extend(current.as_ref().map(Arc::downgrade));
+            state.earlier.retain(|open| open.strong_count() > 0);
+            state.earlier.clone()
         };
         loop {
             let less = self.less.notified();
             tokio::pin!(less);
             less.as_mut().enable();
-            if lock(&self.state).open.keys().next().is_none_or(|first| *first >= flush) {
+            if awaited.iter().all(|open| open.strong_count() == 0) {
                 return;
             }
             less.await;
@@ -56,16 +56,9 @@ impl Tally {
     }
 }
 
-impl Drop for Ticket {
+impl Drop for Open {
     fn drop(&mut self) {
-        let mut state = lock(&self.tally.state);
-        if let Some(count) = state.open.get_mut(&self.flush) {
-            *count -= 1;
-            if *count == 0 {
-                state.open.remove(&self.flush);
-                self.tally.less.notify_waiters();
-            }
-        }
+        self.0.notify_waiters();
     }
 }
 
@@ -76,7 +69,7 @@ mod tests {
 
     #[test]
     fn a_flush_waits_for_what_was_before_it() {
-        let tally = Arc::new(Tally::default());
+        let tally = Tally::default();
         assert!(tally.flush().now_or_never().is_some());
         let (one, two) = (tally.ticket(), tally.ticket());
         let mut flush = Box::pin(tally.flush());

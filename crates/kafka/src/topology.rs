@@ -2,10 +2,10 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
-use polymq_core::{Address, ChannelKind, Error, ErrorKind, Result};
+use polymq_core::{Address, ChannelKind, Error, ErrorKind, Result, now};
 use rdkafka::{
     TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
@@ -14,6 +14,7 @@ use rdkafka::{
 };
 
 use crate::{
+    NAME,
     config::{DEFAULT_PAYLOAD, KafkaConfig, RECORD_ROOM},
     error,
 };
@@ -33,6 +34,26 @@ const MAX_NAME: usize = 249;
 /// The partition of a delay topic for this delay.
 pub(crate) fn tier(delay: Duration) -> i32 {
     TIERS.iter().take_while(|most| delay > **most).count() as i32
+}
+
+/// The topic and partition of a message to `topic`, or for later to its delay topic.
+pub(crate) fn place(
+    topic: &Arc<str>,
+    later: Option<&Arc<str>>,
+    deliver_at: Option<SystemTime>,
+) -> Result<(Arc<str>, Option<i32>)> {
+    let Some(due) = deliver_at else { return Ok((Arc::clone(topic), None)) };
+    let delay = due.duration_since(now()).unwrap_or_default();
+    match later {
+        None => {
+            Err(Error::unsupported(NAME, "sending to a topic now what is delivered later")
+                .with_hint("send it to a queue"))
+        }
+        Some(_) if delay > MAX_DELAY => {
+            Err(Error::unsupported(NAME, format_args!("a delay of more than {MAX_DELAY:?}")))
+        }
+        Some(later) => Ok((Arc::clone(later), Some(tier(delay)))),
+    }
 }
 
 /// What stands behind a channel, for one group.

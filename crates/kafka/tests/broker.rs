@@ -10,10 +10,17 @@ mod common;
 mod groups;
 #[path = "broker/harness.rs"]
 mod harness;
+#[path = "broker/idle.rs"]
+mod idle;
+#[cfg(feature = "tls")]
+#[path = "broker/logins.rs"]
+mod logins;
 #[path = "broker/records.rs"]
 mod records;
 #[path = "broker/topics.rs"]
 mod topics;
+#[path = "broker/transactions.rs"]
+mod transactions;
 
 use std::process::ExitCode;
 
@@ -34,11 +41,18 @@ macro_rules! trials {
 }
 
 fn main() -> ExitCode {
+    // RUST_LOG=polymq_kafka=debug tells what happened.
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_writer(std::io::stderr)
+        .init();
+    transactions::run_if_child();
+    idle::run_if_child();
     let mut arguments = Arguments::from_args();
     // Each test has two workers of its own already.
     arguments.test_threads.get_or_insert(4);
     let mut trials = trials!(groups:
-        the_committed_position_never_passes_an_unfinished_message,
+        c18_the_committed_position_never_passes_an_unfinished_message,
         two_processes_share_by_partitions_and_nothing_is_handled_twice,
         a_partition_that_goes_waits_for_its_handlers,
         what_is_out_when_a_partition_goes_is_stale,
@@ -48,18 +62,28 @@ fn main() -> ExitCode {
         the_prefetch_is_bounded_in_bytes,
     );
     trials.extend(trials!(topics:
-        topics_are_made_as_they_are_wanted,
-        more_copies_than_brokers_are_an_error,
+        h7_topics_are_made_as_they_are_wanted,
+        h7_more_copies_than_brokers_are_an_error,
         a_topic_made_by_another_tool_is_taken_as_it_is,
         a_deleted_topic_ends_its_consumers,
     ));
     trials.extend(trials!(records:
         keys_choose_the_partition_as_other_clients_do,
-        closing_flushes_what_was_not_awaited,
+        b15_closing_flushes_what_was_not_awaited,
         a_foreign_record_may_hold_anything,
         delayed_messages_are_in_the_delay_topic_until_they_are_due,
         clients_of_your_own_have_the_same_login,
     ));
+    trials.extend(trials!(transactions:
+        what_is_sent_and_the_position_are_one,
+        what_is_given_up_leaves_nothing,
+        what_fails_sends_nothing_and_is_tried_again,
+        transactional_consumers_are_not_mixed_with_others,
+        a_kill_leaves_all_or_nothing,
+    ));
+    trials.extend(trials!(idle: j11_an_idle_consumer_costs_less_than_a_hundredth_of_a_core));
+    #[cfg(feature = "tls")]
+    trials.extend(trials!(logins: j5_logins_are_checked_by_each_mechanism));
     if !arguments.list {
         harness::start();
     }

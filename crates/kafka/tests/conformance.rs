@@ -4,10 +4,11 @@ mod common;
 
 use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
+use async_trait::async_trait;
 use common::{bare::Bare, relay::Relays};
 use polymq_core::{Address, Backend};
 use polymq_kafka::KafkaBackend;
-use polymq_testkit::{BareClient, Broker, BrokerControl, Denied, Harness, Heartbeat, Suite};
+use polymq_testkit::{BareClient, Broker, BrokerControl, Denied, Harness, Heartbeat, Passwords, Suite, Switch, Tool};
 
 #[derive(Debug)]
 struct Kafka {
@@ -18,7 +19,7 @@ struct Kafka {
 
 impl Kafka {
     fn start() -> Self {
-        let broker = Broker::kafka();
+        let broker = Broker::kafka_with(&["--also", "rotating:unset"]);
         let bare = Bare { servers: broker.address().to_string() };
         Self { relays: Relays::new(broker.address()), bare, broker }
     }
@@ -26,6 +27,21 @@ impl Kafka {
     fn url_of(&self, login: &str, at: SocketAddr) -> String {
         // The shortest time after which the broker gives the messages of a killed consumer to another one.
         format!("kafka://{login}@{at}?session_timeout=6s")
+    }
+}
+
+#[async_trait]
+impl Passwords for Kafka {
+    fn address(&self) -> SocketAddr {
+        self.broker.address()
+    }
+
+    fn url(&self, password: &str, at: SocketAddr) -> String {
+        self.url_of(&format!("rotating:{password}"), self.relays.before(at))
+    }
+
+    async fn set(&self, password: &str) {
+        self.broker.restart_with("--also", &format!("rotating:{password}")).await;
     }
 }
 
@@ -61,6 +77,18 @@ impl Harness for Kafka {
         true
     }
 
+    fn passwords(&self) -> Tool<'_, dyn Passwords> {
+        Ok(self)
+    }
+
+    fn alarm(&self) -> Tool<'_, dyn Switch> {
+        Err("Kafka has no alarm: without room on its disk it ends")
+    }
+
+    fn throttle(&self) -> Tool<'_, dyn Switch> {
+        Err("Kafka throttles by answering late, and its client library waits: a slow answer, not a reply")
+    }
+
     fn heartbeat(&self) -> Option<Heartbeat> {
         // Declared: silence of twice the heartbeat is a lost connection.
         Some(Heartbeat { settings: vec![("heartbeat".into(), "2s".into())], bound: Duration::from_secs(4) })
@@ -68,10 +96,5 @@ impl Harness for Kafka {
 }
 
 fn main() -> ExitCode {
-    // RUST_LOG=polymq_kafka=debug tells what happened.
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
-        .with_writer(std::io::stderr)
-        .init();
     Suite::new("kafka", |_| Kafka::start()).main()
 }

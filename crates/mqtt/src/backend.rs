@@ -48,6 +48,10 @@ impl Backend for MqttBackend {
         topology::capabilities(&MqttConfig::default())
     }
 
+    fn check_address(&self, address: &polymq_core::Address) -> Result<()> {
+        topology::check_address(address)
+    }
+
     fn check(&self, settings: &Settings) -> Result<()> {
         let config = MqttConfig::parse(settings)?;
         #[cfg(feature = "tls")]

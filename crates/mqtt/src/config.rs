@@ -15,6 +15,7 @@ pub const KEYS: &[Key] = &[
     key("port", "1883, or 8883 with TLS", "the port, where the URL names none"),
     key("user", "", "the user, where the URL names none"),
     key("pass", "", "the password, where the URL names none"),
+    key("pass_file", "", "a file with the password, read again at every connect, so that it may be rotated"),
     key("protocol", "5", "5 or 3.1.1; 3.1.1 carries the body and nothing beside it"),
     key("client_id", "unique", "client id of the sending connection; two connections must not share one"),
     key("session", "polymq", "prefix of the durable sessions; programs that share queues must agree on it"),
@@ -36,6 +37,7 @@ pub const KEYS: &[Key] = &[
     key("ca_file", "", "PEM file of the authority that signed the broker's certificate, besides the system's"),
     key("cert_file", "", "PEM file of this client's certificate"),
     key("key_file", "", "PEM file of this client's key"),
+    key("tls_min", "1.2", "the oldest version of TLS that is spoken: 1.2 or 1.3"),
 ];
 
 const fn key(name: &'static str, default: &'static str, help: &'static str) -> Key {
@@ -52,6 +54,7 @@ pub struct MqttConfig {
     pub port: Option<u16>,
     pub user: Option<String>,
     pub pass: Option<Secret>,
+    pub pass_file: Option<PathBuf>,
     pub protocol: Protocol,
     pub client_id: Option<String>,
     pub session: String,
@@ -79,6 +82,7 @@ pub struct MqttConfig {
     pub ca_file: Option<PathBuf>,
     pub cert_file: Option<PathBuf>,
     pub key_file: Option<PathBuf>,
+    pub tls_min: TlsVersion,
 }
 
 impl Default for MqttConfig {
@@ -89,6 +93,7 @@ impl Default for MqttConfig {
             port: None,
             user: None,
             pass: None,
+            pass_file: None,
             protocol: Protocol::V5,
             client_id: None,
             session: "polymq".into(),
@@ -115,8 +120,20 @@ impl Default for MqttConfig {
             ca_file: None,
             cert_file: None,
             key_file: None,
+            tls_min: TlsVersion::V12,
         }
     }
+}
+
+/// A version of TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum TlsVersion {
+    /// TLS 1.2.
+    #[serde(rename = "1.2")]
+    V12,
+    /// TLS 1.3.
+    #[serde(rename = "1.3")]
+    V13,
 }
 
 /// The version of MQTT that is spoken.
@@ -182,6 +199,12 @@ impl MqttConfig {
         if endpoint.user.is_none() {
             endpoint.user.clone_from(&self.user);
             endpoint.pass.clone_from(&self.pass);
+        }
+        if let Some(path) = &self.pass_file {
+            if endpoint.pass.is_some() || self.pass.is_some() {
+                return Err(config("a password and \"pass_file\"").with_hint("give one of them"));
+            }
+            endpoint.pass = Some(Secret::read("pass_file", path).map_err(|error| error.with_backend(NAME))?);
         }
         endpoint.check(self)?;
         Ok(endpoint)

@@ -220,16 +220,12 @@ fn header(mut message: Message, name: impl Into<Text>, value: String) -> Message
 
 /// Makes a message wait wherever it is received.
 pub(crate) fn set_due_in(message: &mut Message, wait: Duration) {
-    if let Some(due) = rfc_3339(polymq_core::now() + wait) {
-        message.set_system_header(DUE, due);
-    }
+    message.set_system_header(DUE, polymq_core::due_in(wait));
 }
 
 /// How long a message has to wait.
 pub(crate) fn due_in(message: &Message) -> Option<Duration> {
-    let due = message.system_headers().get(DUE)?;
-    let wait = until(humantime::parse_rfc3339(due).ok()?);
-    (!wait.is_zero()).then_some(wait)
+    polymq_core::time_left(message.system_headers().get(DUE)?).filter(|wait| !wait.is_zero())
 }
 
 /// The concrete topic, where it is not the one that was asked for.

@@ -28,7 +28,7 @@ pub use rumqttc;
 
 pub use crate::{
     backend::{MqttBackend, NAME},
-    config::{KEYS, MqttConfig, Protocol},
+    config::{KEYS, MqttConfig, Protocol, TlsVersion},
 };
 
 polymq_core::register_backend!(MqttBackend);

@@ -93,10 +93,7 @@ impl<E: Events> Task<E> {
                     failures = 0;
                     // Before anybody who waits for the connection goes on and asks.
                     self.health.up();
-                    if let Some(first) = first.take() {
-                        let _ = first.send(Ok(()));
-                    }
-                    match self.drive(reader, writer, connack).await {
+                    match self.drive(reader, writer, connack, first.take()).await {
                         End::Lost(lost) => {
                             let reason = match &lost {
                                 Lost::TakenOver => "another connection uses this client id".to_owned(),
@@ -180,20 +177,34 @@ impl<E: Events> Task<E> {
     }
 
     /// Moves packets until the connection ends.
-    async fn drive(&mut self, mut reader: Reader, mut writer: Writer, connack: ConnAck) -> End {
+    async fn drive(
+        &mut self,
+        mut reader: Reader,
+        mut writer: Writer,
+        connack: ConnAck,
+        first: Option<oneshot::Sender<Result<()>>>,
+    ) -> End {
         let keep_alive = self.begin(&connack, &mut writer);
+        // After the owner knows whether there was a session: whoever waits for the connection asks for that, and ends a
+        // session that seems to be new.
+        if let Some(first) = first {
+            let _ = first.send(Ok(()));
+        }
         let mut heard = Instant::now();
         let mut quarter = 0_u32;
+        let mut read = false;
         let tick = sleep(keep_alive / 4);
         tokio::pin!(tick);
         loop {
-            // Everything that was written below goes out with one system call, and nothing here waits for it.
-            if !writer.write_buffer().is_empty() || self.slots.unflushed() {
+            // Everything that was written below goes out with one system call, and nothing here waits for it. Without
+            // anything to write, it tells the broker's system that what was read has arrived.
+            if !writer.write_buffer().is_empty() || self.slots.unflushed() || read {
                 match writer.flush().now_or_never() {
                     Some(Ok(())) => self.slots.flushed(),
                     Some(Err(cause)) => return End::Lost(Lost::Because(format!("cannot write: {cause}"))),
                     None => {}
                 }
+                read = false;
             }
             let room = has_room(&writer);
             if self.events.must_look() {
@@ -210,6 +221,7 @@ impl<E: Events> Task<E> {
                 biased;
                 packet = reader.next(), if may_read => {
                     heard = Instant::now();
+                    read = true;
                     let mut next = packet;
                     let chunk = self.slots.chunk();
                     for handled in 1.. {

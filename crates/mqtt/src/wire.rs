@@ -3,7 +3,11 @@
 //! Only the types of MQTT 5 are used above this file; what 3.1.1 cannot say is left out on the way down
 //! ([`capabilities`](crate::topology::capabilities) tells users) and filled with "success" on the way up.
 
-use std::{io, pin::Pin, task::Context, task::Poll};
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
 
 use bytes::{Bytes, BytesMut};
 use polymq_core::Result;
@@ -176,8 +180,20 @@ fn up_connect_code(code: v4::ConnectReturnCode) -> v5::ConnectReturnCode {
 }
 
 /// A socket, encrypted or not.
+///
+/// Mosquitto sends answers one by one and, as long as one of them is not acknowledged by TCP, holds the next one back
+/// (Nagle's algorithm). What is written acknowledges what was read; who has nothing to write acknowledges after 40 ms or
+/// more, and so long a batch would wait for its last answers. So flushing acknowledges what was read, where the system can
+/// be told to.
 #[derive(Debug)]
-pub(crate) enum Socket {
+pub(crate) struct Socket {
+    stream: Stream,
+    /// Something was read after the last write.
+    owes: bool,
+}
+
+#[derive(Debug)]
+enum Stream {
     Plain(TcpStream),
     #[cfg(feature = "tls")]
     Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
@@ -192,7 +208,7 @@ impl Socket {
         // Acknowledgements are small and answers are waited for; packets are written in batches anyway.
         tcp.set_nodelay(true).map_err(unreachable)?;
         if !endpoint.tls {
-            return Ok(Self::Plain(tcp));
+            return Ok(Self { stream: Stream::Plain(tcp), owes: false });
         }
         #[cfg(feature = "tls")]
         {
@@ -200,7 +216,7 @@ impl Socket {
             let name = ServerName::try_from(endpoint.host().to_owned())
                 .map_err(|cause| crate::config::config("the host is no name for TLS").with_source(cause))?;
             let tls = TlsConnector::from(tls_config(config)?).connect(name, tcp).await.map_err(unreachable)?;
-            Ok(Self::Tls(Box::new(tls)))
+            Ok(Self { stream: Stream::Tls(Box::new(tls)), owes: false })
         }
         #[cfg(not(feature = "tls"))]
         Err(crate::error::error(polymq_core::ErrorKind::NotCompiledIn, "mqtts needs TLS, which is not compiled in"))
@@ -214,7 +230,10 @@ pub(crate) fn tls_config(config: &MqttConfig) -> Result<std::sync::Arc<tokio_rus
         ClientConfig, RootCertStore,
         crypto::ring,
         pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+        version::{TLS12, TLS13},
     };
+
+    use crate::config::TlsVersion;
 
     fn unusable(key: &str, cause: impl std::error::Error + Send + Sync + 'static) -> polymq_core::Error {
         crate::config::config(format!("setting {key:?} names a file that cannot be used: {cause}")).with_source(cause)
@@ -229,9 +248,13 @@ pub(crate) fn tls_config(config: &MqttConfig) -> Result<std::sync::Arc<tokio_rus
             roots.add(certificate).map_err(|cause| unusable("ca_file", cause))?;
         }
     }
+    let versions = match config.tls_min {
+        TlsVersion::V12 => vec![&TLS12, &TLS13],
+        TlsVersion::V13 => vec![&TLS13],
+    };
     // Named here, because a program that links two providers has no default.
     let builder = ClientConfig::builder_with_provider(std::sync::Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(&versions)
         .map_err(|cause| unusable("ca_file", cause))?
         .with_root_certificates(roots);
     let tls = match (&config.cert_file, &config.key_file) {
@@ -246,38 +269,57 @@ pub(crate) fn tls_config(config: &MqttConfig) -> Result<std::sync::Arc<tokio_rus
     Ok(std::sync::Arc::new(tls))
 }
 
+impl Socket {
+    /// Acknowledges at once what was read; without effect where the system has no such thing.
+    fn acknowledge(&mut self) {
+        self.owes = false;
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        {
+            let tcp = match &self.stream {
+                Stream::Plain(tcp) => tcp,
+                #[cfg(feature = "tls")]
+                Stream::Tls(tls) => tls.get_ref().0,
+            };
+            // A socket that refuses is as slow as it is, or gone, which reading tells.
+            let _ = tcp.set_quickack(true);
+        }
+    }
+}
+
+macro_rules! delegate {
+    ($stream:expr, $method:ident $(, $argument:expr)*) => {
+        match &mut $stream {
+            Stream::Plain(stream) => Pin::new(stream).$method($($argument),*),
+            #[cfg(feature = "tls")]
+            Stream::Tls(stream) => Pin::new(stream.as_mut()).$method($($argument),*),
+        }
+    };
+}
+
 impl AsyncRead for Socket {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Self::Plain(socket) => Pin::new(socket).poll_read(cx, into),
-            #[cfg(feature = "tls")]
-            Self::Tls(socket) => Pin::new(socket).poll_read(cx, into),
-        }
+        ready!(delegate!(self.stream, poll_read, cx, into))?;
+        self.owes = true;
+        Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut *self {
-            Self::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
-            #[cfg(feature = "tls")]
-            Self::Tls(socket) => Pin::new(socket).poll_write(cx, bytes),
-        }
+        let written = ready!(delegate!(self.stream, poll_write, cx, bytes))?;
+        self.owes = false;
+        Poll::Ready(Ok(written))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Self::Plain(socket) => Pin::new(socket).poll_flush(cx),
-            #[cfg(feature = "tls")]
-            Self::Tls(socket) => Pin::new(socket).poll_flush(cx),
+        ready!(delegate!(self.stream, poll_flush, cx))?;
+        if self.owes {
+            self.acknowledge();
         }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Self::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
-            #[cfg(feature = "tls")]
-            Self::Tls(socket) => Pin::new(socket).poll_shutdown(cx),
-        }
+        delegate!(self.stream, poll_shutdown, cx)
     }
 }

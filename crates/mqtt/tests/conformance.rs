@@ -15,11 +15,13 @@ use polymq_mqtt::{
     },
 };
 use polymq_testkit::{
-    BareClient, BareMessage, BareReceiver, Broker, BrokerControl, Denied, Harness, Heartbeat, Suite, Use,
+    BareClient, BareMessage, BareReceiver, Broker, BrokerControl, Deletion, Denied, Harness, Heartbeat, Passwords,
+    Suite, Switch, Tool, Use,
 };
 
 /// Nobody may send to `forbidden`; everything else is allowed.
-const RULES: &str = "user polymq\ntopic readwrite #\ntopic readwrite $polymq/#\ntopic deny forbidden\n";
+const RULES: &str = "user polymq\ntopic readwrite #\ntopic readwrite $polymq/#\ntopic deny forbidden\n\
+                     user rotating\ntopic readwrite #\ntopic readwrite $polymq/#\n";
 
 #[derive(Debug)]
 struct Mosquitto {
@@ -34,13 +36,29 @@ impl Mosquitto {
         let file = rules.path().join("acl");
         fs::write(&file, RULES).expect("written");
         let file = file.display().to_string();
-        let mut options = vec!["--user", "polymq", "--password", "secret-1", "--acl", &file];
+        let mut options =
+            vec!["--user", "polymq", "--password", "secret-1", "--also", "rotating:unset", "--acl", &file];
         if purpose == Use::Shared {
             options.push("--volatile");
         }
         let broker = Broker::mosquitto(&options);
         let bare = Bare { address: broker.address() };
         Self { broker, bare, _rules: rules }
+    }
+}
+
+#[async_trait]
+impl Passwords for Mosquitto {
+    fn address(&self) -> SocketAddr {
+        self.broker.address()
+    }
+
+    fn url(&self, password: &str, at: SocketAddr) -> String {
+        format!("mqtt://rotating:{password}@{at}")
+    }
+
+    async fn set(&self, password: &str) {
+        self.broker.restart_with("--also", &format!("rotating:{password}")).await;
     }
 }
 
@@ -66,12 +84,44 @@ impl Harness for Mosquitto {
     }
 
     fn denied(&self) -> Option<Denied> {
-        Some(Denied { url: self.url(None), address: Address::queue("forbidden"), consumers_are_told: false })
+        Some(Denied { url: Harness::url(self, None), address: Address::queue("forbidden"), consumers_are_told: false })
+    }
+
+    fn passwords(&self) -> Tool<'_, dyn Passwords> {
+        Ok(self)
+    }
+
+    fn deletes_in_use(&self) -> Tool<'_, Deletion> {
+        // What a queue holds is a session, which is ended by taking it over.
+        Ok(&Deletion::OfConnection)
+    }
+
+    fn alarm(&self) -> Tool<'_, dyn Switch> {
+        Err("Mosquitto has no alarm: what it has no room for it refuses or drops")
+    }
+
+    fn throttle(&self) -> Tool<'_, dyn Switch> {
+        Err("MQTT has no throttling reply: a client may have as many unconfirmed as it was told, and waits")
     }
 
     fn write_lag(&self) -> Duration {
         // With autosave_on_changes the database is written after the answers of one turn of the broker's loop.
         Duration::from_millis(100)
+    }
+
+    fn bad_names(&self) -> Vec<(Address, &'static str)> {
+        vec![
+            (Address::queue("$SYS/orders"), "starts with $"),
+            (Address::queue("orders/+"), "holds a wildcard"),
+            (Address::queue("orders/#"), "holds a wildcard"),
+            (Address::topic("orders/new+"), "misplaced wildcard"),
+            (Address::topic("#/orders"), "misplaced wildcard"),
+            (Address::queue("orders\u{fffe}"), "does not allow"),
+        ]
+    }
+
+    fn time_outs(&self) -> Vec<&'static str> {
+        vec!["connect_timeout", "operation_timeout"]
     }
 
     fn heartbeat(&self) -> Option<Heartbeat> {
@@ -206,8 +256,5 @@ fn from_mqtt(publish: Publish) -> BareMessage {
 }
 
 fn main() -> ExitCode {
-    // RUST_LOG=polymq_mqtt=debug shows what the connections do.
-    let filter = tracing_subscriber::EnvFilter::from_default_env();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     Suite::new("mqtt", Mosquitto::start).and_mutants().main()
 }

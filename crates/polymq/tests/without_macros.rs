@@ -85,12 +85,8 @@ async fn the_first_page_compiles_and_says_what_is_missing() {
     let _serves = first_page::serves;
     let nowhere = Settings::new().with("url", "kafka://127.0.0.1:1").with("connect_timeout", "1s");
     let error = first_page::looks_up(nowhere).await.unwrap_err();
-    let (kind, said) = if cfg!(feature = "kafka") {
-        (ErrorKind::Disconnected, "127.0.0.1:1")
-    } else {
-        (ErrorKind::NotCompiledIn, "backend \"kafka\" is not compiled in")
-    };
-    assert_eq!(error.kind(), kind, "{error}");
+    let said =
+        if cfg!(feature = "kafka") { "no connection: 127.0.0.1:1" } else { "backend \"kafka\" is not compiled in" };
     assert!(error.to_string().contains(said), "{error}");
 }
 

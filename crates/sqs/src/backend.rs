@@ -46,6 +46,7 @@ impl Backend for SqsBackend {
             ("AWS_SECRET_ACCESS_KEY", "secret_access_key"),
             ("AWS_SESSION_TOKEN", "session_token"),
             ("AWS_PROFILE", "profile"),
+            ("AWS_SHARED_CREDENTIALS_FILE", "credentials_file"),
             ("AWS_CA_BUNDLE", "ca_file"),
         ]
     }
@@ -56,6 +57,13 @@ impl Backend for SqsBackend {
 
     fn capabilities(&self) -> Capabilities {
         capabilities(&SqsConfig::default())
+    }
+
+    fn check_address(&self, address: &polymq_core::Address) -> Result<()> {
+        match address.kind() {
+            polymq_core::ChannelKind::Queue => crate::names::queue(address, None, false).map(drop),
+            polymq_core::ChannelKind::Topic => crate::names::topic(address.name(), false).map(drop),
+        }
     }
 
     fn check(&self, settings: &Settings) -> Result<()> {
@@ -93,6 +101,11 @@ pub(crate) fn capabilities(config: &SqsConfig) -> Capabilities {
         leases: true,
         deduplication: config.fifo,
         creates_channels: config.declare == Declare::Auto,
+        lookup: true,
+        list: true,
+        bindings: true,
+        filter: Support::Native,
+        purge: true,
         tls: true,
         ..Capabilities::default()
     }

@@ -21,6 +21,11 @@ pub const KEYS: &[Key] = &[
     key("secret_access_key", "", "its secret"),
     key("session_token", "", "its session token"),
     key("profile", "", "the profile of the AWS configuration files"),
+    key(
+        "credentials_file",
+        "",
+        "the AWS credentials file, instead of ~/.aws/credentials; read again when SQS refuses what it said",
+    ),
     key("ca_file", "", "PEM file of authorities to trust besides the system's"),
     key(
         "heartbeat",
@@ -79,6 +84,7 @@ pub struct SqsConfig {
     pub secret_access_key: Option<Secret>,
     pub session_token: Option<Secret>,
     pub profile: Option<String>,
+    pub credentials_file: Option<PathBuf>,
     pub ca_file: Option<PathBuf>,
     #[serde(with = "duration")]
     pub heartbeat: Duration,
@@ -118,6 +124,7 @@ impl Default for SqsConfig {
             secret_access_key: None,
             session_token: None,
             profile: None,
+            credentials_file: None,
             ca_file: None,
             heartbeat: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
@@ -204,6 +211,11 @@ impl SqsConfig {
         place.check(self.allow_plaintext_remote)?;
         Ok(place)
     }
+
+    /// Whether looking again may find other credentials: not where the settings name them.
+    pub(crate) fn may_renew(&self) -> bool {
+        self.place().is_ok_and(|place| place.key.is_none())
+    }
 }
 
 /// An endpoint and a login; what is missing is what the AWS configuration says.
@@ -251,6 +263,13 @@ impl Place {
             ));
         }
         Ok(())
+    }
+}
+
+impl Place {
+    /// Whether it is reached without TLS.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.endpoint.as_deref().is_some_and(|endpoint| endpoint.starts_with("http://"))
     }
 }
 

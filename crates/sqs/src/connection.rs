@@ -11,20 +11,20 @@ use std::{
 
 use async_trait::async_trait;
 use polymq_core::{
-    Address, Capabilities, ChannelKind, Connection, ConsumeOptions, Consumer, Error, ErrorKind, HealthWatch,
+    Address, Capabilities, ChannelKind, Connection, ConsumeOptions, Consumer, Error, ErrorKind, HealthWatch, Listed,
     ProduceOptions, Producer, Result, Settings,
 };
 use tokio::{sync::OnceCell, time::timeout};
 
 use crate::{
-    NAME,
+    NAME, admin,
     backend::capabilities,
     config::{Declare, SqsConfig},
     consumer::{self, ConsumerHandle, SqsConsumer},
     error::{self, Effect},
     link::{Link, LinkHandle, Live},
-    names,
-    options::Options,
+    names::{self, Name},
+    options::{self, Options},
     outbox::{Outbox, Target},
     producer::{CLOSE_TIMEOUT, SqsProducer},
     shared::Shared,
@@ -85,40 +85,60 @@ impl SqsConnection {
         &self.link.config
     }
 
-    /// Runs requests, bounded.
-    async fn bounded<T, F>(&self, operation: &'static str, run: impl FnOnce(Live) -> F) -> Result<T>
+    /// Runs requests, bounded; once more with new credentials when those at hand have expired.
+    async fn bounded<T, F>(&self, operation: &'static str, run: impl Fn(Live) -> F) -> Result<T>
     where
         F: Future<Output = Result<T>>,
     {
-        let live = self.link.live_soon(operation).await?;
-        let limit = self.config().connect_timeout;
-        let answer = self.link.call(&live, operation, Effect::Idempotent, limit, run(live.clone())).await;
-        answer.map_err(|error| error.with_operation(operation))
+        let mut may_renew = self.config().may_renew();
+        loop {
+            let live = self.link.live_soon(operation).await?;
+            let limit = self.config().connect_timeout;
+            let answer = self.link.call(&live, operation, Effect::Idempotent, limit, run(live.clone())).await;
+            match answer {
+                Err(error) if error.kind() == ErrorKind::Unauthenticated && may_renew => may_renew = false,
+                answer => return answer.map_err(|error| error.with_operation(operation)),
+            }
+        }
     }
 
     fn may_declare(&self, asked: bool) -> bool {
         asked && self.config().declare == Declare::Auto
     }
 
+    /// The topic and the queue of an address, as far as it has them.
+    fn names(&self, address: &Address, group: Option<&str>) -> Result<(Option<Name>, Option<Name>)> {
+        let fifo = self.config().fifo;
+        let topic = match address.kind() {
+            ChannelKind::Queue => None,
+            ChannelKind::Topic => Some(names::topic(address.name(), fifo)?),
+        };
+        Ok((topic, names::queue(address, group, fifo)?))
+    }
+
+    fn queue(&self, address: &Address) -> Result<Name> {
+        names::queue(address, None, self.config().fifo)?.ok_or_else(|| error::invalid("a queue without a name"))
+    }
+
     /// The queue behind an address, its subscription and its dead-letter queue.
-    fn plan(&self, address: &Address, options: &ConsumeOptions, extra: &Options) -> Result<Plan> {
+    fn plan(&self, address: &Address, wanted: &ConsumeOptions, extra: &Options) -> Result<Plan> {
         let fifo = self.config().fifo;
         let subscribed = match address.kind() {
             ChannelKind::Queue => None,
             ChannelKind::Topic => Some(Subscribed {
                 topic: names::topic(address.name(), fifo)?,
                 raw: extra.raw_delivery,
-                filter: extra.filter.clone(),
+                filter: options::filter(extra, &wanted.kinds)?,
             }),
         };
-        let declare = self.may_declare(options.declare);
-        let mut plan = match (names::queue(address, options.group.as_deref(), fifo)?, subscribed) {
+        let declare = self.may_declare(wanted.declare);
+        let mut plan = match (names::queue(address, wanted.group.as_deref(), fifo)?, subscribed) {
             (Some(queue), topic) => Plan { topic, ..Plan::of_queue(queue, declare) },
             (None, Some(topic)) => Plan::own(topic),
             (None, None) => return Err(error::invalid("a queue without a name")),
         };
         plan.redrive = extra.redrive;
-        plan.dead_letters = match &options.dead_letters {
+        plan.dead_letters = match &wanted.dead_letters {
             Some(letters) => names::queue(letters, None, fifo)?,
             None => None,
         };
@@ -176,8 +196,7 @@ impl Connection for SqsConnection {
         let (target, max) = if is_topic {
             (Target::Topic(names::topic(address.name(), fifo)?), self.config().max_topic_message)
         } else {
-            let name = names::queue(address, None, fifo)?.ok_or_else(|| error::invalid("a queue without a name"))?;
-            (Target::Queue(name), self.config().max_message)
+            (Target::Queue(self.queue(address)?), self.config().max_message)
         };
         let (Target::Queue(name) | Target::Topic(name)) = &target;
         let is_fifo = name.fifo;
@@ -204,7 +223,7 @@ impl Connection for SqsConnection {
         let url = url.await.map_err(located)?;
         let shared = Shared::new(
             (options.prefetch, options.prefetch_bytes),
-            (consumer::lease(options.lease), self.config().lease_cap),
+            (consumer::lease(options.lease), self.config().lease_cap.min(options.max_lease)),
             plan.queue.fifo,
             plan.redrive > 0,
             self.config().max_message,
@@ -220,34 +239,79 @@ impl Connection for SqsConnection {
     async fn declare(&self, address: &Address, options: &ConsumeOptions) -> Result<()> {
         let extra = Options::read(self.config(), &options.extra)?;
         let plan = self.plan(address, options, &extra)?;
-        let declared = self.bounded("declare", |live| async move {
-            match &plan.topic {
-                // A queue that belongs to one consumer is made by it.
-                Some(subscribed) if plan.own => {
-                    topology::ensure_topic(&live, &subscribed.topic, plan.declare).await.map(drop)
+        let declared = self.bounded("declare", |live| {
+            let plan = plan.clone();
+            async move {
+                match &plan.topic {
+                    // A queue that belongs to one consumer is made by it.
+                    Some(subscribed) if plan.own => {
+                        topology::ensure_topic(&live, &subscribed.topic, plan.declare).await.map(drop)
+                    }
+                    _ => topology::ensure(&live, &plan).await.map(drop),
                 }
-                _ => topology::ensure(&live, &plan).await.map(drop),
             }
         });
         declared.await.map_err(|error| error.with_channel(address.name()))
     }
 
     async fn delete(&self, address: &Address, group: Option<&str>) -> Result<()> {
-        let fifo = self.config().fifo;
-        let queue = names::queue(address, group, fifo)?;
-        let topic = match address.kind() {
-            ChannelKind::Queue => None,
-            ChannelKind::Topic => Some(names::topic(address.name(), fifo)?),
-        };
-        let deleted = self.bounded("delete", |live| async move {
-            match (topic, queue) {
-                (None, Some(queue)) => topology::delete_queue(&live, &queue).await,
-                (Some(topic), Some(queue)) => topology::leave(&live, &topic, &queue).await,
-                (Some(topic), None) => topology::delete_topic(&live, &topic).await,
-                (None, None) => Ok(()),
+        let (topic, queue) = self.names(address, group)?;
+        let deleted = self.bounded("delete", |live| {
+            let (topic, queue) = (topic.clone(), queue.clone());
+            async move {
+                match (topic, queue) {
+                    (None, Some(queue)) => topology::delete_queue(&live, &queue).await,
+                    (Some(topic), Some(queue)) => topology::leave(&live, &topic, &queue).await,
+                    (Some(topic), None) => topology::delete_topic(&live, &topic).await,
+                    (None, None) => Ok(()),
+                }
             }
         });
         deleted.await.map_err(|error| error.with_channel(address.name()))
+    }
+
+    async fn exists(&self, address: &Address, group: Option<&str>) -> Result<bool> {
+        let (topic, queue) = self.names(address, group)?;
+        let found = self.bounded("exists", |live| {
+            let (topic, queue) = (topic.clone(), queue.clone());
+            async move { admin::exists(&live, topic.as_ref(), queue.as_ref()).await }
+        });
+        found.await.map_err(|error| error.with_channel(address.name()))
+    }
+
+    async fn list(&self) -> Result<Vec<Listed>> {
+        let fifo = self.config().fifo;
+        self.bounded("list", |live| async move { admin::list(&live, fifo).await }).await
+    }
+
+    async fn bind(&self, queue: &Address, topic: &Address) -> Result<()> {
+        let fifo = self.config().fifo;
+        let subscribed = Subscribed { topic: names::topic(topic.name(), fifo)?, raw: true, filter: None };
+        let plan = Plan { topic: Some(subscribed), ..Plan::of_queue(self.queue(queue)?, self.may_declare(true)) };
+        let bound = self.bounded("bind", |live| {
+            let plan = plan.clone();
+            async move { topology::bind(&live, &plan).await.map(drop) }
+        });
+        bound.await.map_err(|error| error.with_channel(queue.name()))
+    }
+
+    async fn unbind(&self, queue: &Address, topic: &Address) -> Result<()> {
+        let (queue_name, topic) = (self.queue(queue)?, names::topic(topic.name(), self.config().fifo)?);
+        let unbound = self.bounded("unbind", |live| {
+            let (queue, topic) = (queue_name.clone(), topic.clone());
+            async move { topology::unbind(&live, &topic, &queue).await }
+        });
+        unbound.await.map_err(|error| error.with_channel(queue.name()))
+    }
+
+    async fn purge(&self, address: &Address) -> Result<u64> {
+        let queue = self.queue(address)?;
+        let url = self.bounded("purge", |live| {
+            let queue = queue.clone();
+            async move { topology::ensure_queue(&live, &queue, false, &[]).await }
+        });
+        let url = url.await.map_err(|error| error.with_channel(address.name()))?;
+        admin::purge(&self.link, &url).await.map_err(|error| error.with_channel(address.name()))
     }
 
     async fn ping(&self) -> Result<()> {

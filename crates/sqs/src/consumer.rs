@@ -69,7 +69,11 @@ impl ConsumerHandle {
 
     async fn reaches(&mut self, stage: Stage) {
         // Bounded for a service that does not answer: what is not returned then, returns when its loan is over.
-        let _ = timeout(CLOSE_TIMEOUT, self.stage.wait_for(|now| *now >= stage)).await;
+        let _ = timeout(CLOSE_TIMEOUT, async {
+            let _ = self.stage.wait_for(|now| *now >= stage).await;
+            self.shared.all_told().await;
+        })
+        .await;
     }
 }
 
@@ -176,7 +180,10 @@ impl Task {
                         running.polls -= 1;
                         width = self.polled(asked, answer, width).await;
                     }
-                    Done::Told(what) => running.told[what as usize] -= 1,
+                    Done::Told(what) => {
+                        running.told[what as usize] -= 1;
+                        self.shared.request_is_over();
+                    }
                 },
                 () = link_changes.changed() => if self.link.is_closed() { break },
                 () = sleep_until(tick) => {
@@ -192,8 +199,9 @@ impl Task {
     /// Returns what was fetched and not received.
     fn give_back(&self) {
         for incoming in self.shared.unread() {
-            if let Ok(held) = self.shared.claim(incoming.token) {
+            if let Some(held) = self.shared.unhold(incoming.token) {
                 settle::release(&self.shared, held, incoming.message);
+                self.shared.request_is_over();
             }
         }
     }
@@ -300,7 +308,8 @@ impl Context {
 /// Whether it may help to ask again, after a pause where the service asks for one.
 async fn may_repeat(error: &Error) -> bool {
     match error.kind() {
-        ErrorKind::Disconnected => true,
+        // Expired credentials are looked for again, as a lost service is.
+        ErrorKind::Disconnected | ErrorKind::Unauthenticated => true,
         ErrorKind::Busy => {
             sleep(PAUSE).await;
             true

@@ -56,7 +56,7 @@ impl Wire {
 /// Writes a message, unless it is larger than `max` then.
 pub(crate) fn encode<'a>(message: &'a Message, max: usize) -> Result<Wire> {
     let (body, is_text) = match std::str::from_utf8(message.payload()) {
-        Ok(text) if !text.is_empty() && text.chars().all(is_allowed) => (text.to_owned(), true),
+        Ok(text) if is_value(text) => (text.to_owned(), true),
         _ if message.payload().is_empty() => (EMPTY.to_owned(), false),
         _ => (BASE64_STANDARD.encode(message.payload()), false),
     };
@@ -119,7 +119,9 @@ fn is_allowed(c: char) -> bool {
 }
 
 fn is_value(value: &str) -> bool {
-    !value.is_empty() && value.chars().all(is_allowed)
+    // Most texts are plain, which is seen without taking them apart.
+    let plain = value.bytes().fold(true, |plain, byte| plain & matches!(byte, b' '..=b'~' | b'\t' | b'\n' | b'\r'));
+    !value.is_empty() && (plain || value.chars().all(is_allowed))
 }
 
 fn is_name(name: &str) -> bool {

@@ -54,7 +54,9 @@ fn kind<E: StdError + ProvideErrorMetadata + 'static>(error: &SdkError<E, HttpRe
             let status = context.raw().status().as_u16();
             match of_code(context.err().code().unwrap_or_default(), context.err().message().unwrap_or_default()) {
                 ErrorKind::Other if status == 503 || status == 429 => ErrorKind::Busy,
-                ErrorKind::Other if status >= 500 => lost,
+                // It is there, and has trouble: a send may have had its effect, the rest is asked again later.
+                ErrorKind::Other if status >= 500 && effect == Effect::Once => ErrorKind::UnknownOutcome,
+                ErrorKind::Other if status >= 500 => ErrorKind::Busy,
                 ErrorKind::Other if status == 403 => ErrorKind::PermissionDenied,
                 kind => kind,
             }
@@ -187,6 +189,18 @@ pub(crate) fn stale() -> Error {
     Error::new(ErrorKind::Stale, "the loan of this message is over; SQS delivers it again")
         .with_backend(NAME)
         .with_operation("settle")
+}
+
+/// The loan cannot be any longer.
+#[cold]
+pub(crate) fn capped(cap: std::time::Duration) -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        format!("this message was held for {cap:?}, the longest time; its loan ends soon"),
+    )
+    .with_backend(NAME)
+    .with_operation("settle")
+    .with_hint("raise lease_cap, and the longest loan of the consumer, for handlers that take longer")
 }
 
 /// Closed by this program.

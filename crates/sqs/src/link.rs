@@ -15,6 +15,7 @@ use std::{
 
 use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
+use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
 use aws_smithy_http_client::{
     Builder,
     tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode},
@@ -37,6 +38,9 @@ use crate::{
 /// Where a server of one's own says it is.
 const DEFAULT_REGION: &str = "us-east-1";
 
+/// What a certificate in a PEM file begins with.
+const CERTIFICATE: &[u8] = b"-----BEGIN CERTIFICATE-----";
+
 /// Clients that live now.
 #[derive(Debug, Clone)]
 pub(crate) struct Live {
@@ -48,9 +52,22 @@ pub(crate) struct Live {
 
 #[derive(Debug, Clone)]
 enum State {
-    Down(Arc<str>),
-    Up(u64),
+    /// Why, and whether it is silent. A service that refuses our credentials still answers what it was asked before.
+    Down(Arc<str>, bool),
+    /// The generation, and the first one since it was silent.
+    Up(u64, u64),
     Closed(Arc<str>),
+}
+
+impl State {
+    /// Whether a request of this generation will get no answer any more.
+    fn is_over(&self, generation: u64) -> bool {
+        match self {
+            Self::Down(_, silent) => *silent,
+            Self::Up(_, since) => *since > generation,
+            Self::Closed(_) => true,
+        }
+    }
 }
 
 /// The users' view of the supervised service.
@@ -59,7 +76,6 @@ pub(crate) struct Link {
     state: watch::Sender<State>,
     /// None any more when it is closed: idle connections end then.
     clients: RwLock<Option<Live>>,
-    base: SdkConfig,
     pub(crate) config: Arc<SqsConfig>,
     pub(crate) health: HealthReporter,
     started: Instant,
@@ -73,15 +89,10 @@ impl Link {
     /// unless `connect_retry` says to go on trying.
     pub(crate) async fn start(config: Arc<SqsConfig>) -> Result<LinkHandle> {
         let place = config.place()?;
-        let loading = base(&config, &place);
-        let base = timeout(config.connect_timeout, loading)
-            .await
-            .map_err(|_| error::disconnected("connect", "the credentials were not found in time"))??;
-        let clients = clients(&base, &config, 0)?;
+        let clients = clients(&config, 0).await?;
         let link = Arc::new(Self {
-            state: watch::Sender::new(State::Down("not connected yet".into())),
+            state: watch::Sender::new(State::Down("not connected yet".into(), true)),
             clients: RwLock::new(None),
-            base,
             health: HealthReporter::new(),
             started: Instant::now(),
             answered: AtomicU64::new(0),
@@ -89,7 +100,7 @@ impl Link {
             config: Arc::clone(&config),
         });
         match link.ask(&clients, config.connect_timeout).await {
-            Ok(()) => link.up(clients, 1),
+            Ok(()) => link.up(clients, 1, 1),
             Err(error) if config.connect_retry => link.down(&error),
             Err(error) => return Err(with_place(error, &place)),
         }
@@ -105,9 +116,9 @@ impl Link {
     /// The clients, as soon as the service is there; an error when it will not be any more.
     pub(crate) async fn live(&self) -> Result<Live> {
         let mut states = self.state.subscribe();
-        let state = states.wait_for(|state| !matches!(state, State::Down(_))).await.map(|state| state.clone());
+        let state = states.wait_for(|state| !matches!(state, State::Down(..))).await.map(|state| state.clone());
         match state {
-            Ok(State::Up(_)) => self.clients().ok_or_else(|| error::closed("connect")),
+            Ok(State::Up(..)) => self.clients().ok_or_else(|| error::closed("connect")),
             _ => Err(error::closed("connect")),
         }
     }
@@ -135,7 +146,7 @@ impl Link {
     }
 
     pub(crate) fn is_up(&self) -> bool {
-        matches!(&*self.state.borrow(), State::Up(_))
+        matches!(&*self.state.borrow(), State::Up(..))
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -150,8 +161,8 @@ impl Link {
 
     fn reason(&self) -> Arc<str> {
         match &*self.state.borrow() {
-            State::Down(reason) | State::Closed(reason) => Arc::clone(reason),
-            State::Up(_) => "connected".into(),
+            State::Down(reason, _) | State::Closed(reason) => Arc::clone(reason),
+            State::Up(..) => "connected".into(),
         }
     }
 
@@ -165,7 +176,7 @@ impl Link {
         request: impl Future<Output = Result<T>>,
     ) -> Result<T> {
         let mut states = self.state.subscribe();
-        let gone = states.wait_for(|state| !matches!(state, State::Up(now) if *now == live.generation));
+        let gone = states.wait_for(|state| state.is_over(live.generation));
         let answer = tokio::select! {
             biased;
             answer = timeout(limit, request) => match answer {
@@ -218,11 +229,11 @@ impl Link {
         self.started.elapsed().saturating_sub(Duration::from_millis(self.answered.load(Ordering::Relaxed)))
     }
 
-    fn up(&self, mut live: Live, generation: u64) {
+    fn up(&self, mut live: Live, generation: u64, since: u64) {
         live.generation = generation;
         *self.clients.write().unwrap_or_else(PoisonError::into_inner) = Some(live);
         self.answered();
-        if self.change(State::Up(generation)) {
+        if self.change(State::Up(generation, since)) {
             self.health.up();
         } else {
             *self.clients.write().unwrap_or_else(PoisonError::into_inner) = None;
@@ -230,7 +241,7 @@ impl Link {
     }
 
     fn down(&self, error: &Error) {
-        if self.change(State::Down(error.message().into())) {
+        if self.change(State::Down(error.message().into(), is_silence(error))) {
             self.health.down(error.message());
         }
     }
@@ -238,9 +249,9 @@ impl Link {
     /// A request of this generation was lost; those of an earlier one say nothing new.
     fn lost(&self, generation: u64, error: &Error) {
         let changed = self.state.send_if_modified(|state| {
-            let current = matches!(state, State::Up(now) if *now == generation);
+            let current = matches!(state, State::Up(now, _) if *now == generation);
             if current {
-                *state = State::Down(error.message().into());
+                *state = State::Down(error.message().into(), is_silence(error));
             }
             current
         });
@@ -260,6 +271,11 @@ impl Link {
             open
         })
     }
+}
+
+/// Credentials that were refused were refused by somebody.
+fn is_silence(error: &Error) -> bool {
+    error.kind() != ErrorKind::Unauthenticated
 }
 
 /// Follows the state of the link.
@@ -302,12 +318,14 @@ impl Drop for LinkHandle {
 
 async fn supervise(link: Arc<Link>) {
     let mut states = link.state.subscribe();
-    let mut generation = 1;
+    let (mut generation, mut since) = (1, 1);
+    let mut found = Instant::now();
+    let mut wait = link.config.reconnect_initial;
     loop {
         let state = states.borrow_and_update().clone();
         match state {
             State::Closed(_) => return,
-            State::Up(_) => {
+            State::Up(..) => {
                 let quiet = link.config.heartbeat.saturating_sub(link.silence());
                 tokio::select! {
                     _ = states.changed() => {}
@@ -320,36 +338,44 @@ async fn supervise(link: Arc<Link>) {
                     }
                 }
             }
-            State::Down(_) => {
+            State::Down(_, silent) => {
                 generation += 1;
+                if silent {
+                    since = generation;
+                }
+                // One that comes and goes is asked less and less often too.
+                if found.elapsed() > link.config.reconnect_max {
+                    wait = link.config.reconnect_initial;
+                }
                 tokio::select! {
                     biased;
                     () = link.closed() => return,
-                    found = reconnect(&link, generation) => if !found { return },
+                    again = reconnect(&link, &mut wait, generation, since) => if !again { return },
                 }
+                found = Instant::now();
             }
         }
     }
 }
 
 /// `false` when it was given up.
-async fn reconnect(link: &Link, generation: u64) -> bool {
+async fn reconnect(link: &Link, wait: &mut Duration, generation: u64, since: u64) -> bool {
     let config = &link.config;
-    let mut wait = config.reconnect_initial;
     let mut failures = 0_u32;
     loop {
         // Jitter, so that a thousand clients do not come back in the same instant.
         sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-        wait = (wait * 2).min(config.reconnect_max);
-        // Fresh ones: idle connections of the old ones may lead nowhere.
-        let attempt = match clients(&link.base, config, generation) {
+        *wait = (*wait * 2).min(config.reconnect_max);
+        // Fresh ones, with credentials that are looked for anew: idle connections may lead nowhere, and the credentials
+        // that were found before may be what was refused.
+        let attempt = match clients(config, generation).await {
             Ok(live) => link.ask(&live, config.connect_timeout).await.map(|()| live),
             Err(error) => Err(error),
         };
         match attempt {
             Ok(live) => {
                 tracing::info!("connected");
-                link.up(live, generation);
+                link.up(live, generation, since);
                 return true;
             }
             Err(error) => {
@@ -378,8 +404,7 @@ async fn ask(live: &Live) -> Result<()> {
 
 /// Region and credentials, from the settings where they name them, else as every AWS program finds them.
 async fn base(config: &SqsConfig, place: &Place) -> Result<SdkConfig> {
-    let http = http(config)?;
-    let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http.clone());
+    let mut loader = aws_config::defaults(BehaviorVersion::latest());
     // Retries are ours: the client library would send a message twice.
     loader = loader.retry_config(RetryConfig::disabled());
     let region = config.region.clone().or_else(|| place.endpoint.as_ref().map(|_| DEFAULT_REGION.to_owned()));
@@ -388,6 +413,10 @@ async fn base(config: &SqsConfig, place: &Place) -> Result<SdkConfig> {
     }
     if let Some(profile) = &config.profile {
         loader = loader.profile_name(profile);
+    }
+    if let Some(file) = &config.credentials_file {
+        let files = EnvConfigFiles::builder().include_default_config_file(true);
+        loader = loader.profile_files(files.with_file(EnvConfigFileKind::Credentials, file).build());
     }
     let given = match (&place.key, &place.secret) {
         (Some(key), Some(secret)) => {
@@ -403,14 +432,14 @@ async fn base(config: &SqsConfig, place: &Place) -> Result<SdkConfig> {
             .region(Region::new(region))
             .credentials_provider(SharedCredentialsProvider::new(credentials.clone()))
             .retry_config(RetryConfig::disabled())
-            .http_client(http)
             .sleep_impl(aws_smithy_async_sleep())
             .build());
     }
     if let Some(credentials) = given {
         loader = loader.credentials_provider(credentials);
     }
-    let loaded = loader.load().await;
+    // Credentials may come from services of their own.
+    let loaded = loader.http_client(http(config, false)?).load().await;
     if loaded.region().is_none() {
         return Err(
             error::config("the region is not known").with_hint("set region, AWS_REGION or the profile's region")
@@ -423,11 +452,16 @@ fn aws_smithy_async_sleep() -> aws_smithy_async::rt::sleep::SharedAsyncSleep {
     aws_smithy_async::rt::sleep::SharedAsyncSleep::new(aws_smithy_async::rt::sleep::TokioSleep::new())
 }
 
-/// Clients with connections of their own.
-fn clients(base: &SdkConfig, config: &SqsConfig, generation: u64) -> Result<Live> {
-    let http = http(config)?;
+/// Clients with connections of their own, and with the credentials that are found now.
+async fn clients(config: &SqsConfig, generation: u64) -> Result<Live> {
+    let place = config.place()?;
+    // Large, and not often needed.
+    let loading = Box::pin(base(config, &place));
+    let loaded = timeout(config.connect_timeout, loading).await;
+    let base = &loaded.map_err(|_| error::disconnected("connect", "the credentials were not found in time"))??;
+    let http = http(config, place.is_plain())?;
     let timeouts = TimeoutConfig::builder().connect_timeout(config.connect_timeout).build();
-    let endpoint = config.place()?.endpoint;
+    let endpoint = place.endpoint;
     // A long poll that waits is no stalled stream.
     let stalled = aws_config::stalled_stream_protection::StalledStreamProtectionConfig::disabled;
     let mut sqs =
@@ -446,12 +480,19 @@ fn clients(base: &SdkConfig, config: &SqsConfig, generation: u64) -> Result<Live
     })
 }
 
-fn http(config: &SqsConfig) -> Result<SharedHttpClient> {
+fn http(config: &SqsConfig, is_plain: bool) -> Result<SharedHttpClient> {
+    if is_plain {
+        // Without the system's authorities, which take longer to read than all the rest of connecting.
+        return Ok(Builder::new().build_http());
+    }
     let builder = Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring));
     let Some(file) = &config.ca_file else { return Ok(builder.build_https()) };
     let pem = std::fs::read(file).map_err(|problem| {
         error::config(format!("setting \"ca_file\": {} cannot be read: {problem}", file.display()))
     })?;
+    if !pem.windows(CERTIFICATE.len()).any(|window| window == CERTIFICATE) {
+        return Err(error::config(format!("setting \"ca_file\": {} holds no certificate", file.display())));
+    }
     let trust = TrustStore::default().with_pem_certificate(pem);
     let context = TlsContext::builder()
         .with_trust_store(trust)

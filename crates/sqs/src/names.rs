@@ -14,6 +14,8 @@ const MAX_TOPIC: usize = 256;
 /// Between a topic and its group; no name holds it, because `-` beside `.` is refused.
 const GROUP: &str = "---";
 const FIFO: &str = ".fifo";
+/// Digits at the end of the name of a queue that one consumer has for itself.
+const OWN: usize = 24;
 
 /// A name at the broker.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -60,7 +62,46 @@ pub(crate) fn topic(name: &str, fifo: bool) -> Result<Name> {
 pub(crate) fn own_queue(topic: &Name) -> Name {
     let base: String = topic.text.trim_end_matches(FIFO).chars().take(40).collect();
     let fifo = if topic.fifo { FIFO } else { "" };
-    Name { text: format!("{base}{GROUP}{:024x}{fifo}", fastrand::u128(..) >> 32), fifo: topic.fifo }
+    Name { text: format!("{base}{GROUP}{:0OWN$x}{fifo}", fastrand::u128(..) >> 32), fifo: topic.fifo }
+}
+
+/// The address behind the name of a queue, with the group of a topic; `None` for one that polymq would not give, and for
+/// those of consumers without a group.
+pub(crate) fn of_queue(text: &str, fifo: bool) -> Option<(Address, Option<String>)> {
+    let base = base(text, fifo)?;
+    match base.split_once(GROUP) {
+        Some((topic, group)) => {
+            let own = group.len() == OWN && group.bytes().all(|byte| byte.is_ascii_hexdigit());
+            let address = Address::topic(spoken(topic)? + ending(text, fifo));
+            spoken(group).filter(|_| !own).map(|group| (address, Some(group)))
+        }
+        None if text.ends_with(FIFO) && !fifo && base.ends_with("--dlq") => {
+            Some((Address::queue(format!("{}.fifo.dlq", spoken(base.strip_suffix("--dlq")?)?)), None))
+        }
+        None => Some((Address::queue(spoken(base)? + ending(text, fifo)), None)),
+    }
+}
+
+/// The name behind the name of a topic.
+pub(crate) fn of_topic(text: &str, fifo: bool) -> Option<String> {
+    Some(spoken(base(text, fifo)?)? + ending(text, fifo))
+}
+
+/// Without the ending; `None` where every name has one and this has not.
+fn base(text: &str, fifo: bool) -> Option<&str> {
+    match text.strip_suffix(FIFO) {
+        Some(base) => Some(base),
+        None => (!fifo).then_some(text),
+    }
+}
+
+fn ending(text: &str, fifo: bool) -> &'static str {
+    if text.ends_with(FIFO) && !fifo { FIFO } else { "" }
+}
+
+fn spoken(base: &str) -> Option<String> {
+    let name = base.replace("--", ".");
+    (plain(&name, &name).ok()? == base).then_some(name)
 }
 
 /// The name without its ending, and whether it is a first-in-first-out channel. The dead letters of such a queue are
@@ -122,6 +163,21 @@ mod tests {
         assert_eq!(queue(&topic, None, false).expect("fits"), None);
         let own = own_queue(&super::topic("orders.fifo", false).expect("a name"));
         assert!(own.fifo && own.text.starts_with("orders---") && own.text.len() <= 80, "{own:?}");
+    }
+
+    #[test]
+    fn names_are_read_back() {
+        let queue = |name| Some((Address::queue(name), None));
+        for name in ["orders", "orders.dlq", "orders.fifo", "orders.fifo.dlq", "a_b-c.d"] {
+            assert_eq!(of_queue(&of(name).expect("a name"), false), queue(name), "{name}");
+        }
+        let group = Some((Address::topic("orders.created"), Some("billing".to_owned())));
+        assert_eq!(of_queue("orders--created---billing", false), group);
+        assert_eq!(of_queue("orders--created---billing.fifo", true), group);
+        assert_eq!((of_queue("orders.fifo", true), of_queue("orders", true)), (queue("orders"), None));
+        let own = own_queue(&super::topic("orders", false).expect("a name")).text;
+        assert_eq!((of_queue(&own, false), of_queue("-x", false)), (None, None));
+        assert_eq!(of_topic("prices--eur", false).as_deref(), Some("prices.eur"));
     }
 
     #[test]

@@ -16,7 +16,17 @@ pub(crate) struct Options {
     pub(crate) subject: Option<String>,
 }
 
-const KNOWN: &str = "redrive, raw_delivery, kinds, filter, unwrap, subject";
+const KNOWN: &str = "redrive, raw_delivery, filter, unwrap, subject";
+
+/// What SNS lets through to a group, as its JSON: the consumer's kinds, or a policy in SNS's own words.
+pub(crate) fn filter(extra: &Options, kinds: &[String]) -> Result<Option<String>> {
+    match (&extra.filter, kinds) {
+        (filter, []) => Ok(filter.clone()),
+        (None, kinds) => Ok(Some(serde_json::json!({ crate::convert::KIND: kinds }).to_string())),
+        (Some(_), _) => Err(config("option \"filter\" beside the kinds of the consumer; expected one of them")
+            .with_hint(format!("write the kinds into the filter, under {:?}", crate::convert::KIND))),
+    }
+}
 
 impl Options {
     pub(crate) fn read(settings: &SqsConfig, extra: &[(String, String)]) -> Result<Self> {
@@ -37,13 +47,6 @@ impl Options {
                 }
                 "raw_delivery" => options.raw_delivery = flag()?,
                 "unwrap" => options.unwrap = flag()?,
-                "kinds" => {
-                    let kinds: Vec<&str> = value.split(',').map(str::trim).filter(|kind| !kind.is_empty()).collect();
-                    if kinds.is_empty() {
-                        return Err(invalid("kinds with commas between them"));
-                    }
-                    options.filter = Some(serde_json::json!({ crate::convert::KIND: kinds }).to_string());
-                }
                 "filter" => {
                     let policy: Result<serde_json::Map<_, _>, _> = serde_json::from_str(value);
                     let policy = policy.map_err(|_| invalid("a filter policy of SNS, which is a JSON object"))?;
@@ -67,19 +70,19 @@ mod tests {
 
     #[test]
     fn kinds_become_a_filter_policy() {
-        let options = read("kinds", "order.created, order.paid").expect("kinds");
-        assert_eq!(options.filter.as_deref(), Some(r#"{"ce-type":["order.created","order.paid"]}"#));
-        assert_eq!(
-            read("filter", r#"{"tenant": ["acme"]}"#).expect("a policy").filter.as_deref(),
-            Some(r#"{"tenant":["acme"]}"#)
-        );
+        let (kinds, none) =
+            (["order.created".to_owned(), "order.paid".to_owned()], read("unwrap", "false").expect("none"));
+        let of_kinds = filter(&none, &kinds).expect("kinds");
+        assert_eq!(of_kinds.as_deref(), Some(r#"{"ce-type":["order.created","order.paid"]}"#));
+        let own = read("filter", r#"{"tenant": ["acme"]}"#).expect("a policy");
+        assert_eq!(filter(&own, &[]).expect("a policy").as_deref(), Some(r#"{"tenant":["acme"]}"#));
+        assert!(filter(&own, &kinds).expect_err("one of them").to_string().contains("ce-type"));
+        assert_eq!(filter(&none, &[]).expect("none"), None);
     }
 
     #[test]
     fn what_is_not_known_or_not_valid_is_refused() {
-        for (key, value) in
-            [("kinds", ","), ("filter", "[]"), ("redrive", "1001"), ("unwrap", "perhaps"), ("acks", "all")]
-        {
+        for (key, value) in [("filter", "[]"), ("redrive", "1001"), ("unwrap", "perhaps"), ("acks", "all")] {
             let sentence = read(key, value).expect_err(key).to_string();
             assert!(sentence.contains(key), "{sentence}");
         }

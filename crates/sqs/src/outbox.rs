@@ -6,12 +6,12 @@
 use std::{
     collections::{BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant},
 };
 
 use aws_sdk_sqs::types::{MessageAttributeValue, SendMessageBatchRequestEntry};
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use polymq_core::{Completer, Error, ErrorKind, MessageId, Receipt, Result, until};
+use polymq_core::{Completer, Error, ErrorKind, MessageId, Receipt, Result};
 use tokio::sync::{Notify, OnceCell};
 
 use crate::{
@@ -39,7 +39,8 @@ pub(crate) enum Target {
 pub(crate) struct Letter {
     pub(crate) id: MessageId,
     pub(crate) wire: Wire,
-    pub(crate) deliver_at: Option<SystemTime>,
+    /// By a clock that is not set: the delay that SQS is told is what is left of it.
+    pub(crate) deliver_at: Option<Instant>,
     /// Group and deduplication id of a FIFO channel.
     pub(crate) fifo: Option<(String, String)>,
     pub(crate) subject: Option<Arc<str>>,
@@ -193,6 +194,7 @@ impl Outbox {
     async fn send(&self, mut batch: Vec<Entry>) {
         let mut pause = BUSY_FIRST;
         let mut declared_again = false;
+        let mut renewed = false;
         while !batch.is_empty() {
             let live = match self.link.live().await {
                 Ok(live) => live,
@@ -201,6 +203,10 @@ impl Outbox {
             let place = match self.ensure(&live).await {
                 Ok(place) => place,
                 Err(error) if error.kind() == ErrorKind::Disconnected => continue,
+                Err(error) if !renewed && self.may_renew(&error) => {
+                    renewed = true;
+                    continue;
+                }
                 Err(error) => return self.fail(batch, &error),
             };
             let (now, withdrawn): (Vec<_>, Vec<_>) = batch.into_iter().partition(|entry| entry.completer.hand_over());
@@ -228,6 +234,12 @@ impl Outbox {
                         pause = (pause * 2).min(BUSY_MOST);
                     }
                 }
+                // The credentials have expired: once more with those that are found next.
+                Err(error) if !renewed && self.may_renew(&error) => {
+                    renewed = true;
+                    now.iter().for_each(|entry| entry.completer.take_back());
+                    batch = now;
+                }
                 Err(error) if error.kind() == ErrorKind::NotFound && self.declare && !declared_again => {
                     declared_again = true;
                     now.iter().for_each(|entry| entry.completer.take_back());
@@ -240,6 +252,11 @@ impl Outbox {
                 Err(error) => return self.fail(now, &error),
             }
         }
+    }
+
+    /// Whether the credentials have expired, and others may be found.
+    fn may_renew(&self, error: &Error) -> bool {
+        error.kind() == ErrorKind::Unauthenticated && self.link.config.may_renew()
     }
 
     fn fail(&self, batch: Vec<Entry>, error: &Error) {
@@ -298,7 +315,8 @@ pub(crate) async fn send_to_queue(
         match &letter.fifo {
             Some((group, once)) => entry = entry.message_group_id(group).message_deduplication_id(once),
             None => {
-                let delay = letter.deliver_at.map(until).unwrap_or_default();
+                let delay =
+                    letter.deliver_at.map(|at| at.saturating_duration_since(Instant::now())).unwrap_or_default();
                 if !delay.is_zero() {
                     entry = entry.delay_seconds(convert::seconds(delay));
                 }

@@ -5,11 +5,15 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
-use polymq_core::{Completion, Error, Message, Producer, Receipt, Result, until};
+use polymq_core::{
+    Completion, Error, Message, MessageId, Producer, Receipt, Result,
+    dead_letter::{DEAD_AT, REPLAYED_AT},
+    until,
+};
 use tokio::time::timeout;
 
 use crate::{
@@ -50,20 +54,17 @@ impl SqsProducer {
 
     fn letter(&self, message: &Message) -> Result<Letter> {
         let wire = convert::encode(message, self.max_message)?;
-        if let Some(at) = message.deliver_at() {
-            self.check_delay(at)?;
+        let delay = message.deliver_at().map(until);
+        if let Some(delay) = delay {
+            self.check_delay(delay)?;
         }
         let id = message.id().cloned().unwrap_or_default();
-        let fifo = self.fifo.then(|| {
-            let once = fifo_id(&id.to_string());
-            // Without a key there is no order to keep: a group of its own.
-            (message.key().map_or_else(|| once.clone(), fifo_id), once)
-        });
-        Ok(Letter { wire, deliver_at: message.deliver_at(), fifo, subject: self.subject.clone(), id })
+        let fifo = self.fifo.then(|| (group(message, &id), once(message, &id)));
+        let deliver_at = delay.map(|delay| Instant::now() + delay);
+        Ok(Letter { wire, deliver_at, fifo, subject: self.subject.clone(), id })
     }
 
-    fn check_delay(&self, at: SystemTime) -> Result<()> {
-        let delay = until(at);
+    fn check_delay(&self, delay: Duration) -> Result<()> {
         let what = if self.topic {
             "sending to a topic now what is delivered later".to_owned()
         } else if self.fifo {
@@ -74,6 +75,21 @@ impl SqsProducer {
             return Ok(());
         };
         Err(Error::unsupported(NAME, what))
+    }
+}
+
+/// The group of a message. Without a key there is no order to keep: a group of its own.
+pub(crate) fn group(message: &Message, id: &MessageId) -> String {
+    message.key().map_or_else(|| fifo_id(&id.to_string()), fifo_id)
+}
+
+/// What SQS takes once in five minutes: the id, and where polymq itself sends the message on under its id, the moment when it
+/// did so. What was dead-lettered, replayed and dead-lettered again within that time would be lost otherwise.
+fn once(message: &Message, id: &MessageId) -> String {
+    let headers = message.system_headers();
+    match headers.get(DEAD_AT).or_else(|| headers.get(REPLAYED_AT)) {
+        Some(moment) => fifo_id(&format!("{id}@{moment}")),
+        None => fifo_id(&id.to_string()),
     }
 }
 
@@ -136,5 +152,16 @@ mod tests {
         assert_eq!(fifo_id("é"), fifo_id("é"));
         assert_ne!(fifo_id("é"), fifo_id("è"));
         assert!(fifo_id(&"k".repeat(200)).len() <= MAX_FIFO_ID);
+    }
+
+    #[test]
+    fn what_polymq_sends_on_under_its_id_is_no_repetition() {
+        let message = Message::new("x").with_id("order-7").with_key("customer-7");
+        let id = message.id().cloned().unwrap_or_default();
+        assert_eq!((group(&message, &id), once(&message, &id)), ("customer-7".into(), "order-7".into()));
+        let mut dead = message.clone();
+        dead.set_system_header(DEAD_AT, "2023-11-14T22:13:20Z");
+        assert_eq!(once(&dead, &id), "order-7@2023-11-14T22:13:20Z");
+        assert_eq!(group(&Message::new("x").with_id("order-7"), &id), "order-7");
     }
 }

@@ -3,9 +3,12 @@
 //! An acknowledgement is done when it is handed over: it is sent with others, and again until SQS has answered or the loan
 //! is over. If the process ends before, SQS delivers the message again, as it does when the process ends right before it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use polymq_core::{ATTEMPT, Completion, Error, Message, Result, Settler, Token, now};
+use polymq_core::{ATTEMPT, Completer, Completion, Error, Message, Result, Settler, Token};
 
 use crate::{
     NAME,
@@ -13,7 +16,7 @@ use crate::{
     config::MAX_VISIBILITY,
     convert,
     outbox::Letter,
-    producer::fifo_id,
+    producer::group,
     shared::{Copied, Held, Purpose, Shared},
 };
 
@@ -23,14 +26,16 @@ pub(crate) struct SqsSettler(pub(crate) Arc<Shared>);
 
 impl Settler for SqsSettler {
     fn ack(&self, token: Token) -> Completion<()> {
-        Completion::ready(self.0.claim(token).map(|held| self.0.delete(&held)))
+        Completion::ready(self.0.acknowledge(&[token]))
+    }
+
+    fn ack_many(&self, tokens: &[Token]) -> Completion<()> {
+        Completion::ready(self.0.acknowledge(tokens))
     }
 
     fn release(&self, token: Token, message: Message) {
         // Nobody hears of an error: a loan that is over has returned the message already.
-        if let Ok(held) = self.0.claim(token) {
-            release(&self.0, held, message);
-        }
+        let _ = self.0.settle(token, |held| release(&self.0, held, message));
     }
 
     fn retry(&self, token: Token, message: &Message, attempt: u32, after: Duration) -> Completion<()> {
@@ -38,29 +43,11 @@ impl Settler for SqsSettler {
             let what = format!("a retry delay of {after:?}, at most {MAX_VISIBILITY:?} is possible");
             return Completion::ready(Err(Error::unsupported(NAME, what)));
         }
-        let held = match self.0.claim(token) {
-            Ok(held) => held,
-            Err(error) => return Completion::ready(Err(error)),
-        };
         let (completer, completion) = Completion::queued();
-        let counted = attempt == held.attempt + 1;
-        let same = counted && held.system == message.system_headers().len();
-        if same || !self.may_copy(counted, after) {
-            if self.0.in_place && held.system != message.system_headers().len() {
-                let own = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
-                self.0.note(&held, message.system_headers().iter().map(own).collect());
-            }
-            self.0.change(&held, convert::seconds(after), Purpose::Retry(completer));
-            return completion;
+        match self.0.settle(token, |held| self.again(token, held, message, attempt, after, completer)) {
+            Ok(()) => completion,
+            Err(error) => Completion::ready(Err(error)),
         }
-        match letter(&self.0, message.clone(), attempt, after) {
-            Ok(letter) => self.0.copy(Copied { letter, held, answer: Some((token, completer)) }),
-            Err(error) => {
-                self.0.unclaim(token, held);
-                completer.complete(Err(error));
-            }
-        }
-        completion
     }
 
     fn extend(&self, token: Token, by: Duration) -> Completion<()> {
@@ -71,10 +58,32 @@ impl Settler for SqsSettler {
 }
 
 impl SqsSettler {
-    /// Whether a copy may take the place of a message. In a FIFO queue it would go behind the others of its key: right
-    /// for a message that is put off, wrong for one that is tried again. Where SQS itself counts, a copy would start afresh.
-    fn may_copy(&self, counted: bool, after: Duration) -> bool {
-        if self.0.in_place { self.0.fifo && !counted && after.is_zero() } else { after <= MAX_SEND_DELAY }
+    fn again(&self, token: Token, held: Held, message: &Message, attempt: u32, after: Duration, answer: Completer<()>) {
+        let counted = attempt == held.attempt + 1;
+        let same = counted && held.system == message.system_headers().len();
+        if same || !self.may_copy(&held, counted, after) {
+            if held.system != message.system_headers().len() {
+                let own = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+                self.0.note(&held, message.system_headers().iter().map(own).collect());
+            }
+            return self.0.change(&held, convert::seconds(after), Purpose::Retry(answer));
+        }
+        match letter(&self.0, message.clone(), attempt, after) {
+            Ok(letter) => self.0.copy(Copied { letter, held, answer: Some((token, answer)) }),
+            Err(error) => {
+                self.0.unclaim(token, held);
+                answer.complete(Err(error));
+            }
+        }
+    }
+
+    /// Whether a copy may take the place of a message. Behind the others of its key is the right place for one that is put
+    /// off, and the wrong one for one that is tried again. FIFO queues know no delay of a message.
+    fn may_copy(&self, held: &Held, counted: bool, after: Duration) -> bool {
+        match (self.0.fifo, self.0.keeps_place(held)) {
+            (false, keeps) => !keeps && after <= MAX_SEND_DELAY,
+            (true, keeps) => after.is_zero() && (!keeps || !counted),
+        }
     }
 }
 
@@ -85,9 +94,9 @@ impl Drop for SqsSettler {
 }
 
 /// Back to the queue without counting an attempt. SQS counts every delivery, so a copy goes back that says how many do
-/// not count; in a FIFO queue it would lose its place, so there the original goes back and the delivery counts.
+/// not count; where it would lose its place, the original goes back and the delivery counts.
 pub(crate) fn release(shared: &Shared, held: Held, message: Message) {
-    if shared.in_place {
+    if shared.keeps_place(&held) {
         return shared.change(&held, 0, Purpose::Release);
     }
     match letter(shared, message, held.attempt, Duration::ZERO) {
@@ -105,9 +114,8 @@ fn letter(shared: &Shared, message: Message, attempt: u32, after: Duration) -> R
     let id = copy.id().cloned().unwrap_or_default();
     let fifo = shared.fifo.then(|| {
         // Not the message's id: the queue has seen it, and would take the copy for a repetition.
-        let once = format!("{:032x}", fastrand::u128(..));
-        (copy.key().map_or_else(|| once.clone(), fifo_id), once)
+        (group(&copy, &id), format!("{:032x}", fastrand::u128(..)))
     });
-    let deliver_at = (!after.is_zero()).then(|| now() + after);
+    let deliver_at = (!after.is_zero()).then(|| Instant::now() + after);
     Ok(Letter { id, wire, deliver_at, fifo, subject: None })
 }

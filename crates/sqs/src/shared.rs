@@ -24,6 +24,8 @@ pub(crate) struct Held {
     pub(crate) system: usize,
     /// SQS's own id, by which it is known again.
     pub(crate) native_id: Arc<str>,
+    /// It has no key, so nothing waits behind it.
+    alone: bool,
     bytes: usize,
     extending: bool,
 }
@@ -38,6 +40,7 @@ impl Held {
             attempt: incoming.attempt.unwrap_or(1),
             system: incoming.message.system_headers().len(),
             native_id: native_id.into(),
+            alone: incoming.message.key().is_none(),
             bytes: incoming.message.size(),
             extending: false,
         }
@@ -91,6 +94,8 @@ struct State {
     deletes: VecDeque<Delete>,
     changes: VecDeque<Change>,
     copies: VecDeque<Copied>,
+    /// Messages that were claimed and are not among these yet, and requests about them that are on their way.
+    untold: usize,
     closing: bool,
     /// Nobody can settle any more.
     abandoned: bool,
@@ -111,13 +116,15 @@ pub(crate) struct Shared {
     pub(crate) arrived: Notify,
     /// The task has something to do.
     pub(crate) work: Notify,
+    /// Something was told.
+    told: Notify,
     prefetch: usize,
     prefetch_bytes: usize,
     lease: Duration,
     lease_cap: Duration,
     pub(crate) fifo: bool,
-    /// Messages are only returned as they are, so that SQS's own count goes on.
-    pub(crate) in_place: bool,
+    /// SQS itself counts what is too often.
+    redrive: bool,
     pub(crate) max_message: usize,
 }
 
@@ -133,14 +140,20 @@ impl Shared {
             state: Mutex::default(),
             arrived: Notify::new(),
             work: Notify::new(),
+            told: Notify::new(),
             prefetch,
             prefetch_bytes,
             lease,
             lease_cap,
             fifo,
-            in_place: fifo || redrive,
+            redrive,
             max_message,
         })
+    }
+
+    /// Whether a message is only returned as it is: a copy would lose its place before others of its key, or SQS's count.
+    pub(crate) fn keeps_place(&self, held: &Held) -> bool {
+        self.redrive || (self.fifo && !held.alone)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -237,15 +250,37 @@ impl Shared {
         self.lock().buffer.drain(..).collect()
     }
 
+    /// Waits until everything that was settled is told.
+    pub(crate) async fn all_told(&self) {
+        loop {
+            let told = self.told.notified();
+            tokio::pin!(told);
+            // Registered before looking, or what is told in between would be missed.
+            told.as_mut().enable();
+            if self.lock().is_told() {
+                return;
+            }
+            told.await;
+        }
+    }
+
     /// Nothing waits to be told.
     pub(crate) fn is_told(&self) -> bool {
-        let state = self.lock();
-        state.deletes.is_empty() && state.changes.is_empty() && state.copies.is_empty()
+        self.lock().is_told()
     }
 
     /// Nothing is left to settle or to tell.
     pub(crate) fn is_finished(&self) -> bool {
-        self.is_told() && self.lock().held.is_empty()
+        let state = self.lock();
+        state.is_told() && state.held.is_empty()
+    }
+
+    /// A request of [`next_deletes`](Self::next_deletes) and the like is over.
+    pub(crate) fn request_is_over(&self) {
+        let mut state = self.lock();
+        state.untold = state.untold.saturating_sub(1);
+        drop(state);
+        self.told.notify_waiters();
     }
 
     /// The task has ended: whoever reads or settles is told so.
@@ -256,23 +291,47 @@ impl Shared {
         state.end.get_or_insert_with(|| error::copy(error));
         drop(state);
         self.arrived.notify_one();
+        self.told.notify_waiters();
         // Those who wait for one of these learn that it was not done.
         drop(rest.changes);
         drop(rest.copies);
     }
 
-    /// Takes a message that is ours and unsettled.
-    pub(crate) fn claim(&self, token: Token) -> Result<Held> {
+    /// Takes messages that are ours and unsettled, and gives them up; an error is that of one of them.
+    pub(crate) fn acknowledge(&self, tokens: &[Token]) -> Result<()> {
         let mut state = self.lock();
-        if state.abandoned {
-            return Err(error::closed("settle"));
+        let mut result = Ok(());
+        for token in tokens {
+            match state.claim(*token) {
+                Ok(Held { receipt, deadline, .. }) => state.deletes.push_back(Delete { receipt, deadline }),
+                Err(error) => result = Err(error),
+            }
         }
-        let held = state.held.remove(&token).ok_or_else(error::stale)?;
+        drop(state);
+        self.work.notify_one();
+        result
+    }
+
+    /// Takes a message that is ours and unsettled, and does with it what `settle` says. It counts as not yet told as long.
+    pub(crate) fn settle<T>(&self, token: Token, settle: impl FnOnce(Held) -> T) -> Result<T> {
+        let mut state = self.lock();
+        let held = state.claim(token)?;
+        state.untold += 1;
+        drop(state);
+        let done = settle(held);
+        self.request_is_over();
+        self.work.notify_one();
+        Ok(done)
+    }
+
+    /// Takes a message that nobody has received, to be returned, even when nobody can settle any more: a poll that was on its
+    /// way may have brought it after that. It counts as not yet told until [`request_is_over`](Self::request_is_over).
+    pub(crate) fn unhold(&self, token: Token) -> Option<Held> {
+        let mut state = self.lock();
+        let held = state.held.remove(&token)?;
         state.bytes = state.bytes.saturating_sub(held.bytes);
-        if held.deadline <= Instant::now() {
-            return Err(error::stale());
-        }
-        Ok(held)
+        state.untold += 1;
+        Some(held)
     }
 
     /// Gives a message back that could not be settled.
@@ -329,13 +388,19 @@ impl Shared {
             return answer.complete(Err(error::closed("settle")));
         }
         match state.held.get_mut(&token) {
-            Some(held) => {
+            Some(held) if held.deadline > Instant::now() => {
+                let left = self.lease_cap.saturating_sub(held.received.elapsed());
+                let seconds = seconds.min(crate::convert::seconds(left));
+                if seconds == 0 {
+                    drop(state);
+                    return answer.complete(Err(error::capped(self.lease_cap)));
+                }
                 held.extending = true;
                 let (receipt, deadline) = (Arc::clone(&held.receipt), held.deadline);
                 let purpose = Purpose::Extend(token, Some(answer));
                 state.changes.push_back(Change { receipt, seconds, deadline, purpose });
             }
-            None => return answer.complete(Err(error::stale())),
+            _ => return answer.complete(Err(error::stale())),
         }
         drop(state);
         self.work.notify_one();
@@ -364,9 +429,12 @@ impl Shared {
             }
             let age = now - held.received;
             let half_over = held.deadline - now < self.lease / 2;
-            if is_up && half_over && !held.extending && age < self.lease_cap {
+            let left = self.lease_cap.saturating_sub(age);
+            let seconds = crate::convert::seconds(self.lease.min(left));
+            // Not shortened either: what is left of the loan may be more than what the cap allows anew.
+            let longer = now + Duration::from_secs(u64::try_from(seconds).unwrap_or_default()) > held.deadline;
+            if is_up && half_over && longer && !held.extending && !left.is_zero() {
                 held.extending = true;
-                let seconds = crate::convert::seconds(self.lease.min(self.lease_cap - age));
                 let (receipt, deadline) = (Arc::clone(&held.receipt), held.deadline);
                 changes.push_back(Change { receipt, seconds, deadline, purpose: Purpose::Extend(*token, None) });
             }
@@ -399,11 +467,17 @@ impl Shared {
 
     /// The next batches, if requests may start: the first one at once, further ones only when they are full.
     pub(crate) fn next_deletes(&self, running: usize) -> Vec<Delete> {
-        batch(&mut self.lock().deletes, running)
+        let mut state = self.lock();
+        let taken = batch(&mut state.deletes, running);
+        state.untold += usize::from(!taken.is_empty());
+        taken
     }
 
     pub(crate) fn next_changes(&self, running: usize) -> Vec<Change> {
-        batch(&mut self.lock().changes, running)
+        let mut state = self.lock();
+        let taken = batch(&mut state.changes, running);
+        state.untold += usize::from(!taken.is_empty());
+        taken
     }
 
     pub(crate) fn next_copies(&self, running: usize) -> Vec<Copied> {
@@ -421,7 +495,23 @@ impl Shared {
             }
             taken.extend(state.copies.pop_front());
         }
+        state.untold += usize::from(!taken.is_empty());
         taken
+    }
+}
+
+impl State {
+    fn is_told(&self) -> bool {
+        self.untold == 0 && self.deletes.is_empty() && self.changes.is_empty() && self.copies.is_empty()
+    }
+
+    fn claim(&mut self, token: Token) -> Result<Held> {
+        if self.abandoned {
+            return Err(error::closed("settle"));
+        }
+        let held = self.held.remove(&token).ok_or_else(error::stale)?;
+        self.bytes = self.bytes.saturating_sub(held.bytes);
+        if held.deadline <= Instant::now() { Err(error::stale()) } else { Ok(held) }
     }
 }
 

@@ -58,16 +58,29 @@ pub(crate) async fn ensure(live: &Live, plan: &Plan) -> Result<Arc<str>> {
                 "deadLetterTargetArn": queue_arn(live, &letters).await?,
                 "maxReceiveCount": plan.redrive.to_string(),
             });
-            set(live, &url, QueueAttributeName::RedrivePolicy, &policy).await?;
+            set(live, &url, QueueAttributeName::RedrivePolicy, &policy.to_string()).await?;
         }
     }
     if let Some(subscribed) = &plan.topic {
-        let topic = ensure_topic(live, &subscribed.topic, true).await?;
-        let queue = queue_arn(live, &url).await?;
-        allow(live, &url, &queue, &topic).await?;
-        subscribe(live, &topic, &queue, subscribed).await?;
+        attach(live, &url, subscribed, true).await?;
     }
     Ok(url)
+}
+
+/// Gives a topic's messages to a queue, beside all others that it gets. Both exist afterwards, where they may be made.
+pub(crate) async fn bind(live: &Live, plan: &Plan) -> Result<()> {
+    let url = ensure_queue(live, &plan.queue, plan.declare, &[]).await?;
+    match &plan.topic {
+        Some(subscribed) => attach(live, &url, subscribed, plan.declare).await,
+        None => Ok(()),
+    }
+}
+
+async fn attach(live: &Live, url: &str, subscribed: &Subscribed, declare: bool) -> Result<()> {
+    let topic = ensure_topic(live, &subscribed.topic, declare).await?;
+    let queue = queue_arn(live, url).await?;
+    allow(live, url, &queue, &topic).await?;
+    subscribe(live, &topic, &queue, subscribed).await
 }
 
 /// The URL of a queue, which is made where it may be.
@@ -119,7 +132,7 @@ pub(crate) async fn ensure_topic(live: &Live, name: &Name, declare: bool) -> Res
     made.topic_arn.map(Arc::from).ok_or_else(|| missing("topic", &name.text))
 }
 
-async fn find_topic(live: &Live, name: &Name) -> Result<Option<Arc<str>>> {
+pub(crate) async fn find_topic(live: &Live, name: &Name) -> Result<Option<Arc<str>>> {
     let ending = format!(":{}", name.text);
     let mut pages = live.sns.list_topics().into_paginator().items().send();
     while let Some(topic) = pages.next().await {
@@ -137,8 +150,8 @@ async fn attribute(live: &Live, url: &str, name: QueueAttributeName) -> Result<O
     Ok(found.attributes.as_mut().and_then(|attributes| attributes.remove(&name)))
 }
 
-async fn set(live: &Live, url: &str, name: QueueAttributeName, value: &Value) -> Result<()> {
-    let request = live.sqs.set_queue_attributes().queue_url(url).attributes(name, value.to_string());
+async fn set(live: &Live, url: &str, name: QueueAttributeName, value: &str) -> Result<()> {
+    let request = live.sqs.set_queue_attributes().queue_url(url).attributes(name, value);
     request.send().await.map(drop).map_err(|error| native("declare", Effect::Idempotent, error))
 }
 
@@ -150,20 +163,46 @@ async fn queue_arn(live: &Live, url: &str) -> Result<String> {
 async fn allow(live: &Live, url: &str, queue: &str, topic: &str) -> Result<()> {
     let present = attribute(live, url, QueueAttributeName::Policy).await?;
     match extended(present.as_deref(), queue, topic) {
+        Some(policy) => set(live, url, QueueAttributeName::Policy, &policy.to_string()).await,
+        None => Ok(()),
+    }
+}
+
+/// Takes that back.
+async fn disallow(live: &Live, url: &str, queue: &str, topic: &str) -> Result<()> {
+    let present = attribute(live, url, QueueAttributeName::Policy).await?;
+    match present.as_deref().and_then(|present| reduced(present, queue, topic)) {
         Some(policy) => set(live, url, QueueAttributeName::Policy, &policy).await,
         None => Ok(()),
     }
 }
 
-/// The policy with our statement; `None` when it has it already.
-fn extended(present: Option<&str>, queue: &str, topic: &str) -> Option<Value> {
-    let statement = json!({
+/// What lets a topic, and nobody else, send to a queue.
+fn statement(queue: &str, topic: &str) -> Value {
+    json!({
         "Effect": "Allow",
         "Principal": { "Service": SNS },
         "Action": "sqs:SendMessage",
         "Resource": queue,
         "Condition": { "ArnEquals": { "aws:SourceArn": topic } },
-    });
+    })
+}
+
+/// The policy without our statement, empty when there is no other; `None` when it never had it.
+fn reduced(present: &str, queue: &str, topic: &str) -> Option<String> {
+    let mut policy: Value = serde_json::from_str(present).ok()?;
+    let statements = policy["Statement"].as_array_mut()?;
+    let (before, ours) = (statements.len(), statement(queue, topic));
+    statements.retain(|statement| *statement != ours);
+    match statements.len() {
+        0 => Some(String::new()),
+        left => (left < before).then(|| policy.to_string()),
+    }
+}
+
+/// The policy with our statement; `None` when it has it already.
+fn extended(present: Option<&str>, queue: &str, topic: &str) -> Option<Value> {
+    let statement = statement(queue, topic);
     let mut policy: Value = present
         .and_then(|text| serde_json::from_str(text).ok())
         .filter(Value::is_object)
@@ -232,14 +271,21 @@ pub(crate) async fn delete_topic(live: &Live, name: &Name) -> Result<()> {
 
 /// Takes a queue from a topic and deletes it.
 pub(crate) async fn leave(live: &Live, topic: &Name, queue: &Name) -> Result<()> {
-    if let (Some(url), Some(topic)) = (find_queue(live, queue).await?, find_topic(live, topic).await?) {
-        let queue = queue_arn(live, &url).await?;
-        if let Some(subscription) = find_subscription(live, &topic, &queue).await? {
-            let ended = live.sns.unsubscribe().subscription_arn(subscription).send().await;
-            ended.map_err(|error| native("delete", Effect::Idempotent, error))?;
-        }
-    }
+    unbind(live, topic, queue).await?;
     delete_queue(live, queue).await
+}
+
+/// Takes a queue from a topic, which may send to it no more.
+pub(crate) async fn unbind(live: &Live, topic: &Name, queue: &Name) -> Result<()> {
+    let (Some(url), Some(topic)) = (find_queue(live, queue).await?, find_topic(live, topic).await?) else {
+        return Ok(());
+    };
+    let queue = queue_arn(live, &url).await?;
+    if let Some(subscription) = find_subscription(live, &topic, &queue).await? {
+        let ended = live.sns.unsubscribe().subscription_arn(subscription).send().await;
+        ended.map_err(|error| native("delete", Effect::Idempotent, error))?;
+    }
+    disallow(live, &url, &queue, &topic).await
 }
 
 /// Takes away what only one consumer used.
@@ -289,5 +335,10 @@ mod tests {
         let policy = extended(Some(&theirs.to_string()), QUEUE, TOPIC).expect("extended");
         assert_eq!((policy["Id"].as_str(), policy["Statement"][0]["Sid"].as_str()), (Some("theirs"), Some("one")));
         assert_eq!(policy["Statement"].as_array().map(Vec::len), Some(2));
+        let without = reduced(&policy.to_string(), QUEUE, TOPIC).expect("ours is taken out");
+        assert!(without.contains("theirs") && !without.contains(TOPIC), "{without}");
+        assert_eq!(reduced(&without, QUEUE, TOPIC), None, "it is not there any more");
+        let only = extended(None, QUEUE, TOPIC).expect("new").to_string();
+        assert_eq!(reduced(&only, QUEUE, TOPIC).as_deref(), Some(""), "no policy lets nobody in");
     }
 }

@@ -8,12 +8,18 @@
 mod fifo;
 #[path = "harness/mod.rs"]
 mod harness;
+#[path = "broker/limits.rs"]
+mod limits;
 #[path = "broker/requests.rs"]
 mod requests;
+#[path = "broker/security.rs"]
+mod security;
 #[path = "broker/support.rs"]
 mod support;
 #[path = "broker/topics.rs"]
 mod topics;
+#[path = "broker/topology.rs"]
+mod topology;
 
 use std::process::ExitCode;
 
@@ -34,31 +40,51 @@ macro_rules! trials {
 }
 
 fn main() -> ExitCode {
+    limits::run_if_idle();
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(6);
     let mut trials = trials!(topics:
-        a_message_is_the_same_through_queue_raw_topic_and_wrapped_topic,
-        a_group_gets_the_kinds_it_asks_for,
+        c26_a_message_is_the_same_through_queue_raw_topic_and_wrapped_topic,
+        c12_three_queues_and_two_filters_route_exactly,
+        b17_attributes_are_read_by_a_raw_subscriber_however_many_there_are,
         a_subject_is_read_by_others,
-        a_queue_lets_in_its_topic_and_nobody_else,
+        h13_a_queue_lets_in_its_topic_and_nobody_else,
         a_subscription_without_a_group_leaves_nothing_behind,
     );
+    trials.extend(trials!(topology:
+        h1_declaring_twice_is_harmless_and_looking_creates_nothing,
+        h2_refused_credentials_are_no_missing_queue_and_nothing_is_made,
+        h3_a_queue_is_bound_to_several_topics_one_after_the_other,
+        h10_h14_channels_are_listed_and_emptied,
+    ));
     trials.extend(trials!(fifo:
-        messages_of_a_key_keep_their_order_through_failures,
-        a_repeated_id_is_delivered_once,
+        b10_messages_of_a_key_keep_their_order_through_failures,
+        b11_a_repeated_id_is_delivered_once,
+        h6_a_hundred_messages_come_in_order,
         the_group_of_a_foreign_producer_is_the_key,
         what_a_fifo_queue_cannot_do_is_refused,
     ));
     trials.extend(trials!(requests:
         sends_and_acknowledgements_share_their_requests,
-        one_refused_entry_fails_alone,
+        b7_of_twenty_five_items_one_bad_one_fails_alone,
         what_is_throttled_is_sent_once_in_the_end,
-        a_held_message_is_held_beyond_its_lease_and_not_beyond_the_cap,
-        sqs_itself_moves_to_the_dead_letters,
+        c10_a_held_message_is_held_beyond_its_lease_and_not_beyond_the_cap,
+        h5_sqs_itself_moves_to_the_dead_letters,
         a_deleted_queue_is_made_again_or_final,
         closing_does_not_wait_for_a_long_poll,
         a_consumer_without_messages_asks_seldom,
         the_native_clients_are_at_hand,
+    ));
+    trials.extend(trials!(security:
+        j4_connections_are_encrypted_and_certificates_checked,
+        j5_rotated_credentials_reach_every_connection,
+        j6_credentials_are_not_sent_in_clear_to_another_machine,
+    ));
+    trials.extend(trials!(limits:
+        j21_operations_end_in_time_when_the_service_is_silent,
+        j22_memory_is_bounded_while_the_service_stalls,
+        j11_failing_polls_are_backed_off,
+        j11_an_idle_consumer_costs_less_than_a_hundredth_of_a_core,
     ));
     if !arguments.list {
         support::start();

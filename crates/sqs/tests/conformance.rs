@@ -8,5 +8,5 @@ use std::process::ExitCode;
 use polymq_testkit::Suite;
 
 fn main() -> ExitCode {
-    Suite::new("sqs", |purpose| harness::Emulated::start("ministack", purpose)).main()
+    Suite::new("sqs", harness::Emulated::start).main()
 }

@@ -24,7 +24,7 @@ pub const DIRECTORY_VARIABLE: &str = "POLYMQ_TEST_DIR";
 #[derive(Debug)]
 pub struct Broker {
     script: PathBuf,
-    arguments: Vec<String>,
+    arguments: Mutex<Vec<String>>,
     directory: PathBuf,
     address: SocketAddr,
     management: Option<SocketAddr>,
@@ -68,11 +68,21 @@ impl Broker {
     /// As [`rabbitmq`](Self::rabbitmq).
     #[must_use]
     pub fn kafka() -> Self {
-        Self::start_blocking("kafka", false, &["--user", "admin", "--password", "secret"])
+        Self::kafka_with(&[])
     }
 
-    /// Starts what speaks SQS and, but for `elasticmq`, SNS: `ministack` and `moto` forget everything when they end,
-    /// `elasticmq` keeps what it has accepted.
+    /// The same with further options of the script, such as `--also`.
+    ///
+    /// # Panics
+    /// As [`rabbitmq`](Self::rabbitmq).
+    #[must_use]
+    pub fn kafka_with(options: &[&str]) -> Self {
+        let options: Vec<_> = ["--user", "admin", "--password", "secret"].iter().chain(options).copied().collect();
+        Self::start_blocking("kafka", false, &options)
+    }
+
+    /// Starts what speaks SQS: `ministack`, which speaks SNS too and forgets everything when it ends, or `elasticmq`, which
+    /// keeps what it has accepted.
     ///
     /// # Panics
     /// As [`rabbitmq`](Self::rabbitmq).
@@ -95,9 +105,14 @@ impl Broker {
         }
         arguments.extend(options.iter().map(|option| (*option).to_owned()));
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let broker =
-            Self { script: script(), arguments, directory, address: local(port), management: management.map(local) };
-        broker.call(&broker.arguments);
+        let broker = Self {
+            script: script(),
+            directory,
+            address: local(port),
+            management: management.map(local),
+            arguments: Mutex::new(arguments),
+        };
+        broker.call(&broker.arguments());
         broker
     }
 
@@ -105,6 +120,34 @@ impl Broker {
     #[must_use]
     pub fn management(&self) -> Option<SocketAddr> {
         self.management
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        crate::cx::lock(&self.arguments).clone()
+    }
+
+    /// Gives an option of its start another value, and restarts it in order.
+    ///
+    /// # Panics
+    /// When it was started without that option, or cannot be restarted.
+    pub async fn restart_with(&self, option: &str, value: &str) {
+        {
+            let mut arguments = crate::cx::lock(&self.arguments);
+            let at = arguments.iter().position(|argument| argument == option);
+            let at = at.unwrap_or_else(|| panic!("the broker was started without {option}"));
+            arguments[at + 1] = value.to_owned();
+        }
+        self.stop().await;
+        self.start().await;
+    }
+
+    /// RabbitMQ: its alarm is raised, so that it takes nothing, or ends.
+    ///
+    /// # Panics
+    /// When the script says no.
+    pub async fn alarm(&self, on: bool) {
+        let state = if on { "on" } else { "off" };
+        self.call_async(&["alarm", "--dir", &self.directory_text(), "--state", state]).await;
     }
 
     fn call(&self, arguments: &[String]) {
@@ -136,7 +179,8 @@ impl BrokerControl for Broker {
     }
 
     async fn start(&self) {
-        let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
+        let arguments = self.arguments();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         self.call_async(&arguments).await;
     }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use futures_util::future::BoxFuture;
 use polymq_core::Capabilities;
 
-use crate::Cx;
+use crate::{Cx, Harness};
 
 /// The body of a case; it panics when the backend breaks the contract.
 pub type Run = fn(Cx) -> BoxFuture<'static, ()>;
@@ -18,6 +18,14 @@ pub struct Case {
     pub(crate) run: Run,
     pub(crate) gate: Option<Gate>,
     pub(crate) place: Place,
+    pub(crate) tool: Option<Needed>,
+}
+
+/// What the surroundings must have for a case.
+#[derive(Clone, Copy)]
+pub(crate) struct Needed {
+    pub(crate) name: &'static str,
+    pub(crate) given: fn(&dyn Harness) -> Result<(), &'static str>,
 }
 
 /// A capability that decides between a case and its refusal.
@@ -43,7 +51,7 @@ pub(crate) enum Place {
 
 impl Case {
     pub(crate) const fn new(id: &'static str, run: Run) -> Self {
-        Self { id, run, gate: None, place: Place::Shared }
+        Self { id, run, gate: None, place: Place::Shared, tool: None }
     }
 
     /// Without this capability, `refusal` is what must hold.
@@ -54,6 +62,16 @@ impl Case {
         refusal: Run,
     ) -> Self {
         self.gate = Some(Gate { capability, holds, refusal });
+        self
+    }
+
+    /// Where the surroundings have no such thing they say why, and that is what the summary tells.
+    pub(crate) const fn with(
+        mut self,
+        name: &'static str,
+        given: fn(&dyn Harness) -> Result<(), &'static str>,
+    ) -> Self {
+        self.tool = Some(Needed { name, given });
         self
     }
 
@@ -76,6 +94,12 @@ impl Case {
     #[must_use]
     pub const fn needs_broker(&self) -> bool {
         matches!(self.place, Place::Broker | Place::OwnBroker)
+    }
+
+    /// What the broker must have besides, if anything.
+    #[must_use]
+    pub fn needs_tool(&self) -> Option<&'static str> {
+        self.tool.map(|tool| tool.name)
     }
 
     /// The capability that a backend with these declares it has not, if that is what decides.

@@ -99,12 +99,16 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn start(cx: &Cx, mode: Mode, queue: &str) -> Self {
+        Self::start_at(cx, mode, queue, cx.harness().url(None))
+    }
+
+    pub(crate) fn start_at(cx: &Cx, mode: Mode, queue: &str, url: String) -> Self {
         // Not its path: a build beside this run may have replaced the file.
         let itself = PathBuf::from("/proc/self/exe");
         let program = if itself.exists() { itself } else { std::env::current_exe().expect("a path") };
         let mut child = Command::new(program)
             .env(MODE, format!("{mode:?}"))
-            .env(URL, cx.harness().url(None))
+            .env(URL, url)
             .env(QUEUE, queue)
             .envs(cx.harness().child_environment())
             .stdin(Stdio::piped())

@@ -11,12 +11,15 @@ use std::{
 
 use polymq_core::{Address, Backend, Bus, BusBuilder, Capabilities, Channel, Environment, Registry};
 
-use crate::{BareClient, BrokerControl, Harness};
+use crate::{BareClient, BrokerControl, Figures, Harness};
 
 /// How long something that must happen may take; generous, because machines of tests are busy.
 pub const PATIENCE: Duration = Duration::from_secs(15);
 /// How long nothing must happen where nothing may.
 pub const QUIET: Duration = Duration::from_millis(300);
+
+/// Multiplies the number of messages in the cases with faults; for nights.
+pub const LOAD_VARIABLE: &str = "POLYMQ_TEST_LOAD";
 
 /// What a case works with: connections, channel names of its own, and notes for the summary. Cheap to clone.
 #[derive(Clone)]
@@ -30,6 +33,7 @@ struct Inner {
     names: AtomicUsize,
     addresses: Mutex<Vec<(Address, Option<String>)>>,
     notes: Mutex<Vec<String>>,
+    figures: Mutex<Option<Figures>>,
 }
 
 impl Cx {
@@ -46,6 +50,7 @@ impl Cx {
             names: AtomicUsize::new(0),
             addresses: Mutex::default(),
             notes: Mutex::default(),
+            figures: Mutex::default(),
         }))
     }
 
@@ -152,6 +157,22 @@ impl Cx {
     /// A line for the summary, such as a ratio of duplicates or a time to recover.
     pub fn note(&self, text: impl fmt::Display) {
         lock(&self.0.notes).push(format!("{}: {text}", self.0.case));
+    }
+
+    /// What the case has counted, for the summary and the table of faults.
+    pub fn record(&self, figures: Figures) {
+        *lock(&self.0.figures) = Some(figures);
+    }
+
+    pub(crate) fn take_figures(&self) -> Option<Figures> {
+        lock(&self.0.figures).take()
+    }
+
+    /// How many messages a case with faults sends: so many, or that many times more where [`LOAD_VARIABLE`] says so.
+    #[must_use]
+    pub fn load(&self, usual: usize) -> usize {
+        let times = std::env::var(LOAD_VARIABLE).ok().and_then(|times| times.parse::<usize>().ok());
+        usual * times.unwrap_or(1).max(1)
     }
 
     pub(crate) fn take_notes(&self) -> Vec<String> {

@@ -8,7 +8,7 @@ use std::{
 
 use polymq_core::{
     Backoff, Bus, Channel, ConsumeOptions, ConsumerFactory, ConsumerRunner, Delivery, Error, ErrorKind, FailurePolicy,
-    Message, Order, Running, Subscription,
+    Message, MessageId, Order, Running, Subscription,
 };
 use tokio::time::Instant;
 
@@ -85,9 +85,9 @@ pub(crate) async fn dead_letters(bus: &Bus, channel: &Channel) -> Subscription {
     subscribe(&bus.channel(channel.address().dead_letters(None))).await
 }
 
-/// What came, in its order where the backend promises one; sorted where it does not.
+/// What came without a key, in its order where the backend promises one; sorted where it does not.
 pub(crate) fn in_order(cx: &Cx, mut seen: Vec<String>) -> Vec<String> {
-    if cx.capabilities().order == Order::None {
+    if matches!(cx.capabilities().order, Order::None | Order::PerKey) {
         seen.sort();
     }
     seen
@@ -117,6 +117,7 @@ pub(crate) struct Log(Arc<Mutex<Vec<Seen>>>);
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Seen {
     pub(crate) body: String,
+    pub(crate) id: Option<MessageId>,
     pub(crate) attempt: u32,
     pub(crate) at: Instant,
 }
@@ -124,7 +125,7 @@ pub(crate) struct Seen {
 impl Log {
     pub(crate) fn add(&self, message: &Message, attempt: u32) {
         let body = String::from_utf8_lossy(message.payload()).into_owned();
-        lock(&self.0).push(Seen { body, attempt, at: Instant::now() });
+        lock(&self.0).push(Seen { body, id: message.id().cloned(), attempt, at: Instant::now() });
     }
 
     pub(crate) fn all(&self) -> Vec<Seen> {

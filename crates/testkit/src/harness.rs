@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc, time::Duration
 use async_trait::async_trait;
 use polymq_core::{Address, Backend};
 
+use crate::tools::{Deletion, Passwords, Switch, Tool, UNSAID};
+
 /// The place that a backend is tested in. The two required methods are enough for a backend that lives in the
 /// process; one with a broker gives the others too, and the suite fails when one of them is missing.
 pub trait Harness: Send + Sync + fmt::Debug + 'static {
@@ -69,6 +71,46 @@ pub trait Harness: Send + Sync + fmt::Debug + 'static {
     /// answers when the message is on disk. Mosquitto writes right after it has answered.
     fn write_lag(&self) -> Duration {
         Duration::ZERO
+    }
+
+    /// A password that can be changed.
+    fn passwords(&self) -> Tool<'_, dyn Passwords> {
+        Err(UNSAID)
+    }
+
+    /// An alarm of the broker, during which it takes nothing.
+    fn alarm(&self) -> Tool<'_, dyn Switch> {
+        Err(UNSAID)
+    }
+
+    /// A broker that answers "not so fast".
+    fn throttle(&self) -> Tool<'_, dyn Switch> {
+        Err(UNSAID)
+    }
+
+    /// Whether a queue can be deleted while it is used; otherwise why not.
+    fn deletes_in_use(&self) -> Tool<'_, Deletion> {
+        Ok(&Deletion::OfChannel)
+    }
+
+    /// Whether several consumers can share a queue over connections of their own; otherwise why not.
+    fn members(&self) -> Tool<'_, ()> {
+        Ok(&())
+    }
+
+    /// Names that this broker cannot carry, each with a part of the sentence that says why.
+    fn bad_names(&self) -> Vec<(Address, &'static str)> {
+        Vec::new()
+    }
+
+    /// Whether this broker tells everybody what exists, also those who may not use it. They still must not make it.
+    fn anybody_may_look(&self) -> bool {
+        false
+    }
+
+    /// The settings that bound operations, besides the time-outs that calls have themselves.
+    fn time_outs(&self) -> Vec<&'static str> {
+        vec!["connect_timeout"]
     }
 
     /// How many messages wait in the case with a large backlog.

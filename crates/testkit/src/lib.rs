@@ -1,11 +1,16 @@
 #![doc = include_str!("../README.md")]
 
 mod brokers;
+mod captured;
 mod case;
 pub mod cases;
+#[cfg(feature = "certificates")]
+mod certificates;
 mod child;
 mod cx;
 mod drive;
+pub mod faulty;
+mod figures;
 mod harness;
 mod ledger;
 pub mod mutant;
@@ -14,17 +19,21 @@ mod proxy;
 mod recorder;
 mod service;
 mod suite;
+mod tools;
 pub mod twist;
 
 use std::time::{Duration, SystemTime};
 
 use polymq_core::Message;
 
+#[cfg(feature = "certificates")]
+pub use crate::certificates::Certificates;
 pub use crate::{
     brokers::{Broker, DIRECTORY_VARIABLE, SCRIPT_VARIABLE},
     case::{Case, Run},
     child::run_if_child,
-    cx::{Cx, PATIENCE, QUIET},
+    cx::{Cx, LOAD_VARIABLE, PATIENCE, QUIET},
+    figures::{FIGURES_VARIABLE, Figures},
     harness::{BareClient, BareMessage, BareReceiver, BrokerControl, Clock, Denied, Harness, Heartbeat},
     ledger::Ledger,
     probe::{eventually, try_eventually},
@@ -32,6 +41,7 @@ pub use crate::{
     recorder::{Recorder, Sent, TestBus},
     service::TestService,
     suite::{Outcome, Suite, Use, run_case},
+    tools::{Deletion, Passwords, Switch, Tool},
 };
 
 /// The message whose form on the wire every backend writes down in its harness.

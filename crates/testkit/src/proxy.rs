@@ -4,6 +4,7 @@
 //! all connections, at once and for as long as it is told: nothing is left to chance.
 
 use std::{
+    collections::VecDeque,
     fmt, io,
     net::SocketAddr,
     pin::pin,
@@ -22,7 +23,7 @@ use tokio::{
     },
     sync::watch,
     task::JoinHandle,
-    time::{sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 /// A way through the proxy.
@@ -41,6 +42,8 @@ struct Plan {
     paused_down: bool,
     refuse: bool,
     latency: Duration,
+    /// Every so manieth piece is later still by so much.
+    stalls: Option<(u64, Duration)>,
     /// Bytes a second.
     bandwidth: Option<u64>,
     /// Connections of an earlier generation are reset.
@@ -138,9 +141,15 @@ impl Proxy {
         self.change(|plan| plan.refuse = refuse);
     }
 
-    /// Every piece is late by this much.
+    /// Every piece is late by this much; they follow each other as closely as before.
     pub fn latency(&self, latency: Duration) {
         self.change(|plan| plan.latency = latency);
+    }
+
+    /// Loses packets as far as TCP lets anybody see it: every `every`th piece comes later by `stall`, the time until it is
+    /// sent again, and whatever follows on its connection waits behind it.
+    pub fn stalls(&self, every: u64, stall: Duration) {
+        self.change(|plan| plan.stalls = (every > 0).then_some((every, stall)));
     }
 
     /// The most bytes a second, in each direction of each connection.
@@ -279,33 +288,58 @@ struct Pipe {
 
 impl Pipe {
     async fn run(mut self, mut from: ReadHalf<'_>, mut to: WriteHalf<'_>) {
+        /// Pieces under way; more wait at the sender.
+        const MOST: usize = 64;
         let mut buffer = vec![0; 16 * 1024];
-        loop {
-            let read = match from.read(&mut buffer).await {
-                Ok(0) | Err(_) => break,
-                Ok(read) => read,
-            };
-            self.wait_until_open().await;
-            let (latency, bandwidth) = {
-                let plan = self.plan.borrow();
-                (plan.latency, plan.bandwidth)
-            };
-            if !latency.is_zero() {
-                sleep(latency).await;
-            }
-            let piece = bandwidth.map_or(read, |rate| usize::try_from(rate / 20).unwrap_or(read).clamp(1, read));
-            for piece in buffer[..read].chunks(piece) {
-                if let Some(rate) = bandwidth {
-                    sleep(Duration::from_secs_f64(piece.len() as f64 / rate as f64)).await;
-                    self.wait_until_open().await;
+        let mut under_way: VecDeque<(Instant, Vec<u8>)> = VecDeque::new();
+        let (mut ended, mut pieces, mut last_due) = (false, 0, Instant::now());
+        while !ended || !under_way.is_empty() {
+            let due = under_way.front().map(|(due, _)| *due);
+            tokio::select! {
+                biased;
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    let piece = under_way.pop_front().map(|(_, piece)| piece).unwrap_or_default();
+                    if !self.pass_slowly(&piece, &mut to).await {
+                        return;
+                    }
                 }
-                if !self.pass(piece, &mut to).await {
-                    return;
-                }
+                read = from.read(&mut buffer), if !ended && under_way.len() < MOST => match read {
+                    Ok(0) | Err(_) => ended = true,
+                    Ok(read) => {
+                        pieces += 1;
+                        last_due = last_due.max(Instant::now() + self.lateness(pieces));
+                        under_way.push_back((last_due, buffer[..read].to_vec()));
+                    }
+                },
             }
         }
         // An orderly end stays orderly.
         let _ = to.shutdown().await;
+    }
+
+    /// How late this piece is.
+    fn lateness(&self, number: u64) -> Duration {
+        let plan = self.plan.borrow();
+        let stall =
+            plan.stalls.filter(|(every, _)| number.is_multiple_of(*every)).map_or(Duration::ZERO, |(_, stall)| stall);
+        plan.latency + stall
+    }
+
+    /// Writes a piece as fast as it may pass; `false` when it was the last.
+    async fn pass_slowly(&mut self, piece: &[u8], to: &mut WriteHalf<'_>) -> bool {
+        self.wait_until_open().await;
+        let bandwidth = self.plan.borrow().bandwidth;
+        let most = bandwidth.map_or(piece.len(), |rate| usize::try_from(rate / 20).unwrap_or(usize::MAX));
+        for part in piece.chunks(most.clamp(1, piece.len().max(1))) {
+            if let Some(rate) = bandwidth {
+                sleep(Duration::from_secs_f64(part.len() as f64 / rate as f64)).await;
+                self.wait_until_open().await;
+            }
+            if !self.pass(part, to).await {
+                return false;
+            }
+        }
+        true
     }
 
     async fn wait_until_open(&mut self) {

@@ -12,11 +12,13 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::{
-    Case, Clock, Cx, Harness,
+    Case, Clock, Cx, Figures, Harness,
     case::Place,
     cases,
     cx::lock,
+    figures,
     mutant::{self, Broken, Mutant},
+    tools::UNSAID,
 };
 
 /// How long one case may take; a case that hangs is a failed one.
@@ -42,7 +44,9 @@ pub struct Suite {
     shared: OnceLock<Arc<dyn Harness>>,
     own: Mutex<Option<Arc<dyn Harness>>>,
     in_process: bool,
+    only_faults: bool,
     mutants: bool,
+    mutants_of: &'static [&'static str],
     /// Taken for writing by a case that must be alone.
     together: RwLock<()>,
     report: Mutex<Report>,
@@ -66,7 +70,9 @@ impl Suite {
         Self {
             name,
             in_process: false,
+            only_faults: false,
             mutants: false,
+            mutants_of: &[],
             start: Box::new(move |purpose| Arc::new(start(purpose))),
             shared: OnceLock::new(),
             own: Mutex::new(None),
@@ -83,6 +89,14 @@ impl Suite {
         self
     }
 
+    /// Only the faults that need a broker; for a backend that has another test for the rest, since the two need
+    /// different surroundings.
+    #[must_use]
+    pub fn only_faults(mut self) -> Self {
+        self.only_faults = true;
+        self
+    }
+
     /// Tests the suite itself too: each case must fail with each of its [mutants](crate::mutant). A backend that lives
     /// in the process does that for the cases that need no broker, one with a broker for the others.
     #[must_use]
@@ -91,11 +105,20 @@ impl Suite {
         self
     }
 
-    /// Runs what the command line asks for, as any test binary does; the `main` of a test with `harness = false`.
+    /// The same for these cases only, which need what not every broker has.
+    #[must_use]
+    pub fn and_mutants_of(mut self, cases: &'static [&'static str]) -> Self {
+        self.mutants_of = cases;
+        self
+    }
+
+    /// Runs what the command line asks for, as any test binary does; the `main` of a test with `harness = false`. Takes the
+    /// log of the process, which goes to standard error as `RUST_LOG` says.
     ///
     /// In a child process that a case has started, it does what that case wants and never returns.
     pub fn main(self) -> ExitCode {
         crate::child::run_if_child();
+        crate::captured::install();
         quiet_panics();
         let mut arguments = Arguments::from_args();
         arguments.test_threads.get_or_insert(THREADS);
@@ -122,9 +145,13 @@ impl Suite {
             };
             Trial::test(name, move || suite.run(case, mutant))
         };
-        let plain = cases::all().filter(|case| !(self.in_process && case.needs_broker())).map(|case| (case, None));
+        let belongs = |case: &&Case| !self.only_faults || case.id.starts_with('F') && case.needs_broker();
+        let plain = cases::all()
+            .filter(|case| !(self.in_process && case.needs_broker()))
+            .filter(belongs)
+            .map(|case| (case, None));
         let broken = cases::all()
-            .filter(|case| self.mutants && case.needs_broker() != self.in_process)
+            .filter(|case| self.mutants && case.needs_broker() != self.in_process || self.mutants_of.contains(&case.id))
             .flat_map(|case| mutant::of(case).map(move |mutant| (case, Some(mutant))));
         let (own, others): (Vec<_>, Vec<_>) = plain.chain(broken).partition(|(case, _)| case.place == Place::OwnBroker);
         // Those wait for each other: spread among the others, they keep the rest going.
@@ -176,6 +203,16 @@ impl Suite {
         if let Some(capability) = outcome.decided {
             report.decided.entry(capability).or_default().push(case.id);
         }
+        if mutant.is_none() {
+            let what = match (&outcome.result, outcome.decided) {
+                (Err(_), _) => "failed".to_owned(),
+                (Ok(()), Some(why)) if case.tool.is_some() => why.to_owned(),
+                (Ok(()), Some(capability)) => format!("not declared: {capability}"),
+                (Ok(()), None) => "passed".to_owned(),
+            };
+            figures::write(self.name, case.id, &what, outcome.figures.as_ref());
+        }
+        report.notes.extend(outcome.figures.iter().map(|figures| format!("{}: {figures}", case.id)));
         report.notes.extend(outcome.notes.iter().cloned());
         if report.left == 0 {
             println!("{}", report.text(self.name));
@@ -213,6 +250,10 @@ fn run_against(case: &'static Case, harness: &Arc<dyn Harness>, mutant: Option<&
     let Some(mutant) = mutant else { return run_case(case, harness) };
     let broken: Arc<dyn Harness> = Arc::new(Broken::new(Arc::clone(harness), mutant));
     let outcome = run_case(case, &broken);
+    if case.tool.is_some() && outcome.decided.is_some() && outcome.result.is_ok() {
+        // Another backend has what the case needs, and catches the mutant.
+        return Outcome { figures: None, ..outcome };
+    }
     let result = match outcome.result {
         Ok(()) => Err(format!("{case:?} does not notice that the backend {}", mutant.name.replace('_', " "))),
         Err(why) => {
@@ -221,7 +262,7 @@ fn run_against(case: &'static Case, harness: &Arc<dyn Harness>, mutant: Option<&
         }
     };
     // A broker that a broken run has left down is no fault of the next case.
-    Outcome { result, decided: None, notes: Vec::new() }
+    Outcome { result, decided: None, figures: None, notes: Vec::new() }
 }
 
 /// How one run of a case ended.
@@ -231,6 +272,8 @@ pub struct Outcome {
     pub result: Result<(), String>,
     /// The capability whose absence was tested instead.
     pub decided: Option<&'static str>,
+    /// What was counted.
+    pub figures: Option<Figures>,
     /// Lines for the summary.
     pub notes: Vec<String>,
 }
@@ -243,7 +286,11 @@ pub fn run_case(case: &'static Case, harness: &Arc<dyn Harness>) -> Outcome {
     let decided = case.decided_by(cx.capabilities());
     if case.needs_broker() && decided.is_none() && harness.broker().is_none() {
         let result = Err("this case needs a broker; the harness has none".to_owned());
-        return Outcome { result, decided, notes: Vec::new() };
+        return Outcome { result, decided, figures: None, notes: Vec::new() };
+    }
+    if let Some(Err(why)) = case.tool.map(|tool| (tool.given)(harness.as_ref())) {
+        let result = if why == UNSAID { Err(why.to_owned()) } else { Ok(()) };
+        return Outcome { result, decided: Some(why), figures: None, notes: Vec::new() };
     }
     let run = match case.gate {
         Some(gate) if decided.is_some() => gate.refusal,
@@ -251,8 +298,11 @@ pub fn run_case(case: &'static Case, harness: &Arc<dyn Harness>) -> Outcome {
     };
     let result = runtime.block_on(async {
         if let (Place::OwnBroker, Some(broker)) = (case.place, harness.broker()) {
-            // The case before may have left it down.
+            // The case before may have left it down, or in trouble.
             broker.start().await;
+            for trouble in [harness.alarm(), harness.throttle()].into_iter().flatten() {
+                trouble.turn(false).await;
+            }
         }
         let mut task = tokio::spawn(run(cx.clone()));
         let result = match tokio::time::timeout(CASE_LIMIT, &mut task).await {
@@ -271,7 +321,7 @@ pub fn run_case(case: &'static Case, harness: &Arc<dyn Harness>) -> Outcome {
         result
     });
     runtime.shutdown_timeout(Duration::from_millis(500));
-    Outcome { result, decided, notes: cx.take_notes() }
+    Outcome { result, decided, figures: cx.take_figures(), notes: cx.take_notes() }
 }
 
 fn runtime(clock: Clock) -> Runtime {

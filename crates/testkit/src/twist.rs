@@ -246,6 +246,10 @@ impl Backend for Twisted {
         self.twist.capabilities(self.backend.capabilities())
     }
 
+    fn check_address(&self, address: &Address) -> Result<()> {
+        self.backend.check_address(address)
+    }
+
     fn check(&self, settings: &Settings) -> Result<()> {
         self.twist.check(self.backend.as_ref(), settings)
     }

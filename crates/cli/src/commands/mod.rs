@@ -1,10 +1,12 @@
 //! One file for each command.
 
 pub(crate) mod backends;
+pub(crate) mod channels;
 pub(crate) mod check;
 pub(crate) mod consume;
 pub(crate) mod dead_letters;
 pub(crate) mod send;
+pub(crate) mod topology;
 
 use polymq::{Bus, BusBuilder};
 

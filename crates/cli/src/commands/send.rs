@@ -1,6 +1,6 @@
 //! `polymq send`: sends messages and waits until the broker has accepted them.
 
-use std::io::Read;
+use std::{io::Read, path::Path};
 
 use polymq::{BusBuilder, Message};
 use serde_json::json;
@@ -14,14 +14,14 @@ use crate::{
 
 pub(crate) async fn run(builder: BusBuilder, options: Send, output: &Output) -> Result<Exit, Failed> {
     // A body that cannot be read is found before anything is connected.
-    let message = message(&options)?;
+    let messages = messages(&options)?;
     let bus = connect(builder, output).await?;
     let address = address(&options.channel, options.topic);
     let mut channel = bus.channel(address.clone());
     if options.existing {
         channel = channel.existing();
     }
-    let messages = (0..options.count).map(|_| message.clone());
+    let count = messages.len();
     let results = channel.send_all(messages).await;
     let mut failed = Vec::new();
     for result in results {
@@ -34,28 +34,45 @@ pub(crate) async fn run(builder: BusBuilder, options: Send, output: &Output) -> 
         }
     }
     let closed = bus.close().await;
-    let count = failed.len();
+    let not_sent = failed.len();
     match failed.into_iter().next() {
         None => closed.map(|()| Exit::Done).map_err(Failed::from),
-        Some(error) if options.count == 1 => Err(error.into()),
+        Some(error) if count == 1 => Err(error.into()),
         Some(error) => {
-            let sentence = format!("{count} of {} messages were not sent; the first: {error}", options.count);
+            let sentence = format!("{not_sent} of {count} messages were not sent; the first: {error}");
             Err(Failed::new(Exit::of(error.kind()), sentence))
         }
     }
 }
 
-fn message(options: &Send) -> Result<Message, Failed> {
-    let body = if options.body == "-" {
-        let mut body = Vec::new();
-        std::io::stdin()
-            .lock()
-            .read_to_end(&mut body)
-            .map_err(|error| Failed::new(Exit::Failed, format!("stdin cannot be read: {error}")))?;
-        body
-    } else {
-        options.body.clone().into_bytes()
+/// What is to be sent.
+fn messages(options: &Send) -> Result<Vec<Message>, Failed> {
+    if let Some(path) = &options.lines {
+        let text = read(path)?;
+        let lines = text.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+        return Ok(lines.filter(|line| !line.is_empty()).map(|line| message(options, line.to_vec())).collect());
+    }
+    let body = match (&options.file, options.body.as_deref()) {
+        (Some(path), _) => read(path)?,
+        (None, Some("-")) => {
+            let mut body = Vec::new();
+            std::io::stdin()
+                .lock()
+                .read_to_end(&mut body)
+                .map_err(|error| Failed::new(Exit::Failed, format!("stdin cannot be read: {error}")))?;
+            body
+        }
+        (None, body) => body.unwrap_or_default().as_bytes().to_vec(),
     };
+    let message = message(options, body);
+    Ok(vec![message; options.count as usize])
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Failed> {
+    std::fs::read(path).map_err(|error| Failed::new(Exit::Usage, format!("{} cannot be read: {error}", path.display())))
+}
+
+fn message(options: &Send, body: Vec<u8>) -> Message {
     let content_type = match &options.content_type {
         Some(given) => given.clone(),
         None => looks_like(&body).to_owned(),
@@ -82,7 +99,7 @@ fn message(options: &Send) -> Result<Message, Failed> {
     if let Some(ttl) = options.expires {
         message = message.expires_in(ttl);
     }
-    Ok(message)
+    message
 }
 
 /// The media type that a body looks like.

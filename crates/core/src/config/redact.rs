@@ -1,8 +1,10 @@
 //! Keeps secrets out of logs, errors and debug output, in one place.
 
-use std::fmt;
+use std::{fmt, path::Path};
 
 use serde::Deserialize;
+
+use crate::{Error, ErrorKind, Result};
 
 /// A text that is never printed.
 #[derive(Clone, Default, PartialEq, Eq, Deserialize)]
@@ -14,6 +16,19 @@ impl Secret {
     #[must_use]
     pub fn new(secret: impl Into<String>) -> Self {
         Self(secret.into())
+    }
+
+    /// Reads a secret from the file that a setting names, without the line end behind it. Settings that name a file of a
+    /// secret are read again at every connect, so that a secret that is rotated there reaches the next connection.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] naming the setting and the file.
+    pub fn read(setting: &str, path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Error::new(ErrorKind::Config, format!("setting {setting:?}: {path:?} cannot be read: {error}"))
+                .with_hint("give the path of a file that holds nothing else and that this process may read")
+        })?;
+        Ok(Self(text.trim_end_matches(['\r', '\n']).to_owned()))
     }
 
     /// The secret itself, for the one place that hands it to the client library.

@@ -4,7 +4,9 @@ mod batch;
 mod extract;
 mod failure;
 mod function;
+mod layered;
 mod outcome;
+mod sends;
 mod service;
 
 pub use self::{
@@ -13,8 +15,10 @@ pub use self::{
     failure::Failure,
     function::{Blocking, Handler, blocking},
     outcome::{IntoOutcome, Outcome},
+    sends::Sends,
 };
 pub(crate) use self::{
     extract::States,
+    layered::layered,
     service::{BatchService, FunctionService, Service, Several},
 };

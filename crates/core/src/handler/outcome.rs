@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, time::Duration};
 
-use super::Failure;
+use super::{Failure, Sends};
 use crate::{Answer, Answered, Retry};
 
 /// What becomes of a message.
@@ -12,6 +12,8 @@ pub enum Outcome {
     Ack,
     /// It is done, and the one who asked gets this: what [`Answer`](crate::Answer) becomes.
     Answer(Answered),
+    /// It is done, and these are sent with its acknowledgement.
+    Send(Sends),
     /// It failed and is tried again by the failure policy; after the last attempt it is a dead letter.
     Retry {
         /// The delay, instead of the policy's backoff.
@@ -78,10 +80,10 @@ impl From<Failure> for Outcome {
     }
 }
 
-/// What a handler may return: nothing, an [`Answer`], an [`Outcome`], or a `Result` of these with any error.
+/// What a handler may return: nothing, an [`Answer`], [`Sends`], an [`Outcome`], or a `Result` of these with any error.
 #[diagnostic::on_unimplemented(
     message = "a handler cannot return `{Self}`",
-    note = "return (), Answer(value), Outcome, or Result<(), E> where E is polymq's Failure or implements std::error::Error"
+    note = "return (), Answer(value), Sends, Outcome, or Result<(), E> where E is polymq's Failure or implements std::error::Error"
 )]
 pub trait IntoOutcome {
     /// The outcome.

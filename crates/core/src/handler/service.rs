@@ -5,25 +5,25 @@ use std::{
     any::TypeId,
     marker::PhantomData,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
 
-use super::{Batch, BatchHandler, FromDelivery, Handler, Outcome, View};
+use super::{Batch, BatchHandler, FromDelivery, Handler, Outcome, Sends, View, layered};
 use crate::{
-    Error, Message,
-    layer::NextHandle,
+    Error,
     runner::{DONE, Tried, Work},
 };
 
 /// A handler of any type.
 pub(crate) trait Service: Send + Sync {
-    /// Handles and settles messages at the front of `work` for as long as they are for the service at `index`.
+    /// Handles and settles the front of `work`, which is for the service at `index`, and what follows for as long as
+    /// that is for it too.
     /// Dropping the future leaves what is not settled in `work`.
     fn drive<'a>(&'a self, index: usize, work: &'a mut Work) -> BoxFuture<'a, ()>;
 
-    /// Calls the handler once, outside of any settling; how [`Several`] reaches its parts.
+    /// Calls the handler once, outside of any settling and inside of all layers.
     fn call<'a>(&'a self, view: View<'a>) -> BoxFuture<'a, Tried>;
 
     /// The type that decides which kinds it takes.
@@ -50,50 +50,19 @@ impl<H, Args> FunctionService<H, Args> {
 impl<H: Handler<Args>, Args: 'static> FunctionService<H, Args> {
     async fn attempt(&self, view: View<'_>) -> Tried {
         let calling = AssertUnwindSafe(async {
-            if view.bus.parts().layers.is_empty() {
-                match self.0.call(&view) {
-                    Ok(running) => Tried::Outcome(running.await),
-                    Err(error) => Tried::Undecodable(error),
-                }
-            } else {
-                self.attempt_with_layers(&view).await
+            match self.0.call(&view) {
+                Ok(running) => Tried::Outcome(running.await),
+                Err(error) => Tried::Undecodable(error),
             }
         });
         calling.catch_unwind().await.unwrap_or_else(|panic| Tried::panicked(panic.as_ref()))
-    }
-
-    #[cold]
-    async fn attempt_with_layers(&self, view: &View<'_>) -> Tried {
-        // The layers between see an outcome only; that it was the body's fault is kept aside for the policy.
-        let undecodable = Mutex::new(None::<Error>);
-        let last = |message: Message| -> BoxFuture<'_, Outcome> {
-            let undecodable = &undecodable;
-            Box::pin(async move {
-                let calling = self.0.call(&View { message: &message, ..*view });
-                match calling {
-                    Ok(running) => running.await,
-                    Err(error) => {
-                        let outcome = Outcome::reject(error.to_string());
-                        *undecodable.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                        outcome
-                    }
-                }
-            })
-        };
-        let layers = &view.bus.parts().layers;
-        let next = NextHandle { address: view.address, attempt: view.attempt, layers, last: &last };
-        let outcome = next.handle(view.message.clone()).await;
-        match undecodable.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some(error) => Tried::Undecodable(error),
-            None => Tried::Outcome(outcome),
-        }
     }
 }
 
 impl<H: Handler<Args>, Args: 'static> Service for FunctionService<H, Args> {
     fn drive<'a>(&'a self, index: usize, work: &'a mut Work) -> BoxFuture<'a, ()> {
         Box::pin(async move {
-            while work.starts(index) {
+            loop {
                 let env = work.env();
                 let tried = if env.is_plain() {
                     // The same as `attempt` in one piece, so that nothing of the message is moved.
@@ -107,12 +76,14 @@ impl<H: Handler<Args>, Args: 'static> Service for FunctionService<H, Args> {
                     }
                 } else {
                     // Boxed, so that the future of the plain way, which is made for every fetch, stays small.
-                    Box::pin(env.guard(work.token(), self.attempt(work.view()))).await
+                    Box::pin(env.guard(work.token(), layered(self, work.view()))).await
                 };
-                if matches!(tried, Tried::Outcome(Outcome::Ack)) && work.ack_front() {
-                    continue;
+                if !matches!(tried, Tried::Outcome(Outcome::Ack)) || !work.ack_front() {
+                    work.settle(self, tried).await;
                 }
-                work.settle(self, tried).await;
+                if !work.starts(index) {
+                    return;
+                }
             }
         })
     }
@@ -147,13 +118,10 @@ impl<H: BatchHandler<T>, T: FromDelivery + Send + 'static> BatchService<H, T> {
     /// Extracts from as many messages at the front as are for this service; `Err` when the first cannot be.
     fn extract(&self, index: usize, work: &Work) -> Result<Vec<T>, Error> {
         let mut values = Vec::with_capacity(work.len().min(self.max));
-        for at in 0..self.max {
-            if !work.is_for(at, index) {
-                break;
-            }
-            match T::from_delivery(&work.view_at(at)) {
+        for view in work.views(index).take(self.max) {
+            match T::from_delivery(&view) {
                 Ok(value) => values.push(value),
-                Err(error) if at == 0 => return Err(error),
+                Err(error) if values.is_empty() => return Err(error),
                 // It is the front of the next batch, where it goes its own way.
                 Err(_) => break,
             }
@@ -166,6 +134,12 @@ impl<H: BatchHandler<T>, T: FromDelivery + Send + 'static> Service for BatchServ
     fn drive<'a>(&'a self, index: usize, work: &'a mut Work) -> BoxFuture<'a, ()> {
         Box::pin(async move {
             while work.starts(index) {
+                if !work.env().bus.parts().layers.is_empty() {
+                    // Layers are around single messages: one at a time, through all of them.
+                    let tried = work.env().guard(work.token(), layered(self, work.view())).await;
+                    work.settle(self, tried).await;
+                    continue;
+                }
                 let values = match catch_unwind(AssertUnwindSafe(|| self.extract(index, work))) {
                     Ok(Ok(values)) => values,
                     Ok(Err(error)) => {
@@ -180,7 +154,7 @@ impl<H: BatchHandler<T>, T: FromDelivery + Send + 'static> Service for BatchServ
                 let count = values.len();
                 let calling = AssertUnwindSafe(async { self.handler.call(Batch(values)).await }).catch_unwind();
                 let calling = work.env().within_time(calling);
-                let outcomes = match work.env().lent(&work.tokens(count), calling).await {
+                let outcomes = match work.env().lent(&work.lent_tokens(count), calling).await {
                     Ok(Ok(outcome)) => outcome.each(count),
                     Ok(Err(panic)) => {
                         Some((0..count).map(|_| Tried::panicked(panic.as_ref()).into_outcome()).collect())
@@ -244,7 +218,7 @@ impl Several {
             Some(names) => names.split(',').collect(),
             None => Vec::new(),
         };
-        let (mut failed, mut answer) = (None, None);
+        let (mut failed, mut answer, mut sending) = (None, None, None::<Sends>);
         for (name, part) in &self.0 {
             if done.contains(&name.as_str()) {
                 continue;
@@ -255,11 +229,17 @@ impl Several {
                     done.push(name);
                     answer = answer.or(Some(value));
                 }
+                // Not done before it is sent: where another one fails, it is called again.
+                Tried::Outcome(Outcome::Send(sends)) => sending.get_or_insert_default().extend(sends),
                 other => failed = failed.or(Some(other)),
             }
         }
         match failed {
-            None => Tried::Outcome(answer.map_or(Outcome::Ack, Outcome::Answer)),
+            None => Tried::Outcome(match (sending, answer) {
+                (Some(_), Some(_)) => Outcome::reject("one of its handlers answers and another one sends"),
+                (Some(sends), None) => Outcome::Send(sends),
+                (None, answer) => answer.map_or(Outcome::Ack, Outcome::Answer),
+            }),
             Some(failed) => Tried::Partly { done: done.join(","), failed: Box::new(failed) },
         }
     }
@@ -270,7 +250,7 @@ impl Service for Several {
         Box::pin(async move {
             while work.starts(index) {
                 let env = work.env();
-                let tried = env.guard(work.token(), self.attempt(work.view())).await;
+                let tried = env.guard(work.token(), layered(self, work.view())).await;
                 work.settle(self, tried).await;
             }
         })

@@ -4,7 +4,6 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, Weak},
     task::Waker,
     time::Duration,
-    vec,
 };
 
 use tokio::{sync::oneshot, time::Instant};
@@ -17,8 +16,8 @@ use super::{
     space::lock,
 };
 use crate::{
-    Address, ChannelKind, Completer, Completion, Error, ErrorKind, Incoming, Message, MessageId, Receipt, Result,
-    Stats, clock,
+    Address, ChannelKind, Completer, Completion, Error, ErrorKind, Incoming, Message, MessageId, Outgoing, Receipt,
+    Result, Stats, clock,
 };
 
 /// A queue, or a topic with the queues of its groups: one lock for all of them, so that a message is in every one
@@ -262,12 +261,7 @@ impl Channel {
     }
 
     /// Takes messages into the only queue of the channel, under one lock, until one needs more than that.
-    pub(super) fn send_many(
-        &self,
-        messages: &mut vec::IntoIter<Message>,
-        max_payload: usize,
-        answers: &mut Vec<Completion<Receipt>>,
-    ) {
+    pub(super) fn send_many(&self, messages: &mut Outgoing, max_payload: usize, receipts: &mut Vec<Result<Receipt>>) {
         let is_plain = |message: &Message| {
             message.payload().len() <= max_payload && message.deliver_at().is_none() && message.id().is_some()
         };
@@ -275,10 +269,9 @@ impl Channel {
         let mut state = self.state();
         let alone = state.is_alone();
         if let ([queue], true) = (state.queues.as_mut_slice(), alone) {
-            let count = queue.fitting(messages.as_slice(), is_plain);
-            let receipts = messages.as_slice()[..count].iter().map(receipt);
-            answers.extend(receipts.map(|receipt| Completion::ready(Ok(receipt))));
-            queue.push_many(messages.by_ref().take(count), &mut after);
+            let count = queue.admit(&mut messages.0, is_plain);
+            receipts.extend(messages.iter().take(count).map(|message| Ok(receipt(message))));
+            queue.push_many(&mut messages.0, count, &mut after);
         }
         drop(state);
         after.run();

@@ -1,8 +1,11 @@
+use std::sync::Arc;
+
 use serde::Deserialize;
 
 use super::{NAME, queue::UNIT};
 use crate::{
-    Capabilities, Delay, DeliveryCount, Error, ErrorKind, Key, Order, RedeliveryOrder, Result, Settings, Support,
+    Backend, Capabilities, Delay, DeliveryCount, Error, ErrorKind, Key, Order, RedeliveryOrder, Registry, Result,
+    Settings, Support,
 };
 
 pub(super) const KEYS: &[Key] = &[
@@ -10,6 +13,7 @@ pub(super) const KEYS: &[Key] = &[
     Key { name: "capacity", default: "100000", help: "messages that a queue holds before senders wait" },
     Key { name: "capacity_bytes", default: "268435456", help: "bytes that a queue holds before senders wait" },
     Key { name: "max_payload", default: "16777216", help: "the largest body in bytes" },
+    Key { name: "like", default: "", help: "a linked backend; what it cannot do or carry is refused here too" },
 ];
 
 /// The settings of a connection.
@@ -21,8 +25,12 @@ pub(super) struct Config {
     capacity: usize,
     capacity_bytes: usize,
     max_payload: usize,
+    like: String,
     #[serde(skip)]
     space: String,
+    /// What [`like`](Self::like) names.
+    #[serde(skip)]
+    model: Option<Arc<dyn Backend>>,
 }
 
 impl Default for Config {
@@ -32,7 +40,9 @@ impl Default for Config {
             capacity: 100_000,
             capacity_bytes: 256 * 1024 * 1024,
             max_payload: 16 * 1024 * 1024,
+            like: String::new(),
             space: String::new(),
+            model: None,
         }
     }
 }
@@ -55,6 +65,9 @@ impl Config {
             }
         }
         config.space = space(&config.url)?;
+        if !config.like.is_empty() {
+            config.model = Some(Arc::clone(&*Registry::linked().backend(&config.like)?));
+        }
         Ok(config)
     }
 
@@ -66,11 +79,19 @@ impl Config {
         Limits { messages: self.capacity, size: self.capacity_bytes as u64 / UNIT }
     }
 
-    pub(super) fn max_payload(&self) -> usize {
-        self.max_payload
+    /// What it stands for, if it is to be as strict as another backend.
+    pub(super) fn model(&self) -> Option<&Arc<dyn Backend>> {
+        self.model.as_ref()
     }
 
     pub(super) fn capabilities(&self) -> Capabilities {
+        match &self.model {
+            Some(model) => self.own_capabilities().limited_to(&model.capabilities()),
+            None => self.own_capabilities(),
+        }
+    }
+
+    fn own_capabilities(&self) -> Capabilities {
         Capabilities {
             queues: true,
             topics: true,

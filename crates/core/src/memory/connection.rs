@@ -20,8 +20,8 @@ use super::{
     space::{Space, lock},
 };
 use crate::{
-    Address, Capabilities, ChannelKind, Connection, ConsumeOptions, Consumer, Error, ErrorKind, HealthReporter,
-    HealthWatch, Listed, Message, ProduceOptions, Producer, Result, Start, Stats,
+    Address, Backend, Capabilities, ChannelKind, Connection, ConsumeOptions, Consumer, Error, ErrorKind,
+    HealthReporter, HealthWatch, Listed, Message, ProduceOptions, Producer, Result, Start, Stats,
 };
 
 /// How long closing waits for sends that wait for room; without a bound, a full queue that nobody reads would
@@ -33,6 +33,8 @@ pub(super) struct MemoryConnection {
     limits: Limits,
     capabilities: Capabilities,
     max_payload: usize,
+    /// The backend that it is as strict as.
+    model: Option<Arc<dyn Backend>>,
     link: Arc<Link>,
 }
 
@@ -85,11 +87,13 @@ impl Link {
 
 impl MemoryConnection {
     pub(super) fn new(config: &Config) -> Self {
+        let capabilities = config.capabilities();
         Self {
             space: Space::named(config.space()),
             limits: config.limits(),
-            capabilities: config.capabilities(),
-            max_payload: config.max_payload(),
+            max_payload: capabilities.max_payload.unwrap_or(usize::MAX),
+            capabilities,
+            model: config.model().cloned(),
             link: Arc::new(Link::new()),
         }
     }
@@ -148,6 +152,10 @@ impl Connection for MemoryConnection {
 
     fn health(&self) -> HealthWatch {
         self.link.health.watch()
+    }
+
+    fn check_address(&self, address: &Address) -> Result<()> {
+        self.model.as_ref().map_or(Ok(()), |model| model.check_address(address))
     }
 
     async fn producer(&self, address: &Address, options: &ProduceOptions) -> Result<Box<dyn Producer>> {
@@ -227,12 +235,15 @@ impl Connection for MemoryConnection {
     }
 
     async fn stats(&self, address: &Address, group: Option<&str>) -> Result<Stats> {
+        if !self.capabilities().stats {
+            return Err(Error::unsupported(NAME, "counting what waits").with_channel(address.name()));
+        }
         self.channel(address, "stats", false)?.stats(group)
     }
 
     async fn purge(&self, address: &Address) -> Result<u64> {
-        if address.kind() == ChannelKind::Topic {
-            return Err(Error::unsupported(NAME, "emptying a topic").with_channel(address.name()));
+        if address.kind() == ChannelKind::Topic || !self.capabilities().purge {
+            return Err(Error::unsupported(NAME, "emptying this channel").with_channel(address.name()));
         }
         self.channel(address, "purge", false)?.purge()
     }

@@ -12,9 +12,12 @@ use super::{
     NAME,
     channel::{Channel, receipt},
     connection::Link,
-    queue::{Ticket, first_attempt},
+    queue::Ticket,
 };
-use crate::{Completion, Error, ErrorKind, Message, MessageId, Producer, Receipt, Result};
+use crate::{Completion, Error, ErrorKind, Message, MessageId, Outgoing, Producer, Receipt, Result};
+
+/// Few enough messages to stay in the processor's first cache together with what they become.
+const CHUNK: usize = 32;
 
 pub(super) struct MemoryProducer {
     channel: Arc<Channel>,
@@ -65,8 +68,7 @@ impl Producer for MemoryProducer {
         let Some(queue) = channel.queue() else { return self.channel.send(channel, message, size, self.link.id()) };
         // Written out here because each function on the way moves the message once more.
         let receipt = receipt(&message);
-        let token = queue.next_token(size);
-        let waiting = queue.push(first_attempt(message, token));
+        let waiting = queue.push(message, size);
         drop(channel);
         if let Some(waiting) = waiting {
             waiting.wake();
@@ -74,15 +76,14 @@ impl Producer for MemoryProducer {
         Completion::ready(Ok(receipt))
     }
 
-    fn send_many(&self, messages: Vec<Message>) -> Vec<Completion<Receipt>> {
-        let mut answers = Vec::with_capacity(messages.len());
-        let mut messages = messages.into_iter();
+    fn send_many(&self, messages: &mut Outgoing, receipts: &mut Vec<Result<Receipt>>) {
         if !self.is_closed() {
-            self.channel.send_many(&mut messages, self.max_payload, &mut answers);
+            self.channel.send_many(messages, self.max_payload, receipts);
         }
-        // What is left has something that the short way does not know.
-        answers.extend(messages.map(|message| self.send(message)));
-        answers
+    }
+
+    fn at_once(&self) -> usize {
+        CHUNK
     }
 
     async fn flush(&self) -> Result<()> {

@@ -1,6 +1,6 @@
 use std::{
     collections::{BTreeMap, VecDeque},
-    fmt,
+    fmt, iter,
     sync::{Arc, Weak},
     task::Waker,
 };
@@ -74,7 +74,7 @@ fn redelivery(message: Message, ticket: Ticket) -> Incoming {
 
 /// A message that was sent just now, as it is handed out.
 #[inline(always)]
-pub(super) fn first_attempt(message: Message, token: Token) -> Incoming {
+fn first_attempt(message: Message, token: Token) -> Incoming {
     Incoming { message, token, attempt: Some(1), channel: None, details: None }
 }
 
@@ -144,44 +144,48 @@ impl Queue {
 
     /// The token of the next message that is sent, which takes up this size from now on.
     #[inline]
-    pub(super) fn next_token(&mut self, size: u64) -> Token {
+    fn next_token(&mut self, size: u64) -> Token {
         let ticket = Ticket::new(self.next_place, 1, size);
         self.next_place = self.next_place.wrapping_add(1);
         self.size += size;
         Token(ticket.0)
     }
 
-    /// Adds a message that was sent, with its token; gives back who is to be woken.
+    /// Adds a message that was sent; gives back who is to be woken.
     #[inline(always)] // A call would move the message once more.
-    pub(super) fn push(&mut self, entry: Incoming) -> Option<Arc<Share>> {
-        self.ready.push_back(entry);
+    pub(super) fn push(&mut self, message: Message, size: u64) -> Option<Arc<Share>> {
+        let token = self.next_token(size);
+        // Extended, not pushed: there is room before the entry is made, and it is made where it stays.
+        self.ready.extend(iter::once(message).map(|message| first_attempt(message, token)));
         let first = self.waiting.pop_front()?;
         self.woken += 1;
         Some(first)
     }
 
-    /// How many of the first messages are plain and may be added.
-    pub(super) fn fitting(&self, messages: &[Message], is_plain: impl Fn(&Message) -> bool) -> usize {
-        let (mut len, mut size) = (self.len(), self.size);
-        let fits = |message: &&Message| {
-            let next = size + Ticket::size_of(message);
-            let fits = len == 0 || (len < self.limits.messages && next <= self.limits.size);
-            (len, size) = (len + 1, next);
-            fits && is_plain(message)
-        };
-        messages.iter().take_while(fits).count()
+    /// Gives tokens to the first of these that are plain and may be added; tells how many.
+    pub(super) fn admit(&mut self, entries: &mut VecDeque<Incoming>, is_plain: impl Fn(&Message) -> bool) -> usize {
+        let before = self.len();
+        let mut len = before;
+        for entry in entries {
+            let size = Ticket::size_of(&entry.message);
+            let fits = len == 0 || (len < self.limits.messages && self.size + size <= self.limits.size);
+            if !fits || !is_plain(&entry.message) {
+                break;
+            }
+            (entry.token, entry.attempt) = (self.next_token(size), Some(1));
+            len += 1;
+        }
+        len - before
     }
 
-    /// Adds messages that were sent and fit.
-    pub(super) fn push_many(&mut self, messages: impl Iterator<Item = Message>, after: &mut After) {
-        let first = self.ready.len();
-        // Written at once to where they wait: built elsewhere, each would be moved once more.
-        self.ready.extend(messages.map(|message| first_attempt(message, Token(0))));
-        for at in first..self.ready.len() {
-            let token = self.next_token(Ticket::size_of(&self.ready[at].message));
-            self.ready[at].token = token;
+    /// Adds the first `count` of these, which were admitted.
+    pub(super) fn push_many(&mut self, entries: &mut VecDeque<Incoming>, count: usize, after: &mut After) {
+        if count == entries.len() {
+            self.ready.append(entries);
+        } else {
+            self.ready.extend(entries.drain(..count));
         }
-        for _ in 0..(self.ready.len() - first).min(self.waiting.len()) {
+        for _ in 0..count.min(self.waiting.len()) {
             self.wake_one(after);
         }
     }
@@ -190,8 +194,7 @@ impl Queue {
     pub(super) fn push_at(&mut self, message: Message, size: u64, due: Option<Instant>, after: &mut After) {
         match due {
             None => {
-                let token = self.next_token(size);
-                self.push(first_attempt(message, token)).into_iter().for_each(|share| after.wake(share));
+                self.push(message, size).into_iter().for_each(|share| after.wake(share));
             }
             Some(due) => {
                 self.size += size;
@@ -308,6 +311,10 @@ impl Queue {
         }
         if !self.ready.is_empty() {
             return Taken::NoRoom;
+        }
+        if self.ready.capacity() == 0 && into.is_empty() {
+            // Who waits leaves its memory to what comes: one buffer less that the processor's cache has to hold.
+            self.ready = std::mem::take(into).into();
         }
         share.set_waker(waker);
         if waits && !listed {

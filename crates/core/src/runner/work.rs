@@ -10,8 +10,11 @@ use futures_util::future::BoxFuture;
 
 use super::{Env, Handled, HandlerError, Tried};
 use crate::{
-    AckMode, Bus, Delivery, ErrorKind, Fate, Incoming, Message, Outcome, Result, RetryMode, SettleError, Token, View,
-    delivery::attempt_of, handler::Service, request::ReplyAddress,
+    AckMode, Bus, Channel, Delivery, ErrorKind, Fate, Incoming, Message, Outcome, Result, RetryMode, SettleError,
+    Token, View,
+    delivery::attempt_of,
+    handler::{Service, layered},
+    request::ReplyAddress,
 };
 
 /// System header: the handlers of several that have succeeded with the message.
@@ -48,12 +51,17 @@ impl Work {
         self.pending.extend(fetched);
     }
 
-    /// Adds what was fetched and leaves `fetched` empty. Nothing is moved when nothing was left: the two exchange
-    /// their memory.
+    /// Gives the memory of what is done for the next fetch: one buffer less that the processor's cache has to hold.
+    pub(crate) fn lend(&mut self, fetched: &mut Vec<Incoming>) {
+        if self.pending.is_empty() && fetched.capacity() == 0 {
+            *fetched = std::mem::take(&mut self.pending).into();
+        }
+    }
+
+    /// Adds what was fetched and leaves `fetched` empty. Nothing is moved when nothing was left.
     pub(crate) fn refill(&mut self, fetched: &mut Vec<Incoming>) {
-        if self.pending.is_empty() {
-            let spare = Vec::from(std::mem::take(&mut self.pending));
-            self.pending = std::mem::replace(fetched, spare).into();
+        if self.pending.is_empty() && !fetched.is_empty() {
+            self.pending = std::mem::take(fetched).into();
         } else {
             self.pending.extend(fetched.drain(..));
         }
@@ -79,24 +87,29 @@ impl Work {
         self.pending.front().map(|front| front.token).unwrap_or_default()
     }
 
-    /// The tokens of so many at the front.
-    pub(crate) fn tokens(&self, count: usize) -> Vec<Token> {
+    /// The tokens of so many at the front, where the broker lends messages.
+    pub(crate) fn lent_tokens(&self, count: usize) -> Vec<Token> {
+        let count = if self.env.lease.is_some() { count } else { 0 };
         self.pending.iter().take(count).map(|pending| pending.token).collect()
     }
 
     /// What the handler of the front sees.
     pub(crate) fn view(&self) -> View<'_> {
-        self.view_at(0)
+        let front = &self.pending[0];
+        View { attempt: attempt_of(front) + self.in_place, ..self.view_of(front) }
     }
 
-    pub(crate) fn view_at(&self, at: usize) -> View<'_> {
-        let (env, incoming) = (&*self.env, &self.pending[at]);
+    /// What the handler of a message sees that was not tried again in place.
+    #[inline]
+    fn view_of<'a>(&'a self, incoming: &'a Incoming) -> View<'a> {
+        let env = &*self.env;
         View {
             message: &incoming.message,
-            attempt: attempt_of(incoming) + if at == 0 { self.in_place } else { 0 },
+            attempt: attempt_of(incoming),
             channel: incoming.channel.as_deref().unwrap_or(env.origin.address.name()),
             details: incoming.details.as_deref(),
             address: &env.origin.address,
+            group: env.origin.group.as_deref(),
             bus: &env.bus,
             states: &env.states,
             accept: &env.accept,
@@ -104,14 +117,22 @@ impl Work {
         }
     }
 
+    /// What a handler of many sees of those at the front, up to the first that is not for the entry at `index`.
+    pub(crate) fn views(&self, index: usize) -> impl Iterator<Item = View<'_>> {
+        let mut tried = self.in_place;
+        self.pending.iter().take_while(move |incoming| self.is_for(incoming, index)).map(move |incoming| {
+            let view = self.view_of(incoming);
+            View { attempt: view.attempt + std::mem::take(&mut tried), ..view }
+        })
+    }
+
     fn attempt(&self) -> u32 {
         self.pending.front().map_or(1, attempt_of) + self.in_place
     }
 
-    /// Whether the message at `at` is for the entry at `index` and nothing else is to be decided about it.
+    /// Whether the message is for the entry at `index` and nothing else is to be decided about it.
     #[inline]
-    pub(crate) fn is_for(&self, at: usize, index: usize) -> bool {
-        let Some(incoming) = self.pending.get(at) else { return false };
+    fn is_for(&self, incoming: &Incoming, index: usize) -> bool {
         !incoming.message.is_expired()
             && attempt_of(incoming) <= self.env.policy.max_attempts
             && self.env.find(&incoming.message) == Some(index)
@@ -119,7 +140,9 @@ impl Work {
 
     /// Whether the entry at `index` goes on with the front.
     pub(crate) fn starts(&mut self, index: usize) -> bool {
-        self.is_for(0, index) && self.may_start() && (self.env.retries.is_none() || self.attempt() == 1)
+        self.pending.front().is_some_and(|front| self.is_for(front, index))
+            && self.may_start()
+            && (self.env.retries.is_none() || self.attempt() == 1)
     }
 
     fn may_start(&self) -> bool {
@@ -185,7 +208,7 @@ impl Work {
                 }
                 self.acked = true;
             }
-            let tried = env.guard(self.token(), service.call(self.view())).await;
+            let tried = env.guard(self.token(), layered(service.as_ref(), self.view())).await;
             self.settle(service.as_ref(), tried).await;
         })
     }
@@ -195,13 +218,14 @@ impl Work {
         if self.env.callbacks.handled.is_some() {
             return false;
         }
-        let mut settling = self.env.origin.settler.ack(self.token());
-        match settling.try_take() {
-            Some(Err(error)) => self.not_acknowledged(&error),
+        match self.env.origin.settler.ack(self.token()).at_hand() {
+            Ok(Err(error)) => self.not_acknowledged(&error),
             // An answer that comes later can only be that the message comes again: nobody needs to wait for it.
-            Some(Ok(())) | None => self.env.control.succeeded(1),
+            Ok(Ok(())) | Err(_) => self.env.control.succeeded(1),
         }
-        self.pop();
+        (self.in_place, self.acked) = (0, false);
+        // Dropped where it is: taken out, it would be moved once more.
+        self.pending.drain(..self.pending.len().min(1));
         true
     }
 
@@ -212,9 +236,9 @@ impl Work {
         }
         self.tokens.clear();
         self.tokens.extend(self.pending.iter().take(count).map(|front| front.token));
-        match self.env.origin.settler.ack_many(&self.tokens).try_take() {
-            Some(Err(error)) => self.not_acknowledged(&error),
-            Some(Ok(())) | None => self.env.control.succeeded(count as u64),
+        match self.env.origin.settler.ack_many(&self.tokens).at_hand() {
+            Ok(Err(error)) => self.not_acknowledged(&error),
+            Ok(Ok(())) | Err(_) => self.env.control.succeeded(count as u64),
         }
         self.in_place = 0;
         self.pending.drain(..count);
@@ -254,7 +278,7 @@ impl Work {
                     Some(limit) => limit.acquire().await.ok(),
                     None => None,
                 };
-                tried = env.guard(self.token(), service.call(self.view())).await;
+                tried = env.guard(self.token(), layered(service, self.view())).await;
             }
         })
     }
@@ -300,12 +324,14 @@ impl Work {
                     env.control.succeeded(1);
                     self.finish(Settlement::Answer(&reply)).await;
                 }
-                Err(error) => {
-                    env.control.failed(env.policy.pause_after_failures);
-                    let reason = format!("its answer cannot be sent: {error}");
-                    self.report(&reason, attempt);
-                    self.give_up(env.policy.exhausted, &reason, Some(&reason)).await;
+                Err(error) => self.cannot_send("its answer", &error, attempt).await,
+            },
+            Outcome::Send(sends) => match sends.messages(&env.bus) {
+                Ok(messages) => {
+                    env.control.succeeded(1);
+                    self.finish(Settlement::Send(&messages)).await;
                 }
+                Err(error) => self.cannot_send("what it sends", &error, attempt).await,
             },
             Outcome::Drop { reason } => {
                 counters.dropped.fetch_add(1, Ordering::Relaxed);
@@ -340,6 +366,15 @@ impl Work {
             }
         }
         None
+    }
+
+    /// What a handler has returned can never leave.
+    async fn cannot_send(&mut self, what: &str, error: &crate::Error, attempt: u32) {
+        let env = Arc::clone(&self.env);
+        env.control.failed(env.policy.pause_after_failures);
+        let reason = format!("{what} cannot be sent: {error}");
+        self.report(&reason, attempt);
+        self.give_up(env.policy.exhausted, &reason, Some(&reason)).await;
     }
 
     fn report(&self, error: &str, attempt: u32) {
@@ -378,6 +413,13 @@ impl Work {
             {
                 tracing::warn!(channel = env.origin.address.name(), %error, "not answered");
             }
+            if let Settlement::Send(messages) = settlement {
+                for (channel, message) in messages {
+                    if let Err(error) = channel.send_message(message.clone()).await {
+                        tracing::warn!(channel = env.origin.address.name(), %error, "not sent");
+                    }
+                }
+            }
             // The mode says that the first settlement is the last, whatever the handler did.
             if acked {
                 delivery.forget();
@@ -399,6 +441,20 @@ impl Work {
                 Err(error) => error.into_parts(),
             };
             env.callbacks.transport_error(&env.origin.address, &error);
+            let (error, again) = match settlement {
+                // It can never leave: what was to be answered with it is kept by the dead letters.
+                Settlement::Send(_) if is_hopeless(&error) => {
+                    let reason = format!("what it sends cannot be sent: {error}");
+                    match again.bury(&reason, Some(&reason)).await {
+                        Ok(()) => {
+                            env.control.counters.dead_lettered.fetch_add(1, Ordering::Relaxed);
+                            return;
+                        }
+                        Err(error) => error.into_parts(),
+                    }
+                }
+                _ => (error, again),
+            };
             if matches!(error.kind(), ErrorKind::Stale | ErrorKind::Closed) {
                 tracing::warn!(channel = env.origin.address.name(), %error, "not settled; the message comes again");
                 again.release();
@@ -416,11 +472,18 @@ impl Work {
     }
 }
 
+/// Whether a message can never be sent to where it should go.
+fn is_hopeless(error: &crate::Error) -> bool {
+    use ErrorKind::{InvalidInput, PermissionDenied, Refused, TooLarge, Unroutable, Unsupported};
+    matches!(error.kind(), InvalidInput | PermissionDenied | Refused | TooLarge | Unroutable | Unsupported)
+}
+
 /// What is to be done with a delivery.
 #[derive(Clone, Copy)]
 enum Settlement<'a> {
     Ack,
     Answer(&'a Message),
+    Send(&'a [(Channel, Message)]),
     Drop(&'a str),
     Defer(Duration),
     Retry(Duration, &'a str),
@@ -430,7 +493,7 @@ enum Settlement<'a> {
 impl Settlement<'_> {
     fn name(self) -> &'static str {
         match self {
-            Self::Ack | Self::Answer(_) => "acked",
+            Self::Ack | Self::Answer(_) | Self::Send(_) => "acked",
             Self::Drop(_) => "dropped",
             Self::Defer(_) => "deferred",
             Self::Retry(..) => "retried",
@@ -447,6 +510,7 @@ impl Settlement<'_> {
         match self {
             Self::Ack => delivery.ack().await,
             Self::Answer(reply) => delivery.answer(bus, reply.clone()).await,
+            Self::Send(messages) => delivery.ack_with(messages).await,
             Self::Drop(reason) => delivery.drop_message(reason).await,
             Self::Defer(after) => delivery.again(attempt, after, None).await,
             Self::Retry(after, error) => delivery.again(attempt.saturating_add(1), after, Some(error)).await,

@@ -60,7 +60,9 @@ impl Worker {
         let outcome = self.serve().await;
         let closed = self.consumer.close().await;
         self.drain().await;
-        outcome.and(closed)
+        // Once more: what the handlers have settled since then is told too, before the process may end.
+        let flushed = self.consumer.close().await;
+        outcome.and(closed).and(flushed)
     }
 
     async fn serve(&mut self) -> Result<()> {
@@ -90,6 +92,7 @@ impl Worker {
             }
             self.tell_running(self.running.len());
             let room = self.room(limit);
+            self.work.lend(&mut self.fetched);
             let outcome = tokio::select! {
                 // What ends or changes this is looked at above too: messages at hand cannot hide it.
                 biased;
@@ -122,7 +125,6 @@ impl Worker {
     }
 
     async fn work_alone(&mut self) {
-        let env = Arc::clone(&self.env);
         self.tell_running(1);
         {
             // Pinned here: the macro would move it.
@@ -130,7 +132,8 @@ impl Worker {
             tokio::select! {
                 biased;
                 () = working => {}
-                () = env.cancelled.cancelled() => {}
+                // Inside a block, so that nothing is made while no handler waits.
+                () = async { self.env.cancelled.cancelled().await } => {}
             }
         }
         self.tell_running(0);
@@ -199,6 +202,8 @@ impl Worker {
         let release = |incoming: Incoming| env.origin.settler.release(incoming.token, incoming.message);
         self.ready.drain(..).for_each(release);
         self.keys.drain().flat_map(|(_, behind)| behind).for_each(release);
+        // Dropped, it releases what it holds.
+        self.work = Work::new(Arc::clone(&env));
         while self.running.join_next().await.is_some() {
             self.tell_running(self.running.len());
         }

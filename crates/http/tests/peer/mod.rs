@@ -4,7 +4,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -109,6 +112,7 @@ pub fn answer(status: &str, headers: &str, body: &str) -> Act {
 pub struct Stub {
     pub address: SocketAddr,
     requests: Arc<Mutex<Vec<Exchange>>>,
+    flooded: Arc<AtomicUsize>,
     serving: JoinHandle<()>,
 }
 
@@ -116,18 +120,23 @@ impl Stub {
     pub async fn start(act: impl Fn(&Exchange) -> Act + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let (requests, act) = (Arc::new(Mutex::default()), Arc::new(act));
-        let seen = Arc::clone(&requests);
+        let (requests, flooded, act) = (Arc::new(Mutex::default()), Arc::new(AtomicUsize::new(0)), Arc::new(act));
+        let (seen, written) = (Arc::clone(&requests), Arc::clone(&flooded));
         let serving = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, Arc::clone(&act), Arc::clone(&seen)));
+                tokio::spawn(serve(stream, Arc::clone(&act), Arc::clone(&seen), Arc::clone(&written)));
             }
         });
-        Self { address, requests, serving }
+        Self { address, requests, flooded, serving }
     }
 
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// How many bytes of answers without end were taken.
+    pub fn flooded(&self) -> usize {
+        self.flooded.load(Ordering::SeqCst)
     }
 
     pub fn requests(&self) -> Vec<Exchange> {
@@ -145,6 +154,7 @@ async fn serve(
     mut stream: TcpStream,
     act: Arc<impl Fn(&Exchange) -> Act + Send + Sync + 'static>,
     seen: Arc<Mutex<Vec<Exchange>>>,
+    flooded: Arc<AtomicUsize>,
 ) {
     while let Some(request) = read(&mut stream).await {
         seen.lock().unwrap_or_else(PoisonError::into_inner).push(request.clone());
@@ -157,6 +167,7 @@ async fn serve(
                 let chunk = format!("10000\r\n{}\r\n", "x".repeat(0x10000));
                 let mut written = stream.write_all(head.as_bytes()).await;
                 while written.is_ok() {
+                    flooded.fetch_add(chunk.len(), Ordering::SeqCst);
                     written = stream.write_all(chunk.as_bytes()).await;
                 }
                 return;

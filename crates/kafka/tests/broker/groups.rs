@@ -19,7 +19,7 @@ fn bodies(count: usize) -> impl Iterator<Item = String> {
 }
 
 /// What a group has committed for partition 0.
-fn committed(topic: &str, group: &str) -> (Offset, String) {
+pub fn committed(topic: &str, group: &str) -> (Offset, String) {
     let client: BaseConsumer = bare().config().set("group.id", group).create().expect("a client");
     let mut list = TopicPartitionList::new();
     list.add_partition(topic, 0);
@@ -30,7 +30,7 @@ fn committed(topic: &str, group: &str) -> (Offset, String) {
 
 /// Mission row C18: one message blocks, nine are finished; what was committed covers none that is not finished, and
 /// only the first comes again.
-pub async fn the_committed_position_never_passes_an_unfinished_message() {
+pub async fn c18_the_committed_position_never_passes_an_unfinished_message() {
     let queue = Address::queue(name("contiguous"));
     let connection = connect(&settings()).await;
     send(&*producer(&connection, &queue).await, bodies(10)).await;

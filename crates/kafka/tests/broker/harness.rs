@@ -30,9 +30,12 @@ pub fn bare() -> Bare {
     Bare { servers: broker.as_ref().expect("it is started").address().to_string() }
 }
 
+pub fn url() -> String {
+    format!("kafka://admin:secret@{}?session_timeout=6s", bare().servers)
+}
+
 pub fn settings() -> Settings {
-    let url = format!("kafka://admin:secret@{}", bare().servers);
-    Settings::from_url(&url).expect("a URL").with("session_timeout", "6s")
+    Settings::from_url(&url()).expect("a URL")
 }
 
 pub async fn connect(settings: &Settings) -> KafkaConnection {

@@ -40,7 +40,7 @@ pub async fn keys_choose_the_partition_as_other_clients_do() {
 }
 
 /// Mission row B15: a program sends 100, awaits none of them, and closes; 100 are on the topic.
-pub async fn closing_flushes_what_was_not_awaited() {
+pub async fn b15_closing_flushes_what_was_not_awaited() {
     let queue = Address::queue(name("flushed"));
     let connection = connect(&settings()).await;
     let sender = producer(&connection, &queue).await;

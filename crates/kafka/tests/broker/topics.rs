@@ -8,7 +8,7 @@ use polymq_kafka::rdkafka::{
 
 use crate::harness::{PATIENCE, bare, body, connect, consumer, name, producer, send, settings, take};
 
-fn admin() -> AdminClient<DefaultClientContext> {
+pub fn admin() -> AdminClient<DefaultClientContext> {
     bare().config().create().expect("an admin client")
 }
 
@@ -24,7 +24,7 @@ async fn setting(topic: &str, name: &str) -> Option<String> {
 }
 
 /// Mission row H7: partitions, retention and the size of messages are as asked.
-pub async fn topics_are_made_as_they_are_wanted() {
+pub async fn h7_topics_are_made_as_they_are_wanted() {
     let settings = settings().with("partitions", "3").with("replication", "1").with("retention", "1h");
     let connection = connect(&settings.with("max_payload", "2000000")).await;
     let queue = Address::queue(name("made"));
@@ -48,7 +48,7 @@ pub async fn topics_are_made_as_they_are_wanted() {
 }
 
 /// Mission row H7: what the cluster cannot make is an error of who asked.
-pub async fn more_copies_than_brokers_are_an_error() {
+pub async fn h7_more_copies_than_brokers_are_an_error() {
     let connection = connect(&settings().with("replication", "3")).await;
     let queue = Address::queue(name("copies"));
     let error = connection.producer(&queue, &ProduceOptions::default()).await.expect_err("one broker only");

@@ -14,7 +14,7 @@ use crate::support::{bus, native, next, quiet, subscribe, text, unique, url};
 
 type Log = Arc<Mutex<Vec<String>>>;
 
-pub async fn messages_of_a_key_keep_their_order_through_failures() {
+pub async fn b10_messages_of_a_key_keep_their_order_through_failures() {
     async fn handle(message: Message, log: State<Log>) -> Result<(), Failure> {
         if fastrand::u8(..) < 40 {
             return Err(Failure::new("at random"));
@@ -49,7 +49,7 @@ pub async fn messages_of_a_key_keep_their_order_through_failures() {
     }
 }
 
-pub async fn a_repeated_id_is_delivered_once() {
+pub async fn b11_a_repeated_id_is_delivered_once() {
     let bus = bus(&url()).await;
     assert_eq!(bus.capabilities().delivery_count, DeliveryCount::Native);
     let queue = bus.queue(format!("{}.fifo", unique("once")));
@@ -62,6 +62,23 @@ pub async fn a_repeated_id_is_delivered_once() {
     assert_eq!(delivery.message().key(), None, "the group that stands for no key is no key");
     assert!(delivery.details().is_some_and(|details| details.sequence.is_some()), "{:?}", delivery.details());
     delivery.ack().await.expect("ack");
+    quiet(&mut subscription).await;
+}
+
+pub async fn h6_a_hundred_messages_come_in_order() {
+    let bus = bus(&url()).await;
+    let queue = bus.queue(format!("{}.fifo", unique("hundred")));
+    let names: Vec<String> = (0..100).map(|n| format!("{n:03}")).collect();
+    let message = |name: &String| Message::new(name.clone()).with_key("one");
+    queue.send_all(names.iter().map(message)).await.into_iter().for_each(|result| drop(result.expect("sent")));
+    let mut subscription = subscribe(&queue).await;
+    let mut seen = Vec::new();
+    for _ in &names {
+        let delivery = next(&mut subscription).await;
+        seen.push(text(&delivery));
+        delivery.ack().await.expect("ack");
+    }
+    assert_eq!(seen, names);
     quiet(&mut subscription).await;
 }
 

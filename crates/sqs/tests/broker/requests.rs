@@ -50,7 +50,30 @@ pub async fn sends_and_acknowledgements_share_their_requests() {
     quiet(&mut subscribe(&queue).await).await;
 }
 
-pub async fn one_refused_entry_fails_alone() {
+pub async fn b7_of_twenty_five_items_one_bad_one_fails_alone() {
+    // One that cannot be sent at all.
+    let bus_of_25 = bus(&url()).await;
+    let queue = bus_of_25.queue(unique("batch"));
+    let body = |n: usize| if n == 13 { "x".repeat(800 * 1024) } else { format!("m-{n:02}") };
+    let results = queue.send_all((0..25).map(|n| Message::new(body(n)))).await;
+    for (n, result) in results.iter().enumerate() {
+        assert_eq!(
+            result.as_ref().err().map(polymq_core::Error::kind),
+            (n == 13).then_some(ErrorKind::TooLarge),
+            "{n}"
+        );
+    }
+    let mut subscription = subscribe(&queue).await;
+    let mut seen = Vec::new();
+    for _ in 0..24 {
+        let delivery = next(&mut subscription).await;
+        seen.push(text(&delivery));
+        delivery.ack().await.expect("ack");
+    }
+    seen.sort();
+    assert_eq!(seen, (0..25).filter(|n| *n != 13).map(body).collect::<Vec<_>>());
+
+    // One that SQS refuses.
     let at = front(address(), |request| {
         if request.action() != "SendMessageBatch" {
             return None;
@@ -88,7 +111,7 @@ pub async fn what_is_throttled_is_sent_once_in_the_end() {
     let count = Arc::clone(&refused);
     let at = front(address(), move |request| {
         let is_one = request.action() == "SendMessageBatch" && count.fetch_add(1, Ordering::SeqCst) < 4;
-        is_one.then(|| Answer::error(400, "RequestThrottled", "Rate exceeded"))
+        is_one.then(|| request.refused(400, "RequestThrottled", "Rate exceeded"))
     });
     let bus = bus(&url_of(at)).await;
     let queue = bus.queue(unique("throttled"));
@@ -108,7 +131,7 @@ pub async fn what_is_throttled_is_sent_once_in_the_end() {
     quiet(&mut subscription).await;
 }
 
-pub async fn a_held_message_is_held_beyond_its_lease_and_not_beyond_the_cap() {
+pub async fn c10_a_held_message_is_held_beyond_its_lease_and_not_beyond_the_cap() {
     let lease = Duration::from_secs(2);
     let options = || ConsumeOptions { lease, prefetch: 1, ..ConsumeOptions::default() };
     let name = unique("held");
@@ -131,10 +154,15 @@ pub async fn a_held_message_is_held_beyond_its_lease_and_not_beyond_the_cap() {
     assert_eq!((text(&again).as_str(), again.attempt()), ("given up", 2));
     let error = delivery.ack().await.expect_err("it is not ours any more");
     assert_eq!(error.error().kind(), ErrorKind::Stale, "{error}");
-    again.ack().await.expect("ack");
+    // Who asks for more than the cap gets what is left of it.
+    tokio::time::sleep(lease).await;
+    again.extend(lease * 10).await.expect("up to the cap");
+    let third = next(&mut other).await;
+    assert_eq!(third.attempt(), 3, "three seconds in all, whatever is asked for");
+    third.ack().await.expect("ack");
 }
 
-pub async fn sqs_itself_moves_to_the_dead_letters() {
+pub async fn h5_sqs_itself_moves_to_the_dead_letters() {
     let bus = bus(&url()).await;
     let queue = bus.queue(unique("redrive"));
     let mut options = with(None, [("redrive", "2")]);
@@ -151,6 +179,10 @@ pub async fn sqs_itself_moves_to_the_dead_letters() {
     assert_eq!(letter.message().id().map(ToString::to_string).as_deref(), Some("bad"));
     letter.ack().await.expect("ack");
     quiet(&mut subscription).await;
+    // Its own dead-letter queue it cannot be.
+    let looped = bus.queue(unique("looped"));
+    let options = ConsumeOptions { dead_letters: Some(looped.address().clone()), ..with(None, [("redrive", "2")]) };
+    assert_eq!(looped.subscribe(options).await.expect_err("a loop").kind(), ErrorKind::Config);
 }
 
 pub async fn a_deleted_queue_is_made_again_or_final() {

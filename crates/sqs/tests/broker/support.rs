@@ -10,8 +10,8 @@ use std::{
     time::Duration,
 };
 
-use polymq_core::{Bus, Channel, ConsumeOptions, Delivery, Environment, Registry, Subscription};
-use polymq_sqs::{SqsBackend, aws_sdk_sqs::Client};
+use polymq_core::{Bus, Channel, ConsumeOptions, Delivery, Environment, Registry, Settings, Subscription};
+use polymq_sqs::{SqsBackend, SqsConnection, aws_sdk_sqs::Client};
 use polymq_testkit::{Broker, BrokerControl};
 
 use crate::harness;
@@ -40,6 +40,11 @@ pub fn url_of(address: SocketAddr) -> String {
 
 pub fn native() -> Client {
     harness::native(&format!("http://{}", address()))
+}
+
+pub async fn native_sns() -> polymq_sqs::aws_sdk_sns::Client {
+    let settings = Settings::from_url(&url()).expect("a URL");
+    SqsConnection::connect(&settings).await.expect("a connection").native_sns().await.expect("SNS")
 }
 
 /// A bus that looks at nothing but this URL.

@@ -1,9 +1,9 @@
 //! SNS before SQS.
 
-use polymq_core::{ConsumeOptions, Message};
+use polymq_core::{ConsumeOptions, Message, Subscription};
 use polymq_sqs::aws_sdk_sqs::types::QueueAttributeName;
 
-use crate::support::{bus, native, next, quiet, subscribe, text, unique, url, with};
+use crate::support::{bus, native, native_sns, next, quiet, subscribe, text, unique, url, with};
 
 fn rich() -> Message {
     Message::new(&b"{\"id\": 7}\n\xff"[..])
@@ -18,7 +18,7 @@ fn rich() -> Message {
         .with_header("empty", "")
 }
 
-pub async fn a_message_is_the_same_through_queue_raw_topic_and_wrapped_topic() {
+pub async fn c26_a_message_is_the_same_through_queue_raw_topic_and_wrapped_topic() {
     let bus = bus(&url()).await;
     let (queue, topic) = (bus.queue(unique("same")), bus.topic(unique("same")));
     let mut all = vec![
@@ -41,37 +41,93 @@ pub async fn a_message_is_the_same_through_queue_raw_topic_and_wrapped_topic() {
     }
 }
 
-pub async fn a_group_gets_the_kinds_it_asks_for() {
+pub async fn c12_three_queues_and_two_filters_route_exactly() {
     let bus = bus(&url()).await;
     let topic = bus.topic(unique("kinds"));
-    let kinds = |kinds| with(Some("billing"), [("kinds", kinds)]);
-    let mut billing = topic.subscribe(kinds("order.paid,order.refunded")).await.expect("billing");
-    let mut audit = topic.subscribe(with(Some("audit"), [])).await.expect("audit");
-    for kind in ["order.created", "order.paid", "order.refunded"] {
-        topic.send_message(Message::new(kind).with_kind(kind)).await.expect("sent");
-    }
-    let mut seen = Vec::new();
-    for _ in 0..2 {
-        let delivery = next(&mut billing).await;
-        seen.push(text(&delivery));
-        delivery.ack().await.expect("ack");
-    }
-    seen.sort();
-    assert_eq!(seen, ["order.paid", "order.refunded"]);
-    quiet(&mut billing).await;
-    for _ in 0..3 {
-        next(&mut audit).await.ack().await.expect("ack");
+    let group = async |name: &str, kinds: &[&str]| {
+        let kinds = kinds.iter().map(|kind| (*kind).to_owned()).collect();
+        topic.subscribe(ConsumeOptions { kinds, ..with(Some(name), []) }).await.expect("a group")
+    };
+    let mut billing = group("billing", &["order.paid", "order.refunded"]).await;
+    let mut shipping = group("shipping", &["order.paid"]).await;
+    let mut audit = group("audit", &[]).await;
+    let publish = async |kinds: &[&str]| {
+        for kind in kinds {
+            topic.send_message(Message::new(kind.to_string()).with_kind(kind.to_string())).await.expect("sent");
+        }
+    };
+    publish(&["order.created", "order.paid", "order.refunded"]).await;
+    assert_eq!(all(&mut billing, 2).await, ["order.paid", "order.refunded"]);
+    assert_eq!(all(&mut shipping, 1).await, ["order.paid"]);
+    assert_eq!(all(&mut audit, 3).await, ["order.created", "order.paid", "order.refunded"]);
+    // SNS itself has left the others out: nothing of them is in the queues.
+    let name = topic.address().name();
+    for (group, kinds) in [("billing", 2), ("shipping", 1), ("audit", 0)] {
+        let policy = filter_policy(name, group).await;
+        assert_eq!(
+            policy.as_ref().map_or(0, |policy| policy["ce-type"].as_array().map_or(0, Vec::len)),
+            kinds,
+            "{policy:?}"
+        );
     }
     // Who asks for others the next time gets others.
     billing.close().await.expect("close");
-    let mut billing = topic.subscribe(kinds("order.created")).await.expect("billing");
-    for kind in ["order.created", "order.paid"] {
-        topic.send_message(Message::new(kind).with_kind(kind)).await.expect("sent");
+    let mut billing = group("billing", &["order.created"]).await;
+    publish(&["order.created", "order.paid"]).await;
+    assert_eq!(all(&mut billing, 1).await, ["order.created"]);
+}
+
+/// The bodies of so many messages, sorted, and nothing else.
+async fn all(subscription: &mut Subscription, count: usize) -> Vec<String> {
+    let mut seen = Vec::new();
+    for _ in 0..count {
+        let delivery = next(subscription).await;
+        seen.push(text(&delivery));
+        delivery.ack().await.expect("ack");
     }
-    let delivery = next(&mut billing).await;
-    assert_eq!(text(&delivery), "order.created");
+    quiet(subscription).await;
+    seen.sort();
+    seen
+}
+
+async fn filter_policy(topic: &str, group: &str) -> Option<serde_json::Value> {
+    let client = native_sns().await;
+    let listed = client.list_subscriptions().send().await.expect("a list").subscriptions.unwrap_or_default();
+    let ending = format!(":{topic}---{group}");
+    let of_group = |endpoint: Option<&str>| endpoint.is_some_and(|endpoint| endpoint.ends_with(&ending));
+    let found = listed.into_iter().find(|subscription| of_group(subscription.endpoint())).expect("a subscription");
+    let arn = found.subscription_arn.expect("its ARN");
+    let attributes = client.get_subscription_attributes().subscription_arn(arn).send().await.expect("attributes");
+    let policy = attributes.attributes.expect("attributes").remove("FilterPolicy")?;
+    serde_json::from_str(&policy).ok()
+}
+
+pub async fn b17_attributes_are_read_by_a_raw_subscriber_however_many_there_are() {
+    let bus = bus(&url()).await;
+    let name = unique("raw");
+    let topic = bus.topic(name.as_str());
+    let mut ours = topic.subscribe(with(Some("ours"), [])).await.expect("a group");
+    topic.declare(with(Some("others"), [])).await.expect("declared");
+    let message = Message::new("body").with_id("1").with_kind("order.created").with_header("tenant", "acme");
+    let message = (0..12).fold(message, |message, n| message.with_header(format!("h-{n:02}"), format!("{n}")));
+    topic.send_message(message.clone()).await.expect("sent");
+    let client = native();
+    let queue = client.get_queue_url().queue_name(format!("{name}---others")).send().await.expect("the queue");
+    let request = client.receive_message().queue_url(queue.queue_url.expect("its URL")).message_attribute_names("All");
+    let got = request.wait_time_seconds(5).send().await.expect("received").messages.unwrap_or_default().remove(0);
+    assert_eq!(got.body(), Some("body"));
+    let attributes = got.message_attributes.expect("attributes");
+    let value = |name: &str| attributes.get(name).and_then(|value| value.string_value());
+    assert_eq!((value("ce-id"), value("ce-type"), value("tenant")), (Some("1"), Some("order.created"), Some("acme")));
+    assert_eq!(attributes.len(), 10, "SQS takes no more: {attributes:?}");
+    let packed: Vec<(String, String)> = serde_json::from_str(value("polymq-packed").expect("the rest")).expect("JSON");
+    assert!(packed.contains(&("h-11".to_owned(), "11".to_owned())), "{packed:?}");
+    // And all of them by polymq.
+    let delivery = next(&mut ours).await;
+    let headers = delivery.message().headers();
+    assert_eq!(headers.len(), 13);
+    assert!(message.headers().iter().all(|(name, value)| headers.get(name) == Some(value)), "{headers:?}");
     delivery.ack().await.expect("ack");
-    quiet(&mut billing).await;
 }
 
 pub async fn a_subject_is_read_by_others() {
@@ -88,7 +144,7 @@ pub async fn a_subject_is_read_by_others() {
     assert_eq!((body["Subject"].as_str(), body["Message"].as_str()), (Some("an order"), Some("body")));
 }
 
-pub async fn a_queue_lets_in_its_topic_and_nobody_else() {
+pub async fn h13_a_queue_lets_in_its_topic_and_nobody_else() {
     let bus = bus(&url()).await;
     let name = unique("policy");
     bus.topic(name.as_str()).declare(with(Some("one"), [])).await.expect("declared");

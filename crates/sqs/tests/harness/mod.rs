@@ -5,13 +5,16 @@
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use async_trait::async_trait;
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use polymq_core::{Address, Backend};
+use polymq_core::{Address, Backend, Capabilities, Delay, Order, RedeliveryOrder};
 use polymq_sqs::{
     SqsBackend,
     aws_sdk_sqs::{
@@ -20,7 +23,11 @@ use polymq_sqs::{
         types::{Message, MessageAttributeValue},
     },
 };
-use polymq_testkit::{BareClient, BareMessage, BareReceiver, Broker, BrokerControl, Denied, Harness, Heartbeat, Use};
+use polymq_testkit::{
+    BareClient, BareMessage, BareReceiver, Broker, BrokerControl, Denied, Harness, Heartbeat, Passwords, Switch, Tool,
+    Use,
+    twist::{Twist, Twisted},
+};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
@@ -31,30 +38,39 @@ use tokio::{
 pub struct Emulated {
     broker: Broker,
     gate: SocketAddr,
+    turnstile: Turnstile,
+    counter: Counter,
     bare: Bare,
-    poll_wait: &'static str,
+    fifo: bool,
 }
 
 impl Emulated {
-    /// `shared` for the cases that leave it alone; for those that kill it, the one emulator that keeps what it has taken.
-    pub fn start(shared: &str, purpose: Use) -> Self {
-        let broker = Broker::sqs(if purpose == Use::Kill { "elasticmq" } else { shared });
+    /// ministack for the cases that leave it alone; for those that kill it ElasticMQ, which keeps what it has taken and
+    /// has no SNS.
+    pub fn start(purpose: Use) -> Self {
+        let broker = Broker::sqs(if purpose == Use::Kill { "elasticmq" } else { "ministack" });
         let gate = gate(broker.address());
-        let bare = Bare { endpoint: format!("http://{}", broker.address()) };
-        // A poll that waits for long makes closing wait: SQS has no way to take one back. While one waits, moto asks
-        // itself without a pause whether there is something, and has no time for anybody else.
-        let poll_wait = if shared == "moto" && purpose == Use::Shared { "0s" } else { "1s" };
-        Self { broker, gate, bare, poll_wait }
+        let (turnstile, counter) = (Turnstile::before(broker.address()), Counter::before(broker.address()));
+        let bare = Bare { endpoint: format!("http://{}", broker.address()), fifo: false };
+        Self { broker, gate, turnstile, counter, bare, fifo: false }
+    }
+
+    /// Every queue and topic is a FIFO one.
+    pub fn fifo(self) -> Self {
+        let (turnstile, counter) = (Turnstile { fifo: true, ..self.turnstile }, Counter { fifo: true, ..self.counter });
+        Self { fifo: true, bare: Bare { fifo: true, ..self.bare }, turnstile, counter, ..self }
     }
 }
 
 impl Harness for Emulated {
     fn backend(&self) -> Arc<dyn Backend> {
-        Arc::new(SqsBackend)
+        if self.fifo { Twisted::around(Arc::new(SqsBackend), Arc::new(Fifo)) } else { Arc::new(SqsBackend) }
     }
 
     fn url(&self, at: Option<SocketAddr>) -> String {
-        format!("sqs://test:test@{}?poll_wait={}", at.unwrap_or(self.broker.address()), self.poll_wait)
+        let at = at.unwrap_or(self.broker.address());
+        // A poll that waits for long makes closing wait: SQS has no way to take one back.
+        format!("sqs://test:test@{at}?poll_wait=1s&fifo={}", self.fifo)
     }
 
     fn broker(&self) -> Option<&dyn BrokerControl> {
@@ -66,11 +82,11 @@ impl Harness for Emulated {
     }
 
     fn wrong_password(&self) -> Option<String> {
-        Some(format!("sqs://unknown:not-the-secret@{}", self.gate))
+        Some(format!("sqs://unknown:not-the-secret@{}?fifo={}", self.gate, self.fifo))
     }
 
     fn denied(&self) -> Option<Denied> {
-        let url = format!("sqs://limited:limited@{}", self.gate);
+        let url = format!("sqs://limited:limited@{}?fifo={}", self.gate, self.fifo);
         Some(Denied { url, address: Address::queue("forbidden"), consumers_are_told: true })
     }
 
@@ -84,9 +100,51 @@ impl Harness for Emulated {
         Duration::from_secs(60)
     }
 
+    fn passwords(&self) -> Tool<'_, dyn Passwords> {
+        Ok(&self.turnstile)
+    }
+
+    fn alarm(&self) -> Tool<'_, dyn Switch> {
+        Err("SQS has no alarm: what it cannot take it throttles")
+    }
+
+    fn throttle(&self) -> Tool<'_, dyn Switch> {
+        Ok(&self.counter)
+    }
+
+    fn bad_names(&self) -> Vec<(Address, &'static str)> {
+        vec![
+            (Address::queue("a b"), "expected letters"),
+            (Address::queue("a--b"), "a dot is written"),
+            (Address::topic("a/b"), "expected letters"),
+            (Address::queue("a-"), "begins or ends"),
+            (Address::queue("n".repeat(81)), "at most 80"),
+        ]
+    }
+
+    fn time_outs(&self) -> Vec<&'static str> {
+        vec!["connect_timeout", "request_timeout"]
+    }
+
     fn backlog(&self) -> usize {
         // The emulators go through a list for each message.
         4_000
+    }
+}
+
+/// What the backend declares without a setting, as the setting `fifo=true` changes it.
+#[derive(Debug)]
+struct Fifo;
+
+impl Twist for Fifo {
+    fn capabilities(&self, own: Capabilities) -> Capabilities {
+        Capabilities {
+            order: Order::PerKey,
+            redelivery: RedeliveryOrder::Front,
+            delayed_send: Delay::default(),
+            deduplication: true,
+            ..own
+        }
     }
 }
 
@@ -96,13 +154,81 @@ fn gate(target: SocketAddr) -> SocketAddr {
     front(target, |request| {
         let is = |key: &str| request.head.contains(&format!("Credential={key}/"));
         if !is("test") && !is("limited") {
-            Some(Answer::error(403, "UnrecognizedClientException", "The security token in the request is invalid."))
+            Some(request.refused(403, "UnrecognizedClientException", "The security token in the request is invalid."))
         } else if is("limited") && request.text().contains("forbidden") {
-            Some(Answer::error(403, "AccessDenied", "User limited is not authorized to perform this on forbidden"))
+            Some(request.refused(403, "AccessDenied", "User limited is not authorized to perform this on forbidden"))
         } else {
             None
         }
     })
+}
+
+/// Lets in whoever has the access key of the moment; its name stands for the password, which only signs.
+#[derive(Debug)]
+struct Turnstile {
+    address: SocketAddr,
+    key: Arc<Mutex<String>>,
+    fifo: bool,
+}
+
+impl Turnstile {
+    fn before(target: SocketAddr) -> Self {
+        let key = Arc::new(Mutex::new(String::new()));
+        let known = Arc::clone(&key);
+        let address = front(target, move |request| {
+            let is_known = request.head.contains(&format!("Credential={}/", known.lock().expect("a lock")));
+            let refused =
+                || request.refused(403, "InvalidClientTokenId", "The security token in the request is invalid");
+            (!is_known).then(refused)
+        });
+        Self { address, key, fifo: false }
+    }
+}
+
+#[async_trait]
+impl Passwords for Turnstile {
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn url(&self, password: &str, at: SocketAddr) -> String {
+        format!("sqs://{password}:secret@{at}?poll_wait=1s&fifo={}", self.fifo)
+    }
+
+    async fn set(&self, password: &str) {
+        password.clone_into(&mut self.key.lock().expect("a lock"));
+    }
+}
+
+/// Says "not so fast" to every send while it is switched on.
+#[derive(Debug)]
+struct Counter {
+    address: SocketAddr,
+    is_busy: Arc<AtomicBool>,
+    fifo: bool,
+}
+
+impl Counter {
+    fn before(target: SocketAddr) -> Self {
+        let is_busy = Arc::new(AtomicBool::new(false));
+        let busy = Arc::clone(&is_busy);
+        let address = front(target, move |request| {
+            let is_throttled = busy.load(Ordering::SeqCst) && request.action() == "SendMessageBatch";
+            is_throttled.then(|| request.refused(400, "RequestThrottled", "Rate exceeded"))
+        });
+        Self { address, is_busy, fifo: false }
+    }
+}
+
+#[async_trait]
+impl Switch for Counter {
+    fn url(&self) -> String {
+        format!("sqs://test:test@{}?poll_wait=1s&fifo={}", self.address, self.fifo)
+    }
+
+    async fn turn(&self, on: bool) {
+        self.is_busy.store(on, Ordering::SeqCst);
+    }
 }
 
 /// A request on its way.
@@ -117,13 +243,32 @@ impl Request {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
+    /// What SQS is asked for; SNS is asked in another way.
+    fn target(&self) -> Option<String> {
+        self.head.lines().find_map(|line| {
+            let (name, value) = line.split_once(':')?;
+            name.eq_ignore_ascii_case("x-amz-target")
+                .then(|| value.split('.').nth(1).map(|action| action.trim().to_owned()))?
+        })
+    }
+
+    /// An error, as SQS or SNS would write it.
+    pub fn refused(&self, status: u16, code: &str, text: &str) -> Answer {
+        let body = if self.target().is_some() {
+            format!("{{\"__type\":\"com.amazonaws.sqs#{code}\",\"message\":\"{text}\"}}")
+        } else {
+            format!(
+                "<ErrorResponse><Error><Type>Sender</Type><Code>{code}</Code><Message>{text}</Message></Error></ErrorResponse>"
+            )
+        };
+        Answer { status, body }
+    }
+
     /// What is asked for, such as `SendMessageBatch`.
     pub fn action(&self) -> String {
-        let target = self.head.lines().find_map(|line| {
-            let (name, value) = line.split_once(':')?;
-            name.eq_ignore_ascii_case("x-amz-target").then(|| value.trim().to_owned())
-        });
-        target.and_then(|target| target.split('.').nth(1).map(str::to_owned)).unwrap_or_default()
+        // SNS is asked with a form.
+        let form = || self.text().split('&').find_map(|field| field.strip_prefix("Action=").map(str::to_owned));
+        self.target().or_else(form).unwrap_or_default()
     }
 }
 
@@ -132,12 +277,6 @@ impl Request {
 pub struct Answer {
     pub status: u16,
     pub body: String,
-}
-
-impl Answer {
-    pub fn error(status: u16, code: &str, text: &str) -> Self {
-        Self { status, body: format!("{{\"__type\":\"com.amazonaws.sqs#{code}\",\"message\":\"{text}\"}}") }
-    }
 }
 
 /// Stands before a server and answers what `decide` answers; the rest is passed on.
@@ -207,6 +346,7 @@ async fn pass(
 #[derive(Debug)]
 pub struct Bare {
     endpoint: String,
+    fifo: bool,
 }
 
 pub fn native(endpoint: &str) -> Client {
@@ -219,8 +359,8 @@ pub fn native(endpoint: &str) -> Client {
     Client::from_conf(config.build())
 }
 
-async fn queue_url(client: &Client, queue: &str) -> String {
-    let name = queue.replace('.', "--");
+async fn queue_url(client: &Client, queue: &str, fifo: bool) -> String {
+    let name = queue.replace('.', "--") + if fifo { ".fifo" } else { "" };
     client.get_queue_url().queue_name(name).send().await.expect("the queue").queue_url.expect("its URL")
 }
 
@@ -228,7 +368,7 @@ async fn queue_url(client: &Client, queue: &str) -> String {
 impl BareClient for Bare {
     async fn send(&self, queue: &str, message: BareMessage) {
         let client = native(&self.endpoint);
-        let url = queue_url(&client, queue).await;
+        let url = queue_url(&client, queue, self.fifo).await;
         let mut properties = message.properties;
         // SQS itself carries text only: whoever sends something else follows the convention.
         let body = String::from_utf8(message.body).unwrap_or_else(|error| {
@@ -236,6 +376,10 @@ impl BareClient for Bare {
             BASE64_STANDARD.encode(error.into_bytes())
         });
         let mut request = client.send_message().queue_url(url).message_body(body);
+        if self.fifo {
+            let once = format!("{:x}", fastrand::u128(..));
+            request = request.message_group_id(&once).message_deduplication_id(once);
+        }
         for (name, value) in properties {
             let value = MessageAttributeValue::builder().data_type("String").string_value(value).build();
             request = request.message_attributes(name, value.expect("a value"));
@@ -245,7 +389,7 @@ impl BareClient for Bare {
 
     async fn listen(&self, queue: &str) -> Box<dyn BareReceiver> {
         let client = native(&self.endpoint);
-        let url = queue_url(&client, queue).await;
+        let url = queue_url(&client, queue, self.fifo).await;
         Box::new(BareQueue { client, url })
     }
 

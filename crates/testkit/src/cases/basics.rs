@@ -7,9 +7,10 @@ use polymq_core::{
     Address, ConsumeOptions, ConsumerFactory, Delivery, ErrorKind, Headers, Message, State, serializers::Serializers,
 };
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::{
-    Case, Cx, Ledger,
+    Case, Cx, Ledger, PATIENCE,
     case::run,
     drive::{
         Log, bodies, in_order, next, publish, quiet, refused, start, subscribe, subscribe_with, take, take_acked, text,
@@ -497,10 +498,13 @@ pub async fn strict_multiset(cx: Cx) {
         .map(|mut consumer| {
             let seen = std::sync::Arc::clone(&seen);
             tokio::spawn(async move {
-                // Ends when nothing has come for a while: the others may have been faster.
+                // Ends when nothing has come for a while after all was there: what comes twice comes then. Slow
+                // brokers have pauses before.
+                let began = Instant::now();
                 loop {
                     let batch = consumer.receive(20, Duration::from_secs(2)).await.expect("receive");
-                    if batch.is_empty() {
+                    let is_over = crate::cx::lock(&seen).is_complete() || began.elapsed() > PATIENCE * 4;
+                    if batch.is_empty() && is_over {
                         return;
                     }
                     for delivery in batch {

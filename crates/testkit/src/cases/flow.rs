@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use polymq_core::{Attempt, Bus, ConsumerFactory, HealthState, Message, State};
+use polymq_core::{Attempt, Bus, ConsumerFactory, FailurePolicy, HealthState, Message, RetryMode, State};
 use tokio::time::Instant;
 
 use crate::{
@@ -62,6 +62,8 @@ async fn handled_for(cx: &Cx, takes: Duration, lease: Option<Duration>) {
     let log = Log::default();
     let mut consumers = ConsumerFactory::new(&bus);
     let route = consumers.state(log.clone()).state(takes).route(queue.address().name(), slow).concurrency(2);
+    // In place, because the default needs delayed retries and this case is for backends without them too.
+    route.policy(FailurePolicy { mode: RetryMode::InPlace, ..FailurePolicy::default() });
     if let Some(lease) = lease {
         route.lease(lease, takes * 10);
     }

@@ -1,16 +1,22 @@
 //! The cases, one function each. The name of a case begins with its number in the contract's list.
 
+pub mod admin;
 pub mod basics;
 pub mod connecting;
+pub mod context;
+pub mod counters;
 pub mod dead_letters;
 pub mod faults;
 pub mod flow;
 pub mod handling;
+pub mod health;
 pub mod lifecycle;
 pub mod order;
 pub mod requests;
 pub mod retry;
+pub mod secrets;
 pub mod settlement;
+pub mod signing;
 pub mod topics;
 
 use crate::Case;
@@ -18,6 +24,7 @@ use crate::Case;
 const ALL: &[&[Case]] = &[
     basics::CASES,
     topics::CASES,
+    admin::CASES,
     requests::CASES,
     connecting::CASES,
     settlement::CASES,
@@ -27,7 +34,22 @@ const ALL: &[&[Case]] = &[
     order::CASES,
     flow::CASES,
     lifecycle::CASES,
-    faults::CASES,
+    health::CASES,
+    context::CASES,
+    counters::CASES,
+    secrets::CASES,
+    signing::CASES,
+    faults::restart::CASES,
+    faults::network::CASES,
+    faults::away::CASES,
+    faults::acks::CASES,
+    faults::channels::CASES,
+    faults::credentials::CASES,
+    faults::pressure::CASES,
+    faults::killed::CASES,
+    faults::paths::CASES,
+    faults::clock::CASES,
+    faults::poison::CASES,
 ];
 
 /// Every case, in the order of the list.

@@ -25,7 +25,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     mutant(
         "swaps_neighbours",
         || Arc::new(SwapsNeighbours),
-        &["O1_per_key_order", "O1_order_over_rebalance", "R7_in_place_blocks_the_key"],
+        &["O1_per_key_order", "O1_order_over_rebalance", "R7_in_place_blocks_the_key", "F17_paths_of_different_speed"],
     ),
     mutant(
         "lends_one_at_a_time",
@@ -38,6 +38,9 @@ pub(super) const MUTANTS: &[Mutant] = &[
         || Arc::new(Hoards::default()),
         &["O4_waiting_is_free_for_others", "O5_slow_consumer", "L1_drain_under_load", "L7_add_again_under_load"],
     ),
+    mutant("drops_what_is_late", || Arc::new(DropsLate), &["F5_latency_and_loss", "F6_narrow_line"]),
+    mutant("stops_when_deleted", || Arc::new(StopsWhenDeleted::default()), &["F10_queue_deleted_in_use"]),
+    mutant("renames_what_comes_again", || Arc::new(Renames::default()), &["F16_duplicates_have_one_id"]),
     mutant("loses_what_is_cancelled", || Arc::new(LosesCancelled), &["L8_cancelled_receives"]),
     mutant("acks_foreign_messages", || Arc::new(AcksForeign), &["B9_foreign_message_is_handled"]),
     mutant("stops_after_reconnect", || Arc::new(StopsAfterReconnect), &["F1_graceful_restart"]),
@@ -253,6 +256,74 @@ impl Twist for SwallowsRedelivered {
     ) -> Result<()> {
         let is_new = |incoming: &Incoming| incoming.message.id().is_none_or(|id| lock(&self.0).insert(id.clone()));
         receive_some(at, consumer, max, into, is_new).await
+    }
+}
+
+/// Acknowledges unread what has been on its way for long.
+#[derive(Debug)]
+struct DropsLate;
+
+#[async_trait]
+impl Twist for DropsLate {
+    async fn receive(
+        &self,
+        at: &Receiving,
+        consumer: &mut dyn Consumer,
+        max: usize,
+        into: &mut Vec<Incoming>,
+    ) -> Result<()> {
+        let is_fresh = |incoming: &Incoming| {
+            let age = incoming.message.time().and_then(|sent| polymq_core::now().duration_since(sent).ok());
+            age.is_none_or(|age| age < Duration::from_millis(400))
+        };
+        receive_some(at, consumer, max, into, is_fresh).await
+    }
+}
+
+/// Does not come back to a queue that was deleted.
+#[derive(Debug, Default)]
+struct StopsWhenDeleted(Mutex<HashSet<Address>>);
+
+#[async_trait]
+impl Twist for StopsWhenDeleted {
+    async fn delete(&self, connection: &dyn Connection, address: &Address, group: Option<&str>) -> Result<()> {
+        lock(&self.0).insert(address.clone());
+        connection.delete(address, group).await
+    }
+
+    async fn receive(
+        &self,
+        at: &Receiving,
+        consumer: &mut dyn Consumer,
+        max: usize,
+        into: &mut Vec<Incoming>,
+    ) -> Result<()> {
+        receive_some(at, consumer, max, into, |_| !lock(&self.0).contains(&at.address)).await
+    }
+}
+
+/// Gives what comes again another id.
+#[derive(Debug, Default)]
+struct Renames(Mutex<HashSet<MessageId>>);
+
+#[async_trait]
+impl Twist for Renames {
+    async fn receive(
+        &self,
+        _: &Receiving,
+        consumer: &mut dyn Consumer,
+        max: usize,
+        into: &mut Vec<Incoming>,
+    ) -> Result<()> {
+        let before = into.len();
+        consumer.receive(max, into).await?;
+        for incoming in &mut into[before..] {
+            let known = incoming.message.id().is_some_and(|id| !lock(&self.0).insert(id.clone()));
+            if known {
+                incoming.message = incoming.message.clone().with_id(MessageId::new());
+            }
+        }
+        Ok(())
     }
 }
 

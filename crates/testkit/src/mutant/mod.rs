@@ -3,8 +3,10 @@
 //! A mutant is a [`Twist`] with a name and the cases that must fail with it. [`Suite::and_mutants`](crate::Suite::and_mutants)
 //! runs them.
 
+mod administering;
 mod asking;
 mod connecting;
+mod crossing;
 mod delivering;
 mod flowing;
 mod sending;
@@ -12,10 +14,10 @@ mod settling;
 
 use std::{net::SocketAddr, sync::Arc};
 
-use polymq_core::Backend;
+use polymq_core::{Address, Backend};
 
 use crate::{
-    BareClient, BrokerControl, Case, Clock, Denied, Harness, Heartbeat,
+    BareClient, BrokerControl, Case, Clock, Deletion, Denied, Harness, Heartbeat, Passwords, Switch, Tool,
     twist::{Twist, Twisted},
 };
 
@@ -41,9 +43,18 @@ const fn mutant(name: &'static str, make: fn() -> Arc<dyn Twist>, caught_by: &'s
 
 /// Every mutant.
 pub fn all() -> impl Iterator<Item = &'static Mutant> {
-    [sending::MUTANTS, delivering::MUTANTS, settling::MUTANTS, connecting::MUTANTS, asking::MUTANTS, flowing::MUTANTS]
-        .into_iter()
-        .flatten()
+    [
+        sending::MUTANTS,
+        delivering::MUTANTS,
+        settling::MUTANTS,
+        connecting::MUTANTS,
+        asking::MUTANTS,
+        administering::MUTANTS,
+        flowing::MUTANTS,
+        crossing::MUTANTS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// The mutants that a case must catch.
@@ -122,12 +133,44 @@ impl Harness for Broken {
         variables
     }
 
+    fn bad_names(&self) -> Vec<(Address, &'static str)> {
+        self.harness.bad_names()
+    }
+
+    fn anybody_may_look(&self) -> bool {
+        self.harness.anybody_may_look()
+    }
+
+    fn time_outs(&self) -> Vec<&'static str> {
+        self.harness.time_outs()
+    }
+
     fn backlog(&self) -> usize {
         self.harness.backlog()
     }
 
     fn deliveries_outlive_connections(&self) -> bool {
         self.harness.deliveries_outlive_connections()
+    }
+
+    fn passwords(&self) -> Tool<'_, dyn Passwords> {
+        self.harness.passwords()
+    }
+
+    fn alarm(&self) -> Tool<'_, dyn Switch> {
+        self.harness.alarm()
+    }
+
+    fn throttle(&self) -> Tool<'_, dyn Switch> {
+        self.harness.throttle()
+    }
+
+    fn deletes_in_use(&self) -> Tool<'_, Deletion> {
+        self.harness.deletes_in_use()
+    }
+
+    fn members(&self) -> Tool<'_, ()> {
+        self.harness.members()
     }
 
     fn write_lag(&self) -> std::time::Duration {

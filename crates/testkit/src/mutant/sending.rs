@@ -63,7 +63,11 @@ pub(super) const MUTANTS: &[Mutant] = &[
         || Changes::all(|message| message.with_kind("order")),
         &["R6_unknown_kind", "T1_attributes_reach_topics"],
     ),
-    mutant("loses_signatures", || Changes::all(lose_signature), &["R6_wrong_signature"]),
+    mutant(
+        "loses_signatures",
+        || Changes::all(lose_signature),
+        &["R6_wrong_signature", "X5_changed_messages", "X5_replayed_messages", "X5_keys_are_rotated"],
+    ),
     mutant("envelopes_bodies", || Changes::all(envelope), &["B9_bare_client_reads_ours"]),
     mutant("adds_a_header", || Changes::all(|message| message.with_header("x-sent-by", "me")), &["B9_golden"]),
     mutant("gives_copies_new_ids", || Changes::letters(|m| m.with_id(MessageId::new())), &["R5_crash_before_ack"]),
@@ -75,7 +79,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     mutant(
         "answers_early",
         || Arc::new(AnswersEarly::default()),
-        &["L3_close_flushes", "B7_confirmed_survives_kill", "F2_kill"],
+        &["L3_close_flushes", "B7_confirmed_survives_kill", "F2_kill", "F13_alarm", "F13_broker_does_not_read"],
     ),
     mutant("has_one_queue", || Arc::new(Renames(one_queue)), &["B4_isolation"]),
     mutant(
@@ -87,9 +91,21 @@ pub(super) const MUTANTS: &[Mutant] = &[
     mutant("names_without_dots", || Arc::new(Renames(no_dots)), &["B4_prefix_collisions"]),
 ];
 
-const TWICE: &[&str] = &["B3_strict_multiset", "B3_stream_of_messages", "B3_results_of_a_batch", "L8_cancelled_sends"];
-const LETTERS: &[&str] =
-    &["S1_reject", "R1_in_place_schedule", "R2_permanent_goes_at_once", "R3_exhausted_once", "R6_undecodable"];
+const TWICE: &[&str] = &[
+    "X3_counters_equal_the_truth",
+    "B3_strict_multiset",
+    "B3_stream_of_messages",
+    "B3_results_of_a_batch",
+    "L8_cancelled_sends",
+];
+const LETTERS: &[&str] = &[
+    "F19_poison_flood",
+    "S1_reject",
+    "R1_in_place_schedule",
+    "R2_permanent_goes_at_once",
+    "R3_exhausted_once",
+    "R6_undecodable",
+];
 
 /// Changes messages on their way out.
 #[derive(Debug)]

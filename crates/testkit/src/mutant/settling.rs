@@ -26,6 +26,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         || Arc::new(IgnoresDelays),
         &["S1_delayed_nack", "R1_schedule", "R1_jitter", "R7_retries_do_not_block"],
     ),
+    mutant("goes_by_the_wall_clock", || Arc::new(GoesByTheWallClock), &["F18_clock_jumps"]),
     mutant("refuses_long_delays", || Arc::new(RefusesLongDelays), &["S1_delay_bound"]),
     mutant("returns_what_is_acked_late", || Arc::new(ReturnsLateAcks::default()), &["S2_settle_after_consumer_close"]),
     mutant("settles_after_close", || Arc::new(SettlesAfterClose::default()), &["S2_settle_after_bus_close"]),
@@ -40,6 +41,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
             "L1_deadline_returns_the_rest",
             "L1_sigterm_drains",
             "L2_force",
+            "F11_member_joins_and_leaves",
         ],
     ),
     mutant(
@@ -144,6 +146,22 @@ struct IgnoresDelays;
 impl Twist for IgnoresDelays {
     fn retry(&self, at: &Receiving, token: Token, message: &Message, attempt: u32, _: Duration) -> Completion<()> {
         at.settler.retry(token, message, attempt, Duration::ZERO)
+    }
+}
+
+/// Looks at the clock on the wall until it is time.
+#[derive(Debug)]
+struct GoesByTheWallClock;
+
+impl Twist for GoesByTheWallClock {
+    fn retry(&self, at: &Receiving, token: Token, message: &Message, attempt: u32, after: Duration) -> Completion<()> {
+        let (settler, message, due) = (Arc::clone(&at.settler), message.clone(), polymq_core::now() + after);
+        Completion::future(async move {
+            while polymq_core::now() < due {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            settler.retry(token, &message, attempt, Duration::ZERO).await
+        })
     }
 }
 

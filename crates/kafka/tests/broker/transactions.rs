@@ -1,0 +1,245 @@
+//! What handlers hand back and the positions of their sources, as one.
+
+use std::{
+    collections::BTreeMap,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use polymq_core::{
+    Address, Bus, Connection, ConsumeOptions, ConsumerFactory, ConsumerRunner, ErrorKind, Message, Outcome, Running,
+    Sends,
+};
+use polymq_kafka::rdkafka::{
+    Message as _, Offset,
+    admin::{AdminOptions, NewTopic, TopicReplication},
+    consumer::{BaseConsumer, Consumer as _},
+};
+use polymq_testkit::eventually;
+
+use crate::{
+    groups::committed,
+    harness::{PATIENCE, bare, body, connect, consumer, name, producer, quiet, send, settings, take, url},
+    topics::admin,
+};
+
+/// The source of a child process, and the beginning of the names of its targets.
+const CHILD: &str = "TEST_KAFKA_TRANSACTIONS";
+const CHILD_URL: &str = "TEST_KAFKA_TRANSACTIONS_URL";
+
+/// What a topic holds: what is committed, or also what was given up.
+fn held(topic: &str, committed_only: bool) -> Vec<String> {
+    let isolation = if committed_only { "read_committed" } else { "read_uncommitted" };
+    let mut config = bare().config();
+    config.set("group.id", "held").set("isolation.level", isolation).set("enable.partition.eof", "true");
+    let reader: BaseConsumer = config.create().expect("a consumer");
+    let mut list = polymq_kafka::rdkafka::TopicPartitionList::new();
+    list.add_partition_offset(topic, 0, Offset::Beginning).expect("a partition");
+    reader.assign(&list).expect("assign");
+    let (mut found, deadline) = (Vec::new(), Instant::now() + PATIENCE);
+    loop {
+        assert!(Instant::now() < deadline, "the end of {topic} is not reached");
+        match reader.poll(Duration::from_millis(100)) {
+            Some(Ok(record)) => found.push(String::from_utf8_lossy(record.payload().unwrap_or_default()).into_owned()),
+            Some(Err(polymq_kafka::rdkafka::error::KafkaError::PartitionEOF(_))) => return found,
+            Some(Err(error)) => panic!("{error}"),
+            None => {}
+        }
+    }
+}
+
+fn held_committed(topic: &str) -> Vec<String> {
+    tokio::task::block_in_place(|| held(topic, true))
+}
+
+async fn fill(queue: &Address, count: usize) {
+    let connection = connect(&settings()).await;
+    send(&*producer(&connection, queue).await, (0..count).map(|n| format!("m-{n:04}"))).await;
+    connection.close().await.expect("close");
+}
+
+/// Hands each message on to two queues.
+async fn fan_out(bus: &Bus, source: &str) -> Running {
+    let mut consumers = ConsumerFactory::new(bus);
+    let targets = [format!("{source}.a"), format!("{source}.b")];
+    let route = consumers.route(source, move |message: Message| {
+        let sends = targets.iter().fold(Sends::new(), |sends, target| {
+            sends.message(Address::queue(target.as_str()), Message::new(message.payload().clone()))
+        });
+        async move { sends }
+    });
+    route.transactional().concurrency(16).prefetch(64);
+    ConsumerRunner::new(consumers).start().await.expect("starts")
+}
+
+/// Each message is handed on once, and the position is behind the last one.
+pub async fn what_is_sent_and_the_position_are_one() {
+    let source = name("tx-source");
+    fill(&Address::queue(source.as_str()), 100).await;
+    let bus = Bus::connect(&url()).await.expect("connect");
+    let running = fan_out(&bus, &source).await;
+    let mut expected: Vec<_> = (0..100).map(|n| format!("m-{n:04}")).collect();
+    expected.sort();
+    for target in [format!("{source}.a"), format!("{source}.b")] {
+        eventually(PATIENCE, || async {
+            let mut found = held_committed(&target);
+            found.sort();
+            if found == expected { Ok(()) } else { Err(format!("{} in {target}", found.len())) }
+        })
+        .await;
+    }
+    running.stop().await.expect("stopped");
+    bus.close().await.expect("closed");
+    let position = tokio::task::block_in_place(|| committed(&source, &source));
+    assert_eq!(position, (Offset::Offset(100), String::new()));
+}
+
+/// The second of two messages is refused by the broker when the first is written already: that one is not delivered, and
+/// the source is a dead letter instead of being asked for ever.
+pub async fn what_is_given_up_leaves_nothing() {
+    let (source, narrow) = (name("tx-refused"), name("tx-narrow"));
+    let topic = NewTopic::new(&narrow, 1, TopicReplication::Fixed(1)).set("max.message.bytes", "1000");
+    admin().create_topics(&[topic], &AdminOptions::new()).await.expect("asked").remove(0).expect("made");
+    fill(&Address::queue(source.as_str()), 1).await;
+    let bus = Bus::connect(&url()).await.expect("connect");
+    let wide = format!("{source}.wide");
+    bus.queue(wide.as_str()).declare(ConsumeOptions::default()).await.expect("declared");
+    let mut consumers = ConsumerFactory::new(&bus);
+    let (to, large) = (wide.clone(), narrow.clone());
+    consumers
+        .route(source.as_str(), move |message: Message| {
+            let sends = Sends::new()
+                .message(Address::queue(to.as_str()), message)
+                .message(Address::queue(large.as_str()), Message::new("x".repeat(50_000)));
+            async move { sends }
+        })
+        .transactional();
+    let running = ConsumerRunner::new(consumers).start().await.expect("starts");
+    let connection = connect(&settings()).await;
+    let mut letters = consumer(&connection, &Address::queue(format!("{source}.dlq")), ConsumeOptions::default()).await;
+    let letter = take(&mut *letters, 1).await.remove(0);
+    assert_eq!(body(&letter), "m-0000");
+    running.stop().await.expect("stopped");
+    assert_eq!((held_committed(&wide), held_committed(&narrow)), (Vec::new(), Vec::new()));
+    assert_eq!(tokio::task::block_in_place(|| held(&wide, false)), ["m-0000"], "it was written, and given up");
+    connection.close().await.expect("close");
+    bus.close().await.expect("closed");
+}
+
+/// A handler that fails sends nothing, whatever it had put together, and its message is handled again.
+pub async fn what_fails_sends_nothing_and_is_tried_again() {
+    let source = name("tx-fails");
+    let target = format!("{source}.out");
+    fill(&Address::queue(source.as_str()), 1).await;
+    let bus = Bus::connect(&url()).await.expect("connect");
+    bus.queue(target.as_str()).declare(ConsumeOptions::default()).await.expect("declared");
+    let mut consumers = ConsumerFactory::new(&bus);
+    let to = target.clone();
+    let attempts = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let counted = std::sync::Arc::clone(&attempts);
+    consumers
+        .route(source.as_str(), move |message: Message| {
+            let attempt = counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            let sends = Sends::new().message(Address::queue(to.as_str()), message);
+            async move {
+                match attempt {
+                    0 => Outcome::retry_after(Duration::from_millis(200), "not yet"),
+                    _ => Outcome::Send(sends),
+                }
+            }
+        })
+        .transactional();
+    let running = ConsumerRunner::new(consumers).start().await.expect("starts");
+    eventually(PATIENCE, || async {
+        let found = held_committed(&target);
+        if found == ["m-0000"] { Ok(()) } else { Err(format!("{found:?}")) }
+    })
+    .await;
+    assert_eq!(attempts.load(std::sync::atomic::Ordering::SeqCst), 2);
+    running.stop().await.expect("stopped");
+    bus.close().await.expect("closed");
+}
+
+/// One group is transactional as a whole, and only a group can be.
+pub async fn transactional_consumers_are_not_mixed_with_others() {
+    let queue = Address::queue(name("tx-mixed"));
+    let connection = connect(&settings()).await;
+    let transactional = ConsumeOptions { transactional: true, ..ConsumeOptions::default() };
+    let mut first = consumer(&connection, &queue, transactional.clone()).await;
+    let error = connection.consumer(&queue, &ConsumeOptions::default()).await.expect_err("mixed");
+    assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+    let topic = Address::topic(name("tx-topic"));
+    let error = connection.consumer(&topic, &transactional).await.expect_err("no group");
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    quiet(&mut *first).await;
+    connection.close().await.expect("close");
+}
+
+fn child(source: &str) -> Child {
+    let program = std::env::current_exe().expect("this program");
+    let mut command = Command::new(program);
+    command.env(CHILD, source).env(CHILD_URL, url()).stdin(Stdio::piped()).stdout(Stdio::null());
+    command.spawn().expect("a child")
+}
+
+/// Becomes the child, if this process was started as one.
+pub fn run_if_child() {
+    let (Ok(source), Ok(url)) = (std::env::var(CHILD), std::env::var(CHILD_URL)) else { return };
+    // A parent that was killed must not leave a child behind.
+    std::thread::spawn(|| {
+        let _ = std::io::Read::read(&mut std::io::stdin(), &mut [0]);
+        std::process::exit(3);
+    });
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
+    runtime.block_on(async {
+        let bus = Bus::connect(&url).await.expect("connect");
+        let _running = fan_out(&bus, &source).await;
+        std::future::pending::<()>().await;
+    });
+}
+
+/// How many messages of a queue its group has committed.
+fn position(queue: &str) -> i64 {
+    match tokio::task::block_in_place(|| committed(queue, queue)).0 {
+        Offset::Offset(offset) => offset,
+        _ => 0,
+    }
+}
+
+async fn reaches(queue: &str, least: usize) {
+    eventually(PATIENCE * 3, || async {
+        let found = position(queue);
+        if found >= least as i64 { Ok(()) } else { Err(format!("{found} handed on")) }
+    })
+    .await;
+}
+
+/// A process is killed in the middle, twice: in the end each message was handed on exactly once, to both targets.
+pub async fn a_kill_leaves_all_or_nothing() {
+    const COUNT: usize = 3000;
+    let source = name("tx-killed");
+    fill(&Address::queue(source.as_str()), COUNT).await;
+    let targets = [format!("{source}.a"), format!("{source}.b")];
+    let connection = connect(&settings()).await;
+    for target in &targets {
+        connection.declare(&Address::queue(target.as_str()), &ConsumeOptions::default()).await.expect("declared");
+    }
+    for least in [COUNT / 6, COUNT / 2] {
+        let mut running = child(&source);
+        reaches(&source, least).await;
+        running.kill().expect("killed");
+        running.wait().expect("gone");
+    }
+    assert!(position(&source) < COUNT as i64, "it was killed in the middle");
+    let mut last = child(&source);
+    reaches(&source, COUNT).await;
+    last.kill().expect("killed");
+    last.wait().expect("gone");
+    for target in &targets {
+        let mut times: BTreeMap<String, usize> = BTreeMap::new();
+        held_committed(target).into_iter().for_each(|body| *times.entry(body).or_default() += 1);
+        let twice: Vec<_> = times.iter().filter(|(_, count)| **count != 1).collect();
+        assert!(times.len() == COUNT && twice.is_empty(), "{} different, not once: {twice:?}", times.len());
+    }
+    connection.close().await.expect("close");
+}

@@ -1,0 +1,176 @@
+//! A service that is silent, stalled or failing: what is done is bounded in time, in memory and in requests.
+
+use std::time::{Duration, Instant};
+
+use polymq_core::{Bus, ConsumeOptions, ErrorKind, Message, Result, WhenFull};
+use polymq_testkit::Proxy;
+
+use crate::{
+    harness::front,
+    support::{Counted, address, bus, subscribe, unique, url, url_of, with},
+};
+
+/// A bus whose service falls silent after it has connected.
+async fn silenced(more: &str) -> (Bus, Proxy) {
+    let proxy = Proxy::start(address()).await.expect("a proxy");
+    // A heartbeat would find out before the operation's own time is over.
+    let bus = bus(&format!("{}&heartbeat=60s{more}", url_of(proxy.address()))).await;
+    proxy.pause();
+    (bus, proxy)
+}
+
+/// Every operation ends at its configured time.
+pub async fn j21_operations_end_in_time_when_the_service_is_silent() {
+    const LIMIT: Duration = Duration::from_secs(1);
+    async fn ends<T: std::fmt::Debug>(name: &str, run: impl AsyncFnOnce(Bus) -> Result<T>) {
+        let (bus, _proxy) = silenced("&connect_timeout=1s&request_timeout=1s").await;
+        let began = Instant::now();
+        let error = run(bus).await.expect_err(name);
+        let took = began.elapsed();
+        assert!((LIMIT..LIMIT * 2).contains(&took), "{name} took {took:?}: {error}");
+        assert_eq!(error.kind(), ErrorKind::Disconnected, "{name}: {error}");
+    }
+    macro_rules! ends {
+        ($($name:literal => $run:expr),* $(,)?) => { $(ends($name, $run).await;)* };
+    }
+    ends! {
+        "declare" => async |bus: Bus| bus.queue("q").declare(ConsumeOptions::default()).await,
+        "subscribe" => async |bus: Bus| bus.queue("q").subscribe(ConsumeOptions::default()).await.map(drop),
+        "exists" => async |bus: Bus| bus.queue("q").exists(None).await,
+        "delete" => async |bus: Bus| bus.queue("q").delete(None).await,
+        "bind" => async |bus: Bus| bus.queue("q").bind(&bus.topic("t")).await,
+        "unbind" => async |bus: Bus| bus.queue("q").unbind(&bus.topic("t")).await,
+        "purge" => async |bus: Bus| bus.queue("q").purge().await,
+        "list" => async |bus: Bus| bus.list().await,
+        "ping" => async |bus: Bus| bus.ping().await,
+        "a producer" => async |bus: Bus| bus.queue("q").send_message(Message::new("x")).await,
+    }
+    // Connecting.
+    let proxy = Proxy::start(address()).await.expect("a proxy");
+    proxy.pause();
+    let began = Instant::now();
+    let registry = polymq_core::Registry::linked();
+    let settings = polymq_core::Settings::from_url(&format!("{}&connect_timeout=1s", url_of(proxy.address())));
+    let connected = registry.backend("sqs").expect("linked").connect(&settings.expect("a URL")).await;
+    assert_eq!(connected.expect_err("silence").kind(), ErrorKind::Disconnected);
+    assert!((LIMIT..LIMIT * 2).contains(&began.elapsed()), "connecting took {:?}", began.elapsed());
+    // A send whose request may have been read: the call's own time, and an honest answer.
+    let proxy = Proxy::start(address()).await.expect("a proxy");
+    let bus = bus(&format!("{}&heartbeat=60s", url_of(proxy.address()))).await;
+    let queue = bus.queue(unique("silent")).with_timeout(LIMIT);
+    queue.send_message(Message::new("first")).await.expect("sent");
+    proxy.pause();
+    let began = Instant::now();
+    let error = queue.send_message(Message::new("second")).await.expect_err("silence");
+    assert_eq!(error.kind(), ErrorKind::UnknownOutcome, "{error}");
+    assert!((LIMIT..LIMIT * 2).contains(&began.elapsed()), "sending took {:?}", began.elapsed());
+}
+
+/// Bytes of this process that are in memory.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line");
+    line.trim().trim_end_matches(" kB").trim().parse::<u64>().expect("a number") * 1024
+}
+
+/// A million sends of a KiB to a service that stalls: one gigabyte, if it were kept.
+pub async fn j22_memory_is_bounded_while_the_service_stalls() {
+    const SENDS: usize = 1_000_000;
+    const BOUND: u64 = 192 * 1024 * 1024;
+    let message = || Message::new(vec![b'x'; 1024]);
+    let proxy = Proxy::start(address()).await.expect("a proxy");
+    let bus = bus(&format!("{}&heartbeat=60s", url_of(proxy.address()))).await;
+    let queue = bus.queue(unique("stalled"));
+    let refusing = bus.queue(queue.address().name()).with_window(1000, WhenFull::Refuse);
+    for queue in [&queue, &refusing] {
+        queue.send_message(message()).await.expect("sent");
+    }
+    proxy.pause();
+    let before = resident();
+    // Waiting for room, it takes from the million no more than the window.
+    let taken = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let sending = tokio::spawn({
+        let (queue, taken) = (queue.clone(), std::sync::Arc::clone(&taken));
+        let each = move |_| {
+            taken.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            Message::new(vec![b'x'; 1024])
+        };
+        async move { queue.send_all((0..SENDS).map(each)).await.len() }
+    });
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let waiting = taken.load(std::sync::atomic::Ordering::Relaxed);
+    assert!((1..5_000).contains(&waiting) && !sending.is_finished(), "{waiting} messages were taken");
+    // Refusing at once, all the million are asked for.
+    let mut refused = 0;
+    let mut kept = Vec::new();
+    for _ in 0..SENDS {
+        match refusing.enqueue(message()).await {
+            Ok(completion) => kept.push(completion),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!((kept.len(), refused), (1000, SENDS - 1000));
+    let grown = resident().saturating_sub(before);
+    assert!(grown < BOUND, "{grown} bytes more are in memory, at most {BOUND} are expected");
+    sending.abort();
+}
+
+/// Polls that fail are not repeated without a pause.
+pub async fn j11_failing_polls_are_backed_off() {
+    for (status, code) in [(400, "RequestThrottled"), (400, "SomethingStrange"), (500, "InternalError")] {
+        let counted = Counted::default();
+        let counter = counted.clone();
+        let at = front(address(), move |request| {
+            counter.add(request.action());
+            (request.action() == "ReceiveMessage").then(|| request.refused(status, code, "not now"))
+        });
+        let bus = bus(&url_of(at)).await;
+        let mut subscription = subscribe(&bus.queue(unique("failing"))).await;
+        assert!(subscription.receive(1, Duration::from_secs(4)).await.expect("it goes on").is_empty());
+        let polls = counted.of("ReceiveMessage");
+        assert!((2..=16).contains(&polls), "{code}: {polls} polls in four seconds");
+    }
+}
+
+/// Half a minute with three consumers of empty queues, in a process of its own.
+pub async fn j11_an_idle_consumer_costs_less_than_a_hundredth_of_a_core() {
+    let program = std::env::current_exe().expect("this program");
+    let mut command = tokio::process::Command::new(program);
+    let run = command.env(IDLE, url().replace("poll_wait=1s", "poll_wait=20s")).kill_on_drop(true).output();
+    let output = run.await.expect("it runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let percent: f64 =
+        text.trim().parse().unwrap_or_else(|_| panic!("{text} {}", String::from_utf8_lossy(&output.stderr)));
+    assert!(percent < 1.0, "{percent} % of a core");
+}
+
+const IDLE: &str = "POLYMQ_SQS_IDLE";
+
+/// Becomes the process that does nothing, if it was started as one.
+pub fn run_if_idle() {
+    let Ok(url) = std::env::var(IDLE) else { return };
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let bus = bus(&url).await;
+        let topic = bus.topic(unique("idle"));
+        let _two = (subscribe(&bus.queue(unique("idle"))).await, subscribe(&bus.queue(unique("idle"))).await);
+        let _third = topic.subscribe(with(Some("idle"), [])).await.expect("a group");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let (before, began) = (used(), Instant::now());
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        println!("{:.3}", 100.0 * (used() - before) / began.elapsed().as_secs_f64());
+    });
+    std::process::exit(0);
+}
+
+/// Seconds of processor time of this process.
+fn used() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("Linux");
+    let fields: Vec<&str> = stat.rsplit(')').next().expect("fields").split_whitespace().collect();
+    // User and system time, in hundredths of a second on every Linux.
+    fields[11..13].iter().map(|ticks| ticks.parse::<f64>().expect("a number") / 100.0).sum()
+}

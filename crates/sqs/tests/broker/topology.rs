@@ -1,0 +1,127 @@
+//! What is declared, looked for, bound, listed and emptied.
+
+use polymq_core::{Address, ConsumeOptions, ErrorKind, Message};
+use polymq_sqs::aws_sdk_sqs::types::QueueAttributeName;
+
+use crate::{
+    harness::front,
+    support::{Counted, address, bus, native, next, quiet, subscribe, text, unique, url, url_of, with},
+};
+
+pub async fn h1_declaring_twice_is_harmless_and_looking_creates_nothing() {
+    let bus = bus(&url()).await;
+    let (queue, topic) = (bus.queue(unique("looked-for")), bus.topic(unique("looked-for")));
+    for _ in 0..2 {
+        assert!(!queue.exists(None).await.expect("an answer"));
+        assert!(!topic.exists(None).await.expect("an answer"));
+        assert!(!topic.exists(Some("audit")).await.expect("an answer"));
+        let missing = queue.subscribe(ConsumeOptions { declare: false, ..ConsumeOptions::default() }).await;
+        assert_eq!(missing.expect_err("it is not there").kind(), ErrorKind::NotFound);
+        assert_eq!(
+            queue.existing().send_message(Message::new("x")).await.expect_err("nor here").kind(),
+            ErrorKind::NotFound
+        );
+        assert_eq!(queue.purge().await.expect_err("nothing to empty").kind(), ErrorKind::NotFound);
+    }
+    for _ in 0..2 {
+        queue.declare(ConsumeOptions::default()).await.expect("declared");
+        topic.declare(with(Some("audit"), [])).await.expect("declared");
+        assert!(queue.exists(None).await.expect("an answer") && topic.exists(Some("audit")).await.expect("an answer"));
+        assert!(!topic.exists(Some("billing")).await.expect("an answer"), "another group");
+    }
+    for _ in 0..2 {
+        topic.delete(Some("audit")).await.expect("deleted");
+        queue.delete(None).await.expect("deleted");
+    }
+    assert!(!queue.exists(None).await.expect("an answer") && !topic.exists(Some("audit")).await.expect("an answer"));
+    assert!(topic.exists(None).await.expect("an answer"), "a group's end is not the topic's");
+}
+
+pub async fn h2_refused_credentials_are_no_missing_queue_and_nothing_is_made() {
+    for (status, code, kind) in [
+        (403, "InvalidClientTokenId", ErrorKind::Unauthenticated),
+        (403, "AccessDenied", ErrorKind::PermissionDenied),
+        (500, "InternalError", ErrorKind::Busy),
+    ] {
+        let counted = Counted::default();
+        let counter = counted.clone();
+        let at = front(address(), move |request| {
+            counter.add(request.action());
+            // Connecting is let through.
+            (request.action() != "ListQueues").then(|| request.refused(status, code, "no"))
+        });
+        let refused = |error: polymq_core::Error| assert_eq!(error.kind(), kind, "{error}");
+        // A connection each: the first refusal may count as a lost service.
+        let connect = async || bus(&format!("{}&connect_timeout=1s", url_of(at))).await;
+        refused(connect().await.queue("refused").exists(None).await.expect_err("refused"));
+        refused(connect().await.queue("refused").declare(ConsumeOptions::default()).await.expect_err("refused"));
+        refused(connect().await.queue("refused").subscribe(ConsumeOptions::default()).await.expect_err("refused"));
+        refused(connect().await.topic("refused").exists(None).await.expect_err("refused"));
+        assert!(counted.of("GetQueueUrl") >= 3 && counted.of("ListTopics") >= 1);
+        assert_eq!((counted.of("CreateQueue"), counted.of("CreateTopic")), (0, 0), "{code}");
+    }
+}
+
+pub async fn h3_a_queue_is_bound_to_several_topics_one_after_the_other() {
+    let bus = bus(&url()).await;
+    let (queue, a, b) = (bus.queue(unique("bound")), bus.topic(unique("a")), bus.topic(unique("b")));
+    let policy = async || {
+        let client = native();
+        let found = client.get_queue_url().queue_name(queue.address().name()).send().await.expect("the queue");
+        let request = client.get_queue_attributes().queue_url(found.queue_url.expect("its URL"));
+        let attributes = request.attribute_names(QueueAttributeName::Policy).send().await.expect("attributes");
+        attributes.attributes.unwrap_or_default().remove(&QueueAttributeName::Policy).unwrap_or_default()
+    };
+    queue.bind(&a).await.expect("bound");
+    let mut subscription = subscribe(&queue).await;
+    let mut passes = async |names: &[&str]| {
+        for (topic, name) in [(&a, "a"), (&b, "b")] {
+            topic.send_message(Message::new(name).with_kind("k")).await.expect("sent");
+        }
+        let mut seen = Vec::new();
+        for _ in names {
+            let delivery = next(&mut subscription).await;
+            assert_eq!(delivery.message().kind(), Some("k"), "attributes too");
+            seen.push(text(&delivery));
+            delivery.ack().await.expect("ack");
+        }
+        seen.sort();
+        assert_eq!(seen, names);
+        quiet(&mut subscription).await;
+    };
+    passes(&["a"]).await;
+    for _ in 0..2 {
+        queue.bind(&b).await.expect("bound");
+    }
+    passes(&["a", "b"]).await;
+    for _ in 0..2 {
+        queue.unbind(&a).await.expect("unbound");
+    }
+    passes(&["b"]).await;
+    let policy = policy().await;
+    assert!(policy.contains(b.address().name()) && !policy.contains(a.address().name()), "{policy}");
+}
+
+pub async fn h10_h14_channels_are_listed_and_emptied() {
+    let bus = bus(&url()).await;
+    let (queue, topic) = (bus.queue(format!("{}.dotted", unique("listed"))), bus.topic(unique("listed")));
+    queue.declare(ConsumeOptions::default()).await.expect("declared");
+    topic.declare(with(Some("audit"), [])).await.expect("declared");
+    let _own = topic.subscribe(ConsumeOptions::default()).await.expect("a queue of its own");
+    let listed = bus.list().await.expect("a list");
+    let of = |address: &Address| -> Vec<Option<String>> {
+        listed.iter().filter(|found| found.address == *address).map(|found| found.group.clone()).collect()
+    };
+    assert_eq!(of(queue.address()), [None]);
+    assert_eq!(of(&queue.address().dead_letters(None)), [None]);
+    assert_eq!(of(topic.address()), [None, Some("audit".to_owned())], "and not the queue of one consumer");
+
+    queue
+        .send_all((0..25).map(|n| Message::new(format!("{n}"))))
+        .await
+        .into_iter()
+        .for_each(|sent| drop(sent.expect("sent")));
+    assert_eq!(queue.purge().await.expect("purged"), 25);
+    assert_eq!(queue.purge().await.expect("purged"), 0);
+    quiet(&mut subscribe(&queue).await).await;
+}

@@ -1,0 +1,67 @@
+//! F9, F16: acknowledgements and confirmations are lost, and messages come twice.
+
+use std::{collections::HashSet, time::Duration};
+
+use tokio::time::Instant;
+
+use super::scenario::{Expect, Plan, Scenario};
+use crate::{Case, Cx, Direction, PATIENCE, case::run, eventually};
+
+pub(in crate::cases) const CASES: &[Case] = &[
+    Case::new("F9_ack_fails_while_a_handler_runs", run!(ack_fails_while_a_handler_runs)).broker(),
+    Case::new("F16_duplicates_have_one_id", run!(duplicates_have_one_id)).broker(),
+];
+
+/// The connection is lost while a handler runs, so that its acknowledgement fails: the message is handled again, and
+/// the service goes on. (What is lent for a time, or to a member of a group,
+/// is not tied to a connection; there the acknowledgement may succeed.)
+pub async fn ack_fails_while_a_handler_runs(cx: Cx) {
+    let (proxy, mut plan) = Plan::through_proxy(&cx).await;
+    plan.slow = Some(("m-000000", Duration::from_secs(2)));
+    let mut scenario = Scenario::start(&cx, plan).await;
+    scenario.send(3);
+    let begun = || scenario.started.of("m-000000").len();
+    eventually(cx.harness().recovery(), || async {
+        if begun() == 1 { Ok(()) } else { Err("the handler does not run") }
+    })
+    .await;
+    proxy.reset_all();
+    let reset = Instant::now();
+    eventually(cx.harness().recovery(), || async {
+        let again = begun() >= 2 || cx.deliveries_outlive_connections();
+        if again { Ok(()) } else { Err(format!("handled {} times; {}", begun(), scenario.bus.health())) }
+    })
+    .await;
+    scenario.works_again(reset).await;
+    let started = scenario.started.bodies();
+    assert!(started.len() <= 8, "handled far too often: {started:?}");
+    // Where nothing is tied to a connection, one that was lost between two requests is not even noticed.
+    scenario.ends(if cx.capabilities().leases { Expect::IsUp } else { Expect::Flips }).await;
+}
+
+/// Connections are cut between request and answer, and in the middle of what clients say, again and again: whatever
+/// comes twice by that comes under the id that it had, so that a receiver who keeps ids has each effect once.
+pub async fn duplicates_have_one_id(cx: Cx) {
+    let count = cx.load(400);
+    let (proxy, plan) = Plan::through_proxy(&cx).await;
+    let mut scenario = Scenario::start(&cx, plan).await;
+    scenario.send(count);
+    for cut in 1..=6 {
+        scenario.handled.reaches(count * cut / 8).await;
+        if cut % 2 == 1 {
+            proxy.cut_before_reply()
+        } else {
+            proxy.cut_after(Direction::Up, 100)
+        }
+        eventually(PATIENCE, || async { if proxy.will_cut() { Err("nothing passes") } else { Ok(()) } }).await;
+    }
+    scenario.all_accepted().await;
+    scenario.works_again(Instant::now()).await;
+    let (mut inbox, mut effects) = (HashSet::new(), HashSet::new());
+    for seen in scenario.handled.all() {
+        if inbox.insert(seen.id) {
+            assert!(effects.insert(seen.body.clone()), "{} has two effects", seen.body);
+        }
+    }
+    scenario.ends(Expect::Flips).await;
+}

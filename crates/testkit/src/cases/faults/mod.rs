@@ -1,0 +1,19 @@
+//! F1 to F19: the broker and the network fail while messages are on their way.
+//!
+//! Each case is a [`Scenario`](scenario::Scenario): numbered messages, something that breaks, and the same checks
+//! afterwards. What was accepted is handled, duplicates are counted, health went down and came up again, nothing leaks,
+//! and the figures are in the summary.
+
+pub mod acks;
+pub mod away;
+pub mod channels;
+pub mod clock;
+pub mod credentials;
+pub mod killed;
+pub mod network;
+pub mod paths;
+pub mod poison;
+pub mod pressure;
+pub mod restart;
+mod scenario;
+mod states;

@@ -1,0 +1,412 @@
+//! What all faults have in common: numbered messages on their way while something breaks, and the same checks
+//! afterwards.
+
+use std::{ops::AsyncFnOnce, sync::Arc, time::Duration};
+
+use polymq_core::{Attempt, Bus, Channel, ConsumerFactory, Error, HealthState, Message, Retry, Running, State};
+use tokio::{
+    task::{JoinHandle, JoinSet},
+    time::Instant,
+};
+
+use super::states::{States, is_up};
+use crate::{
+    Cx, Figures, Ledger, PATIENCE, Proxy,
+    drive::{Log, Seen, bodies, retry_every, start},
+    eventually,
+};
+
+/// How a scenario differs from the usual one.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    /// Where it connects.
+    pub(super) url: String,
+    /// Where its sender connects, if that is a connection of its own.
+    pub(super) sender: Option<String>,
+    /// Settings, besides those under which a lost connection is looked for again soon.
+    pub(super) settings: Vec<(String, String)>,
+    /// The time-out of one send.
+    pub(super) one_send: Duration,
+    /// How many sends run at a time.
+    pub(super) senders: usize,
+    /// How long a message is sent again and again until it must be accepted; by default twice the harness's recovery.
+    pub(super) hope: Option<Duration>,
+    /// The first handler of this message takes so long.
+    pub(super) slow: Option<(&'static str, Duration)>,
+}
+
+impl Plan {
+    pub(super) fn at(url: String) -> Self {
+        let one_send = Duration::from_secs(5);
+        Self { url, sender: None, settings: Vec::new(), one_send, senders: 8, hope: None, slow: None }
+    }
+
+    /// A proxy before the broker, and a plan that goes through it.
+    pub(super) async fn through_proxy(cx: &Cx) -> (Arc<Proxy>, Self) {
+        let proxy = Proxy::start(cx.broker().address()).await.expect("a proxy");
+        let url = cx.harness().url(Some(proxy.address()));
+        (Arc::new(proxy), Self::at(url))
+    }
+}
+
+/// What health must have told in the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Expect {
+    /// It went down and came up again.
+    Flips,
+    /// It was up all the time.
+    Stays,
+    /// It is up in the end.
+    IsUp,
+}
+
+/// Numbered messages on their way through one queue.
+#[derive(Debug)]
+pub(super) struct Scenario {
+    pub(super) cx: Cx,
+    pub(super) bus: Bus,
+    /// The queue, as the sender has it.
+    pub(super) queue: Channel,
+    pub(super) states: States,
+    /// What handlers have begun, and what they have ended.
+    pub(super) started: Log,
+    pub(super) handled: Log,
+    accepted: Log,
+    sender: Option<Bus>,
+    running: Running,
+    senders: usize,
+    hope: Duration,
+    sending: Vec<JoinHandle<()>>,
+    sent: usize,
+    markers: usize,
+    /// From when until when the broker may have lost what it had answered, because it writes late and was killed.
+    unwritten: Vec<(Instant, Instant)>,
+    recovery: Option<Duration>,
+}
+
+#[derive(Debug, Clone)]
+struct Handling {
+    started: Log,
+    handled: Log,
+    slow: Option<(&'static str, Duration)>,
+    /// Of one consumer alone.
+    own: Log,
+}
+
+async fn handle(message: Message, attempt: Attempt, of: State<Handling>) {
+    of.started.add(&message, attempt.0);
+    match of.slow {
+        Some((body, time)) if &message.payload()[..] == body.as_bytes() && of.started.of(body).len() == 1 => {
+            tokio::time::sleep(time).await;
+        }
+        _ => tokio::time::sleep(Duration::from_millis(2)).await,
+    }
+    of.handled.add(&message, attempt.0);
+    of.own.add(&message, attempt.0);
+}
+
+async fn consume(bus: &Bus, name: &str, handling: Handling) -> Running {
+    let mut consumers = ConsumerFactory::new(bus);
+    let route = consumers.state(handling).route(name, handle);
+    route.concurrency(4).prefetch(20).policy(retry_every(Duration::from_millis(100), 100));
+    start(consumers).await
+}
+
+/// A second consumer of a scenario, over a connection of its own.
+#[derive(Debug)]
+pub(super) struct Member {
+    pub(super) handled: Log,
+    bus: Bus,
+    running: Running,
+}
+
+impl Member {
+    pub(super) async fn leaves(self) {
+        self.running.stop().await.expect("stop");
+        self.bus.close().await.expect("close");
+    }
+}
+
+/// What begins so was sent once, with an error: it may have arrived.
+const PERHAPS: &str = "perhaps";
+
+impl Scenario {
+    /// Connects and starts a consumer of a queue.
+    pub(super) async fn start(cx: &Cx, plan: Plan) -> Self {
+        let states = States::default();
+        let bus = connect(cx, &plan, &plan.url, Some(&states)).await;
+        let sender = match &plan.sender {
+            Some(url) => Some(connect(cx, &plan, url, None).await),
+            None => None,
+        };
+        let name = cx.name();
+        let handling =
+            Handling { started: Log::default(), handled: Log::default(), slow: plan.slow, own: Log::default() };
+        let running = consume(&bus, &name, handling.clone()).await;
+        Self {
+            cx: cx.clone(),
+            queue: sender.as_ref().unwrap_or(&bus).queue(name).with_timeout(plan.one_send),
+            bus,
+            states,
+            started: handling.started,
+            handled: handling.handled,
+            accepted: Log::default(),
+            sender,
+            running,
+            senders: plan.senders,
+            hope: plan.hope.unwrap_or(cx.harness().recovery() * 2),
+            sending: Vec::new(),
+            sent: 0,
+            markers: 0,
+            unwritten: Vec::new(),
+            recovery: None,
+        }
+    }
+
+    /// Sends so many more in the background; every one is accepted in the end, perhaps twice.
+    pub(super) fn send(&mut self, count: usize) {
+        let (hope, queue, accepted) = (self.hope, self.queue.clone(), self.accepted.clone());
+        let (at_a_time, first) = (self.senders, self.sent);
+        self.sent += count;
+        self.sending.push(tokio::spawn(async move {
+            let mut senders = JoinSet::new();
+            for body in bodies(first + count).skip(first) {
+                let (queue, accepted) = (queue.clone(), accepted.clone());
+                senders.spawn(async move {
+                    send_one(hope, &queue, &body).await;
+                    accepted.add(&Message::new(body), 1);
+                });
+                if senders.len() >= at_a_time {
+                    senders.join_next().await.expect("there are some").expect("a sender");
+                }
+            }
+            while let Some(sender) = senders.join_next().await {
+                sender.expect("a sender");
+            }
+        }));
+    }
+
+    /// The same, and all of them are handled.
+    pub(super) async fn sends_and_handles(&mut self, count: usize) {
+        let before = self.handled.len();
+        self.send(count);
+        self.all_accepted().await;
+        self.handled.reaches(before + count).await;
+    }
+
+    /// One send, once, with this time-out; what an error leaves open stays out of the ledger.
+    pub(super) async fn perhaps(&self, timeout: Duration) -> Result<(), Error> {
+        self.perhaps_large(timeout, "").await
+    }
+
+    /// The same with a large body. Through the consumer's connection, which is the one that is broken.
+    pub(super) async fn perhaps_large(&self, timeout: Duration, body: &str) -> Result<(), Error> {
+        let queue = self.bus.channel(self.queue.address().clone()).with_timeout(timeout);
+        let message = Message::new(format!("{PERHAPS} {body}"));
+        queue.send_message(message).await.map(drop)
+    }
+
+    /// A second consumer of the queue.
+    pub(super) async fn member(&self) -> Member {
+        let bus = self.cx.bus().await;
+        let own = Log::default();
+        let (started, handled) = (self.started.clone(), self.handled.clone());
+        let handling = Handling { started, handled, slow: None, own: own.clone() };
+        let running = consume(&bus, self.queue.address().name(), handling).await;
+        Member { handled: own, bus, running }
+    }
+
+    /// The state of the sender's own connection, if it has one.
+    pub(super) fn health_of_sender(&self) -> Option<HealthState> {
+        self.sender.as_ref().map(|bus| bus.health().state)
+    }
+
+    /// Calls of handlers for what is in the ledger.
+    fn counted(&self) -> Vec<Seen> {
+        self.handled.all().into_iter().filter(|seen| !seen.body.starts_with(PERHAPS)).collect()
+    }
+
+    /// Waits until all that was given to [`send`](Self::send) is accepted.
+    pub(super) async fn all_accepted(&mut self) {
+        for sending in self.sending.drain(..) {
+            sending.await.expect("the sender");
+        }
+    }
+
+    /// When so many are handled, breaks something, and waits until health has told and it works again. The fault tells
+    /// when a killed broker was gone.
+    pub(super) async fn breaks(&mut self, at: usize, fault: impl AsyncFnOnce() -> Option<Instant>) {
+        self.handled.reaches(at).await;
+        let downs = self.states.downs();
+        let began = Instant::now();
+        if let Some(gone) = fault().await {
+            self.unwritten.push((began - self.cx.harness().write_lag(), gone));
+        }
+        let ended = Instant::now();
+        self.states.goes_down(PATIENCE, downs).await;
+        self.works_again(ended).await;
+    }
+
+    /// A message that is sent now is accepted and handled; how long that took since the fault ended is recorded. (Sent
+    /// now, so that what was fetched before does not count.)
+    pub(super) async fn works_again(&mut self, ended: Instant) {
+        let marker = marker(self.markers);
+        self.markers += 1;
+        send_one(self.hope, &self.queue, &marker).await;
+        self.accepted.add(&Message::new(marker.clone()), 1);
+        eventually(self.cx.harness().recovery(), || async {
+            if !self.handled.of(&marker).is_empty() {
+                return Ok(());
+            }
+            let last = self.handled.all().last().map(|seen| (seen.body.clone(), seen.at.elapsed()));
+            Err(format!(
+                "{marker}, a message that was accepted is not handled; {} accepted, {} handled, the last {last:?} ago; {}",
+                self.accepted.len(),
+                self.handled.len(),
+                self.bus.health()
+            ))
+        })
+        .await;
+        let took = ended.elapsed();
+        self.recovery = Some(self.recovery.map_or(took, |longest| longest.max(took)));
+    }
+
+    fn ledger(&self) -> Ledger {
+        let mut ledger = Ledger::sent(bodies(self.sent).chain((0..self.markers).map(marker)));
+        self.counted().into_iter().for_each(|seen| ledger.see(seen.body));
+        ledger
+    }
+
+    /// What the broker had accepted and not written when it was killed is lost by it, if it says that it writes late.
+    fn may_be_lost(&self, body: &str) -> bool {
+        let lag = !self.cx.harness().write_lag().is_zero();
+        let within = |at: Instant| self.unwritten.iter().any(|(from, to)| (*from..=*to).contains(&at));
+        lag && self.accepted.of(body).iter().any(|seen| within(seen.at))
+    }
+
+    /// The checks after every fault: everything is accepted and handled, each under the id it was sent with; health has
+    /// told the truth; stopping is bounded; no task is left.
+    pub(super) async fn ends(mut self, expect: Expect) {
+        self.all_accepted().await;
+        let recovery = self.cx.harness().recovery();
+        eventually(recovery, || async {
+            let ledger = self.ledger();
+            let missing: Vec<_> = ledger.missing().into_iter().filter(|body| !self.may_be_lost(body)).collect();
+            if missing.is_empty() {
+                return Ok(());
+            }
+            let example = self.accepted.of(missing[0]).first().map(|seen| seen.at.elapsed());
+            Err(format!(
+                "{} of {} are missing, {} accepted {example:?} ago; {}",
+                missing.len(),
+                self.sent,
+                missing[0],
+                self.bus.health()
+            ))
+        })
+        .await;
+        for seen in self.counted() {
+            let id = seen.id.as_ref().map(ToString::to_string);
+            assert_eq!(id.as_ref(), Some(&seen.body), "a message has the id that its sender gave it");
+        }
+        match expect {
+            Expect::Flips => self.states.recovered(&self.cx, &self.bus).await,
+            Expect::Stays => {
+                assert_eq!(self.states.downs(), 0, "health told of a fault that was none: {}", self.states)
+            }
+            Expect::IsUp => {}
+        }
+        eventually(recovery, || async { is_up(&self.bus) }).await;
+        assert_eq!(self.states.all().first(), Some(&HealthState::Up), "callbacks come in order");
+        eventually(PATIENCE, || async {
+            match self.queue.in_flight() {
+                0 => Ok(()),
+                count => Err(format!("{count} places of the sender's window are taken")),
+            }
+        })
+        .await;
+        self.stops().await;
+        self.record();
+        self.closes().await;
+        leaves_no_task().await;
+    }
+
+    fn record(&self) {
+        let ledger = self.ledger();
+        self.cx.record(Figures {
+            accepted: self.accepted.len(),
+            handled: self.counted().len(),
+            lost: ledger.missing().len(),
+            duplicated: ledger.surplus().iter().map(|(_, extra)| extra).sum(),
+            recovery: self.recovery,
+            health: self.states.to_string(),
+        });
+        for lost in ledger.missing() {
+            let at = self.accepted.of(lost).first().map(|seen| seen.at);
+            let before =
+                self.unwritten.iter().filter_map(|(_, gone)| at.map(|at| gone.saturating_duration_since(at))).min();
+            self.cx.note(format_args!(
+                "{lost} is lost: the broker answered it {before:?} before it was gone, and writes later"
+            ));
+        }
+    }
+
+    /// Stops the consumer, which must not take for ever whatever has happened before.
+    async fn stops(&self) {
+        let stopped = tokio::time::timeout(ENDING, self.running.stop()).await;
+        stopped.expect("stopping is bounded").expect("stop");
+    }
+
+    /// The same and closes, without the checks of [`ends`](Self::ends).
+    pub(super) async fn closes(self) {
+        self.stops().await;
+        for bus in std::iter::once(&self.bus).chain(&self.sender) {
+            tokio::time::timeout(ENDING, bus.close()).await.expect("closing is bounded").expect("close");
+        }
+    }
+}
+
+/// How long stopping and closing may take.
+const ENDING: Duration = Duration::from_secs(45);
+
+async fn leaves_no_task() {
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    eventually(PATIENCE, || async { if tasks() <= 4 { Ok(()) } else { Err(format!("{} tasks are left", tasks())) } })
+        .await;
+}
+
+fn marker(number: usize) -> String {
+    format!("after fault {number}")
+}
+
+async fn connect(cx: &Cx, plan: &Plan, url: &str, states: Option<&States>) -> Bus {
+    let mut builder = cx.builder_to(url.to_owned());
+    if let Some(states) = states {
+        builder = states.watched(builder);
+    }
+    for (key, value) in usual(cx).iter().chain(&plan.settings) {
+        builder = builder.with(key, value);
+    }
+    builder.connect().await.expect("connect")
+}
+
+/// Settings under which a lost connection is looked for again soon, as far as the backend has them.
+pub(super) fn usual(cx: &Cx) -> Vec<(String, String)> {
+    let known = cx.harness().backend();
+    [("reconnect_max", "1s"), ("connect_timeout", "3s")]
+        .into_iter()
+        .filter(|(key, _)| known.keys().iter().any(|known| known.name == *key))
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
+}
+
+/// Sends until it is accepted, as long as the errors allow it.
+pub(super) async fn send_one(hope: Duration, queue: &Channel, body: &str) {
+    let message = Message::new(body.to_owned()).with_id(body);
+    let deadline = Instant::now() + hope;
+    while let Err(error) = queue.send_message(message.clone()).await {
+        assert!(error.retry() != Retry::Never, "an error without hope during a fault: {error:?}");
+        assert!(Instant::now() < deadline, "not sent in the end: {error:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
