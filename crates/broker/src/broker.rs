@@ -1,0 +1,191 @@
+//! The broker as a value: built, started, asked where it listens, stopped.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use polymq_kubemq_proto::{EventReceive, PingResult, kubemq_server::KubemqServer};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+
+use crate::{
+    error::{BrokerError, Result},
+    events::Listeners,
+    limits::Limits,
+    log::Logs,
+    queues::{Numbers, Queues},
+    requests::Requests,
+    service::{Service, Transactions},
+    store::Store,
+};
+
+/// The version that SDKs see: they look for 2.x.
+const VERSION: &str = concat!("2.4.0-polymq-", env!("CARGO_PKG_VERSION"));
+
+/// What all connections share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) queues: Arc<Queues>,
+    pub(crate) logs: Logs,
+    pub(crate) events: Listeners<EventReceive>,
+    pub(crate) requests: Requests,
+    /// Channels that were created and hold nothing, by pattern.
+    named: Mutex<HashMap<String, BTreeSet<String>>>,
+    pub(crate) transactions: Transactions,
+    pub(crate) stopping: CancellationToken,
+    started: (Instant, SystemTime),
+}
+
+impl Shared {
+    /// Does something with the names that were created in a pattern that holds nothing.
+    pub(crate) fn named<T>(&self, kind: &str, work: impl FnOnce(&mut BTreeSet<String>) -> T) -> T {
+        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        work(named.entry(kind.to_owned()).or_default())
+    }
+
+    /// Names and patterns that somebody listens to.
+    pub(crate) fn listened(&self, kind: &str) -> Vec<String> {
+        match kind {
+            "events" => self.events.patterns(),
+            "commands" => self.requests.commands.patterns(),
+            "queries" => self.requests.queries.patterns(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// What a ping is answered.
+    pub(crate) fn about(&self) -> PingResult {
+        let since = self.started.1.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        PingResult {
+            host: "polymq".to_owned(),
+            version: VERSION.to_owned(),
+            server_start_time: since.as_secs().cast_signed(),
+            server_up_time_seconds: self.started.0.elapsed().as_secs().cast_signed(),
+        }
+    }
+}
+
+/// How a broker is started.
+#[derive(Debug, Clone)]
+#[must_use = "a builder does nothing until it is started"]
+pub struct Builder {
+    listen: String,
+    data_dir: Option<PathBuf>,
+    limits: Limits,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:50000".to_owned(), data_dir: None, limits: Limits::default() }
+    }
+}
+
+impl Builder {
+    /// Where to listen, as `HOST:PORT`; port 0 takes a free one. The default is `127.0.0.1:50000`.
+    pub fn listen(mut self, address: impl Into<String>) -> Self {
+        self.listen = address.into();
+        self
+    }
+
+    /// The folder of what must survive; it is made when it is not there. Without one, everything is in memory and gone
+    /// with the broker.
+    pub fn data_dir(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.data_dir = Some(folder.into());
+        self
+    }
+
+    /// What requests may ask for.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Opens the store, listens and serves in tasks of the present runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError::Store`] when the data cannot be opened or are damaged, [`BrokerError::Listen`] when the address
+    /// cannot be had.
+    pub async fn start(self) -> Result<Broker> {
+        let store = match &self.data_dir {
+            Some(folder) => Store::open(folder)?,
+            None => Store::in_memory()?,
+        };
+        let stored = store.channels()?;
+        let numbers = Arc::new(Numbers::after(&stored));
+        let queues = Arc::new(Queues::open(store.clone(), self.limits.clone(), Arc::clone(&numbers), stored.clone())?);
+        let listen = |cause| BrokerError::Listen { address: self.listen.clone(), cause };
+        let listener = TcpListener::bind(&self.listen).await.map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+        let shared = Arc::new(Shared {
+            queues: Arc::clone(&queues),
+            logs: Logs::open(store.clone(), numbers, stored),
+            events: Listeners::default(),
+            requests: Requests::default(),
+            named: Mutex::default(),
+            transactions: Transactions::default(),
+            stopping: CancellationToken::new(),
+            started: (Instant::now(), SystemTime::now()),
+        });
+        let clock = tokio::spawn(queues.keep_time());
+        let service = KubemqServer::new(Service(Arc::clone(&shared)))
+            .max_decoding_message_size(self.limits.message + (1 << 20))
+            .max_encoding_message_size(usize::MAX);
+        let server = Server::builder()
+            .http2_keepalive_interval(Some(Duration::from_secs(30)))
+            .tcp_nodelay(true)
+            .add_service(service)
+            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shared.stopping.clone().cancelled_owned());
+        let server = tokio::spawn(server);
+        tracing::info!(%address, data_dir = ?self.data_dir, "broker listens");
+        Ok(Broker { address, shared, store, server, clock })
+    }
+}
+
+/// A broker that runs. Dropped, it stops without waiting; what was answered is on disk.
+#[derive(Debug)]
+pub struct Broker {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    store: Store,
+    server: JoinHandle<std::result::Result<(), tonic::transport::Error>>,
+    clock: JoinHandle<()>,
+}
+
+impl Broker {
+    /// A broker in memory at KubeMQ's port of this machine, until told otherwise.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Refuses new calls, ends streams, gives back what is lent, and closes the store when everything is on disk.
+    pub async fn stop(mut self) {
+        self.shared.stopping.cancel();
+        if tokio::time::timeout(Duration::from_secs(10), &mut self.server).await.is_err() {
+            tracing::warn!("some connections did not end within 10 s and are cut");
+            self.server.abort();
+        }
+        self.clock.abort();
+        let store = self.store.clone();
+        let _ = tokio::task::spawn_blocking(move || store.close()).await;
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.shared.stopping.cancel();
+        self.clock.abort();
+    }
+}

@@ -1,0 +1,105 @@
+//! Events: handed to who listens now, and the subscriptions that listen.
+//!
+//! Among the subscribers that match an event, those of one group share it; who has no group gets everything. A
+//! subscriber that does not keep up loses events, and only its own: events are at most once.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tokio::sync::mpsc;
+
+use crate::names;
+
+/// Messages that wait for one subscriber; then it loses what is new.
+const WAITING: usize = 4096;
+
+/// Who listens to what, for messages of one pattern of the protocol.
+#[derive(Debug)]
+pub(crate) struct Listeners<T>(Arc<Inner<T>>);
+
+#[derive(Debug)]
+struct Inner<T> {
+    listeners: Mutex<HashMap<u64, Listener<T>>>,
+    next: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Listener<T> {
+    pattern: String,
+    group: String,
+    sender: mpsc::Sender<T>,
+}
+
+/// A place in the list of listeners; it ends when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Listening<T> {
+    inner: Arc<Inner<T>>,
+    number: u64,
+    receiver: mpsc::Receiver<T>,
+}
+
+impl<T> Default for Listeners<T> {
+    fn default() -> Self {
+        Self(Arc::new(Inner { listeners: Mutex::default(), next: AtomicU64::new(0) }))
+    }
+}
+
+impl<T> Inner<T> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Listener<T>>> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T: Clone> Listeners<T> {
+    /// Listens from now on.
+    pub(crate) fn listen(&self, pattern: &str, group: &str) -> Listening<T> {
+        let (sender, receiver) = mpsc::channel(WAITING);
+        let number = self.0.next.fetch_add(1, Ordering::Relaxed);
+        let listener = Listener { pattern: pattern.to_owned(), group: group.to_owned(), sender };
+        self.0.lock().insert(number, listener);
+        Listening { inner: Arc::clone(&self.0), number, receiver }
+    }
+
+    /// Hands a message to one of each group and to everybody without one; tells to how many.
+    pub(crate) fn tell(&self, name: &str, message: &T) -> usize {
+        let listeners = self.0.lock();
+        let mut groups: HashMap<&str, Vec<&Listener<T>>> = HashMap::new();
+        let mut told = 0;
+        for listener in listeners.values().filter(|listener| names::matches(&listener.pattern, name)) {
+            if listener.group.is_empty() {
+                told += usize::from(listener.sender.try_send(message.clone()).is_ok());
+            } else {
+                groups.entry(&listener.group).or_default().push(listener);
+            }
+        }
+        for mut members in groups.into_values() {
+            // Any of them, and another one when that one does not keep up.
+            fastrand::shuffle(&mut members);
+            told += usize::from(members.iter().any(|member| member.sender.try_send(message.clone()).is_ok()));
+        }
+        told
+    }
+
+    /// Names and patterns that are listened to.
+    pub(crate) fn patterns(&self) -> Vec<String> {
+        self.0.lock().values().map(|listener| listener.pattern.clone()).collect()
+    }
+}
+
+impl<T> Listening<T> {
+    /// The next message.
+    pub(crate) async fn next(&mut self) -> Option<T> {
+        self.receiver.recv().await
+    }
+}
+
+impl<T> Drop for Listening<T> {
+    fn drop(&mut self) {
+        self.inner.lock().remove(&self.number);
+    }
+}

@@ -1,0 +1,22 @@
+//! An embeddable, durable message broker that speaks KubeMQ's gRPC protocol.
+//!
+//! A send is answered when it is on disk. Queues keep order, redeliver what was not acknowledged, and keep dead
+//! letters; delays, expirations and counts survive a restart, also one that nobody planned.
+
+mod broker;
+mod error;
+mod events;
+mod limits;
+mod log;
+mod names;
+mod queue;
+mod queues;
+mod refusal;
+mod requests;
+mod service;
+mod store;
+
+pub use broker::{Broker, Builder};
+pub use error::{BrokerError, Result};
+pub use limits::Limits;
+pub use store::StoreError;

@@ -1,0 +1,315 @@
+//! Every queue by its name, what is delayed, and what a message may ask for.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use polymq_kubemq_proto::{QueueMessage, QueueMessagePolicy, SendQueueMessageResult};
+use prost::Message as _;
+use tokio::sync::{Notify, oneshot};
+
+use crate::{
+    limits::Limits,
+    names,
+    queue::{Lent, Queue, fresh, now},
+    refusal::Refusal,
+    store::{Change, Store, StoreError, StoredChannel},
+};
+
+/// The pattern "queues" in the store.
+pub(crate) const QUEUES: u8 = 1;
+
+/// Messages that leave their delay in one step.
+const DUE: usize = 256;
+/// How soon the clock of delays tries again when the store failed.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Numbers of channels, of every pattern.
+#[derive(Debug)]
+pub(crate) struct Numbers(AtomicU32);
+
+impl Numbers {
+    pub(crate) fn after(stored: &[StoredChannel]) -> Self {
+        Self(AtomicU32::new(stored.iter().map(|channel| channel.id).max().unwrap_or(0) + 1))
+    }
+
+    pub(crate) fn next(&self) -> u32 {
+        self.0.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Queues {
+    store: Store,
+    limits: Limits,
+    numbers: Arc<Numbers>,
+    queues: Mutex<HashMap<String, Arc<Queue>>>,
+    delays: AtomicU64,
+    /// Something was delayed.
+    delayed: Notify,
+}
+
+impl Queues {
+    pub(crate) fn open(
+        store: Store,
+        limits: Limits,
+        numbers: Arc<Numbers>,
+        stored: Vec<StoredChannel>,
+    ) -> Result<Self, StoreError> {
+        let (_, last, _) = store.delays()?;
+        let queues = stored
+            .into_iter()
+            .filter(|channel| channel.kind == QUEUES)
+            .map(|channel| (channel.name.clone(), Arc::new(Queue::new(store.clone(), channel))))
+            .collect();
+        let delays = AtomicU64::new(last + 1);
+        Ok(Self { store, limits, numbers, queues: Mutex::new(queues), delays, delayed: Notify::new() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Queue>>> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// The queue of a name; it is made when there is none.
+    pub(crate) fn get(&self, name: &str) -> Arc<Queue> {
+        let mut queues = self.lock();
+        if let Some(queue) = queues.get(name) {
+            return Arc::clone(queue);
+        }
+        let id = self.numbers.next();
+        // Nobody has to wait: what is put into it is stored after it.
+        self.store.commit(vec![Change::Channel { id, kind: QUEUES, name: name.to_owned() }], None, drop);
+        let stored =
+            StoredChannel { id, kind: QUEUES, name: name.to_owned(), next: 1, count: 0, bytes: 0, first: None };
+        let queue = Arc::new(Queue::new(self.store.clone(), stored));
+        queues.insert(name.to_owned(), Arc::clone(&queue));
+        queue
+    }
+
+    /// Every queue, by name.
+    pub(crate) fn all(&self) -> Vec<Arc<Queue>> {
+        let mut all: Vec<_> = self.lock().values().map(Arc::clone).collect();
+        all.sort_by(|one, other| one.name.cmp(&other.name));
+        all
+    }
+
+    /// Removes a queue with everything in it; `false` when there is none.
+    pub(crate) async fn remove(&self, name: &str) -> Result<bool, StoreError> {
+        let Some(queue) = self.lock().remove(name) else { return Ok(false) };
+        self.store.store(vec![Change::RemoveChannel(queue.id)]).await?;
+        Ok(true)
+    }
+
+    /// Checks a message and stores it; answers when it is on disk.
+    pub(crate) async fn send(&self, message: QueueMessage) -> SendQueueMessageResult {
+        let mut message = message;
+        if message.message_id.is_empty() {
+            message.message_id = uuid::Uuid::new_v4().to_string();
+        }
+        let message_id = message.message_id.clone();
+        match self.accept(message).await {
+            Ok(result) => SendQueueMessageResult { message_id, ..result },
+            Err(refusal) => SendQueueMessageResult {
+                message_id,
+                is_error: true,
+                error: refusal.to_string(),
+                ..SendQueueMessageResult::default()
+            },
+        }
+    }
+
+    async fn accept(&self, mut message: QueueMessage) -> Result<SendQueueMessageResult, Refusal> {
+        let asked = self.check(&message)?;
+        // An expiration begins when the delay has ended.
+        let expires = if asked.expiration.is_zero() { Duration::ZERO } else { asked.expiration + asked.delay };
+        fresh(&mut message, expires);
+        let policy = message.policy.get_or_insert_default();
+        if policy.max_receive_count == 0 {
+            policy.max_receive_count = self.limits.receive_count;
+        }
+        let expiration_at = message.attributes.as_ref().map_or(0, |attributes| attributes.expiration_at);
+        let admitted = self.store.admit(message.encoded_len()).await?;
+        let queue = self.get(&message.channel);
+        let mut delayed_to = 0;
+        let (done, waits) = oneshot::channel();
+        let then = |result| drop(done.send(result));
+        if asked.delay.is_zero() {
+            queue.put(message, Vec::new(), Some(admitted), then);
+        } else {
+            delayed_to = now().saturating_add(nanoseconds(asked.delay));
+            let change = Change::Delay {
+                id: self.delays.fetch_add(1, Ordering::Relaxed),
+                channel: queue.id,
+                due: delayed_to,
+                value: message.encode_to_vec(),
+            };
+            self.store.commit(vec![change], Some(admitted), then);
+        }
+        waits.await.unwrap_or(Err(StoreError::Closed))?;
+        if delayed_to != 0 {
+            self.delayed.notify_one();
+        }
+        Ok(SendQueueMessageResult { sent_at: now(), expiration_at, delayed_to, ..SendQueueMessageResult::default() })
+    }
+
+    /// In the protocol's order of checks.
+    fn check(&self, message: &QueueMessage) -> Result<Asked, Refusal> {
+        if message.client_id.is_empty() {
+            return Err(Refusal::no_client());
+        }
+        names::check_queue(&message.channel)?;
+        if message.metadata.is_empty() && message.body.is_empty() {
+            return Err(Refusal::empty_message());
+        }
+        let size = message.encoded_len();
+        if size > self.limits.message {
+            return Err(Refusal::because(format_args!(
+                "the message has {size} bytes, this broker takes {} at most: send less, or raise the limit",
+                self.limits.message
+            )));
+        }
+        let none = QueueMessagePolicy::default();
+        let policy = message.policy.as_ref().unwrap_or(&none);
+        let expiration = within(policy.expiration_seconds, self.limits.expiration).ok_or_else(Refusal::expiration)?;
+        if !(0..=self.limits.receive_count).contains(&policy.max_receive_count) {
+            return Err(Refusal::receive_count());
+        }
+        let delay = within(policy.delay_seconds, self.limits.delay).ok_or_else(Refusal::delay)?;
+        if !policy.max_receive_queue.is_empty() {
+            names::check_queue(&policy.max_receive_queue)?;
+        }
+        Ok(Asked { expiration, delay })
+    }
+
+    /// A delivery failed: to the tail again, counted, or to the dead letters when that was the last one allowed.
+    pub(crate) async fn reject(&self, lent: Lent) -> Result<(), StoreError> {
+        let message = lent.message();
+        let count = message.attributes.as_ref().map_or(0, |attributes| attributes.receive_count);
+        let policy = message.policy.unwrap_or_default();
+        let most = if policy.max_receive_count > 0 { policy.max_receive_count } else { self.limits.receive_count };
+        if count < most {
+            let queue = Arc::clone(lent.queue());
+            return lent.move_to(&queue, |_| {}).await;
+        }
+        if policy.max_receive_queue.is_empty() {
+            tracing::warn!(
+                queue = lent.queue().name,
+                count,
+                "a message has failed for good and is dropped: it has no dead-letter queue"
+            );
+            lent.remove();
+            return Ok(());
+        }
+        let target = self.get(&policy.max_receive_queue);
+        let source = lent.queue().name.clone();
+        lent.move_to(&target, |message| reroute(message, source)).await
+    }
+
+    /// To another queue, as new.
+    pub(crate) async fn requeue(&self, lent: Lent, target: &str, rerouted: bool) -> Result<(), StoreError> {
+        let target = self.get(target);
+        let source = lent.queue().name.clone();
+        let expiration = lent.message().policy.map_or(0, |policy| policy.expiration_seconds);
+        lent.move_to(&target, |message| {
+            fresh(message, Duration::from_secs(expiration.max(0).unsigned_abs().into()));
+            if rerouted && let Some(attributes) = &mut message.attributes {
+                attributes.re_routed = true;
+                attributes.re_routed_from_queue = source;
+            }
+        })
+        .await
+    }
+
+    /// Moves what is due into its queues, until the broker stops.
+    pub(crate) async fn keep_time(self: Arc<Self>) {
+        loop {
+            let wait = match self.release().await {
+                Ok(wait) => wait,
+                Err(StoreError::Closed) => return,
+                Err(cause) => {
+                    tracing::error!(%cause, "delayed messages cannot be moved; trying again");
+                    Some(AGAIN)
+                }
+            };
+            match wait {
+                Some(wait) => drop(tokio::time::timeout(wait, self.delayed.notified()).await),
+                None => self.delayed.notified().await,
+            }
+        }
+    }
+
+    /// Moves what is due; tells how long until the next is.
+    async fn release(&self) -> Result<Option<Duration>, StoreError> {
+        loop {
+            let due = self.store.due(now(), DUE)?;
+            if due.is_empty() {
+                let (next, ..) = self.store.delays()?;
+                return Ok(next.map(|next| Duration::from_nanos((next - now()).max(0).unsigned_abs())));
+            }
+            let by_id: HashMap<u32, Arc<Queue>> =
+                self.lock().values().map(|queue| (queue.id, Arc::clone(queue))).collect();
+            let mut entering = Vec::with_capacity(due.len());
+            for delay in due {
+                let undelay = Change::Undelay(delay.id);
+                let (done, waits) = oneshot::channel();
+                let then = |result| drop(done.send(result));
+                match (by_id.get(&delay.channel), QueueMessage::decode(&*delay.value)) {
+                    (Some(queue), Ok(mut message)) => {
+                        let policy = message.policy.get_or_insert_default();
+                        policy.delay_seconds = 0;
+                        let expiration = policy.expiration_seconds.max(0).unsigned_abs();
+                        fresh(&mut message, Duration::from_secs(expiration.into()));
+                        queue.put(message, vec![undelay], None, then);
+                    }
+                    (queue, message) => {
+                        let (known, readable) = (queue.is_some(), message.is_ok());
+                        tracing::error!(
+                            id = delay.id,
+                            known,
+                            readable,
+                            "a delayed message cannot enter its queue and is removed"
+                        );
+                        self.store.commit(vec![undelay], None, then);
+                    }
+                }
+                entering.push(waits);
+            }
+            for waits in entering {
+                waits.await.unwrap_or(Err(StoreError::Closed))?;
+            }
+        }
+    }
+}
+
+struct Asked {
+    expiration: Duration,
+    delay: Duration,
+}
+
+/// Seconds of a request, when they are none or at most as many as allowed.
+pub(crate) fn within(seconds: i32, most: Duration) -> Option<Duration> {
+    let asked = Duration::from_secs(u64::try_from(seconds).ok()?);
+    (asked <= most).then_some(asked)
+}
+
+fn nanoseconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// What a message is in the queue of dead letters: counted anew, without a policy, and it says where it comes from.
+fn reroute(message: &mut QueueMessage, source: String) {
+    message.policy = Some(QueueMessagePolicy::default());
+    let attributes = message.attributes.get_or_insert_default();
+    attributes.receive_count = 0;
+    attributes.re_routed = true;
+    attributes.re_routed_from_queue = source;
+}

@@ -1,0 +1,131 @@
+//! Creating, deleting and listing channels: queries to a magic channel, with the operation as metadata.
+
+use std::collections::BTreeSet;
+
+use polymq_kubemq_proto::{Request, Response};
+use serde_json::{Value, json};
+
+use crate::{broker::Shared, names, queue::now, refusal::Refusal};
+
+/// Where such queries go.
+pub(super) const CHANNEL: &str = "kubemq.cluster.internal.requests";
+
+pub(super) async fn answer(shared: &Shared, request: Request) -> Response {
+    let tag = |name: &str| request.tags.get(name).map_or("", String::as_str);
+    let (kind, channel) = (tag("channel_type"), tag("channel"));
+    let result = match request.metadata.as_str() {
+        "create-channel" => create(shared, kind, channel).map(|()| Vec::new()),
+        "delete-channel" => delete(shared, kind, channel).await.map(|()| Vec::new()),
+        "list-channels" => list(shared, kind, tag("channel_search")),
+        other => Err(Refusal::because(format_args!(
+            "unknown operation {other:?}: expected create-channel, delete-channel or list-channels"
+        ))),
+    };
+    let (body, error) = match result {
+        Ok(body) => (body, String::new()),
+        Err(refusal) => (Vec::new(), refusal.to_string()),
+    };
+    Response {
+        client_id: request.client_id,
+        request_id: request.request_id,
+        body: body.into(),
+        timestamp: now(),
+        executed: error.is_empty(),
+        error,
+        ..Response::default()
+    }
+}
+
+fn known(kind: &str) -> Result<(), Refusal> {
+    match kind {
+        "events" | "events_store" | "commands" | "queries" | "queues" => Ok(()),
+        _ => Err(Refusal::because(format_args!(
+            "unknown channel type {kind:?}: expected events, events_store, commands, queries or queues"
+        ))),
+    }
+}
+
+fn create(shared: &Shared, kind: &str, channel: &str) -> Result<(), Refusal> {
+    known(kind)?;
+    match kind {
+        "queues" => {
+            names::check_queue(channel)?;
+            shared.queues.get(channel);
+        }
+        "events_store" => {
+            names::check(channel)?;
+            shared.logs.get(channel);
+        }
+        _ => {
+            names::check(channel)?;
+            shared.named(kind, |names| names.insert(channel.to_owned()));
+        }
+    }
+    Ok(())
+}
+
+async fn delete(shared: &Shared, kind: &str, channel: &str) -> Result<(), Refusal> {
+    known(kind)?;
+    let there = match kind {
+        "queues" => shared.queues.remove(channel).await?,
+        "events_store" => shared.logs.remove(channel).await?,
+        _ => shared.named(kind, |names| names.remove(channel)),
+    };
+    if there { Ok(()) } else { Err(Refusal::because("channel not found")) }
+}
+
+fn list(shared: &Shared, kind: &str, search: &str) -> Result<Vec<u8>, Refusal> {
+    known(kind)?;
+    let traffic = |messages: u64, volume: u64, waiting: u64, expired: u64| json!({"messages": messages, "volume": volume, "waiting": waiting, "expired": expired, "delayed": 0});
+    let entry = |name: &str, active_at: i64, active: bool, incoming: Value, outgoing: Value| json!({"name": name, "type": kind, "lastActivity": active_at, "isActive": active, "incoming": incoming, "outgoing": outgoing});
+    let mut found = Vec::new();
+    match kind {
+        "queues" => {
+            for queue in shared.queues.all() {
+                let stats = queue.stats();
+                let incoming = traffic(stats.incoming, stats.incoming_bytes, stats.messages, stats.expired);
+                let outgoing = traffic(stats.outgoing, stats.outgoing_bytes, stats.messages, stats.expired);
+                found.push((queue.name.clone(), entry(&queue.name, stats.active_at, true, incoming, outgoing)));
+            }
+        }
+        "events_store" => {
+            for log in shared.logs.all() {
+                let count = log.count();
+                found.push((log.name.clone(), entry(&log.name, 0, true, traffic(count, 0, 0, 0), traffic(0, 0, 0, 0))));
+            }
+        }
+        _ => {
+            let listened: BTreeSet<_> = shared.listened(kind).into_iter().collect();
+            let names = &shared.named(kind, |names| names.clone()) | &listened;
+            for name in names {
+                let plain = || json!({"messages": 0, "volume": 0, "responses": 0});
+                let active = listened.contains(&name);
+                found.push((name.clone(), entry(&name, 0, active, plain(), plain())));
+            }
+        }
+    }
+    let matching = found.into_iter().filter(|(name, _)| wanted(search, name)).map(|(_, entry)| entry);
+    serde_json::to_vec(&Value::Array(matching.collect())).map_err(Refusal::because)
+}
+
+/// An empty search finds all; with `*` it is a pattern, else a part of the name.
+fn wanted(search: &str, name: &str) -> bool {
+    if !search.contains('*') {
+        return name.contains(search);
+    }
+    let mut parts = search.split('*');
+    let (first, mut rest) = (parts.next().unwrap_or(""), name);
+    match rest.strip_prefix(first) {
+        Some(left) => rest = left,
+        None => return false,
+    }
+    let mut parts: Vec<_> = parts.collect();
+    let last = parts.pop().unwrap_or("");
+    for part in parts {
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
+}

@@ -1,0 +1,241 @@
+//! `QueuesDownstream`: polls, and the settlement of what they gave.
+//!
+//! What a poll gave is a transaction, found by its id from every stream: one SDK settles over a second one. A
+//! settlement that succeeds is not answered; SDKs take whatever comes next for the answer to their next poll. When the
+//! stream of a poll ends, what is not settled goes back to its place, uncounted.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use polymq_kubemq_proto::{QueuesDownstreamRequest, QueuesDownstreamRequestType as Kind, QueuesDownstreamResponse};
+use tokio::{sync::mpsc, time::Instant};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use super::Answers;
+use crate::{broker::Shared, names, queue::Lent, refusal::Refusal};
+
+/// Answers of a stream that wait for its client.
+const ANSWERS: usize = 16;
+
+/// Every open transaction by its id.
+#[derive(Debug, Default)]
+pub(crate) struct Transactions(Mutex<HashMap<String, BTreeMap<u64, Lent>>>);
+
+impl Transactions {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, BTreeMap<u64, Lent>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open(&self, id: &str, messages: Vec<Lent>) {
+        let messages = messages.into_iter().map(|lent| (lent.sequence(), lent)).collect();
+        self.lock().insert(id.to_owned(), messages);
+    }
+
+    /// Gives back what is left of a transaction.
+    fn close(&self, id: &str) -> bool {
+        let left = self.lock().remove(id);
+        left.is_some()
+    }
+
+    fn offsets(&self, id: &str) -> Option<Vec<i64>> {
+        let transactions = self.lock();
+        let held = transactions.get(id)?;
+        Some(held.keys().map(|sequence| sequence.cast_signed()).collect())
+    }
+
+    /// Takes messages out of a transaction: those of a range, or all.
+    fn take(&self, id: &str, range: Option<&[i64]>, verb: &str) -> Result<Vec<Lent>, Refusal> {
+        let mut transactions = self.lock();
+        let gone = || Refusal::because("transaction is completed or transaction id not found");
+        let held = transactions.get_mut(id).ok_or_else(gone)?;
+        let taken = match range {
+            None => std::mem::take(held).into_values().collect(),
+            Some([]) => return Err(Refusal::because(format_args!("cannot {verb} empty list of offsets"))),
+            Some(range) => {
+                let unknown = range.iter().find(|sequence| !held.contains_key(&sequence.cast_unsigned()));
+                if let Some(unknown) = unknown {
+                    return Err(Refusal::because(format_args!("invalid {verb} sequence id {unknown}")));
+                }
+                let mut range: Vec<_> = range.iter().map(|sequence| sequence.cast_unsigned()).collect();
+                range.sort_unstable();
+                range.iter().filter_map(|sequence| held.remove(sequence)).collect()
+            }
+        };
+        if held.is_empty() {
+            transactions.remove(id);
+        }
+        Ok(taken)
+    }
+}
+
+/// The polls of one stream: gone with it.
+struct Opened {
+    shared: Arc<Shared>,
+    ids: Vec<String>,
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        for id in &self.ids {
+            self.shared.transactions.close(id);
+        }
+    }
+}
+
+pub(super) fn serve(
+    shared: Arc<Shared>,
+    mut requests: Streaming<QueuesDownstreamRequest>,
+) -> Answers<QueuesDownstreamResponse> {
+    let (answers, stream) = mpsc::channel(ANSWERS);
+    tokio::spawn(async move {
+        let mut opened = Opened { shared: Arc::clone(&shared), ids: Vec::new() };
+        let mut polls = FuturesUnordered::new();
+        let mut open = true;
+        loop {
+            tokio::select! {
+                request = requests.next(), if open => match request {
+                    Some(Ok(request)) if request.request_type_data() == Kind::Get => polls.push(poll(Arc::clone(&shared), request)),
+                    Some(Ok(request)) => {
+                        if let Some(answer) = settle(&shared, request).await
+                            && answers.send(Ok(answer)).await.is_err()
+                        {
+                            return;
+                        }
+                    }
+                    // A connection that broke takes its polls with it; a half-closed one has them finished.
+                    Some(Err(_)) => return,
+                    None => open = false,
+                },
+                Some((answer, messages)) = polls.next() => {
+                    if !messages.is_empty() {
+                        shared.transactions.open(&answer.transaction_id, messages);
+                        opened.ids.push(answer.transaction_id.clone());
+                        opened.ids.retain(|id| shared.transactions.lock().contains_key(id));
+                    }
+                    if answers.send(Ok(answer)).await.is_err() {
+                        return;
+                    }
+                }
+                () = answers.closed() => return,
+                () = shared.stopping.cancelled() => return,
+                else => return,
+            }
+            if !open && polls.is_empty() {
+                return;
+            }
+        }
+    });
+    Box::pin(ReceiverStream::new(stream))
+}
+
+/// Exactly one answer, before the wait that was asked for is over.
+async fn poll(shared: Arc<Shared>, request: QueuesDownstreamRequest) -> (QueuesDownstreamResponse, Vec<Lent>) {
+    let mut answer = QueuesDownstreamResponse {
+        transaction_id: uuid::Uuid::new_v4().to_string(),
+        ref_request_id: request.request_id.clone(),
+        request_type_data: Kind::Get.into(),
+        ..QueuesDownstreamResponse::default()
+    };
+    match taken(&shared, &request).await {
+        Ok(taken) => {
+            answer.messages = taken.iter().map(Lent::message).collect();
+            if request.auto_ack {
+                answer.transaction_complete = true;
+                taken.into_iter().for_each(Lent::remove);
+                return (answer, Vec::new());
+            }
+            (answer, taken)
+        }
+        Err(refusal) => {
+            answer.is_error = true;
+            answer.error = refusal.to_string();
+            (answer, Vec::new())
+        }
+    }
+}
+
+async fn taken(shared: &Shared, request: &QueuesDownstreamRequest) -> Result<Vec<Lent>, Refusal> {
+    if request.client_id.is_empty() {
+        return Err(Refusal::no_client());
+    }
+    names::check_queue(&request.channel)?;
+    let limits = shared.queues.limits();
+    let wait = u64::try_from(request.wait_timeout).map(Duration::from_millis).map_err(|_| Refusal::wait())?;
+    if wait > limits.wait {
+        return Err(Refusal::wait());
+    }
+    let most = usize::try_from(request.max_items).ok().filter(|most| *most > 0).unwrap_or(limits.receive);
+    let queue = shared.queues.get(&request.channel);
+    let taken = queue.take(most.min(limits.receive), Instant::now() + wait).await?;
+    Ok(taken.messages)
+}
+
+/// Only what failed or was asked for has an answer.
+async fn settle(shared: &Shared, request: QueuesDownstreamRequest) -> Option<QueuesDownstreamResponse> {
+    let kind = request.request_type_data();
+    let id = &request.ref_transaction_id;
+    let range = Some(&*request.sequence_range);
+    let transactions = &shared.transactions;
+    let mut answer = QueuesDownstreamResponse {
+        transaction_id: id.clone(),
+        ref_request_id: request.request_id.clone(),
+        request_type_data: kind.into(),
+        ..QueuesDownstreamResponse::default()
+    };
+    let result = match kind {
+        Kind::AckAll => transactions.take(id, None, "ack").map(ack),
+        Kind::AckRange => transactions.take(id, range, "ack").map(ack),
+        Kind::NAckAll => nack(shared, transactions.take(id, None, "nack")).await,
+        Kind::NAckRange => nack(shared, transactions.take(id, range, "nack")).await,
+        Kind::ReQueueAll | Kind::ReQueueRange => {
+            let range = if kind == Kind::ReQueueAll { None } else { range };
+            requeue(shared, &request, range).await
+        }
+        Kind::ActiveOffsets => match transactions.offsets(id) {
+            Some(offsets) => {
+                answer.active_offsets = offsets;
+                return Some(answer);
+            }
+            None => Err(Refusal::because("transaction is completed or transaction id not found")),
+        },
+        Kind::TransactionStatus => {
+            answer.transaction_complete = transactions.offsets(id).is_none();
+            return Some(answer);
+        }
+        Kind::CloseByClient if transactions.close(id) => Ok(()),
+        Kind::CloseByClient => Err(Refusal::because("transaction is completed or transaction id not found")),
+        Kind::Get | Kind::PollRequestTypeUnknown | Kind::CloseByServer => Err(Refusal::because("request unknown")),
+    };
+    let refusal = result.err()?;
+    answer.is_error = true;
+    answer.error = refusal.to_string();
+    Some(answer)
+}
+
+fn ack(messages: Vec<Lent>) {
+    messages.into_iter().for_each(Lent::remove);
+}
+
+async fn nack(shared: &Shared, messages: Result<Vec<Lent>, Refusal>) -> Result<(), Refusal> {
+    for lent in messages? {
+        shared.queues.reject(lent).await?;
+    }
+    Ok(())
+}
+
+async fn requeue(shared: &Shared, request: &QueuesDownstreamRequest, range: Option<&[i64]>) -> Result<(), Refusal> {
+    let target = &request.re_queue_channel;
+    if target.is_empty() {
+        return Err(Refusal::because("cannot requeue messages with empty channel destination"));
+    }
+    names::check_queue(target)?;
+    for lent in shared.transactions.take(&request.ref_transaction_id, range, "requeue")? {
+        shared.queues.requeue(lent, target, true).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! The calls on events, stored or not.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use polymq_kubemq_proto::{
+    Event, EventReceive, Result as Sent, Subscribe,
+    subscribe::{EventsStoreType, SubscribeType},
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::Answers;
+use crate::{broker::Shared, names, refusal::Refusal};
+
+/// Events that wait for the connection of one subscriber.
+const WAITING: usize = 64;
+
+/// Sends one event; with an id, in case it had none.
+pub(super) async fn send(shared: &Shared, mut event: Event) -> Result<String, (String, Refusal)> {
+    if event.event_id.is_empty() {
+        event.event_id = uuid::Uuid::new_v4().to_string();
+    }
+    let id = event.event_id.clone();
+    let result = async {
+        if event.client_id.is_empty() {
+            return Err(Refusal::no_client());
+        }
+        names::check(&event.channel)?;
+        if event.metadata.is_empty() && event.body.is_empty() {
+            return Err(Refusal::empty_message());
+        }
+        if event.store {
+            return Ok(shared.logs.get(&event.channel).append(event).await?);
+        }
+        let received = EventReceive {
+            event_id: event.event_id,
+            channel: event.channel,
+            metadata: event.metadata,
+            body: event.body,
+            tags: event.tags,
+            ..EventReceive::default()
+        };
+        let name = received.channel.clone();
+        shared.events.tell(&name, &received);
+        Ok(())
+    };
+    match result.await {
+        Ok(()) => Ok(id),
+        Err(refusal) => Err((id, refusal)),
+    }
+}
+
+/// A stream of events: stored ones are answered in order, plain ones only when they are refused.
+pub(super) fn send_stream(shared: Arc<Shared>, events: Streaming<Event>) -> Answers<Sent> {
+    let stopping = shared.stopping.clone();
+    let answers = events
+        .take_until(stopping.cancelled_owned())
+        .flat_map(futures_util::stream::iter)
+        .map(move |event| {
+            let shared = Arc::clone(&shared);
+            async move {
+                let store = event.store;
+                match send(&shared, event).await {
+                    Ok(event_id) => store.then(|| Sent { event_id, sent: true, error: String::new() }),
+                    Err((event_id, refusal)) => Some(Sent { event_id, sent: false, error: refusal.to_string() }),
+                }
+            }
+        })
+        .buffered(256)
+        .filter_map(|answer| std::future::ready(answer.map(Ok)));
+    Box::pin(answers)
+}
+
+pub(super) fn subscribe(shared: &Arc<Shared>, subscribe: Subscribe) -> Result<Answers<EventReceive>, Status> {
+    match subscribe.subscribe_type_data() {
+        SubscribeType::Events => listen(shared, &subscribe).map_err(|refusal| refusal.status()),
+        SubscribeType::EventsStore => read(shared, &subscribe).map_err(|refusal| refusal.status()),
+        _ => Err(Refusal::subscribe_type().status()),
+    }
+}
+
+fn listen(shared: &Arc<Shared>, subscribe: &Subscribe) -> Result<Answers<EventReceive>, Refusal> {
+    if subscribe.client_id.is_empty() {
+        return Err(Refusal::no_client());
+    }
+    names::check_pattern(&subscribe.channel)?;
+    if subscribe.events_store_type_data() != EventsStoreType::Undefined {
+        return Err(Refusal::not_a_store());
+    }
+    let listening = shared.events.listen(&subscribe.channel, &subscribe.group);
+    let events = futures_util::stream::unfold(listening, |mut listening| async move {
+        listening.next().await.map(|event| (Ok(event), listening))
+    });
+    Ok(Box::pin(events.take_until(shared.stopping.clone().cancelled_owned())))
+}
+
+fn read(shared: &Arc<Shared>, subscribe: &Subscribe) -> Result<Answers<EventReceive>, Refusal> {
+    let reader = shared.logs.subscribe(subscribe)?;
+    let (events, stream) = mpsc::channel(WAITING);
+    let stopping = shared.stopping.clone();
+    tokio::spawn(async move {
+        let reading = reader.read(|event| {
+            let events = events.clone();
+            async move { events.send(Ok(event)).await.is_ok() }
+        });
+        tokio::select! {
+            result = reading => if let Err(cause) = result {
+                let _ = events.send(Err(Status::internal(cause.to_string()))).await;
+            },
+            () = events.closed() => {}
+            () = stopping.cancelled() => {}
+        }
+    });
+    Ok(Box::pin(ReceiverStream::new(stream)))
+}

@@ -1,0 +1,157 @@
+//! The gRPC service: one method a call of the protocol, each a few lines over what does the work.
+
+mod admin;
+mod downstream;
+mod events;
+mod requests;
+mod transaction;
+mod unary;
+mod upstream;
+
+pub(crate) use downstream::Transactions;
+
+use std::{pin::Pin, sync::Arc};
+
+use futures_util::Stream;
+use polymq_kubemq_proto::{self as proto, kubemq_server::Kubemq};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::broker::Shared;
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// What a connection of any client talks to.
+#[derive(Debug, Clone)]
+pub(crate) struct Service(pub(crate) Arc<Shared>);
+
+impl Service {
+    /// While the broker starts or stops, clients are told to come again.
+    fn ready(&self) -> Result<(), Status> {
+        if self.0.stopping.is_cancelled() {
+            return Err(Status::unavailable("grpc server is not ready to accept requests"));
+        }
+        Ok(())
+    }
+}
+
+#[tonic::async_trait]
+impl Kubemq for Service {
+    type SendEventsStreamStream = Answers<proto::Result>;
+    type SubscribeToEventsStream = Answers<proto::EventReceive>;
+    type SubscribeToRequestsStream = Answers<proto::Request>;
+    type StreamQueueMessageStream = Answers<proto::StreamQueueMessagesResponse>;
+    type QueuesDownstreamStream = Answers<proto::QueuesDownstreamResponse>;
+    type QueuesUpstreamStream = Answers<proto::QueuesUpstreamResponse>;
+
+    async fn ping(&self, _: Request<proto::Empty>) -> Result<Response<proto::PingResult>, Status> {
+        self.ready()?;
+        Ok(Response::new(self.0.about()))
+    }
+
+    async fn send_event(&self, request: Request<proto::Event>) -> Result<Response<proto::Result>, Status> {
+        self.ready()?;
+        match events::send(&self.0, request.into_inner()).await {
+            Ok(event_id) => Ok(Response::new(proto::Result { event_id, sent: true, error: String::new() })),
+            Err((_, refusal)) => Err(refusal.status()),
+        }
+    }
+
+    async fn send_events_stream(
+        &self,
+        request: Request<Streaming<proto::Event>>,
+    ) -> Result<Response<Self::SendEventsStreamStream>, Status> {
+        self.ready()?;
+        Ok(Response::new(events::send_stream(Arc::clone(&self.0), request.into_inner())))
+    }
+
+    async fn subscribe_to_events(
+        &self,
+        request: Request<proto::Subscribe>,
+    ) -> Result<Response<Self::SubscribeToEventsStream>, Status> {
+        self.ready()?;
+        events::subscribe(&self.0, request.into_inner()).map(Response::new)
+    }
+
+    async fn subscribe_to_requests(
+        &self,
+        request: Request<proto::Subscribe>,
+    ) -> Result<Response<Self::SubscribeToRequestsStream>, Status> {
+        self.ready()?;
+        requests::subscribe(&self.0, &request.into_inner()).map(Response::new)
+    }
+
+    async fn send_request(&self, request: Request<proto::Request>) -> Result<Response<proto::Response>, Status> {
+        self.ready()?;
+        requests::ask(&self.0, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn send_response(&self, request: Request<proto::Response>) -> Result<Response<proto::Empty>, Status> {
+        self.ready()?;
+        let answered = self.0.requests.answer(request.into_inner());
+        answered.map(|()| Response::new(proto::Empty {})).map_err(|refusal| refusal.status())
+    }
+
+    async fn send_queue_message(
+        &self,
+        request: Request<proto::QueueMessage>,
+    ) -> Result<Response<proto::SendQueueMessageResult>, Status> {
+        self.ready()?;
+        Ok(Response::new(self.0.queues.send(request.into_inner()).await))
+    }
+
+    async fn send_queue_messages_batch(
+        &self,
+        request: Request<proto::QueueMessagesBatchRequest>,
+    ) -> Result<Response<proto::QueueMessagesBatchResponse>, Status> {
+        self.ready()?;
+        unary::send_batch(&self.0.queues, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn receive_queue_messages(
+        &self,
+        request: Request<proto::ReceiveQueueMessagesRequest>,
+    ) -> Result<Response<proto::ReceiveQueueMessagesResponse>, Status> {
+        self.ready()?;
+        Ok(Response::new(unary::receive(&self.0, request.into_inner()).await))
+    }
+
+    async fn ack_all_queue_messages(
+        &self,
+        request: Request<proto::AckAllQueueMessagesRequest>,
+    ) -> Result<Response<proto::AckAllQueueMessagesResponse>, Status> {
+        self.ready()?;
+        Ok(Response::new(unary::ack_all(&self.0.queues, request.into_inner()).await))
+    }
+
+    async fn stream_queue_message(
+        &self,
+        request: Request<Streaming<proto::StreamQueueMessagesRequest>>,
+    ) -> Result<Response<Self::StreamQueueMessageStream>, Status> {
+        self.ready()?;
+        Ok(Response::new(transaction::serve(Arc::clone(&self.0), request.into_inner())))
+    }
+
+    async fn queues_downstream(
+        &self,
+        request: Request<Streaming<proto::QueuesDownstreamRequest>>,
+    ) -> Result<Response<Self::QueuesDownstreamStream>, Status> {
+        self.ready()?;
+        Ok(Response::new(downstream::serve(Arc::clone(&self.0), request.into_inner())))
+    }
+
+    async fn queues_upstream(
+        &self,
+        request: Request<Streaming<proto::QueuesUpstreamRequest>>,
+    ) -> Result<Response<Self::QueuesUpstreamStream>, Status> {
+        self.ready()?;
+        Ok(Response::new(upstream::serve(Arc::clone(&self.0), request.into_inner())))
+    }
+
+    async fn queues_info(
+        &self,
+        request: Request<proto::QueuesInfoRequest>,
+    ) -> Result<Response<proto::QueuesInfoResponse>, Status> {
+        self.ready()?;
+        Ok(Response::new(unary::info(&self.0.queues, request.into_inner())))
+    }
+}

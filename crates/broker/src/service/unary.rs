@@ -1,0 +1,149 @@
+//! The calls on queues that have one answer.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use polymq_kubemq_proto::{
+    AckAllQueueMessagesRequest, AckAllQueueMessagesResponse, QueueInfo, QueueMessagesBatchRequest,
+    QueueMessagesBatchResponse, QueuesInfo, QueuesInfoRequest, QueuesInfoResponse, ReceiveQueueMessagesRequest,
+    ReceiveQueueMessagesResponse,
+};
+use tokio::time::Instant;
+use tonic::Status;
+
+use crate::{
+    broker::Shared,
+    limits::DEFAULT_WAIT,
+    names,
+    queue::{Lent, Taken},
+    queues::{Queues, within},
+    refusal::Refusal,
+};
+
+pub(super) async fn send_batch(
+    queues: &Queues,
+    request: QueueMessagesBatchRequest,
+) -> Result<QueueMessagesBatchResponse, Status> {
+    if request.messages.is_empty() {
+        return Err(Status::unknown("empty messages batch"));
+    }
+    // Polled in their order, so that they enter their queues in it; they share the disk's answer.
+    let results = join_all(request.messages.into_iter().map(|message| queues.send(message))).await;
+    let have_errors = results.iter().any(|result| result.is_error);
+    Ok(QueueMessagesBatchResponse { batch_id: request.batch_id, results, have_errors })
+}
+
+pub(super) async fn receive(shared: &Shared, request: ReceiveQueueMessagesRequest) -> ReceiveQueueMessagesResponse {
+    let (request_id, is_peak) = (request.request_id.clone(), request.is_peak);
+    match taken(shared, &request).await {
+        Ok(taken) => {
+            let messages: Vec<_> = taken.messages.iter().map(Lent::message).collect();
+            let messages_received = i32::try_from(messages.len()).unwrap_or(i32::MAX);
+            let messages_expired = i32::try_from(taken.expired).unwrap_or(i32::MAX);
+            if !is_peak {
+                // A caller that is gone by now has dropped this future, and with it the loans.
+                taken.messages.into_iter().for_each(Lent::remove);
+            }
+            ReceiveQueueMessagesResponse {
+                request_id,
+                messages,
+                messages_received,
+                messages_expired,
+                is_peak,
+                ..ReceiveQueueMessagesResponse::default()
+            }
+        }
+        Err(refusal) => ReceiveQueueMessagesResponse {
+            request_id,
+            is_peak,
+            is_error: true,
+            error: refusal.to_string(),
+            ..ReceiveQueueMessagesResponse::default()
+        },
+    }
+}
+
+async fn taken(shared: &Shared, request: &ReceiveQueueMessagesRequest) -> Result<Taken, Refusal> {
+    let limits = shared.queues.limits();
+    if request.client_id.is_empty() {
+        return Err(Refusal::no_client());
+    }
+    names::check_queue(&request.channel)?;
+    let most = usize::try_from(request.max_number_of_messages).unwrap_or(0);
+    if !(1..=limits.receive).contains(&most) {
+        return Err(Refusal::receive_count_of_request());
+    }
+    let wait = wait(request.wait_time_seconds, limits.wait)?;
+    let queue = shared.queues.get(&request.channel);
+    tokio::select! {
+        taken = queue.take(most, Instant::now() + wait) => Ok(taken?),
+        () = shared.stopping.cancelled() => Err(Refusal::shutdown()),
+    }
+}
+
+pub(super) async fn ack_all(queues: &Queues, request: AckAllQueueMessagesRequest) -> AckAllQueueMessagesResponse {
+    let result = async {
+        if request.client_id.is_empty() {
+            return Err(Refusal::no_client());
+        }
+        names::check_queue(&request.channel)?;
+        wait(request.wait_time_seconds, queues.limits().wait)?;
+        Ok(queues.get(&request.channel).purge().await?)
+    };
+    let request_id = request.request_id.clone();
+    match result.await {
+        Ok(affected_messages) => {
+            AckAllQueueMessagesResponse { request_id, affected_messages, ..AckAllQueueMessagesResponse::default() }
+        }
+        Err(refusal) => AckAllQueueMessagesResponse {
+            request_id,
+            is_error: true,
+            error: refusal.to_string(),
+            ..AckAllQueueMessagesResponse::default()
+        },
+    }
+}
+
+pub(super) fn info(queues: &Queues, request: QueuesInfoRequest) -> QueuesInfoResponse {
+    let names: Vec<_> = request.queue_name.split(';').filter(|name| !name.is_empty()).collect();
+    let queues: Vec<_> = queues
+        .all()
+        .into_iter()
+        .filter(|queue| names.is_empty() || names.contains(&&*queue.name))
+        .map(|queue| {
+            let stats = queue.stats();
+            QueueInfo {
+                name: queue.name.clone(),
+                messages: signed(stats.messages),
+                bytes: signed(stats.bytes),
+                first_sequence: signed(stats.first),
+                last_sequence: signed(stats.last),
+                sent: signed(stats.incoming),
+                delivered: signed(stats.outgoing),
+                waiting: signed(stats.messages),
+                subscribers: 0,
+            }
+        })
+        .collect();
+    let info = QueuesInfo {
+        total_queue: i32::try_from(queues.len()).unwrap_or(i32::MAX),
+        sent: queues.iter().map(|queue| queue.sent).sum(),
+        delivered: queues.iter().map(|queue| queue.delivered).sum(),
+        waiting: queues.iter().map(|queue| queue.waiting).sum(),
+        queues,
+    };
+    QueuesInfoResponse { ref_request_id: request.request_id, info: Some(info) }
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// How long to wait; a request that says nothing waits for a second.
+pub(super) fn wait(seconds: i32, most: Duration) -> Result<Duration, Refusal> {
+    match within(seconds, most) {
+        Some(Duration::ZERO) => Ok(DEFAULT_WAIT),
+        Some(wait) => Ok(wait),
+        None => Err(Refusal::wait()),
+    }
+}

@@ -1,0 +1,181 @@
+//! Queues over the wire: the life of a message, also across a restart.
+
+use std::time::{Duration, Instant};
+
+use polymq_broker::Broker;
+use polymq_kubemq_proto::{kubemq_client::KubemqClient, *};
+use tonic::transport::Channel;
+
+type Client = KubemqClient<Channel>;
+
+async fn client(broker: &Broker) -> Client {
+    let channel = Channel::from_shared(format!("http://{}", broker.address())).unwrap().connect().await.unwrap();
+    KubemqClient::new(channel)
+}
+
+async fn broker() -> (Broker, Client) {
+    let broker = Broker::builder().listen("127.0.0.1:0").start().await.unwrap();
+    let client = client(&broker).await;
+    (broker, client)
+}
+
+fn message(queue: &str, body: &str) -> QueueMessage {
+    QueueMessage {
+        client_id: "test".into(),
+        channel: queue.into(),
+        body: body.to_owned().into(),
+        ..QueueMessage::default()
+    }
+}
+
+async fn send(client: &mut Client, message: QueueMessage) -> SendQueueMessageResult {
+    client.send_queue_message(message).await.unwrap().into_inner()
+}
+
+async fn receive(client: &mut Client, queue: &str, most: i32, peek: bool) -> Vec<String> {
+    let request = ReceiveQueueMessagesRequest {
+        client_id: "test".into(),
+        channel: queue.into(),
+        max_number_of_messages: most,
+        wait_time_seconds: 1,
+        is_peak: peek,
+        ..ReceiveQueueMessagesRequest::default()
+    };
+    let answer = client.receive_queue_messages(request).await.unwrap().into_inner();
+    assert!(!answer.is_error, "{}", answer.error);
+    answer.messages.iter().map(|message| String::from_utf8(message.body.to_vec()).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn what_is_sent_is_received_in_order_and_once() {
+    let (broker, mut client) = broker().await;
+    for number in 0..10 {
+        let result = send(&mut client, message("orders", &number.to_string())).await;
+        assert!(!result.is_error && result.sent_at > 0 && !result.message_id.is_empty(), "{result:?}");
+    }
+    let all: Vec<_> = (0..10).map(|number| number.to_string()).collect();
+    assert_eq!(receive(&mut client, "orders", 20, true).await, all, "a look");
+    assert_eq!(receive(&mut client, "orders", 20, true).await, all, "leaves everything as it was");
+    assert_eq!(receive(&mut client, "orders", 4, false).await, all[..4]);
+    assert_eq!(receive(&mut client, "orders", 20, false).await, all[4..]);
+    let started = Instant::now();
+    assert!(receive(&mut client, "orders", 1, false).await.is_empty());
+    assert!(started.elapsed() >= Duration::from_millis(900), "an empty queue is waited for");
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn wrong_messages_are_refused_with_the_protocols_numbers() {
+    let (_broker, mut client) = broker().await;
+    let nobody = QueueMessage { client_id: String::new(), ..message("q", "x") };
+    let policy = |policy| QueueMessage { policy: Some(policy), ..message("q", "x") };
+    let long = QueueMessagePolicy { expiration_seconds: 50_000, ..QueueMessagePolicy::default() };
+    let early = QueueMessagePolicy { delay_seconds: -1, ..QueueMessagePolicy::default() };
+    let often = QueueMessagePolicy { max_receive_count: 2000, ..QueueMessagePolicy::default() };
+    for (wrong, number) in [
+        (nobody, "101"),
+        (message("a b", "x"), "120"),
+        (message("q", ""), "110"),
+        (policy(long), "133"),
+        (policy(often), "134"),
+        (policy(early), "135"),
+    ] {
+        let result = send(&mut client, wrong).await;
+        assert!(result.is_error && result.error.contains(&format!("Error {number}: ")), "{number}: {result:?}");
+        assert_eq!(result.sent_at, 0);
+    }
+}
+
+#[tokio::test]
+async fn what_was_answered_survives_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let start = || Broker::builder().listen("127.0.0.1:0").data_dir(folder.path()).start();
+    let broker = start().await.unwrap();
+    let mut first = client(&broker).await;
+    for number in 0..5 {
+        assert!(!send(&mut first, message("orders", &number.to_string())).await.is_error);
+    }
+    let later = QueueMessagePolicy { delay_seconds: 2, ..QueueMessagePolicy::default() };
+    let due = Instant::now() + Duration::from_secs(2);
+    let result = send(&mut first, QueueMessage { policy: Some(later), ..message("orders", "later") }).await;
+    assert!(result.delayed_to > result.sent_at, "{result:?}");
+    assert_eq!(receive(&mut first, "orders", 2, false).await, ["0", "1"]);
+    drop(first);
+    broker.stop().await;
+
+    let broker = start().await.unwrap();
+    let mut second = client(&broker).await;
+    assert_eq!(receive(&mut second, "orders", 20, false).await, ["2", "3", "4"]);
+    let mut came = Vec::new();
+    while came.is_empty() {
+        came = receive(&mut second, "orders", 1, false).await;
+    }
+    assert_eq!(came, ["later"]);
+    assert!(Instant::now() >= due, "not before its time");
+    let last = send(&mut second, message("orders", "last")).await;
+    assert!(!last.is_error);
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn polls_are_settled_one_by_one_and_given_back_when_their_stream_ends() {
+    let (_broker, mut client) = broker().await;
+    for number in 0..4 {
+        let policy =
+            QueueMessagePolicy { max_receive_count: 2, max_receive_queue: "dead".into(), ..Default::default() };
+        send(&mut client, QueueMessage { policy: Some(policy), ..message("orders", &number.to_string()) }).await;
+    }
+    let (requests, stream) = tokio::sync::mpsc::channel(8);
+    let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
+    let mut answers = client.queues_downstream(stream).await.unwrap().into_inner();
+    let get = || QueuesDownstreamRequest {
+        request_id: "get".into(),
+        client_id: "test".into(),
+        channel: "orders".into(),
+        request_type_data: QueuesDownstreamRequestType::Get.into(),
+        max_items: 10,
+        wait_timeout: 1000,
+        ..QueuesDownstreamRequest::default()
+    };
+    requests.send(get()).await.unwrap();
+    let polled = answers.message().await.unwrap().unwrap();
+    let sequences: Vec<_> =
+        polled.messages.iter().map(|message| message.attributes.as_ref().unwrap().sequence.cast_signed()).collect();
+    assert_eq!(sequences, [1, 2, 3, 4]);
+    let settle = |kind: QueuesDownstreamRequestType, range: Vec<i64>| QueuesDownstreamRequest {
+        request_id: "settle".into(),
+        client_id: "test".into(),
+        request_type_data: kind.into(),
+        ref_transaction_id: polled.transaction_id.clone(),
+        sequence_range: range,
+        ..QueuesDownstreamRequest::default()
+    };
+    requests.send(settle(QueuesDownstreamRequestType::AckRange, vec![1])).await.unwrap();
+    requests.send(settle(QueuesDownstreamRequestType::NAckRange, vec![2])).await.unwrap();
+    // Not answered; a wrong one is.
+    requests.send(settle(QueuesDownstreamRequestType::AckRange, vec![1])).await.unwrap();
+    let refused = answers.message().await.unwrap().unwrap();
+    assert!(refused.is_error && refused.error.contains("invalid ack sequence id 1"), "{refused:?}");
+    requests.send(settle(QueuesDownstreamRequestType::ActiveOffsets, vec![])).await.unwrap();
+    assert_eq!(answers.message().await.unwrap().unwrap().active_offsets, [3, 4]);
+
+    // The nacked one is at the tail, with its count; a second nack makes it a dead letter.
+    requests.send(get()).await.unwrap();
+    let again = answers.message().await.unwrap().unwrap();
+    let attributes = again.messages[0].attributes.clone().unwrap();
+    assert_eq!((attributes.sequence, attributes.receive_count), (5, 2));
+    let all = QueuesDownstreamRequest {
+        ref_transaction_id: again.transaction_id.clone(),
+        ..settle(QueuesDownstreamRequestType::NAckAll, vec![])
+    };
+    requests.send(all).await.unwrap();
+    let dead = receive(&mut client, "dead", 1, true).await;
+    assert_eq!(dead, ["1"]);
+
+    drop((requests, answers));
+    let mut back = Vec::new();
+    while back.len() < 2 {
+        back.extend(receive(&mut client, "orders", 10, false).await);
+    }
+    assert_eq!(back, ["2", "3"], "in place");
+}
