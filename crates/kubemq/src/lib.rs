@@ -1,0 +1,28 @@
+#![doc = include_str!("../README.md")]
+
+mod backend;
+mod config;
+mod connect;
+mod connection;
+mod consumer;
+mod convert;
+mod error;
+mod link;
+mod names;
+mod outbox;
+mod producer;
+mod settle;
+mod shared;
+mod topology;
+mod transport;
+
+pub use crate::{
+    backend::KubeMqBackend,
+    config::{Declare, KEYS, KubeMqConfig, Topics},
+    connection::KubeMqConnection,
+};
+
+/// The name of this backend.
+pub const NAME: &str = "kubemq";
+
+polymq_core::register_backend!(KubeMqBackend);

@@ -1,0 +1,387 @@
+//! What one consumer's reader, handlers and background task share: messages that are held, and what is to be told the
+//! broker about them.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use polymq_core::{Error, Incoming, Result, Token};
+use polymq_kubemq_proto::QueueMessagePolicy;
+use tokio::sync::Notify;
+
+use crate::{
+    error,
+    outbox::{Outbox, ToQueues},
+};
+
+/// A message that the broker has lent to us.
+#[derive(Debug, Clone)]
+pub(crate) struct Held {
+    pub(crate) transaction: Arc<str>,
+    pub(crate) sequence: i64,
+    pub(crate) attempt: u32,
+    /// The broker's own count of its deliveries.
+    pub(crate) count: u32,
+    /// How many of polymq's own headers it came with: when there are more, a return must carry them.
+    pub(crate) system: usize,
+    /// What its sender wants to happen after so many deliveries, if anything.
+    pub(crate) policy: Option<Box<QueueMessagePolicy>>,
+    generation: u64,
+}
+
+/// What is to be done with messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Verb {
+    /// They are done.
+    Ack,
+    /// To the tail, counted.
+    Nack,
+    /// To the tail, as new.
+    Requeue,
+    /// Back in place, uncounted: a whole transaction.
+    Close,
+}
+
+/// One thing to tell the broker.
+#[derive(Debug)]
+pub(crate) struct Order {
+    pub(crate) verb: Verb,
+    pub(crate) transaction: Arc<str>,
+    pub(crate) sequences: Vec<i64>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    held: HashMap<Token, Held>,
+    buffer: VecDeque<Incoming>,
+    last: u64,
+    /// Counts the streams: what one has lent is gone with it.
+    generation: u64,
+    orders: Vec<Order>,
+    /// Settlements that the broker may not have yet.
+    untold: usize,
+    /// Those of them that the task has taken.
+    taken: usize,
+    closing: bool,
+    /// Nobody can settle any more.
+    abandoned: bool,
+    /// Why reading is over.
+    end: Option<Error>,
+}
+
+/// Shared by a consumer, its settler and its task.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) queue: Arc<str>,
+    pub(crate) client_id: Arc<str>,
+    pub(crate) outbox: Arc<Outbox<ToQueues>>,
+    state: Mutex<State>,
+    /// Something arrived, or reading is over.
+    pub(crate) arrived: Notify,
+    /// The task has something to do.
+    pub(crate) work: Notify,
+    /// Something was told.
+    told: Notify,
+    prefetch: usize,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        queue: Arc<str>,
+        client_id: Arc<str>,
+        outbox: Arc<Outbox<ToQueues>>,
+        prefetch: usize,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            queue,
+            client_id,
+            outbox,
+            state: Mutex::default(),
+            arrived: Notify::new(),
+            work: Notify::new(),
+            told: Notify::new(),
+            prefetch: prefetch.max(1),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many messages may be asked for.
+    pub(crate) fn room(&self) -> Option<usize> {
+        let state = self.lock();
+        let free = self.prefetch.saturating_sub(state.held.len());
+        // A poll for one message costs as much as one for many: while others wait to be read, it can wait too.
+        let enough = if state.buffer.is_empty() { 1 } else { (self.prefetch / 4).max(1) };
+        (!state.closing && state.end.is_none() && free >= enough).then_some(free)
+    }
+
+    /// A stream begins.
+    pub(crate) fn begin(&self) {
+        self.lock().generation += 1;
+    }
+
+    /// The stream has ended: everything that it had lent is with the broker again.
+    pub(crate) fn lose(&self) {
+        let mut state = self.lock();
+        state.generation += 1;
+        state.held.clear();
+        state.buffer.clear();
+        let lost = state.orders.drain(..).map(|order| order.sequences.len()).sum::<usize>();
+        state.untold = state.untold.saturating_sub(lost + std::mem::take(&mut state.taken));
+        drop(state);
+        if lost > 0 {
+            tracing::warn!(queue = %self.queue, lost, "settlements were lost with the connection; the messages come again");
+        }
+        self.told.notify_waiters();
+    }
+
+    /// What a poll has brought. `false`: nobody reads any more, and it must go back.
+    pub(crate) fn arrive(&self, messages: Vec<(Incoming, Held)>) -> bool {
+        let mut state = self.lock();
+        if state.closing {
+            return false;
+        }
+        for (mut incoming, mut held) in messages {
+            state.last += 1;
+            incoming.token = Token(state.last);
+            held.generation = state.generation;
+            state.held.insert(incoming.token, held);
+            state.buffer.push_back(incoming);
+        }
+        drop(state);
+        self.arrived.notify_one();
+        true
+    }
+
+    /// Up to `max` messages; `None` when there is none yet.
+    pub(crate) fn take(&self, max: usize, into: &mut Vec<Incoming>) -> Option<Result<()>> {
+        let mut state = self.lock();
+        if let Some(error) = &state.end {
+            return Some(Err(error::copy(error).with_operation("receive")));
+        }
+        if state.closing {
+            return Some(Err(error::closed("receive")));
+        }
+        if state.buffer.is_empty() {
+            return None;
+        }
+        let count = max.max(1).min(state.buffer.len());
+        into.extend(state.buffer.drain(..count));
+        let poll = state.buffer.len() < self.prefetch / 2;
+        drop(state);
+        if poll {
+            self.work.notify_one();
+        }
+        Some(Ok(()))
+    }
+
+    /// Reading is over for good.
+    pub(crate) fn fail(&self, error: &Error) {
+        self.lock().end.get_or_insert_with(|| error::copy(error));
+        self.arrived.notify_one();
+    }
+
+    /// Asks the task to stop fetching.
+    pub(crate) fn start_close(&self) {
+        self.lock().closing = true;
+        self.arrived.notify_one();
+        self.work.notify_one();
+    }
+
+    /// Nobody settles any more: everything that is held goes back.
+    pub(crate) fn abandon(&self) {
+        let mut state = self.lock();
+        state.closing = true;
+        state.abandoned = true;
+        state.held.clear();
+        state.buffer.clear();
+        drop(state);
+        self.work.notify_one();
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        let state = self.lock();
+        state.closing || state.end.is_some()
+    }
+
+    /// Gives back what was fetched and not received: whole transactions in place, the rest of others one by one.
+    pub(crate) fn return_unread(self: &Arc<Self>) {
+        let mut state = self.lock();
+        let unread: Vec<Incoming> = state.buffer.drain(..).collect();
+        let tokens: HashSet<Token> = unread.iter().map(|incoming| incoming.token).collect();
+        let received: HashSet<Arc<str>> = state
+            .held
+            .iter()
+            .filter(|(token, _)| !tokens.contains(*token))
+            .map(|(_, held)| Arc::clone(&held.transaction))
+            .collect();
+        let mut single = Vec::new();
+        let mut whole: HashSet<Arc<str>> = HashSet::new();
+        for incoming in unread {
+            let Some(held) = state.held.remove(&incoming.token) else { continue };
+            if received.contains(&held.transaction) {
+                state.untold += 1;
+                single.push((held, incoming));
+            } else {
+                whole.insert(held.transaction);
+            }
+        }
+        state.untold += whole.len();
+        let closing = |transaction| Order { verb: Verb::Close, transaction, sequences: vec![0] };
+        state.orders.extend(whole.into_iter().map(closing));
+        drop(state);
+        for (held, incoming) in single {
+            crate::settle::release(self, held, incoming.message);
+        }
+        self.work.notify_one();
+    }
+
+    /// Nothing that was received is unsettled.
+    pub(crate) fn is_settled(&self) -> bool {
+        let state = self.lock();
+        state.held.len() <= state.buffer.len()
+    }
+
+    /// Everything that was settled is told.
+    pub(crate) fn is_told(&self) -> bool {
+        self.lock().untold == 0
+    }
+
+    /// Waits until everything that was settled is told.
+    pub(crate) async fn all_told(&self) {
+        loop {
+            let told = self.told.notified();
+            tokio::pin!(told);
+            // Registered before looking, or what is told in between would be missed.
+            told.as_mut().enable();
+            if self.is_told() {
+                return;
+            }
+            told.await;
+        }
+    }
+
+    /// The task has ended: whoever reads or settles is told so.
+    pub(crate) fn seal(&self, error: &Error) {
+        let mut state = self.lock();
+        let end = state.end.take();
+        *state = State { abandoned: true, closing: true, end, last: state.last, ..State::default() };
+        state.end.get_or_insert_with(|| error::copy(error));
+        drop(state);
+        self.arrived.notify_one();
+        self.told.notify_waiters();
+    }
+
+    /// Takes messages that are ours and unsettled, and gives them up; an error is that of one of them.
+    pub(crate) fn acknowledge(&self, tokens: &[Token]) -> Result<()> {
+        let mut state = self.lock();
+        let mut result = Ok(());
+        for token in tokens {
+            match state.claim(*token) {
+                Ok(held) => {
+                    state.untold += 1;
+                    state.order(Verb::Ack, held);
+                }
+                Err(error) => result = Err(error),
+            }
+        }
+        drop(state);
+        self.work.notify_one();
+        result
+    }
+
+    /// Takes a message that is ours and unsettled. It counts as not yet told until [`order`](Self::order) or
+    /// [`told`](Self::told).
+    pub(crate) fn claim(&self, token: Token) -> Result<Held> {
+        let mut state = self.lock();
+        let held = state.claim(token)?;
+        state.untold += 1;
+        Ok(held)
+    }
+
+    /// Has the broker told about a message that was claimed. `false`: its stream has ended, so it is there already.
+    pub(crate) fn order(&self, verb: Verb, held: Held) -> bool {
+        let mut state = self.lock();
+        if held.generation != state.generation {
+            drop(state);
+            self.told(1);
+            return false;
+        }
+        state.order(verb, held);
+        drop(state);
+        self.work.notify_one();
+        true
+    }
+
+    /// Gives a message back that could not be settled.
+    pub(crate) fn unclaim(&self, token: Token, held: Held) {
+        let mut state = self.lock();
+        if !state.abandoned && held.generation == state.generation {
+            state.held.insert(token, held);
+        }
+        drop(state);
+        self.told(1);
+    }
+
+    /// So many settlements are with the broker, or need not be any more.
+    pub(crate) fn told(&self, count: usize) {
+        let mut state = self.lock();
+        state.untold = state.untold.saturating_sub(count);
+        drop(state);
+        self.told.notify_waiters();
+    }
+
+    /// What is to be told next; the task says with [`taken_are_told`](Self::taken_are_told) when it is.
+    pub(crate) fn orders(&self) -> Vec<Order> {
+        let mut state = self.lock();
+        let orders = std::mem::take(&mut state.orders);
+        state.taken += orders.iter().map(|order| order.sequences.len()).sum::<usize>();
+        orders
+    }
+
+    pub(crate) fn taken_are_told(&self, count: usize) {
+        let mut state = self.lock();
+        state.taken = state.taken.saturating_sub(count);
+        drop(state);
+        self.told(count);
+    }
+}
+
+impl State {
+    fn claim(&mut self, token: Token) -> Result<Held> {
+        if self.abandoned {
+            return Err(error::closed("settle"));
+        }
+        self.held.remove(&token).ok_or_else(error::stale)
+    }
+
+    fn order(&mut self, verb: Verb, held: Held) {
+        let same = |order: &&mut Order| order.verb == verb && order.transaction == held.transaction;
+        match self.orders.iter_mut().rev().find(same) {
+            Some(order) => order.sequences.push(held.sequence),
+            None => self.orders.push(Order { verb, transaction: held.transaction, sequences: vec![held.sequence] }),
+        }
+    }
+}
+
+impl Held {
+    pub(crate) fn new(
+        transaction: &Arc<str>,
+        incoming: &Incoming,
+        (sequence, count): (i64, u32),
+        policy: Option<QueueMessagePolicy>,
+    ) -> Self {
+        Self {
+            transaction: Arc::clone(transaction),
+            sequence,
+            attempt: incoming.attempt.unwrap_or(1),
+            count,
+            system: incoming.message.system_headers().len(),
+            policy: policy.filter(|policy| !policy.max_receive_queue.is_empty()).map(Box::new),
+            generation: 0,
+        }
+    }
+}
