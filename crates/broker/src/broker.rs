@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use crate::{
+    access::{Access, AccessFiles},
     error::{BrokerError, Result},
     events::Listeners,
     limits::Limits,
@@ -23,6 +24,7 @@ use crate::{
     requests::Requests,
     service::{Service, Transactions},
     store::Store,
+    tokens::TokenAlgorithm,
 };
 
 /// The version that SDKs see: they look for 2.x.
@@ -39,6 +41,7 @@ pub(crate) struct Shared {
     named: Mutex<HashMap<String, BTreeSet<String>>>,
     pub(crate) transactions: Transactions,
     pub(crate) stopping: CancellationToken,
+    pub(crate) access: Arc<Access>,
     started: (Instant, SystemTime),
 }
 
@@ -78,11 +81,17 @@ pub struct Builder {
     listen: String,
     data_dir: Option<PathBuf>,
     limits: Limits,
+    access: AccessFiles,
 }
 
 impl Default for Builder {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:50000".to_owned(), data_dir: None, limits: Limits::default() }
+        Self {
+            listen: "127.0.0.1:50000".to_owned(),
+            data_dir: None,
+            limits: Limits::default(),
+            access: AccessFiles::default(),
+        }
     }
 }
 
@@ -106,13 +115,41 @@ impl Builder {
         self
     }
 
+    /// Asks every call but `Ping` for a JSON web token in the metadata `authorization`, without `Bearer`, signed in this
+    /// way. The file holds the secret for HS…, a public key as PEM (`BEGIN PUBLIC KEY`) for RS… and ES…; the end of
+    /// its last line does not count. `exp` and `nbf` are checked when a token has them, with 30 s for clocks that differ; `ClientID`
+    /// is who the token is for. See [`Broker::reload`] for a new key.
+    pub fn token_key(mut self, algorithm: TokenAlgorithm, file: impl Into<PathBuf>) -> Self {
+        self.access.token = Some((algorithm, file.into()));
+        self
+    }
+
+    /// Allows only what the rules in a TOML file allow; the rest is refused with "Error 412: access denied to resource".
+    ///
+    /// ```toml
+    /// [[rule]]
+    /// resources = ["queues"]      # events, events_store, commands, queries, queues; left out: all of them
+    /// client = "billing-.*"       # a regular expression for the whole client id; left out: every client
+    /// channel = "orders\\..*"     # a regular expression for the whole name of the channel; left out: every channel
+    /// allow = ["read", "write"]   # what the rule allows
+    /// ```
+    ///
+    /// Reading is to subscribe, receive, peek and list; writing is to send, to ask, to empty a queue, to make and to delete a
+    /// channel; who names a queue for dead letters must be allowed to write to it. The client id is the `ClientID` of
+    /// the token when it has one, else what the request says, which anybody can write.
+    pub fn rules(mut self, file: impl Into<PathBuf>) -> Self {
+        self.access.rules = Some(file.into());
+        self
+    }
+
     /// Opens the store, listens and serves in tasks of the present runtime.
     ///
     /// # Errors
     ///
-    /// [`BrokerError::Store`] when the data cannot be opened or are damaged, [`BrokerError::Listen`] when the address
+    /// [`BrokerError::Option`] when a file that an option names cannot be used, [`BrokerError::Store`] when the data cannot be opened or are damaged, [`BrokerError::Listen`] when the address
     /// cannot be had.
     pub async fn start(self) -> Result<Broker> {
+        let access = Access::open(self.access)?;
         let store = match &self.data_dir {
             Some(folder) => Store::open(folder)?,
             None => Store::in_memory()?,
@@ -131,6 +168,7 @@ impl Builder {
             named: Mutex::default(),
             transactions: Transactions::default(),
             stopping: CancellationToken::new(),
+            access,
             started: (Instant::now(), SystemTime::now()),
         });
         let clock = tokio::spawn(queues.keep_time());
@@ -168,6 +206,16 @@ impl Broker {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Reads the token key and the rules anew; who calls from now on is checked with them, also on streams that are open
+    /// as far as rules go.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError::Option`] when a file cannot be used; then everything stays as it was.
+    pub async fn reload(&self) -> Result<()> {
+        self.shared.access.reload()
     }
 
     /// Refuses new calls, ends streams, gives back what is lent, and closes the store when everything is on disk.

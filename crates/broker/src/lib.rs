@@ -3,6 +3,7 @@
 //! A send is answered when it is on disk. Queues keep order, redeliver what was not acknowledged, and keep dead
 //! letters; delays, expirations and counts survive a restart, also one that nobody planned.
 
+mod access;
 mod broker;
 mod error;
 mod events;
@@ -13,10 +14,13 @@ mod queue;
 mod queues;
 mod refusal;
 mod requests;
+mod rules;
 mod service;
 mod store;
+mod tokens;
 
 pub use broker::{Broker, Builder};
 pub use error::{BrokerError, Result};
 pub use limits::Limits;
 pub use store::StoreError;
+pub use tokens::TokenAlgorithm;
