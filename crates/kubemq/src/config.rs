@@ -15,7 +15,11 @@ pub const KEYS: &[Key] = &[
     key("token", "", "the token, where the URL names none"),
     key("token_file", "", "a file with the token, read again at every connect, so that it may be rotated"),
     key("client_id", "polymq-<random>", "what this client calls itself; the broker's rules may go by it"),
-    key("heartbeat", "10s", "asks whether the broker is there after this long without any answer, and waits as long for it"),
+    key(
+        "heartbeat",
+        "10s",
+        "asks whether the broker is there after this long without any answer, and waits as long for it",
+    ),
     key("connect_timeout", "10s", "bound of one attempt to connect, and of a declaration"),
     key("request_timeout", "30s", "bound of one request, besides the time that a poll waits"),
     key("connect_retry", "false", "keep trying when the very first attempt to connect fails"),
@@ -149,10 +153,15 @@ impl KubeMqConfig {
             return Err(config(format!("setting {key:?} is not valid, {expected}")));
         }
         let place = self.place()?;
-        let of_tls = [("ca_file", self.ca_file.is_some()), ("cert_file", self.cert_file.is_some()), ("server_name", self.server_name.is_some())];
+        let of_tls = [
+            ("ca_file", self.ca_file.is_some()),
+            ("cert_file", self.cert_file.is_some()),
+            ("server_name", self.server_name.is_some()),
+        ];
         match of_tls.iter().find(|(_, set)| *set) {
-            Some((key, _)) if !place.tls => Err(config(format!("setting {key:?} has no effect without TLS"))
-                .with_hint("use a kubemqs:// URL")),
+            Some((key, _)) if !place.tls => {
+                Err(config(format!("setting {key:?} has no effect without TLS")).with_hint("use a kubemqs:// URL"))
+            }
             _ => Ok(()),
         }
     }

@@ -88,7 +88,8 @@ impl ConsumerHandle {
 impl KubeMqConsumer {
     pub(crate) fn start(link: Arc<Link>, shared: Arc<Shared>) -> Self {
         let (stage, stages) = watch::channel(Stage::Reading);
-        let task = Task { link: Arc::clone(&link), shared: Arc::clone(&shared), stage, largest: POLL_BYTES / FIRST_POLL };
+        let task =
+            Task { link: Arc::clone(&link), shared: Arc::clone(&shared), stage, largest: POLL_BYTES / FIRST_POLL };
         link.spawn(task.run());
         let handle = ConsumerHandle { shared: Arc::clone(&shared), stage: stages };
         Self { settler: Arc::new(KubeMqSettler(Arc::clone(&shared))), shared, handle }
@@ -216,13 +217,20 @@ impl Task {
                     if shared.is_settled() {
                         return End::Done;
                     }
-                    self.stage.send_if_modified(|stage| *stage < Stage::Returned && { *stage = Stage::Returned; true });
+                    self.stage.send_if_modified(|stage| {
+                        *stage < Stage::Returned && {
+                            *stage = Stage::Returned;
+                            true
+                        }
+                    });
                 }
             } else {
                 if outgoing.is_empty() && unconfirmed > 0 {
                     shared.taken_are_told(std::mem::take(&mut unconfirmed));
                 }
-                if poll.is_none() && let Some(room) = shared.room() {
+                if poll.is_none()
+                    && let Some(room) = shared.room()
+                {
                     number += 1;
                     let id = number.to_string();
                     outgoing.push_back(self.get(&id, room));

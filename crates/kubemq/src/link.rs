@@ -267,7 +267,10 @@ impl Link {
 
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Link").field("state", &*self.state.borrow()).field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("Link")
+            .field("state", &*self.state.borrow())
+            .field("config", &self.config)
+            .finish_non_exhaustive()
     }
 }
 

@@ -70,7 +70,9 @@ impl Producer for KubeMqProducer {
         let (completer, completion) = Completion::queued();
         let answer = Answer::Receipt(message.id().cloned().unwrap_or_default(), completer);
         match &self.sink {
-            Sink::Queue(outbox) => outbox.push(convert::queued(&message, &self.channel, &self.client_id, delay), answer),
+            Sink::Queue(outbox) => {
+                outbox.push(convert::queued(&message, &self.channel, &self.client_id, delay), answer)
+            }
             Sink::Stored(outbox) => outbox.push(Wire::of(&message).event(&self.channel, &self.client_id, true), answer),
             Sink::Plain(outbox) => outbox.push(Wire::of(&message).event(&self.channel, &self.client_id, false), answer),
         }

@@ -2,49 +2,85 @@
 
 use std::{
     collections::BTreeMap,
+    io::Write,
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
 use async_trait::async_trait;
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use polymq_broker::{Broker, TokenAlgorithm};
 use polymq_core::{Address, Backend};
 use polymq_kubemq::KubeMqBackend;
 use polymq_kubemq_proto::{
-    Empty, QueueMessage, ReceiveQueueMessagesRequest, kubemq_client::KubemqClient,
+    Empty, QueueMessage, QueuesInfoRequest, ReceiveQueueMessagesRequest, kubemq_client::KubemqClient,
 };
 use polymq_testkit::{
     BareClient, BareMessage, BareReceiver, BrokerControl, Denied, Harness, Heartbeat, Passwords, Switch, Tool, Use,
     eventually,
 };
 use tempfile::TempDir;
-use tokio::io::AsyncReadExt;
-use tonic::transport::Channel;
+use tokio::signal::unix::{SignalKind, signal};
+use tonic::{Request, Status, service::interceptor::InterceptedService, transport::Channel};
 
 const LISTEN: &str = "POLYMQ_TEST_BROKER_LISTEN";
-const DATA: &str = "POLYMQ_TEST_BROKER_DATA";
+/// The folder of data, key and rules.
+const FOLDER: &str = "POLYMQ_TEST_BROKER_FOLDER";
 /// How long a broker may take to start or to stop.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// With what the tokens of the tests are signed.
+const SECRET: &str = "the-secret-of-the-tests";
+/// `limited` may use queues whose names begin with "allowed", `all` everything.
+const RULES: &str = r#"
+[[rule]]
+client = "all"
+allow = ["read", "write"]
+
+[[rule]]
+client = "limited"
+channel = "allowed.*"
+allow = ["read", "write"]
+"#;
+
 /// In a process that was started for it: is the broker, and never returns.
 pub fn serve_if_asked() {
-    let (Ok(listen), Ok(data)) = (std::env::var(LISTEN), std::env::var(DATA)) else { return };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let (Ok(listen), Ok(folder)) = (std::env::var(LISTEN), std::env::var(FOLDER)) else { return };
+    let folder = PathBuf::from(folder);
+    let (lines, mut said) = tokio::sync::mpsc::unbounded_channel();
+    // Ends with the process that has started it.
+    std::thread::spawn(move || std::io::stdin().lines().map_while(Result::ok).all(|line| lines.send(line).is_ok()));
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     runtime.block_on(async {
-        let broker = polymq_broker::Broker::builder().listen(listen).data_dir(data).start().await.expect("the broker");
-        let mut terminate =
-            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).expect("a signal");
-        let mut nothing = [0];
-        let mut stdin = tokio::io::stdin();
-        tokio::select! {
-            _ = terminate.recv() => broker.stop().await,
-            // Whoever has started it is gone.
-            _ = stdin.read(&mut nothing) => {}
+        let builder = Broker::builder().listen(listen).data_dir(folder.join("data"));
+        let builder = builder.token_key(TokenAlgorithm::HS256, folder.join("key")).rules(folder.join("rules.toml"));
+        let broker = builder.start().await.expect("the broker");
+        let mut terminate = signal(SignalKind::terminate()).expect("a signal");
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break broker.stop().await,
+                line = said.recv() => match line {
+                    Some(_) => broker.reload().await.expect("a new key"),
+                    None => break,
+                }
+            }
         }
     });
     std::process::exit(0);
+}
+
+/// A JSON web token for a client, signed with a secret (RFC 7519, RFC 7515).
+fn token(client: &str, secret: &str) -> String {
+    let part = |json: String| BASE64_URL_SAFE_NO_PAD.encode(json);
+    let signed =
+        format!("{}.{}", part(r#"{"alg":"HS256","typ":"JWT"}"#.into()), part(format!(r#"{{"ClientID":"{client}"}}"#)));
+    let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret.as_bytes());
+    let signature = BASE64_URL_SAFE_NO_PAD.encode(ring::hmac::sign(&key, signed.as_bytes()));
+    format!("{signed}.{signature}")
 }
 
 /// A broker and what is around it.
@@ -52,13 +88,14 @@ pub fn serve_if_asked() {
 pub struct Served {
     broker: Process,
     bare: Bare,
+    passwords: Turnstile,
 }
 
 impl Served {
     pub fn start(_: Use) -> Self {
-        let broker = Process::start();
-        let bare = Bare { url: format!("http://{}", broker.address) };
-        Self { broker, bare }
+        let broker = Process::start(SECRET);
+        let bare = Bare { address: broker.address };
+        Self { broker, bare, passwords: Turnstile::default() }
     }
 }
 
@@ -68,7 +105,7 @@ impl Harness for Served {
     }
 
     fn url(&self, at: Option<SocketAddr>) -> String {
-        format!("kubemq://{}", at.unwrap_or(self.broker.address))
+        format!("kubemq://:{}@{}", token("all", SECRET), at.unwrap_or(self.broker.address))
     }
 
     fn broker(&self) -> Option<&dyn BrokerControl> {
@@ -84,12 +121,17 @@ impl Harness for Served {
         Some(Heartbeat { settings: vec![("heartbeat".into(), "2s".into())], bound: Duration::from_secs(4) })
     }
 
+    fn wrong_password(&self) -> Option<String> {
+        Some(format!("kubemq://:{}@{}", token("all", "another secret"), self.broker.address))
+    }
+
     fn denied(&self) -> Option<Denied> {
-        None
+        let url = format!("kubemq://:{}@{}", token("limited", SECRET), self.broker.address);
+        Some(Denied { url, address: Address::queue("forbidden"), consumers_are_told: true })
     }
 
     fn passwords(&self) -> Tool<'_, dyn Passwords> {
-        Err("todo")
+        Ok(&self.passwords)
     }
 
     fn alarm(&self) -> Tool<'_, dyn Switch> {
@@ -115,27 +157,68 @@ impl Harness for Served {
     }
 }
 
+/// A broker whose key is the password of the moment: tokens that were signed with another one are refused.
+#[derive(Debug, Default)]
+struct Turnstile(OnceLock<Process>);
+
+impl Turnstile {
+    fn broker(&self) -> &Process {
+        self.0.get_or_init(|| tokio::task::block_in_place(|| Process::start("nobody's")))
+    }
+}
+
+#[async_trait]
+impl Passwords for Turnstile {
+    fn address(&self) -> SocketAddr {
+        self.broker().address
+    }
+
+    fn url(&self, password: &str, at: SocketAddr) -> String {
+        format!("kubemq://:{}@{at}", token("all", password))
+    }
+
+    async fn set(&self, password: &str) {
+        self.broker().set_key(password);
+        eventually(PATIENCE, || async {
+            let mut client = bare_client(self.address(), token("all", password)).await;
+            client.queues_info(QueuesInfoRequest::default()).await.map_err(|status| status.to_string())
+        })
+        .await;
+    }
+}
+
 /// A broker's process.
 #[derive(Debug)]
 pub struct Process {
     address: SocketAddr,
-    data: PathBuf,
     child: Mutex<Option<Child>>,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Process {
-    fn start() -> Self {
+    fn start(secret: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("rules.toml"), RULES).expect("the rules");
+        std::fs::write(folder.path().join("key"), secret).expect("the key");
         let free = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
         let address = free.local_addr().expect("an address");
         drop(free);
-        let process =
-            Self { address, data: folder.path().join("data"), child: Mutex::default(), _folder: folder };
-        // The suite starts its surroundings on a thread without a runtime.
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(BrokerControl::start(&process));
+        let process = Self { address, child: Mutex::default(), folder };
+        // On a thread of its own: the caller may be inside a runtime.
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+                runtime.block_on(BrokerControl::start(&process));
+            });
+        });
         process
+    }
+
+    fn set_key(&self, secret: &str) {
+        std::fs::write(self.folder.path().join("key"), secret).expect("the key");
+        let mut child = self.child.lock().expect("a lock");
+        let stdin = child.as_mut().and_then(|child| child.stdin.as_mut()).expect("the broker runs");
+        stdin.write_all(b"reload\n").expect("told");
     }
 
     fn signal(&self, name: &str) {
@@ -163,15 +246,15 @@ impl BrokerControl for Process {
             let program = if itself.exists() { itself } else { std::env::current_exe().expect("a path") };
             let started = Command::new(program)
                 .env(LISTEN, self.address.to_string())
-                .env(DATA, &self.data)
+                .env(FOLDER, self.folder.path())
                 .stdin(Stdio::piped())
                 .spawn();
             *child = Some(started.expect("the test binary starts again as a broker"));
         }
-        let url = format!("http://{}", self.address);
         eventually(PATIENCE, || async {
-            let mut client = KubemqClient::connect(url.clone()).await.map_err(|error| error.to_string())?;
-            client.ping(Empty {}).await.map_err(|error| error.to_string())
+            let endpoint = Channel::from_shared(format!("http://{}", self.address)).expect("a URL");
+            let channel = endpoint.connect().await.map_err(|error| error.to_string())?;
+            KubemqClient::new(channel).ping(Empty {}).await.map_err(|error| error.to_string())
         })
         .await;
     }
@@ -197,12 +280,25 @@ impl Drop for Process {
 /// The protocol's stub alone.
 #[derive(Debug)]
 pub struct Bare {
-    url: String,
+    address: SocketAddr,
+}
+
+type Stub =
+    KubemqClient<InterceptedService<Channel, Box<dyn FnMut(Request<()>) -> Result<Request<()>, Status> + Send>>>;
+
+async fn bare_client(address: SocketAddr, token: String) -> Stub {
+    let endpoint = Channel::from_shared(format!("http://{address}")).expect("a URL");
+    let channel = endpoint.connect().await.expect("connect");
+    let with_token = move |mut request: Request<()>| {
+        request.metadata_mut().insert("authorization", token.parse().expect("a token"));
+        Ok(request)
+    };
+    KubemqClient::with_interceptor(channel, Box::new(with_token))
 }
 
 impl Bare {
-    async fn client(&self) -> KubemqClient<Channel> {
-        KubemqClient::connect(self.url.clone()).await.expect("connect")
+    async fn client(&self) -> Stub {
+        bare_client(self.address, token("all", SECRET)).await
     }
 }
 
@@ -255,10 +351,15 @@ impl BareClient for Bare {
     }
 }
 
-#[derive(Debug)]
 struct BareQueue {
-    client: KubemqClient<Channel>,
+    client: Stub,
     queue: String,
+}
+
+impl std::fmt::Debug for BareQueue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("BareQueue")
+    }
 }
 
 #[async_trait]
