@@ -9,13 +9,13 @@ use std::{
 };
 
 use polymq_kubemq_proto::{EventReceive, PingResult, kubemq_server::KubemqServer};
-use tokio::{net::TcpListener, task::JoinHandle};
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use crate::{
     access::{Access, AccessFiles},
+    connections::{Tls, accept},
     error::{BrokerError, Result},
     events::Listeners,
     limits::Limits,
@@ -24,6 +24,7 @@ use crate::{
     requests::Requests,
     service::{Service, Transactions},
     store::Store,
+    tls::TlsFiles,
     tokens::TokenAlgorithm,
 };
 
@@ -82,6 +83,8 @@ pub struct Builder {
     data_dir: Option<PathBuf>,
     limits: Limits,
     access: AccessFiles,
+    tls: Option<TlsFiles>,
+    client_ca: Option<PathBuf>,
 }
 
 impl Default for Builder {
@@ -91,6 +94,8 @@ impl Default for Builder {
             data_dir: None,
             limits: Limits::default(),
             access: AccessFiles::default(),
+            tls: None,
+            client_ca: None,
         }
     }
 }
@@ -142,6 +147,19 @@ impl Builder {
         self
     }
 
+    /// Serves with TLS only, 1.2 or later: PEM files of the certificate, with what its authority asks to be sent along, and of
+    /// its private key. See [`Broker::reload`] for new ones.
+    pub fn tls(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
+        self.tls = Some(TlsFiles { certificate: certificate.into(), key: key.into(), client_ca: None });
+        self
+    }
+
+    /// Serves only clients that show a certificate of the authorities in this PEM file. Needs [`Builder::tls`].
+    pub fn client_ca(mut self, file: impl Into<PathBuf>) -> Self {
+        self.client_ca = Some(file.into());
+        self
+    }
+
     /// Opens the store, listens and serves in tasks of the present runtime.
     ///
     /// # Errors
@@ -150,6 +168,16 @@ impl Builder {
     /// cannot be had.
     pub async fn start(self) -> Result<Broker> {
         let access = Access::open(self.access)?;
+        let tls = match (self.tls, self.client_ca) {
+            (Some(files), client_ca) => Some(TlsFiles { client_ca, ..files }),
+            (None, Some(file)) => {
+                let what =
+                    "clients can show certificates of it only with TLS: give the server's certificate and key too";
+                return Err(BrokerError::Option { file, what: what.to_owned() });
+            }
+            (None, None) => None,
+        };
+        let tls = Tls::open(tls)?;
         let store = match &self.data_dir {
             Some(folder) => Store::open(folder)?,
             None => Store::in_memory()?,
@@ -171,18 +199,22 @@ impl Builder {
             access,
             started: (Instant::now(), SystemTime::now()),
         });
+        let places = Arc::new(Semaphore::new(self.limits.connections.min(Semaphore::MAX_PERMITS)));
         let clock = tokio::spawn(queues.keep_time());
         let service = KubemqServer::new(Service(Arc::clone(&shared)))
             .max_decoding_message_size(self.limits.message + (1 << 20))
             .max_encoding_message_size(usize::MAX);
         let server = Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
-            .tcp_nodelay(true)
+            .max_concurrent_streams(self.limits.streams)
             .add_service(service)
-            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shared.stopping.clone().cancelled_owned());
+            .serve_with_incoming_shutdown(
+                accept(listener, Arc::clone(&tls), places),
+                shared.stopping.clone().cancelled_owned(),
+            );
         let server = tokio::spawn(server);
         tracing::info!(%address, data_dir = ?self.data_dir, "broker listens");
-        Ok(Broker { address, shared, store, server, clock })
+        Ok(Broker { address, shared, tls, store, server, clock })
     }
 }
 
@@ -191,6 +223,7 @@ impl Builder {
 pub struct Broker {
     address: SocketAddr,
     shared: Arc<Shared>,
+    tls: Arc<Tls>,
     store: Store,
     server: JoinHandle<std::result::Result<(), tonic::transport::Error>>,
     clock: JoinHandle<()>,
@@ -208,13 +241,14 @@ impl Broker {
         self.address
     }
 
-    /// Reads the token key and the rules anew; who calls from now on is checked with them, also on streams that are open
-    /// as far as rules go.
+    /// Reads the files of TLS, the token key and the rules anew. Connections from now on have the new certificates, calls
+    /// the new key, and requests the new rules, also on streams that are open.
     ///
     /// # Errors
     ///
-    /// [`BrokerError::Option`] when a file cannot be used; then everything stays as it was.
+    /// [`BrokerError::Option`] when a file cannot be used; then what it is for stays as it was.
     pub async fn reload(&self) -> Result<()> {
+        self.tls.reload()?;
         self.shared.access.reload()
     }
 

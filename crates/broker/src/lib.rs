@@ -5,6 +5,7 @@
 
 mod access;
 mod broker;
+mod connections;
 mod error;
 mod events;
 mod limits;
@@ -17,6 +18,7 @@ mod requests;
 mod rules;
 mod service;
 mod store;
+mod tls;
 mod tokens;
 
 pub use broker::{Broker, Builder};

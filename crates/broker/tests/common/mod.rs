@@ -84,3 +84,9 @@ pub(crate) fn subscribe(kind: SubscribeType, channel: &str, start: EventsStoreTy
 pub(crate) async fn next(stream: &mut tonic::Streaming<EventReceive>) -> EventReceive {
     tokio::time::timeout(Duration::from_secs(10), stream.message()).await.expect("in time").unwrap().unwrap()
 }
+
+/// Connects and pings.
+pub(crate) async fn pinged(broker: &Broker) -> Result<(), tonic::Status> {
+    let channel = Channel::from_shared(format!("http://{}", broker.address())).unwrap().connect_lazy();
+    KubemqClient::new(channel).ping(Empty {}).await.map(drop)
+}
