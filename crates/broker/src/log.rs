@@ -61,8 +61,12 @@ impl Log {
         }
     }
 
-    /// Stores an event; answers when it is on disk.
-    pub(crate) async fn append(self: &Arc<Self>, event: Event) -> Result<(), StoreError> {
+    /// Hands an event to the store: events are stored in the order of these calls, when each is awaited before the next.
+    /// What it gives answers when the event is on disk.
+    pub(crate) async fn append(
+        self: &Arc<Self>,
+        event: Event,
+    ) -> Result<oneshot::Receiver<Result<(), StoreError>>, StoreError> {
         let admitted = self.store.admit(event.encoded_len()).await?;
         let (done, waits) = oneshot::channel();
         {
@@ -90,7 +94,7 @@ impl Log {
                 let _ = done.send(result);
             });
         }
-        waits.await.unwrap_or(Err(StoreError::Closed))
+        Ok(waits)
     }
 
     /// Events that were stored since the channel was made.

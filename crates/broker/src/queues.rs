@@ -109,25 +109,36 @@ impl Queues {
         Ok(true)
     }
 
-    /// Checks a message and stores it; answers when it is on disk.
-    pub(crate) async fn send(&self, message: QueueMessage) -> SendQueueMessageResult {
-        let mut message = message;
+    /// Checks a message and hands it to the store: messages enter their queues in the order of these calls, when each
+    /// is awaited before the next. The future that it gives answers when the message is on disk.
+    pub(crate) async fn enter(
+        self: &Arc<Self>,
+        mut message: QueueMessage,
+    ) -> impl Future<Output = SendQueueMessageResult> + Send + use<> {
         if message.message_id.is_empty() {
             message.message_id = uuid::Uuid::new_v4().to_string();
         }
         let message_id = message.message_id.clone();
-        match self.accept(message).await {
-            Ok(result) => SendQueueMessageResult { message_id, ..result },
-            Err(refusal) => SendQueueMessageResult {
-                message_id,
-                is_error: true,
-                error: refusal.to_string(),
-                ..SendQueueMessageResult::default()
-            },
+        let accepted = self.accept(message).await;
+        let queues = Arc::clone(self);
+        async move {
+            let result = match accepted {
+                Ok(accepted) => accepted.stored(&queues).await,
+                Err(refusal) => Err(refusal),
+            };
+            match result {
+                Ok(result) => SendQueueMessageResult { message_id, ..result },
+                Err(refusal) => SendQueueMessageResult {
+                    message_id,
+                    is_error: true,
+                    error: refusal.to_string(),
+                    ..SendQueueMessageResult::default()
+                },
+            }
         }
     }
 
-    async fn accept(&self, mut message: QueueMessage) -> Result<SendQueueMessageResult, Refusal> {
+    async fn accept(&self, mut message: QueueMessage) -> Result<Accepted, Refusal> {
         let asked = self.check(&message)?;
         // An expiration begins when the delay has ended.
         let expires = if asked.expiration.is_zero() { Duration::ZERO } else { asked.expiration + asked.delay };
@@ -154,11 +165,7 @@ impl Queues {
             };
             self.store.commit(vec![change], Some(admitted), then);
         }
-        waits.await.unwrap_or(Err(StoreError::Closed))?;
-        if delayed_to != 0 {
-            self.delayed.notify_one();
-        }
-        Ok(SendQueueMessageResult { sent_at: now(), expiration_at, delayed_to, ..SendQueueMessageResult::default() })
+        Ok(Accepted { waits, expiration_at, delayed_to })
     }
 
     /// In the protocol's order of checks.
@@ -287,6 +294,24 @@ impl Queues {
                 waits.await.unwrap_or(Err(StoreError::Closed))?;
             }
         }
+    }
+}
+
+/// A message on its way to the disk.
+struct Accepted {
+    waits: oneshot::Receiver<Result<(), StoreError>>,
+    expiration_at: i64,
+    delayed_to: i64,
+}
+
+impl Accepted {
+    async fn stored(self, queues: &Queues) -> Result<SendQueueMessageResult, Refusal> {
+        let Self { waits, expiration_at, delayed_to } = self;
+        waits.await.unwrap_or(Err(StoreError::Closed))?;
+        if delayed_to != 0 {
+            queues.delayed.notify_one();
+        }
+        Ok(SendQueueMessageResult { sent_at: now(), expiration_at, delayed_to, ..SendQueueMessageResult::default() })
     }
 }
 

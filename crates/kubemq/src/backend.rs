@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use polymq_core::{
     Address, Backend, Capabilities, Connection, Delay, DeliveryCount, Key, Order, RedeliveryOrder, Result, Settings,
-    Support,
+    Support, Wildcards,
 };
 
 use crate::{
@@ -57,9 +57,14 @@ impl Backend for KubeMqBackend {
 
 pub(crate) fn capabilities(config: &KubeMqConfig) -> Capabilities {
     let delay = Delay { support: Support::Native, max: Some(Duration::from_secs(MAX_SECONDS)) };
+    let stored = config.topics == Topics::Store;
     Capabilities {
         persistent: true,
         queues: true,
+        topics: true,
+        groups: true,
+        replay: stored,
+        wildcards: (!stored).then_some(Wildcards { one: "*", many: ">", separator: "." }),
         kinds_apart: true,
         order: Order::SingleConsumer,
         requeue: Support::Native,

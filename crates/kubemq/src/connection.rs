@@ -3,31 +3,36 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, SystemTime},
 };
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 use polymq_core::{
-    Address, Capabilities, ChannelKind, Connection, ConsumeOptions, Consumer, Error, HealthWatch, Listed, Message,
-    ProduceOptions, Producer, Result, Settings,
+    Address, Capabilities, ChannelKind, Connection, ConsumeOptions, Consumer, Error, ErrorKind, HealthWatch, Listed,
+    Message, ProduceOptions, Producer, Result, Settings,
 };
 use tokio::{sync::OnceCell, time::timeout};
 
 use crate::{
     NAME,
     backend::capabilities,
-    config::{Declare, KubeMqConfig},
+    config::{Declare, KubeMqConfig, Topics},
     connect::Target,
     consumer::{ConsumerHandle, KubeMqConsumer},
     error,
-    link::{Link, LinkHandle},
+    group::{self, Mover},
+    link::{Link, LinkHandle, Live},
+    listener::{Heard, Listener, Reading},
     names,
-    outbox::{Outbox, ToQueues},
+    outbox::{Outbox, ToQueues, ToTopics},
     producer::{CLOSE_TIMEOUT, KubeMqProducer, Sink},
     shared::Shared,
     topology::{self, Pattern},
+    transport::InProcess,
 };
 
 /// A connection to a broker.
@@ -36,7 +41,11 @@ pub struct KubeMqConnection {
     client_id: Arc<str>,
     capabilities: Capabilities,
     queues: OnceLock<Arc<Outbox<ToQueues>>>,
+    stored: OnceLock<Arc<Outbox<ToTopics<true>>>>,
+    plain: OnceLock<Arc<Outbox<ToTopics<false>>>>,
     consumers: Mutex<Vec<ConsumerHandle>>,
+    listeners: Mutex<Vec<Weak<Heard>>>,
+    movers: Mutex<Vec<Weak<Mover>>>,
     /// Whether everything was answered when it was closed.
     closed: OnceCell<bool>,
     /// Whether the first one who closed has heard so.
@@ -54,6 +63,17 @@ impl KubeMqConnection {
         Self::open(KubeMqConfig::parse(settings)?, Target::Network).await
     }
 
+    /// A connection to a broker in this process, without any socket. `service` answers the protocol's gRPC calls; settings
+    /// that say where a broker is have no effect.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`](polymq_core::ErrorKind::Config) for settings that are not valid, and what the broker
+    /// answers.
+    pub async fn in_process(config: KubeMqConfig, service: InProcess) -> Result<Self> {
+        config.check()?;
+        Self::open(config, Target::InProcess(service)).await
+    }
+
     async fn open(config: KubeMqConfig, target: Target) -> Result<Self> {
         let capabilities = capabilities(&config);
         let link = Link::start(Arc::new(config), target).await?;
@@ -62,9 +82,28 @@ impl KubeMqConnection {
             link,
             capabilities,
             queues: OnceLock::new(),
+            stored: OnceLock::new(),
+            plain: OnceLock::new(),
             consumers: Mutex::default(),
+            listeners: Mutex::default(),
+            movers: Mutex::default(),
             closed: OnceCell::new(),
             told: AtomicBool::new(false),
+        })
+    }
+
+    /// A round trip, and what the server says about itself.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Disconnected`] when nobody answers in time, [`ErrorKind::Unauthenticated`] when the token is not good
+    /// any more.
+    pub async fn server_info(&self) -> Result<ServerInfo> {
+        let about = self.link.ping().await?;
+        Ok(ServerInfo {
+            host: about.host,
+            version: about.version,
+            started: SystemTime::UNIX_EPOCH + Duration::from_secs(about.server_start_time.max(0).unsigned_abs()),
+            up: Duration::from_secs(about.server_up_time_seconds.max(0).unsigned_abs()),
         })
     }
 
@@ -93,25 +132,108 @@ impl KubeMqConnection {
         }
         match topology::create(link, &live, Pattern::Queues, queue).await {
             // It is made when it is used.
-            Err(error) if error.kind() == polymq_core::ErrorKind::Unsupported => Ok(()),
+            Err(error) if error.kind() == ErrorKind::Unsupported => Ok(()),
             made => made,
         }
     }
 
-    fn unsupported_topic(address: &Address) -> Error {
-        Error::unsupported(NAME, format_args!("the {address}"))
+    /// Makes a topic, or sees that it is there. What is not kept needs not be made.
+    async fn ensure_topic(&self, operation: &'static str, topic: &str, declare: bool) -> Result<()> {
+        if self.config().topics == Topics::Events {
+            return Ok(());
+        }
+        let link: &Link = &self.link;
+        let live = link.live_soon(operation).await?;
+        let found = match declare {
+            true => topology::create(link, &live, Pattern::EventsStore, topic).await.map(|()| true),
+            false => topology::exists(link, &live, Pattern::EventsStore, topic).await,
+        };
+        match found {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(error::not_found(operation, format_args!("the topic {topic:?}"))),
+            // It is made when it is used.
+            Err(error) if declare && error.kind() == ErrorKind::Unsupported => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn consume_queue(&self, queue: Arc<str>, mover: Option<Mover>, prefetch: usize) -> Box<dyn Consumer> {
+        let shared = Shared::new(queue, Arc::clone(&self.client_id), Arc::clone(self.queues()), prefetch);
+        let consumer = KubeMqConsumer::start(self.link.link(), shared, mover.map(Arc::new));
+        let mut consumers = self.consumers.lock().unwrap_or_else(PoisonError::into_inner);
+        consumers.retain(|consumer| !consumer.is_gone());
+        consumers.push(consumer.handle());
+        if let Some(mover) = consumer.mover() {
+            let mut movers = self.movers.lock().unwrap_or_else(PoisonError::into_inner);
+            movers.retain(|mover| mover.strong_count() > 0);
+            movers.push(Arc::downgrade(mover));
+        }
+        Box::new(consumer)
+    }
+
+    async fn listen(&self, topic: &Address, options: &ConsumeOptions) -> Result<Box<dyn Consumer>> {
+        let store = self.config().topics == Topics::Store;
+        let group = options.group.clone().filter(|_| !store).unwrap_or_default();
+        let reading =
+            Reading { topic: topic.shared_name(), group, store, start: options.start, prefetch: options.prefetch };
+        let (listener, heard) = Listener::start(self.link.link(), reading, self.config().connect_timeout).await?;
+        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        listeners.retain(|listener| listener.strong_count() > 0);
+        listeners.push(Arc::downgrade(&heard));
+        Ok(Box::new(listener))
+    }
+
+    /// The groups of a topic.
+    async fn groups(&self, live: &Live, topic: &str) -> Result<Vec<String>> {
+        let queues = topology::list(&self.link, live, Pattern::Queues, topic).await?;
+        let of_topic = |queue: topology::ChannelInfo| {
+            let (address, group) = names::of_queue(&queue.name)?;
+            group.filter(|_| address == Address::topic(topic))
+        };
+        Ok(queues.into_iter().filter_map(of_topic).collect())
+    }
+
+    async fn delete_group(&self, live: &Live, topic: &str, group: &str) -> Result<()> {
+        let (queue, position) = (names::of_group(topic, group), names::of_position(topic, group));
+        topology::delete(&self.link, live, Pattern::Queues, &position).await?;
+        topology::delete(&self.link, live, Pattern::Queues, &queue).await?;
+        topology::delete(&self.link, live, Pattern::EventsStore, &position).await
+    }
+
+    /// The queue that holds what an address, or a group's share of it, holds.
+    fn queue_of(address: &Address, group: Option<&str>) -> Result<String> {
+        match (address.kind(), group) {
+            (ChannelKind::Queue, _) => Ok(address.name().to_owned()),
+            (ChannelKind::Topic, Some(group)) => Ok(names::of_group(address.name(), group)),
+            (ChannelKind::Topic, None) => Err(Error::unsupported(NAME, "looking into a topic without naming a group")),
+        }
     }
 
     /// Returns what is held and flushes what was handed over; whether all of it was answered.
     async fn wind_up(&self) -> bool {
         let consumers = std::mem::take(&mut *self.consumers.lock().unwrap_or_else(PoisonError::into_inner));
-        futures_util::future::join_all(consumers.into_iter().map(ConsumerHandle::close)).await;
-        let mut flushed = true;
-        if let Some(queues) = self.queues.get() {
-            queues.close();
-            // Bounded for a broker that does not answer: what it has not answered is answered with "unknown outcome".
-            flushed &= timeout(CLOSE_TIMEOUT, queues.flush()).await.is_ok();
-        }
+        join_all(consumers.into_iter().map(ConsumerHandle::close)).await;
+        let listeners = std::mem::take(&mut *self.listeners.lock().unwrap_or_else(PoisonError::into_inner));
+        listeners.iter().filter_map(Weak::upgrade).for_each(|heard| heard.abandon());
+        let movers = std::mem::take(&mut *self.movers.lock().unwrap_or_else(PoisonError::into_inner));
+        let movers: Vec<_> = movers.iter().filter_map(Weak::upgrade).collect();
+        join_all(movers.iter().map(|mover| mover.close())).await;
+        // Bounded for a broker that does not answer: what it has not answered is answered with "unknown outcome".
+        let flushing = timeout(CLOSE_TIMEOUT, async {
+            if let Some(queues) = self.queues.get() {
+                queues.close();
+                queues.flush().await;
+            }
+            if let Some(stored) = self.stored.get() {
+                stored.close();
+                stored.flush().await;
+            }
+            if let Some(plain) = self.plain.get() {
+                plain.close();
+                plain.flush().await;
+            }
+        });
+        let flushed = flushing.await.is_ok();
         self.link.close("closed by this program");
         flushed
     }
@@ -137,59 +259,99 @@ impl Connection for KubeMqConnection {
 
     async fn producer(&self, address: &Address, options: &ProduceOptions) -> Result<Box<dyn Producer>> {
         no_extra(&options.extra)?;
-        let sink = match address.kind() {
-            ChannelKind::Queue => {
-                // While the first connection is still being made, the first message makes what is to be made. A queue where
-                // somebody awaits a reply is that one's to make.
-                if !options.temporary && (self.link.is_up() || !self.config().connect_retry) {
-                    let declare = self.may_declare(options.declare);
-                    self.ensure_queue("declare", address.name(), declare)
-                        .await
-                        .map_err(|error| error.with_channel(address.name()))?;
-                }
-                Sink::Queue(Arc::clone(self.queues()))
+        // While the first connection is still being made, the first message makes what is to be made. A queue where
+        // somebody awaits a reply is that one's to make.
+        if !options.temporary && (self.link.is_up() || !self.config().connect_retry) {
+            let declare = self.may_declare(options.declare);
+            let made = match address.kind() {
+                ChannelKind::Queue => self.ensure_queue("declare", address.name(), declare).await,
+                ChannelKind::Topic => self.ensure_topic("declare", address.name(), declare).await,
+            };
+            made.map_err(|error| error.with_channel(address.name()))?;
+        }
+        let sink = match (address.kind(), self.config().topics) {
+            (ChannelKind::Queue, _) => Sink::Queue(Arc::clone(self.queues())),
+            (ChannelKind::Topic, Topics::Store) => {
+                Sink::Stored(Arc::clone(self.stored.get_or_init(|| Outbox::start(self.link.link()))))
             }
-            ChannelKind::Topic => return Err(Self::unsupported_topic(address)),
+            (ChannelKind::Topic, Topics::Events) => {
+                Sink::Plain(Arc::clone(self.plain.get_or_init(|| Outbox::start(self.link.link()))))
+            }
         };
         Ok(Box::new(KubeMqProducer::new(sink, address.shared_name(), Arc::clone(&self.client_id))))
     }
 
     async fn consumer(&self, address: &Address, options: &ConsumeOptions) -> Result<Box<dyn Consumer>> {
         self.declare(address, options).await.map_err(|error| error.with_operation("consume"))?;
-        let queue = address.shared_name();
-        let shared = Shared::new(queue, Arc::clone(&self.client_id), Arc::clone(self.queues()), options.prefetch);
-        let consumer = KubeMqConsumer::start(self.link.link(), shared);
-        let mut consumers = self.consumers.lock().unwrap_or_else(PoisonError::into_inner);
-        consumers.retain(|consumer| !consumer.is_gone());
-        consumers.push(consumer.handle());
-        Ok(Box::new(consumer))
+        let topic = address.name();
+        match (address.kind(), &options.group, self.config().topics) {
+            (ChannelKind::Queue, ..) => Ok(self.consume_queue(address.shared_name(), None, options.prefetch).await),
+            (ChannelKind::Topic, Some(group), Topics::Store) => {
+                let mover = Mover::start(self.link.link(), Arc::clone(self.queues()), topic, group);
+                let queue = names::of_group(topic, group).into();
+                Ok(self.consume_queue(queue, Some(mover), options.prefetch).await)
+            }
+            (ChannelKind::Topic, ..) => self.listen(address, options).await.map_err(|error| error.with_channel(topic)),
+        }
     }
 
     async fn declare(&self, address: &Address, options: &ConsumeOptions) -> Result<()> {
         no_extra(&options.extra)?;
-        if address.kind() == ChannelKind::Topic {
-            return Err(Self::unsupported_topic(address));
-        }
         let declare = self.may_declare(options.declare);
         let located = |error: Error| error.with_channel(address.name());
-        self.ensure_queue("declare", address.name(), declare).await.map_err(located)?;
+        match (address.kind(), &options.group) {
+            (ChannelKind::Queue, _) => self.ensure_queue("declare", address.name(), declare).await.map_err(located)?,
+            (ChannelKind::Topic, group) => {
+                self.ensure_topic("declare", address.name(), declare).await.map_err(located)?;
+                if let (Some(group), Topics::Store) = (group, self.config().topics) {
+                    names::check_group(group).map_err(located)?;
+                    let live = self.link.live_soon("declare").await?;
+                    let position = names::of_position(address.name(), group);
+                    if declare {
+                        let names = (address.name(), group.as_str());
+                        group::make(&self.link, &live, self.queues(), names, options.start).await.map_err(located)?;
+                    } else if !topology::queue_exists(&self.link, &live, &position).await.map_err(located)? {
+                        return Err(located(error::not_found("declare", format_args!("the group {group:?}"))));
+                    }
+                }
+            }
+        }
         if let Some(letters) = options.dead_letters.as_ref().filter(|_| declare) {
             self.ensure_queue("declare", letters.name(), true).await.map_err(located)?;
         }
         Ok(())
     }
 
-    async fn delete(&self, address: &Address, _group: Option<&str>) -> Result<()> {
+    async fn delete(&self, address: &Address, group: Option<&str>) -> Result<()> {
         let live = self.link.live_soon("delete").await?;
-        let deleted = topology::delete(&self.link, &live, Pattern::Queues, address.name()).await;
-        deleted.map_err(|error| error.with_channel(address.name()))
+        let name = address.name();
+        let deleting = async {
+            match (address.kind(), group, self.config().topics) {
+                (ChannelKind::Queue, ..) => topology::delete(&self.link, &live, Pattern::Queues, name).await,
+                (ChannelKind::Topic, _, Topics::Events) => Ok(()),
+                (ChannelKind::Topic, Some(group), _) => self.delete_group(&live, name, group).await,
+                (ChannelKind::Topic, None, _) => {
+                    for group in self.groups(&live, name).await? {
+                        self.delete_group(&live, name, &group).await?;
+                    }
+                    topology::delete(&self.link, &live, Pattern::EventsStore, name).await
+                }
+            }
+        };
+        deleting.await.map_err(|error| error.with_channel(name))
     }
 
-    async fn exists(&self, address: &Address, _group: Option<&str>) -> Result<bool> {
+    async fn exists(&self, address: &Address, group: Option<&str>) -> Result<bool> {
         let live = self.link.live_soon("exists").await?;
-        topology::queue_exists(&self.link, &live, address.name())
-            .await
-            .map_err(|error| error.with_channel(address.name()))
+        let name = address.name();
+        let found = match (address.kind(), group) {
+            (ChannelKind::Queue, _) => topology::queue_exists(&self.link, &live, name).await,
+            (ChannelKind::Topic, Some(group)) => {
+                topology::queue_exists(&self.link, &live, &names::of_position(name, group)).await
+            }
+            (ChannelKind::Topic, None) => topology::exists(&self.link, &live, Pattern::EventsStore, name).await,
+        };
+        found.map_err(|error| error.with_channel(name))
     }
 
     async fn list(&self) -> Result<Vec<Listed>> {
@@ -200,14 +362,20 @@ impl Connection for KubeMqConnection {
                 listed.push(Listed { address, group, stats: None });
             }
         }
+        for topic in topology::list(&self.link, &live, Pattern::EventsStore, "").await? {
+            if names::is_topic(&topic.name) {
+                listed.push(Listed { address: Address::topic(topic.name), group: None, stats: None });
+            }
+        }
         Ok(listed)
     }
 
-    async fn peek(&self, address: &Address, _group: Option<&str>, max: usize) -> Result<Vec<Message>> {
+    async fn peek(&self, address: &Address, group: Option<&str>, max: usize) -> Result<Vec<Message>> {
         let located = |error: Error| error.with_channel(address.name());
-        self.ensure_queue("peek", address.name(), false).await.map_err(located)?;
+        let queue = Self::queue_of(address, group)?;
+        self.ensure_queue("peek", &queue, false).await.map_err(located)?;
         let live = self.link.live_soon("peek").await?;
-        topology::peek(&self.link, &live, address.name(), max).await.map_err(located)
+        topology::peek(&self.link, &live, &queue, max).await.map_err(located)
     }
 
     async fn purge(&self, address: &Address) -> Result<u64> {
@@ -229,6 +397,19 @@ impl Connection for KubeMqConnection {
         }
         Err(error::not_in_time("close", CLOSE_TIMEOUT))
     }
+}
+
+/// What a server says about itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerInfo {
+    /// Its name.
+    pub host: String,
+    /// Its version; another one than 2.x is warned of when a connection is made.
+    pub version: String,
+    /// When it was started.
+    pub started: SystemTime,
+    /// How long ago that was, by its own clock.
+    pub up: Duration,
 }
 
 /// There are no options that only this backend knows.

@@ -22,6 +22,7 @@ use tonic::Streaming;
 use crate::{
     convert::Wire,
     error::{self, Effect, native},
+    group::Mover,
     link::{Link, Live},
     producer::CLOSE_TIMEOUT,
     settle::KubeMqSettler,
@@ -34,6 +35,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 const POLL_BYTES: usize = 32 << 20;
 /// The messages of a first poll, of which nobody knows how large they are.
 const FIRST_POLL: usize = 16;
+/// How long a consumer that is closed keeps what goes back unhandled for the end of its stream.
+const KEPT: Duration = Duration::from_secs(10);
 /// Requests that wait for the connection.
 const REQUESTS: usize = 64;
 
@@ -43,6 +46,8 @@ pub(crate) struct KubeMqConsumer {
     shared: Arc<Shared>,
     settler: Arc<KubeMqSettler>,
     handle: ConsumerHandle,
+    /// Fills the queue, where it is a group's.
+    mover: Option<Arc<Mover>>,
 }
 
 /// What the connection needs to close a consumer that is still open.
@@ -80,19 +85,26 @@ impl ConsumerHandle {
         let _ = timeout(CLOSE_TIMEOUT, async {
             let _ = self.stage.wait_for(|now| *now >= stage).await;
             self.shared.all_told().await;
+            if self.shared.is_settled() {
+                let _ = self.stage.wait_for(|now| *now == Stage::Ended).await;
+            }
         })
         .await;
     }
 }
 
 impl KubeMqConsumer {
-    pub(crate) fn start(link: Arc<Link>, shared: Arc<Shared>) -> Self {
+    pub(crate) fn start(link: Arc<Link>, shared: Arc<Shared>, mover: Option<Arc<Mover>>) -> Self {
         let (stage, stages) = watch::channel(Stage::Reading);
         let task =
             Task { link: Arc::clone(&link), shared: Arc::clone(&shared), stage, largest: POLL_BYTES / FIRST_POLL };
         link.spawn(task.run());
         let handle = ConsumerHandle { shared: Arc::clone(&shared), stage: stages };
-        Self { settler: Arc::new(KubeMqSettler(Arc::clone(&shared))), shared, handle }
+        Self { settler: Arc::new(KubeMqSettler(Arc::clone(&shared))), shared, handle, mover }
+    }
+
+    pub(crate) fn mover(&self) -> Option<&Arc<Mover>> {
+        self.mover.as_ref()
     }
 
     pub(crate) fn handle(&self) -> ConsumerHandle {
@@ -118,6 +130,9 @@ impl Consumer for KubeMqConsumer {
 
     async fn close(&mut self) -> Result<()> {
         self.shared.start_close();
+        if let Some(mover) = &self.mover {
+            mover.close().await;
+        }
         self.handle.reaches(Stage::Returned).await;
         Ok(())
     }
@@ -197,25 +212,36 @@ impl Task {
         // The settlements that the broker has when it answers this.
         let mut barrier: Option<(String, usize)> = None;
         let mut unconfirmed = 0;
+        // Something was written since the last barrier.
+        let mut written = false;
+        // What goes back unhandled returns to its place with the end of the stream, when all else is settled by then.
+        let mut kept_until: Option<Instant> = None;
         loop {
             let ending = shared.is_closing();
-            if ending && *self.stage.borrow() == Stage::Reading {
-                shared.return_unread();
+            if ending && kept_until.is_none() {
+                kept_until = Some(Instant::now() + KEPT);
             }
             for order in shared.orders() {
                 unconfirmed += order.sequences.len();
                 outgoing.push_back(self.request(order));
             }
+            written |= unconfirmed > 0;
             if ending {
-                if outgoing.is_empty() && unconfirmed > 0 && barrier.is_none() {
+                if outgoing.is_empty() && written && barrier.is_none() {
+                    written = false;
                     number += 1;
                     let id = format!("barrier {number}");
                     outgoing.push_back(self.status(&id));
                     barrier = Some((id, std::mem::take(&mut unconfirmed)));
                 }
-                if shared.is_told() {
+                if shared.is_told() && !written && barrier.is_none() {
                     if shared.is_settled() {
-                        return End::Done;
+                        // Told, not left to the end of the stream: whoever reads next finds them in their places.
+                        outgoing.extend(shared.give_back().into_iter().map(|order| self.request(order)));
+                        if outgoing.is_empty() {
+                            return End::Done;
+                        }
+                        written = true;
                     }
                     self.stage.send_if_modified(|stage| {
                         *stage < Stage::Returned && {
@@ -270,6 +296,10 @@ impl Task {
                 () = shared.work.notified() => {}
                 () = sleep_until(deadline), if poll.is_some() => {
                     return self.ended(live, error::disconnected("receive", "the broker did not answer in time"));
+                }
+                () = sleep_until(kept_until.unwrap_or(deadline)), if kept_until.is_some() => {
+                    kept_until = Some(Instant::now() + KEPT);
+                    shared.return_kept();
                 }
                 () = self.link.over(live) => return End::Lost,
             }

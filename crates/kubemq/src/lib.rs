@@ -7,7 +7,9 @@ mod connection;
 mod consumer;
 mod convert;
 mod error;
+mod group;
 mod link;
+mod listener;
 mod names;
 mod outbox;
 mod producer;
@@ -19,7 +21,9 @@ mod transport;
 pub use crate::{
     backend::KubeMqBackend,
     config::{Declare, KEYS, KubeMqConfig, Topics},
-    connection::KubeMqConnection,
+    connection::{KubeMqConnection, ServerInfo},
+    topology::{ChannelInfo, ChannelTraffic, Pattern},
+    transport::InProcess,
 };
 
 /// The name of this backend.

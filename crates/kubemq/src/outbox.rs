@@ -222,11 +222,16 @@ impl<K: Kind> Outbox<K> {
         }
     }
 
-    /// Sends a message and waits for the answer.
-    pub(crate) async fn send(&self, item: K::Item) -> Result<()> {
+    /// Hands a message over at once; the future waits for the answer.
+    pub(crate) fn hand_over(&self, item: K::Item) -> polymq_core::Completion<()> {
         let (completer, completion) = polymq_core::Completion::queued();
         self.push(item, Answer::Then(Box::new(move |result| completer.complete(result))));
-        completion.await
+        completion
+    }
+
+    /// Sends a message and waits for the answer.
+    pub(crate) async fn send(&self, item: K::Item) -> Result<()> {
+        self.hand_over(item).await
     }
 
     /// Waits until everything before has been answered.

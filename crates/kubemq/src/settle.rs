@@ -31,6 +31,7 @@ impl Settler for KubeMqSettler {
     }
 
     fn release(&self, token: Token, message: Message) {
+        let Some(message) = self.0.keep(token, message) else { return };
         // Nobody hears of an error: a stream that has ended has returned the message already.
         if let Ok(held) = self.0.claim(token) {
             release(&self.0, held, message);

@@ -2,11 +2,11 @@
 //! broker about them.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use polymq_core::{Error, Incoming, Result, Token};
+use polymq_core::{Error, Incoming, Message, Result, Token};
 use polymq_kubemq_proto::QueueMessagePolicy;
 use tokio::sync::Notify;
 
@@ -55,6 +55,8 @@ pub(crate) struct Order {
 struct State {
     held: HashMap<Token, Held>,
     buffer: VecDeque<Incoming>,
+    /// What was received, goes back unhandled, and waits for the end of the stream.
+    kept: HashMap<Token, Message>,
     last: u64,
     /// Counts the streams: what one has lent is gone with it.
     generation: u64,
@@ -129,6 +131,7 @@ impl Shared {
         state.generation += 1;
         state.held.clear();
         state.buffer.clear();
+        state.kept.clear();
         let lost = state.orders.drain(..).map(|order| order.sequences.len()).sum::<usize>();
         state.untold = state.untold.saturating_sub(lost + std::mem::take(&mut state.taken));
         drop(state);
@@ -198,6 +201,7 @@ impl Shared {
         state.abandoned = true;
         state.held.clear();
         state.buffer.clear();
+        state.kept.clear();
         drop(state);
         self.work.notify_one();
     }
@@ -207,42 +211,60 @@ impl Shared {
         state.closing || state.end.is_some()
     }
 
-    /// Gives back what was fetched and not received: whole transactions in place, the rest of others one by one.
-    pub(crate) fn return_unread(self: &Arc<Self>) {
+    /// Keeps a message that goes back unhandled, once nothing more is fetched: it returns to its place with the end of the
+    /// stream. `None`: it was kept.
+    pub(crate) fn keep(&self, token: Token, message: Message) -> Option<Message> {
+        let mut state = self.lock();
+        if !state.closing || state.abandoned || !state.held.contains_key(&token) {
+            return Some(message);
+        }
+        state.kept.insert(token, message);
+        drop(state);
+        self.work.notify_one();
+        None
+    }
+
+    /// Gives back what waits for the end of the stream when that takes too long.
+    pub(crate) fn return_kept(self: &Arc<Self>) {
         let mut state = self.lock();
         let unread: Vec<Incoming> = state.buffer.drain(..).collect();
-        let tokens: HashSet<Token> = unread.iter().map(|incoming| incoming.token).collect();
-        let received: HashSet<Arc<str>> = state
-            .held
-            .iter()
-            .filter(|(token, _)| !tokens.contains(*token))
-            .map(|(_, held)| Arc::clone(&held.transaction))
-            .collect();
-        let mut single = Vec::new();
-        let mut whole: HashSet<Arc<str>> = HashSet::new();
-        for incoming in unread {
-            let Some(held) = state.held.remove(&incoming.token) else { continue };
-            if received.contains(&held.transaction) {
-                state.untold += 1;
-                single.push((held, incoming));
-            } else {
-                whole.insert(held.transaction);
-            }
+        let kept = std::mem::take(&mut state.kept);
+        let all = unread.into_iter().map(|incoming| (incoming.token, incoming.message)).chain(kept);
+        let mut released = Vec::new();
+        for (token, message) in all {
+            released.extend(state.held.remove(&token).map(|held| (held, message)));
         }
-        state.untold += whole.len();
-        let closing = |transaction| Order { verb: Verb::Close, transaction, sequences: vec![0] };
-        state.orders.extend(whole.into_iter().map(closing));
+        // In the order in which they were.
+        released.sort_by_key(|(held, _)| held.sequence);
+        state.untold += released.len();
         drop(state);
-        for (held, incoming) in single {
-            crate::settle::release(self, held, incoming.message);
+        for (held, message) in released {
+            crate::settle::release(self, held, message);
         }
-        self.work.notify_one();
+    }
+
+    /// Gives everything that is still held back to its place, the oldest first. For when nothing that was received is
+    /// unsettled.
+    pub(crate) fn give_back(&self) -> Vec<Order> {
+        let mut state = self.lock();
+        state.buffer.clear();
+        state.kept.clear();
+        let mut first: HashMap<Arc<str>, i64> = HashMap::new();
+        for held in std::mem::take(&mut state.held).into_values() {
+            let sequence = first.entry(held.transaction).or_insert(held.sequence);
+            *sequence = held.sequence.min(*sequence);
+        }
+        drop(state);
+        let mut first: Vec<_> = first.into_iter().collect();
+        first.sort_by_key(|(_, sequence)| *sequence);
+        let close = |(transaction, _)| Order { verb: Verb::Close, transaction, sequences: Vec::new() };
+        first.into_iter().map(close).collect()
     }
 
     /// Nothing that was received is unsettled.
     pub(crate) fn is_settled(&self) -> bool {
         let state = self.lock();
-        state.held.len() <= state.buffer.len()
+        state.held.len() <= state.buffer.len() + state.kept.len()
     }
 
     /// Everything that was settled is told.

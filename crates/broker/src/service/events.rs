@@ -18,18 +18,28 @@ use crate::{
     names,
     refusal::Refusal,
     rules::{Action, Resource},
+    store::StoreError,
 };
 
 /// Events that wait for the connection of one subscriber.
 const WAITING: usize = 64;
 
 /// Sends one event; with an id, in case it had none.
-pub(super) async fn send(shared: &Shared, caller: &Caller, mut event: Event) -> Result<String, (String, Refusal)> {
+pub(super) async fn send(shared: &Shared, caller: &Caller, event: Event) -> Result<String, (String, Refusal)> {
+    enter(shared, caller, event).await.await
+}
+
+/// Hands an event over; the future answers when it is where it must be.
+async fn enter(
+    shared: &Shared,
+    caller: &Caller,
+    mut event: Event,
+) -> impl Future<Output = Result<String, (String, Refusal)>> + Send + use<> {
     if event.event_id.is_empty() {
         event.event_id = uuid::Uuid::new_v4().to_string();
     }
     let id = event.event_id.clone();
-    let result = async {
+    let entered = async {
         if event.client_id.is_empty() {
             return Err(Refusal::no_client());
         }
@@ -40,7 +50,7 @@ pub(super) async fn send(shared: &Shared, caller: &Caller, mut event: Event) -> 
         let resource = if event.store { Resource::EventsStore } else { Resource::Events };
         caller.may(Action::Write, resource, &event.client_id, &event.channel)?;
         if event.store {
-            return Ok(shared.logs.get(&event.channel).append(event).await?);
+            return Ok(Some(shared.logs.get(&event.channel).append(event).await?));
         }
         let received = EventReceive {
             event_id: event.event_id,
@@ -52,27 +62,39 @@ pub(super) async fn send(shared: &Shared, caller: &Caller, mut event: Event) -> 
         };
         let name = received.channel.clone();
         shared.events.tell(&name, &received);
-        Ok(())
+        Ok(None)
     };
-    match result.await {
-        Ok(()) => Ok(id),
-        Err(refusal) => Err((id, refusal)),
+    let entered = entered.await;
+    async move {
+        let result = match entered {
+            Ok(None) => Ok(()),
+            Ok(Some(stored)) => stored.await.unwrap_or(Err(StoreError::Closed)).map_err(Refusal::from),
+            Err(refusal) => Err(refusal),
+        };
+        match result {
+            Ok(()) => Ok(id),
+            Err(refusal) => Err((id, refusal)),
+        }
     }
 }
 
 /// A stream of events: stored ones are answered in order, plain ones only when they are refused.
+#[allow(clippy::async_yields_async)] // entered in order, awaited beside each other
 pub(super) fn send_stream(shared: Arc<Shared>, caller: Caller, events: Streaming<Event>) -> Answers<Sent> {
     let stopping = shared.stopping.clone();
     let answers = events
         .take_until(stopping.cancelled_owned())
         .flat_map(futures_util::stream::iter)
-        .map(move |event| {
+        .then(move |event| {
             let (shared, caller) = (Arc::clone(&shared), caller.clone());
             async move {
                 let store = event.store;
-                match send(&shared, &caller, event).await {
-                    Ok(event_id) => store.then(|| Sent { event_id, sent: true, error: String::new() }),
-                    Err((event_id, refusal)) => Some(Sent { event_id, sent: false, error: refusal.to_string() }),
+                let entered = enter(&shared, &caller, event).await;
+                async move {
+                    match entered.await {
+                        Ok(event_id) => store.then(|| Sent { event_id, sent: true, error: String::new() }),
+                        Err((event_id, refusal)) => Some(Sent { event_id, sent: false, error: refusal.to_string() }),
+                    }
                 }
             }
         })

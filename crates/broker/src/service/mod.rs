@@ -159,6 +159,7 @@ impl Kubemq for Service {
         request: Request<proto::QueuesInfoRequest>,
     ) -> Result<Response<proto::QueuesInfoResponse>, Status> {
         let caller = self.caller(&request)?;
-        Ok(Response::new(unary::info(&self.0.queues, &caller, request.into_inner())))
+        let answer = unary::info(&self.0.queues, &caller, request.into_inner());
+        answer.map(Response::new).map_err(|refusal| refusal.status())
     }
 }

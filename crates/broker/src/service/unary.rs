@@ -1,8 +1,8 @@
 //! The calls on queues that have one answer.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use futures_util::future::join_all;
+use futures_util::future::{Either, JoinAll, join_all};
 use polymq_kubemq_proto::{
     AckAllQueueMessagesRequest, AckAllQueueMessagesResponse, QueueInfo, QueueMessage, QueueMessagesBatchRequest,
     QueueMessagesBatchResponse, QueuesInfo, QueuesInfoRequest, QueuesInfoResponse, ReceiveQueueMessagesRequest,
@@ -23,29 +23,51 @@ use crate::{
 };
 
 /// Sends a message if its sender may: to its queue, and to the one of its dead letters.
-pub(super) async fn send(queues: &Queues, caller: &Caller, mut message: QueueMessage) -> SendQueueMessageResult {
+pub(super) async fn send(queues: &Arc<Queues>, caller: &Caller, message: QueueMessage) -> SendQueueMessageResult {
+    enter(queues, caller, message).await.await
+}
+
+/// Sends messages; in their order, which concurrent futures would not keep while the disk is busy.
+pub(super) async fn enter_all(
+    queues: &Arc<Queues>,
+    caller: &Caller,
+    messages: Vec<QueueMessage>,
+) -> JoinAll<impl Future<Output = SendQueueMessageResult> + Send + use<>> {
+    let mut entered = Vec::with_capacity(messages.len());
+    for message in messages {
+        entered.push(enter(queues, caller, message).await);
+    }
+    join_all(entered)
+}
+
+async fn enter(
+    queues: &Arc<Queues>,
+    caller: &Caller,
+    mut message: QueueMessage,
+) -> impl Future<Output = SendQueueMessageResult> + Send + use<> {
     let dead = message.policy.as_ref().map_or("", |policy| &policy.max_receive_queue);
     for name in [message.channel.as_str(), dead].into_iter().filter(|name| !name.is_empty()) {
         if let Err(refusal) = caller.may(Action::Write, Resource::Queues, &message.client_id, name) {
             let message_id = std::mem::take(&mut message.message_id);
             let message_id = if message_id.is_empty() { uuid::Uuid::new_v4().to_string() } else { message_id };
             let error = refusal.to_string();
-            return SendQueueMessageResult { message_id, is_error: true, error, ..SendQueueMessageResult::default() };
+            let refused =
+                SendQueueMessageResult { message_id, is_error: true, error, ..SendQueueMessageResult::default() };
+            return Either::Left(std::future::ready(refused));
         }
     }
-    queues.send(message).await
+    Either::Right(queues.enter(message).await)
 }
 
 pub(super) async fn send_batch(
-    queues: &Queues,
+    queues: &Arc<Queues>,
     caller: &Caller,
     request: QueueMessagesBatchRequest,
 ) -> Result<QueueMessagesBatchResponse, Status> {
     if request.messages.is_empty() {
         return Err(Status::unknown("empty messages batch"));
     }
-    // Polled in their order, so that they enter their queues in it; they share the disk's answer.
-    let results = join_all(request.messages.into_iter().map(|message| send(queues, caller, message))).await;
+    let results = enter_all(queues, caller, request.messages).await.await;
     let have_errors = results.iter().any(|result| result.is_error);
     Ok(QueueMessagesBatchResponse { batch_id: request.batch_id, results, have_errors })
 }
@@ -131,8 +153,16 @@ pub(super) async fn ack_all(
     }
 }
 
-pub(super) fn info(queues: &Queues, caller: &Caller, request: QueuesInfoRequest) -> QueuesInfoResponse {
+/// Who asks for a queue by its name and may not read it is told so; a list of all leaves it out.
+pub(super) fn info(
+    queues: &Queues,
+    caller: &Caller,
+    request: QueuesInfoRequest,
+) -> Result<QueuesInfoResponse, Refusal> {
     let names: Vec<_> = request.queue_name.split(';').filter(|name| !name.is_empty()).collect();
+    for name in &names {
+        caller.may(Action::Read, Resource::Queues, "", name)?;
+    }
     let queues: Vec<_> = queues
         .all()
         .into_iter()
@@ -160,7 +190,7 @@ pub(super) fn info(queues: &Queues, caller: &Caller, request: QueuesInfoRequest)
         waiting: queues.iter().map(|queue| queue.waiting).sum(),
         queues,
     };
-    QueuesInfoResponse { ref_request_id: request.request_id, info: Some(info) }
+    Ok(QueuesInfoResponse { ref_request_id: request.request_id, info: Some(info) })
 }
 
 fn signed(number: u64) -> i64 {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use futures_util::{StreamExt, future::join_all, stream};
+use futures_util::{StreamExt, stream};
 use polymq_kubemq_proto::{QueuesUpstreamRequest, QueuesUpstreamResponse};
 use tonic::{Status, Streaming};
 
@@ -12,6 +12,7 @@ use crate::{access::Caller, broker::Shared};
 /// Requests of one stream that wait for the disk at once.
 const AT_ONCE: usize = 256;
 
+#[allow(clippy::async_yields_async)] // entered in order, awaited beside each other
 pub(super) fn serve(
     shared: Arc<Shared>,
     caller: Caller,
@@ -19,24 +20,28 @@ pub(super) fn serve(
 ) -> Answers<QueuesUpstreamResponse> {
     let stopping = shared.stopping.clone();
     let requests = requests.take_until(stopping.cancelled_owned());
+    // Entered one after the other, answered as the disk goes.
     let answers = requests
         .flat_map(stream::iter)
-        .map(move |request| answer(Arc::clone(&shared), caller.clone(), request))
+        .then(move |request| {
+            let (shared, caller) = (Arc::clone(&shared), caller.clone());
+            async move { enter(&shared, &caller, request).await }
+        })
         .buffered(AT_ONCE);
     Box::pin(answers)
 }
 
-async fn answer(
-    shared: Arc<Shared>,
-    caller: Caller,
+async fn enter(
+    shared: &Shared,
+    caller: &Caller,
     request: QueuesUpstreamRequest,
-) -> Result<QueuesUpstreamResponse, Status> {
+) -> impl Future<Output = Result<QueuesUpstreamResponse, Status>> + Send + use<> {
     let ref_request_id = request.request_id;
-    if request.messages.is_empty() {
-        let error = "no messages to send".to_owned();
-        return Ok(QueuesUpstreamResponse { ref_request_id, results: Vec::new(), is_error: true, error });
+    let empty = request.messages.is_empty();
+    let results = unary::enter_all(&shared.queues, caller, request.messages).await;
+    async move {
+        let results = results.await;
+        let error = if empty { "no messages to send".to_owned() } else { String::new() };
+        Ok(QueuesUpstreamResponse { ref_request_id, results, is_error: empty, error })
     }
-    let results =
-        join_all(request.messages.into_iter().map(|message| unary::send(&shared.queues, &caller, message))).await;
-    Ok(QueuesUpstreamResponse { ref_request_id, results, is_error: false, error: String::new() })
 }

@@ -47,7 +47,7 @@ allow = ["read", "write"]
 "#;
 
 /// In a process that was started for it: is the broker, and never returns.
-pub fn serve_if_asked() {
+pub(crate) fn serve_if_asked() {
     let (Ok(listen), Ok(folder)) = (std::env::var(LISTEN), std::env::var(FOLDER)) else { return };
     let folder = PathBuf::from(folder);
     let (lines, mut said) = tokio::sync::mpsc::unbounded_channel();
@@ -85,14 +85,14 @@ fn token(client: &str, secret: &str) -> String {
 
 /// A broker and what is around it.
 #[derive(Debug)]
-pub struct Served {
+pub(crate) struct Served {
     broker: Process,
     bare: Bare,
     passwords: Turnstile,
 }
 
 impl Served {
-    pub fn start(_: Use) -> Self {
+    pub(crate) fn start(_: Use) -> Self {
         let broker = Process::start(SECRET);
         let bare = Bare { address: broker.address };
         Self { broker, bare, passwords: Turnstile::default() }
@@ -189,7 +189,7 @@ impl Passwords for Turnstile {
 
 /// A broker's process.
 #[derive(Debug)]
-pub struct Process {
+pub(crate) struct Process {
     address: SocketAddr,
     child: Mutex<Option<Child>>,
     folder: TempDir,
@@ -279,7 +279,7 @@ impl Drop for Process {
 
 /// The protocol's stub alone.
 #[derive(Debug)]
-pub struct Bare {
+pub(crate) struct Bare {
     address: SocketAddr,
 }
 
