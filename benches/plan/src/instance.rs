@@ -69,7 +69,10 @@ impl Instance {
 
     fn launch(&self, broker: &Broker, port: u16) -> Command {
         let mut command = Command::new(script());
-        command.args(["up", &broker.kind, "--port", &port.to_string(), "--dir"]).arg(&self.folder).args(&broker.options);
+        command
+            .args(["up", &broker.kind, "--port", &port.to_string(), "--dir"])
+            .arg(&self.folder)
+            .args(&broker.options);
         command
     }
 

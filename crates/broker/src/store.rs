@@ -6,6 +6,7 @@
 //! tree. See the decision note on the broker's storage.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
 };
@@ -23,13 +24,13 @@ const GROUP: usize = 4096;
 pub(crate) const WAITING_BYTES: usize = 128 << 20;
 
 const TABLES: &str = "
-    CREATE TABLE IF NOT EXISTS channels (
+    CREATE TABLE channels (
         id INTEGER PRIMARY KEY, kind INTEGER NOT NULL, name TEXT NOT NULL, next INTEGER NOT NULL, UNIQUE (kind, name));
-    CREATE TABLE IF NOT EXISTS messages (key INTEGER PRIMARY KEY, value BLOB NOT NULL);
-    CREATE TABLE IF NOT EXISTS delayed (
+    CREATE TABLE messages (key INTEGER PRIMARY KEY, value BLOB NOT NULL);
+    CREATE TABLE delayed (
         id INTEGER PRIMARY KEY, channel INTEGER NOT NULL, due INTEGER NOT NULL, value BLOB NOT NULL);
-    CREATE INDEX IF NOT EXISTS delayed_due ON delayed (due);
-    CREATE TABLE IF NOT EXISTS positions (
+    CREATE INDEX delayed_due ON delayed (due);
+    CREATE TABLE positions (
         channel INTEGER NOT NULL, reader TEXT NOT NULL, next INTEGER NOT NULL, PRIMARY KEY (channel, reader)) WITHOUT ROWID;
 ";
 
@@ -428,8 +429,11 @@ fn prepare(connection: &Connection, path: &Path) -> Result<(), StoreError> {
     if layout != LAYOUT && (layout, tables) != (0, 0) {
         return Err(damaged(format!("its layout is {layout}, expected {LAYOUT}: another program or release wrote it")));
     }
-    connection.execute_batch(TABLES).map_err(failed)?;
-    connection.pragma_update(None, "user_version", LAYOUT).map_err(failed)?;
+    if tables == 0 {
+        // In one step: the disk is waited for once.
+        let make = format!("BEGIN; {TABLES} PRAGMA user_version = {LAYOUT}; COMMIT;");
+        connection.execute_batch(&make).map_err(failed)?;
+    }
     Ok(())
 }
 
@@ -476,8 +480,16 @@ fn write_group(path: &Path, connection: &Mutex<Connection>, waiting: &mpsc::Rece
 
 fn transact<'a>(connection: &mut Connection, changes: impl Iterator<Item = &'a Change>) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
+    // Of the sequences of a channel only the last one matters.
+    let mut next = BTreeMap::new();
     for change in changes {
-        apply(&transaction, change)?;
+        match change {
+            Change::Next { channel, sequence } => drop(next.insert(*channel, *sequence)),
+            change => apply(&transaction, change)?,
+        }
+    }
+    for (channel, sequence) in next {
+        apply(&transaction, &Change::Next { channel, sequence })?;
     }
     transaction.commit()
 }
