@@ -18,6 +18,7 @@ use tokio::{
 };
 
 use crate::store::{Admitted, Change, Key, Store, StoreError, StoredChannel};
+use crate::{limits::Limits, refusal::Refusal};
 
 /// Messages and bytes that are read from the disk at once.
 const PAGE: (usize, usize) = (256, 1 << 20);
@@ -60,6 +61,8 @@ pub(crate) struct Queue {
     pub(crate) id: u32,
     pub(crate) name: String,
     store: Store,
+    /// Bytes that one receive gives.
+    answer: usize,
     state: Mutex<State>,
     arrived: Notify,
 }
@@ -81,6 +84,8 @@ struct State {
     /// What is lent, with the bytes that it has on disk.
     held: BTreeMap<u64, usize>,
     stats: QueueStats,
+    /// Number and bytes of what is on its way to the disk.
+    entering: (u64, u64),
 }
 
 #[derive(Debug)]
@@ -107,6 +112,11 @@ impl Lent {
         self.waiting.as_ref().map_or(0, |waiting| waiting.sequence)
     }
 
+    /// Its bytes as stored.
+    pub(crate) fn size(&self) -> usize {
+        self.waiting.as_ref().map_or(0, |waiting| waiting.size)
+    }
+
     pub(crate) fn queue(&self) -> &Arc<Queue> {
         &self.queue
     }
@@ -129,7 +139,7 @@ impl Lent {
         }
         drop(state);
         let store = queue.store.clone();
-        store.commit(changes, None, move |result| {
+        store.remove(changes, move |result| {
             if let Err(cause) = result {
                 let queue = &queue.name;
                 tracing::error!(queue, %cause, "messages that were acknowledged could not be removed and may come again");
@@ -178,7 +188,7 @@ pub(crate) struct Taken {
 }
 
 impl Queue {
-    pub(crate) fn new(store: Store, stored: StoredChannel) -> Self {
+    pub(crate) fn new(store: Store, answer: usize, stored: StoredChannel) -> Self {
         let first = stored.first.unwrap_or(stored.next);
         let stats = QueueStats {
             messages: stored.count,
@@ -196,8 +206,9 @@ impl Queue {
             back: BTreeMap::new(),
             held: BTreeMap::new(),
             stats,
+            entering: (0, 0),
         };
-        Self { id: stored.id, name: stored.name, store, state: Mutex::new(state), arrived: Notify::new() }
+        Self { id: stored.id, name: stored.name, store, answer, state: Mutex::new(state), arrived: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -207,6 +218,30 @@ impl Queue {
     pub(crate) fn stats(&self) -> QueueStats {
         let state = self.lock();
         QueueStats { held: state.held.len() as u64, last: state.next - 1, ..state.stats }
+    }
+
+    /// How many of these messages may be sent to it, and why not the next one.
+    pub(crate) fn check_room(&self, limits: &Limits, messages: &[QueueMessage]) -> (usize, Option<Refusal>) {
+        if (limits.queue_count, limits.queue_bytes) == (None, None) {
+            return (messages.len(), None);
+        }
+        let state = self.lock();
+        let (mut count, mut bytes) = (state.stats.messages + state.entering.0, state.stats.bytes + state.entering.1);
+        drop(state);
+        let full = |what: &str, most: u64| {
+            Refusal::because(format_args!(
+                "queue {:?} has {most} {what}, the most this broker allows: receive some first, or raise the limit",
+                self.name
+            ))
+        };
+        for (fit, message) in messages.iter().enumerate() {
+            match (limits.queue_count, limits.queue_bytes) {
+                (Some(most), _) if count >= most => return (fit, Some(full("messages", most))),
+                (_, Some(most)) if bytes >= most => return (fit, Some(full("bytes of messages", most))),
+                _ => (count, bytes) = (count + 1, bytes + message.encoded_len() as u64),
+            }
+        }
+        (messages.len(), None)
     }
 
     /// Puts messages at the tail, in one step with other changes. `then` is told when they are on disk, or why they are not.
@@ -229,6 +264,7 @@ impl Queue {
             attributes.sequence = sequence;
             attributes.timestamp = timestamp;
             let value = message.encode_to_vec();
+            state.entering = (state.entering.0 + 1, state.entering.1 + value.len() as u64);
             waiting.push(Waiting { sequence, size: value.len(), message });
             with.push(Change::Put(Key::new(self.id, sequence), value));
         }
@@ -236,18 +272,17 @@ impl Queue {
         let queue = Arc::clone(self);
         // Under the lock: the store takes changes in the order of sequences.
         self.store.commit(with, admitted, move |result| {
-            if result.is_ok() {
-                queue.entered(waiting);
-            }
+            queue.entered(result.is_ok(), waiting);
             then(result);
         });
     }
 
-    /// Messages are on disk and can be taken.
-    fn entered(&self, messages: Vec<Waiting>) {
+    /// Messages are on disk and can be taken, or could not be stored.
+    fn entered(&self, stored: bool, messages: Vec<Waiting>) {
         let mut state = self.lock();
         for waiting in messages {
-            if waiting.sequence < state.purged {
+            state.entering = (state.entering.0 - 1, state.entering.1 - waiting.size as u64);
+            if !stored || waiting.sequence < state.purged {
                 continue;
             }
             state.visible = waiting.sequence + 1;
@@ -289,12 +324,18 @@ impl Queue {
     pub(crate) fn take_now(self: &Arc<Self>, most: usize) -> Result<Taken, StoreError> {
         let mut taken = Taken::default();
         let mut gone = Vec::new();
+        let mut bytes = 0;
         let mut state = self.lock();
         while taken.messages.len() < most {
             let Some(mut waiting) = self.next_waiting(&mut state)? else { break };
             if self.expire(&mut state, &waiting, &mut gone) {
                 taken.expired += 1;
                 continue;
+            }
+            bytes += waiting.size;
+            if bytes > self.answer && !taken.messages.is_empty() {
+                state.back.insert(waiting.sequence, waiting);
+                break;
             }
             waiting.message.attributes.get_or_insert_default().receive_count += 1;
             state.held.insert(waiting.sequence, waiting.size);
@@ -306,7 +347,7 @@ impl Queue {
         state.stats.active_at = now() / 1_000_000;
         drop(state);
         if !gone.is_empty() {
-            self.store.commit(gone, None, drop);
+            self.store.remove(gone, drop);
         }
         if more {
             self.arrived.notify_one();

@@ -65,7 +65,7 @@ impl Queues {
         let queues = stored
             .into_iter()
             .filter(|channel| channel.kind == QUEUES)
-            .map(|channel| (channel.name.clone(), Arc::new(Queue::new(store.clone(), channel))))
+            .map(|channel| (channel.name.clone(), Arc::new(Queue::new(store.clone(), limits.answer, channel))))
             .collect();
         let delays = AtomicU64::new(last + 1);
         Ok(Self { store, limits, numbers, queues: Mutex::new(queues), delays, delayed: Notify::new() })
@@ -79,8 +79,18 @@ impl Queues {
         &self.limits
     }
 
-    /// The queue of a name; it is made when there is none.
-    pub(crate) fn get(&self, name: &str) -> Arc<Queue> {
+    /// The queue of a name; it is made when there is none, up to the limit of channels.
+    pub(crate) fn get(&self, name: &str) -> Result<Arc<Queue>, Refusal> {
+        let queues = self.lock();
+        if queues.len() >= self.limits.channels && !queues.contains_key(name) {
+            return Err(Refusal::channels(self.limits.channels));
+        }
+        drop(queues);
+        Ok(self.always(name))
+    }
+
+    /// The queue of a name for what must go somewhere, such as a dead letter.
+    fn always(&self, name: &str) -> Arc<Queue> {
         let mut queues = self.lock();
         if let Some(queue) = queues.get(name) {
             return Arc::clone(queue);
@@ -90,7 +100,7 @@ impl Queues {
         self.store.commit(vec![Change::Channel { id, kind: QUEUES, name: name.to_owned() }], None, drop);
         let stored =
             StoredChannel { id, kind: QUEUES, name: name.to_owned(), next: 1, count: 0, bytes: 0, first: None };
-        let queue = Arc::new(Queue::new(self.store.clone(), stored));
+        let queue = Arc::new(Queue::new(self.store.clone(), self.limits.answer, stored));
         queues.insert(name.to_owned(), Arc::clone(&queue));
         queue
     }
@@ -141,18 +151,19 @@ impl Queues {
         }
         let mut stored = Vec::with_capacity(steps.len());
         for mut step in steps {
-            stored.push((std::mem::take(&mut step.places), self.hand_over(step).await));
+            let waits = self.hand_over(&mut step, &mut results).await;
+            stored.push((step.places, waits));
         }
         for (places, waits) in stored {
             let result = match waits {
-                Ok(waits) => waits.await.unwrap_or(Err(StoreError::Closed)),
-                Err(cause) => Err(cause),
+                Ok(waits) => waits.await.unwrap_or(Err(StoreError::Closed)).map_err(Refusal::from),
+                Err(refusal) => Err(refusal),
             };
             let sent_at = now();
             for at in places {
                 match &result {
                     Ok(()) => results[at].sent_at = sent_at,
-                    Err(cause) => refuse(&mut results[at], &Refusal::from(cause.clone())),
+                    Err(refusal) => refuse(&mut results[at], refusal),
                 }
             }
         }
@@ -177,19 +188,28 @@ impl Queues {
         Ok(bytes)
     }
 
-    /// Gives a step to the store; what comes back tells when it is on disk.
-    async fn hand_over(&self, step: Step) -> Result<oneshot::Receiver<Result<(), StoreError>>, StoreError> {
+    /// Gives a step to the store, as much of it as its queue may have; what comes back tells when it is on disk.
+    async fn hand_over(
+        &self,
+        step: &mut Step,
+        results: &mut [SendQueueMessageResult],
+    ) -> Result<oneshot::Receiver<Result<(), StoreError>>, Refusal> {
         let admitted = self.store.admit(step.bytes).await?;
-        let queue = self.get(&step.messages[0].channel);
+        let queue = self.get(&step.messages[0].channel)?;
+        if let (fit, Some(refusal)) = queue.check_room(&self.limits, &step.messages) {
+            step.places.drain(fit..).for_each(|at| refuse(&mut results[at], &refusal));
+            step.messages.truncate(fit);
+        }
         let (done, waits) = oneshot::channel();
         let then = |result| drop(done.send(result));
         if step.due == 0 {
-            queue.put(step.messages, Vec::new(), Some(admitted), then);
+            queue.put(std::mem::take(&mut step.messages), Vec::new(), Some(admitted), then);
         } else {
-            let delays = step.messages.into_iter().map(|message| Change::Delay {
+            let due = step.due;
+            let delays = step.messages.drain(..).map(|message| Change::Delay {
                 id: self.delays.fetch_add(1, Ordering::Relaxed),
                 channel: queue.id,
-                due: step.due,
+                due,
                 value: message.encode_to_vec(),
             });
             self.store.commit(delays.collect(), Some(admitted), then);
@@ -245,14 +265,14 @@ impl Queues {
             lent.remove();
             return Ok(());
         }
-        let target = self.get(&policy.max_receive_queue);
+        let target = self.always(&policy.max_receive_queue);
         let source = lent.queue().name.clone();
         lent.move_to(&target, |message| reroute(message, source)).await
     }
 
     /// To another queue, as new.
     pub(crate) async fn requeue(&self, lent: Lent, target: &str, rerouted: bool) -> Result<(), StoreError> {
-        let target = self.get(target);
+        let target = self.always(target);
         let source = lent.queue().name.clone();
         let expiration = lent.message().policy.map_or(0, |policy| policy.expiration_seconds);
         lent.move_to(&target, |message| {
