@@ -125,7 +125,7 @@ impl Lent {
     pub(crate) fn remove(mut self) {
         let Some(waiting) = self.waiting.take() else { return };
         self.queue.forget(waiting.sequence);
-        let change = Change::Remove(Key::new(self.queue.id, waiting.sequence));
+        let change = Change::Remove(Key::new(self.queue.id, waiting.sequence), waiting.size);
         let name = self.queue.name.clone();
         self.queue.store.remove(vec![change], move |result| {
             if let Err(cause) = result {
@@ -145,7 +145,7 @@ impl Lent {
         let mut message = waiting.message.clone();
         change(&mut message);
         let source = Arc::clone(&self.queue);
-        let removal = Change::Remove(Key::new(source.id, waiting.sequence));
+        let removal = Change::Remove(Key::new(source.id, waiting.sequence), waiting.size);
         let (done, waits) = oneshot::channel();
         target.put(message, vec![removal], None, move |result| {
             match &result {
@@ -382,7 +382,7 @@ impl Queue {
         if at == 0 || at > now() {
             return false;
         }
-        gone.push(Change::Remove(Key::new(self.id, waiting.sequence)));
+        gone.push(Change::Remove(Key::new(self.id, waiting.sequence), waiting.size));
         state.stats.messages = state.stats.messages.saturating_sub(1);
         state.stats.bytes = state.stats.bytes.saturating_sub(waiting.size as u64);
         state.stats.expired += 1;
