@@ -3,7 +3,9 @@
 //! A send is answered when it is on disk. Queues keep order, redeliver what was not acknowledged, and keep dead
 //! letters; delays, expirations and counts survive a restart, also one that nobody planned.
 
+mod access;
 mod broker;
+mod connections;
 mod error;
 mod events;
 mod limits;
@@ -13,10 +15,14 @@ mod queue;
 mod queues;
 mod refusal;
 mod requests;
+mod rules;
 mod service;
 mod store;
+mod tls;
+mod tokens;
 
 pub use broker::{Broker, Builder};
 pub use error::{BrokerError, Result};
 pub use limits::Limits;
 pub use store::StoreError;
+pub use tokens::TokenAlgorithm;

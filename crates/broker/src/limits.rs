@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// Limits of queue requests; what is beyond them is refused with the protocol's error. The defaults are KubeMQ's.
+/// What is beyond these is refused; with the protocol's error where it has one. The defaults are KubeMQ's where it has
+/// them.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Messages of one receive.
@@ -19,6 +20,10 @@ pub struct Limits {
     pub receive_count: i32,
     /// Bytes of a message.
     pub message: usize,
+    /// Connections at a time; more are closed at once.
+    pub connections: usize,
+    /// Calls and streams of one connection at a time; more wait at their client.
+    pub streams: u32,
 }
 
 impl Default for Limits {
@@ -31,6 +36,8 @@ impl Default for Limits {
             visibility: Duration::from_secs(43_200),
             receive_count: 1024,
             message: 100 << 20,
+            connections: 10_000,
+            streams: 2_000,
         }
     }
 }

@@ -17,7 +17,14 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use super::Answers;
-use crate::{broker::Shared, names, queue::Lent, refusal::Refusal};
+use crate::{
+    access::Caller,
+    broker::Shared,
+    names,
+    queue::Lent,
+    refusal::Refusal,
+    rules::{Action, Resource},
+};
 
 /// Answers of a stream that wait for its client.
 const ANSWERS: usize = 16;
@@ -89,6 +96,7 @@ impl Drop for Opened {
 
 pub(super) fn serve(
     shared: Arc<Shared>,
+    caller: Caller,
     mut requests: Streaming<QueuesDownstreamRequest>,
 ) -> Answers<QueuesDownstreamResponse> {
     let (answers, stream) = mpsc::channel(ANSWERS);
@@ -99,9 +107,9 @@ pub(super) fn serve(
         loop {
             tokio::select! {
                 request = requests.next(), if open => match request {
-                    Some(Ok(request)) if request.request_type_data() == Kind::Get => polls.push(poll(Arc::clone(&shared), request)),
+                    Some(Ok(request)) if request.request_type_data() == Kind::Get => polls.push(poll(Arc::clone(&shared), caller.clone(), request)),
                     Some(Ok(request)) => {
-                        if let Some(answer) = settle(&shared, request).await
+                        if let Some(answer) = settle(&shared, &caller, request).await
                             && answers.send(Ok(answer)).await.is_err()
                         {
                             return;
@@ -134,14 +142,18 @@ pub(super) fn serve(
 }
 
 /// Exactly one answer, before the wait that was asked for is over.
-async fn poll(shared: Arc<Shared>, request: QueuesDownstreamRequest) -> (QueuesDownstreamResponse, Vec<Lent>) {
+async fn poll(
+    shared: Arc<Shared>,
+    caller: Caller,
+    request: QueuesDownstreamRequest,
+) -> (QueuesDownstreamResponse, Vec<Lent>) {
     let mut answer = QueuesDownstreamResponse {
         transaction_id: uuid::Uuid::new_v4().to_string(),
         ref_request_id: request.request_id.clone(),
         request_type_data: Kind::Get.into(),
         ..QueuesDownstreamResponse::default()
     };
-    match taken(&shared, &request).await {
+    match taken(&shared, &caller, &request).await {
         Ok(taken) => {
             answer.messages = taken.iter().map(Lent::message).collect();
             if request.auto_ack {
@@ -159,11 +171,12 @@ async fn poll(shared: Arc<Shared>, request: QueuesDownstreamRequest) -> (QueuesD
     }
 }
 
-async fn taken(shared: &Shared, request: &QueuesDownstreamRequest) -> Result<Vec<Lent>, Refusal> {
+async fn taken(shared: &Shared, caller: &Caller, request: &QueuesDownstreamRequest) -> Result<Vec<Lent>, Refusal> {
     if request.client_id.is_empty() {
         return Err(Refusal::no_client());
     }
     names::check_queue(&request.channel)?;
+    caller.may(Action::Read, Resource::Queues, &request.client_id, &request.channel)?;
     let limits = shared.queues.limits();
     let wait = u64::try_from(request.wait_timeout).map(Duration::from_millis).map_err(|_| Refusal::wait())?;
     if wait > limits.wait {
@@ -176,7 +189,11 @@ async fn taken(shared: &Shared, request: &QueuesDownstreamRequest) -> Result<Vec
 }
 
 /// Only what failed or was asked for has an answer.
-async fn settle(shared: &Shared, request: QueuesDownstreamRequest) -> Option<QueuesDownstreamResponse> {
+async fn settle(
+    shared: &Shared,
+    caller: &Caller,
+    request: QueuesDownstreamRequest,
+) -> Option<QueuesDownstreamResponse> {
     let kind = request.request_type_data();
     let id = &request.ref_transaction_id;
     let range = Some(&*request.sequence_range);
@@ -194,7 +211,7 @@ async fn settle(shared: &Shared, request: QueuesDownstreamRequest) -> Option<Que
         Kind::NAckRange => nack(shared, transactions.take(id, range, "nack")).await,
         Kind::ReQueueAll | Kind::ReQueueRange => {
             let range = if kind == Kind::ReQueueAll { None } else { range };
-            requeue(shared, &request, range).await
+            requeue(shared, caller, &request, range).await
         }
         Kind::ActiveOffsets => match transactions.offsets(id) {
             Some(offsets) => {
@@ -228,12 +245,18 @@ async fn nack(shared: &Shared, messages: Result<Vec<Lent>, Refusal>) -> Result<(
     Ok(())
 }
 
-async fn requeue(shared: &Shared, request: &QueuesDownstreamRequest, range: Option<&[i64]>) -> Result<(), Refusal> {
+async fn requeue(
+    shared: &Shared,
+    caller: &Caller,
+    request: &QueuesDownstreamRequest,
+    range: Option<&[i64]>,
+) -> Result<(), Refusal> {
     let target = &request.re_queue_channel;
     if target.is_empty() {
         return Err(Refusal::because("cannot requeue messages with empty channel destination"));
     }
     names::check_queue(target)?;
+    caller.may(Action::Write, Resource::Queues, &request.client_id, target)?;
     for lent in shared.transactions.take(&request.ref_transaction_id, range, "requeue")? {
         shared.queues.requeue(lent, target, true).await?;
     }
