@@ -46,6 +46,7 @@ Exit codes:
   0  stopped as asked
   1  failed: the data folder cannot be used, its data are damaged, or a second signal came
   2  wrong usage
+  3  wrong configuration: a file that an option names cannot be used
   4  cannot listen: the address is taken or not of this machine
   5  not allowed: listening there needs a permission";
 
@@ -78,6 +79,10 @@ struct Most {
     /// Bytes of a message; 128MiB at most.
     #[arg(long, value_name = "BYTES", default_value = "100MiB", value_parser = bytes)]
     max_message: usize,
+
+    /// Connections at a time.
+    #[arg(long, value_name = "COUNT", default_value_t = 10_000, value_parser = count)]
+    max_connections: u32,
 }
 
 impl From<Most> for Limits {
@@ -90,13 +95,17 @@ impl From<Most> for Limits {
             visibility: most.max_visibility,
             receive_count: most.max_receive_count.cast_signed(),
             message: most.max_message,
+            connections: most.max_connections as usize,
+            ..Self::default()
         }
     }
 }
 
 pub(crate) async fn run(connection: &Connection, options: Options, output: &Output) -> Result<Exit, Failed> {
     if let Some(option) = connection.given() {
-        let sentence = format!("{option} says how to reach a broker, and this command is one: leave it out; see polymq broker --help");
+        let sentence = format!(
+            "{option} says how to reach a broker, and this command is one: leave it out; see polymq broker --help"
+        );
         return Err(Failed::new(Exit::Usage, sentence));
     }
     let folder = if options.memory { None } else { Some(folder(options.data_dir)?) };
@@ -139,8 +148,11 @@ fn folder(asked: Option<PathBuf>) -> Result<PathBuf, Failed> {
 impl From<BrokerError> for Failed {
     fn from(error: BrokerError) -> Self {
         let exit = match &error {
-            BrokerError::Listen { cause, .. } if cause.kind() == std::io::ErrorKind::PermissionDenied => Exit::NotAllowed,
+            BrokerError::Listen { cause, .. } if cause.kind() == std::io::ErrorKind::PermissionDenied => {
+                Exit::NotAllowed
+            }
             BrokerError::Listen { .. } => Exit::Connection,
+            BrokerError::Option { .. } => Exit::Configuration,
             _ => Exit::Failed,
         };
         Self::new(exit, error.to_string())

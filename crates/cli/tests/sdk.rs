@@ -66,7 +66,8 @@ impl Sdk {
     /// The names of its cases.
     fn cases(&self) -> Result<Vec<String>, String> {
         let missing = |why: String| format!("{} {why}: run scripts/sdks install", self.program.display());
-        let output = self.command().arg("--list").output().map_err(|cause| missing(format!("cannot be run ({cause})")))?;
+        let output =
+            self.command().arg("--list").output().map_err(|cause| missing(format!("cannot be run ({cause})")))?;
         let names: Vec<_> = String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect();
         if !output.status.success() || names.is_empty() {
             return Err(missing(format!("lists no cases: {}", String::from_utf8_lossy(&output.stderr))));

@@ -13,19 +13,19 @@ const ENDS: Duration = Duration::from_secs(20);
 
 /// A broker on a free port. Dropped, it is killed.
 #[derive(Debug)]
-pub struct Broker {
+pub(crate) struct Broker {
     process: Child,
     /// Where it listens.
-    pub address: String,
+    pub(crate) address: String,
     /// What it printed.
-    pub line: String,
+    pub(crate) line: String,
     /// Where its logs are.
-    pub log: PathBuf,
+    pub(crate) log: PathBuf,
 }
 
 impl Broker {
     /// Starts with these options; its logs go into a folder.
-    pub fn start(folder: &Path, options: &[&str]) -> Result<Self, String> {
+    pub(crate) fn start(folder: &Path, options: &[&str]) -> Result<Self, String> {
         let log = folder.join("broker.log");
         let stderr = fs::File::create(&log).map_err(|cause| cause.to_string())?;
         let process = Command::new(env!("CARGO_BIN_EXE_polymq"))
@@ -51,12 +51,12 @@ impl Broker {
     }
 
     /// What it logged.
-    pub fn logs(&self) -> String {
+    pub(crate) fn logs(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// Sends a signal and tells how it ends, or nothing when it does not.
-    pub fn stop(&mut self, signal: &str) -> Option<ExitStatus> {
+    pub(crate) fn stop(&mut self, signal: &str) -> Option<ExitStatus> {
         let sent = Command::new("kill").args([&format!("-{signal}"), &self.process.id().to_string()]).status();
         sent.ok().filter(ExitStatus::success)?;
         wait(&mut self.process, ENDS)
@@ -72,7 +72,7 @@ impl Drop for Broker {
 }
 
 /// How a process ends, within a time; afterwards it is killed.
-pub fn wait(process: &mut Child, longest: Duration) -> Option<ExitStatus> {
+pub(crate) fn wait(process: &mut Child, longest: Duration) -> Option<ExitStatus> {
     let until = Instant::now() + longest;
     loop {
         if let Ok(Some(status)) = process.try_wait() {
