@@ -191,8 +191,8 @@ async fn a_loop_of_crashes_loses_nothing_that_was_answered() {
         let killed = Killed::start(&address, folder.path().to_str().unwrap());
         // Now and then while it still starts.
         let until = Instant::now() + Duration::from_millis(fastrand::u64(20..1500));
-        let senders =
-            (0..4).map(|sender| tokio::spawn(sends(address.clone(), crashes * 10 + sender, Arc::clone(&ledger), until)));
+        let senders = (0..4)
+            .map(|sender| tokio::spawn(sends(address.clone(), crashes * 10 + sender, Arc::clone(&ledger), until)));
         let mut tasks: Vec<_> = senders.collect();
         tasks.push(tokio::spawn(receives(address.clone(), Arc::clone(&ledger), until, false)));
         tokio::time::sleep_until(until.into()).await;
@@ -221,7 +221,8 @@ async fn a_loop_of_crashes_loses_nothing_that_was_answered() {
         }
         Ledger::count(&ledger.letters, &messages);
     }
-    let events = read_all(&mut client, ledger.stored.lock().unwrap().clone()).await;
+    let wanted = ledger.stored.lock().unwrap().clone();
+    let events = read_all(&mut client, wanted).await;
 
     let (accepted, stored) = (ledger.accepted.lock().unwrap(), ledger.stored.lock().unwrap());
     let (handled, letters) = (ledger.handled.lock().unwrap(), ledger.letters.lock().unwrap());
