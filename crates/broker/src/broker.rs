@@ -179,8 +179,8 @@ impl Builder {
         };
         let tls = Tls::open(tls)?;
         let store = match &self.data_dir {
-            Some(folder) => Store::open(folder)?,
-            None => Store::in_memory()?,
+            Some(folder) => Store::open(folder, &self.limits)?,
+            None => Store::in_memory(&self.limits)?,
         };
         let stored = store.channels()?;
         let numbers = Arc::new(Numbers::after(&stored));
@@ -190,9 +190,9 @@ impl Builder {
         let address = listener.local_addr().map_err(listen)?;
         let shared = Arc::new(Shared {
             queues: Arc::clone(&queues),
-            logs: Logs::open(store.clone(), numbers, stored),
-            events: Listeners::default(),
-            requests: Requests::default(),
+            logs: Logs::open(store.clone(), self.limits.clone(), numbers, stored),
+            events: Listeners::new(self.limits.waiting),
+            requests: Requests::new(&self.limits),
             named: Mutex::default(),
             transactions: Transactions::default(),
             stopping: CancellationToken::new(),
@@ -200,7 +200,10 @@ impl Builder {
             started: (Instant::now(), SystemTime::now()),
         });
         let places = Arc::new(Semaphore::new(self.limits.connections.min(Semaphore::MAX_PERMITS)));
-        let clock = tokio::spawn(queues.keep_time());
+        let timed = Arc::clone(&shared);
+        let clock = tokio::spawn(async move {
+            tokio::join!(queues.keep_time(), timed.logs.keep_time());
+        });
         let service = KubemqServer::new(Service(Arc::clone(&shared)))
             .max_decoding_message_size(self.limits.message + (1 << 20))
             .max_encoding_message_size(usize::MAX);
@@ -262,6 +265,7 @@ impl Broker {
         self.clock.abort();
         let store = self.store.clone();
         let _ = tokio::task::spawn_blocking(move || store.close()).await;
+        tracing::info!(bytes = self.store.room().used(), "broker has stopped; everything is on disk");
     }
 }
 

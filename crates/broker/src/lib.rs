@@ -4,6 +4,7 @@
 //! letters; delays, expirations and counts survive a restart, also one that nobody planned.
 
 mod access;
+mod bounded;
 mod broker;
 mod connections;
 mod error;
@@ -15,6 +16,8 @@ mod queue;
 mod queues;
 mod refusal;
 mod requests;
+mod retention;
+mod room;
 mod rules;
 mod service;
 mod store;

@@ -18,6 +18,7 @@ use tokio::{
 };
 
 use crate::store::{Admitted, Change, Key, Store, StoreError, StoredChannel};
+use crate::{limits::Limits, refusal::Refusal};
 
 /// Messages and bytes that are read from the disk at once.
 const PAGE: (usize, usize) = (256, 1 << 20);
@@ -60,6 +61,8 @@ pub(crate) struct Queue {
     pub(crate) id: u32,
     pub(crate) name: String,
     store: Store,
+    /// Bytes that one receive gives.
+    answer: usize,
     state: Mutex<State>,
     arrived: Notify,
 }
@@ -81,6 +84,8 @@ struct State {
     /// What is lent, with the bytes that it has on disk.
     held: BTreeMap<u64, usize>,
     stats: QueueStats,
+    /// Number and bytes of what is on its way to the disk.
+    entering: (u64, u64),
 }
 
 #[derive(Debug)]
@@ -107,6 +112,11 @@ impl Lent {
         self.waiting.as_ref().map_or(0, |waiting| waiting.sequence)
     }
 
+    /// Its bytes as stored.
+    pub(crate) fn size(&self) -> usize {
+        self.waiting.as_ref().map_or(0, |waiting| waiting.size)
+    }
+
     pub(crate) fn queue(&self) -> &Arc<Queue> {
         &self.queue
     }
@@ -117,7 +127,7 @@ impl Lent {
         self.queue.forget(waiting.sequence);
         let change = Change::Remove(Key::new(self.queue.id, waiting.sequence));
         let name = self.queue.name.clone();
-        self.queue.store.commit(vec![change], None, move |result| {
+        self.queue.store.remove(vec![change], move |result| {
             if let Err(cause) = result {
                 tracing::error!(queue = name, %cause, "a message that was acknowledged could not be removed and may come again");
             }
@@ -165,7 +175,7 @@ pub(crate) struct Taken {
 }
 
 impl Queue {
-    pub(crate) fn new(store: Store, stored: StoredChannel) -> Self {
+    pub(crate) fn new(store: Store, answer: usize, stored: StoredChannel) -> Self {
         let first = stored.first.unwrap_or(stored.next);
         let stats = QueueStats {
             messages: stored.count,
@@ -183,8 +193,9 @@ impl Queue {
             back: BTreeMap::new(),
             held: BTreeMap::new(),
             stats,
+            entering: (0, 0),
         };
-        Self { id: stored.id, name: stored.name, store, state: Mutex::new(state), arrived: Notify::new() }
+        Self { id: stored.id, name: stored.name, store, answer, state: Mutex::new(state), arrived: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -194,6 +205,23 @@ impl Queue {
     pub(crate) fn stats(&self) -> QueueStats {
         let state = self.lock();
         QueueStats { held: state.held.len() as u64, last: state.next - 1, ..state.stats }
+    }
+
+    /// Whether one more message may be sent to it.
+    pub(crate) fn check_room(&self, limits: &Limits) -> Result<(), Refusal> {
+        let state = self.lock();
+        let (count, bytes) = (state.stats.messages + state.entering.0, state.stats.bytes + state.entering.1);
+        let full = |what: &str, most: u64| {
+            Refusal::because(format_args!(
+                "queue {:?} has {most} {what}, the most this broker allows: receive some first, or raise the limit",
+                self.name
+            ))
+        };
+        match (limits.queue_count, limits.queue_bytes) {
+            (Some(most), _) if count >= most => Err(full("messages", most)),
+            (_, Some(most)) if bytes >= most => Err(full("bytes of messages", most)),
+            _ => Ok(()),
+        }
     }
 
     /// Puts a message at the tail, in one step with other changes. `then` is told when it is on disk, or why it is not.
@@ -213,22 +241,22 @@ impl Queue {
         attributes.timestamp = now();
         let value = message.encode_to_vec();
         let size = value.len();
+        state.entering = (state.entering.0 + 1, state.entering.1 + size as u64);
         with.push(Change::Put(Key::new(self.id, sequence), value));
         with.push(Change::Next { channel: self.id, sequence: sequence + 1 });
         let queue = Arc::clone(self);
         // Under the lock: the store takes changes in the order of sequences.
         self.store.commit(with, admitted, move |result| {
-            if result.is_ok() {
-                queue.entered(Waiting { sequence, size, message });
-            }
+            queue.entered(result.is_ok(), Waiting { sequence, size, message });
             then(result);
         });
     }
 
-    /// A message is on disk and can be taken.
-    fn entered(&self, waiting: Waiting) {
+    /// A message is on disk and can be taken, or could not be stored.
+    fn entered(&self, stored: bool, waiting: Waiting) {
         let mut state = self.lock();
-        if waiting.sequence < state.purged {
+        state.entering = (state.entering.0 - 1, state.entering.1 - waiting.size as u64);
+        if !stored || waiting.sequence < state.purged {
             return;
         }
         state.visible = waiting.sequence + 1;
@@ -269,12 +297,18 @@ impl Queue {
     pub(crate) fn take_now(self: &Arc<Self>, most: usize) -> Result<Taken, StoreError> {
         let mut taken = Taken::default();
         let mut gone = Vec::new();
+        let mut bytes = 0;
         let mut state = self.lock();
         while taken.messages.len() < most {
             let Some(mut waiting) = self.next_waiting(&mut state)? else { break };
             if self.expire(&mut state, &waiting, &mut gone) {
                 taken.expired += 1;
                 continue;
+            }
+            bytes += waiting.size;
+            if bytes > self.answer && !taken.messages.is_empty() {
+                state.back.insert(waiting.sequence, waiting);
+                break;
             }
             waiting.message.attributes.get_or_insert_default().receive_count += 1;
             state.held.insert(waiting.sequence, waiting.size);
@@ -286,7 +320,7 @@ impl Queue {
         state.stats.active_at = now() / 1_000_000;
         drop(state);
         if !gone.is_empty() {
-            self.store.commit(gone, None, drop);
+            self.store.remove(gone, drop);
         }
         if more {
             self.arrived.notify_one();

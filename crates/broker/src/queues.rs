@@ -65,7 +65,7 @@ impl Queues {
         let queues = stored
             .into_iter()
             .filter(|channel| channel.kind == QUEUES)
-            .map(|channel| (channel.name.clone(), Arc::new(Queue::new(store.clone(), channel))))
+            .map(|channel| (channel.name.clone(), Arc::new(Queue::new(store.clone(), limits.answer, channel))))
             .collect();
         let delays = AtomicU64::new(last + 1);
         Ok(Self { store, limits, numbers, queues: Mutex::new(queues), delays, delayed: Notify::new() })
@@ -79,8 +79,18 @@ impl Queues {
         &self.limits
     }
 
-    /// The queue of a name; it is made when there is none.
-    pub(crate) fn get(&self, name: &str) -> Arc<Queue> {
+    /// The queue of a name; it is made when there is none, up to the limit of channels.
+    pub(crate) fn get(&self, name: &str) -> Result<Arc<Queue>, Refusal> {
+        let queues = self.lock();
+        if queues.len() >= self.limits.channels && !queues.contains_key(name) {
+            return Err(Refusal::channels(self.limits.channels));
+        }
+        drop(queues);
+        Ok(self.always(name))
+    }
+
+    /// The queue of a name for what must go somewhere, such as a dead letter.
+    fn always(&self, name: &str) -> Arc<Queue> {
         let mut queues = self.lock();
         if let Some(queue) = queues.get(name) {
             return Arc::clone(queue);
@@ -90,7 +100,7 @@ impl Queues {
         self.store.commit(vec![Change::Channel { id, kind: QUEUES, name: name.to_owned() }], None, drop);
         let stored =
             StoredChannel { id, kind: QUEUES, name: name.to_owned(), next: 1, count: 0, bytes: 0, first: None };
-        let queue = Arc::new(Queue::new(self.store.clone(), stored));
+        let queue = Arc::new(Queue::new(self.store.clone(), self.limits.answer, stored));
         queues.insert(name.to_owned(), Arc::clone(&queue));
         queue
     }
@@ -138,7 +148,8 @@ impl Queues {
         }
         let expiration_at = message.attributes.as_ref().map_or(0, |attributes| attributes.expiration_at);
         let admitted = self.store.admit(message.encoded_len()).await?;
-        let queue = self.get(&message.channel);
+        let queue = self.get(&message.channel)?;
+        queue.check_room(&self.limits)?;
         let mut delayed_to = 0;
         let (done, waits) = oneshot::channel();
         let then = |result| drop(done.send(result));
@@ -209,14 +220,14 @@ impl Queues {
             lent.remove();
             return Ok(());
         }
-        let target = self.get(&policy.max_receive_queue);
+        let target = self.always(&policy.max_receive_queue);
         let source = lent.queue().name.clone();
         lent.move_to(&target, |message| reroute(message, source)).await
     }
 
     /// To another queue, as new.
     pub(crate) async fn requeue(&self, lent: Lent, target: &str, rerouted: bool) -> Result<(), StoreError> {
-        let target = self.get(target);
+        let target = self.always(target);
         let source = lent.queue().name.clone();
         let expiration = lent.message().policy.map_or(0, |policy| policy.expiration_seconds);
         lent.move_to(&target, |message| {

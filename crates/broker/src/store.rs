@@ -8,10 +8,13 @@
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    time::Duration,
 };
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use crate::{limits::Limits, room::Room};
 
 /// The layout of the file. A file of another layout is refused.
 const LAYOUT: i64 = 1;
@@ -19,6 +22,10 @@ const LAYOUT: i64 = 1;
 const SEQUENCE_BITS: u32 = 44;
 /// Changes that one transaction takes at most, so that nobody waits long for others.
 const GROUP: usize = 4096;
+/// How often what the disk had no room for is tried again.
+const AGAIN: Duration = Duration::from_millis(500);
+/// Bytes beyond the limit of the store for what must be written all the same, such as returning a message.
+const BEYOND: u64 = 64 << 20;
 /// Bytes of messages that may wait for the disk; then senders wait. Also the most that a message may have.
 pub(crate) const WAITING_BYTES: usize = 128 << 20;
 
@@ -39,6 +46,14 @@ pub enum StoreError {
     /// The disk is full: what was to be written is not there, everything else is.
     #[error("the disk is full: free space in the data directory; nothing was stored")]
     Full,
+    /// The store has as many bytes as it may.
+    #[error(
+        "the store has reached its limit of {limit} bytes: receive messages, keep stored events for less long, or raise the limit; nothing was stored"
+    )]
+    Limit {
+        /// Bytes.
+        limit: u64,
+    },
     /// The file cannot be what this program wrote.
     #[error("{path} is damaged: {what}; restore it from a backup, or move it away to begin empty")]
     Damaged {
@@ -172,6 +187,8 @@ pub(crate) struct StoredDelay {
 struct Commit {
     changes: Vec<Change>,
     then: Then,
+    /// When the disk is full, it waits for room instead of being refused.
+    lasting: bool,
     /// Bytes that count as waiting until the group is written.
     _admitted: Option<OwnedSemaphorePermit>,
 }
@@ -190,7 +207,8 @@ pub(crate) struct Store(Arc<Inner>);
 struct Inner {
     path: PathBuf,
     commits: Mutex<Option<mpsc::Sender<Commit>>>,
-    room: Arc<Semaphore>,
+    waits: Arc<Semaphore>,
+    room: Arc<Room>,
     reads: Arc<Mutex<Connection>>,
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
@@ -205,15 +223,16 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError::Damaged`] when the file's structure is broken, [`StoreError::Failed`] when it cannot be opened.
-    pub(crate) fn open(folder: &Path) -> Result<Self, StoreError> {
+    pub(crate) fn open(folder: &Path, limits: &Limits) -> Result<Self, StoreError> {
         let path = folder.join("broker.sqlite");
         let failed = |what: &dyn std::fmt::Display| StoreError::Failed { path: path.clone(), what: what.to_string() };
         std::fs::create_dir_all(folder).map_err(|cause| failed(&cause))?;
         let write = Connection::open(&path).map_err(|cause| failed(&cause))?;
-        prepare(&write, &path)?;
+        prepare(&write, &path, limits)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let read = Connection::open_with_flags(&path, flags).map_err(|cause| failed(&cause))?;
-        Self::start(path, Arc::new(Mutex::new(write)), Arc::new(Mutex::new(read)))
+        let room = Room::new(limits.store_bytes, Some((limits.free_disk, folder.to_owned())));
+        Self::start(path, room, Arc::new(Mutex::new(write)), Arc::new(Mutex::new(read)))
     }
 
     /// A store that forgets everything when it goes.
@@ -221,39 +240,51 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError::Failed`] when there is no memory for it.
-    pub(crate) fn in_memory() -> Result<Self, StoreError> {
+    pub(crate) fn in_memory(limits: &Limits) -> Result<Self, StoreError> {
         let path = PathBuf::from("memory");
         let both = Connection::open_in_memory()
             .map_err(|cause| StoreError::Failed { path: path.clone(), what: cause.to_string() })?;
-        prepare(&both, &path)?;
+        prepare(&both, &path, limits)?;
         let both = Arc::new(Mutex::new(both));
-        Self::start(path, Arc::clone(&both), both)
+        Self::start(path, Room::new(limits.store_bytes, None), Arc::clone(&both), both)
     }
 
-    fn start(path: PathBuf, write: Arc<Mutex<Connection>>, reads: Arc<Mutex<Connection>>) -> Result<Self, StoreError> {
+    fn start(
+        path: PathBuf,
+        room: Room,
+        write: Arc<Mutex<Connection>>,
+        reads: Arc<Mutex<Connection>>,
+    ) -> Result<Self, StoreError> {
         let (commits, waiting) = mpsc::channel::<Commit>();
-        let at = path.clone();
+        let room = Arc::new(room);
+        room.measure(&lock(&write));
+        let mut writer = Writer { path: path.clone(), connection: write, room: Arc::clone(&room), owed: Vec::new() };
         let writer = std::thread::Builder::new()
             .name("polymq-store".into())
-            .spawn(move || {
-                while let Ok(first) = waiting.recv() {
-                    write_group(&at, &write, &waiting, first);
-                }
-            })
+            .spawn(move || writer.run(&waiting))
             .map_err(|cause| StoreError::Failed { path: path.clone(), what: cause.to_string() })?;
-        let room = Arc::new(Semaphore::new(WAITING_BYTES));
+        let waits = Arc::new(Semaphore::new(WAITING_BYTES));
         let (commits, writer) = (Mutex::new(Some(commits)), Mutex::new(Some(writer)));
-        Ok(Self(Arc::new(Inner { path, commits, room, reads, writer })))
+        Ok(Self(Arc::new(Inner { path, commits, waits, room, reads, writer })))
     }
 
-    /// Waits until there is room for so many bytes, so that senders wait for the disk instead of filling the memory.
+    /// How full it is.
+    pub(crate) fn room(&self) -> &Room {
+        &self.0.room
+    }
+
+    /// Asked before messages come in: waits until so many bytes may wait for the disk, so that senders wait instead of
+    /// filling the memory.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Closed`].
+    /// [`StoreError::Full`] and [`StoreError::Limit`] while there is no room, [`StoreError::Closed`].
     pub(crate) async fn admit(&self, bytes: usize) -> Result<Admitted, StoreError> {
         let bytes = u32::try_from(bytes.clamp(1, WAITING_BYTES)).unwrap_or(u32::MAX);
-        let permit = Arc::clone(&self.0.room).acquire_many_owned(bytes).await;
+        if let Some(refusal) = self.0.room.refusal() {
+            return Err(refusal);
+        }
+        let permit = Arc::clone(&self.0.waits).acquire_many_owned(bytes).await;
         permit.map(Admitted).map_err(|_| StoreError::Closed)
     }
 
@@ -265,7 +296,16 @@ impl Store {
         admitted: Option<Admitted>,
         then: impl FnOnce(Result<(), StoreError>) + Send + 'static,
     ) {
-        let commit = Commit { changes, then: Box::new(then), _admitted: admitted.map(|Admitted(permit)| permit) };
+        let admitted = admitted.map(|Admitted(permit)| permit);
+        self.hand_over(Commit { changes, then: Box::new(then), lasting: false, _admitted: admitted });
+    }
+
+    /// As [`Store::commit`], for removals that were promised: on a full disk they wait for room.
+    pub(crate) fn remove(&self, changes: Vec<Change>, then: impl FnOnce(Result<(), StoreError>) + Send + 'static) {
+        self.hand_over(Commit { changes, then: Box::new(then), lasting: true, _admitted: None });
+    }
+
+    fn hand_over(&self, commit: Commit) {
         let refused = match &*lock(&self.0.commits) {
             Some(commits) => commits.send(commit).err().map(|mpsc::SendError(commit)| commit),
             None => Some(commit),
@@ -315,6 +355,23 @@ impl Store {
                 }
             }
             Ok(found)
+        })();
+        found.map_err(|cause| told(&self.0.path, &cause))
+    }
+
+    /// Sequences of a channel from one on, and the bytes of each.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::read`].
+    pub(crate) fn sizes(&self, channel: u32, from: u64, most: usize) -> Result<Vec<(u64, u64)>, StoreError> {
+        let reads = lock(&self.0.reads);
+        let found: rusqlite::Result<Vec<_>> = (|| {
+            let sql = "SELECT key, length(value) FROM messages WHERE key BETWEEN ?1 AND ?2 ORDER BY key LIMIT ?3";
+            let mut select = reads.prepare_cached(sql)?;
+            let most = i64::try_from(most).unwrap_or(i64::MAX);
+            let range = params![Key::new(channel, from).0, Key::new(channel, u64::MAX).0, most];
+            select.query_map(range, |row| Ok((Key(row.get(0)?).sequence(), row.get(1)?)))?.collect()
         })();
         found.map_err(|cause| told(&self.0.path, &cause))
     }
@@ -417,16 +474,22 @@ impl Store {
     }
 }
 
-fn prepare(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+fn prepare(connection: &Connection, path: &Path, limits: &Limits) -> Result<(), StoreError> {
     let damaged = |what: String| StoreError::Damaged { path: path.to_owned(), what };
     let failed = |cause: rusqlite::Error| told(path, &cause);
-    let set = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA cache_size = -65536; PRAGMA wal_autocheckpoint = 4096;";
+    let set = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA cache_size = -65536; PRAGMA wal_autocheckpoint = 4096; PRAGMA journal_size_limit = 67108864;";
     connection.execute_batch(set).map_err(failed)?;
     let layout: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
     let tables: i64 =
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(failed)?;
     if layout != LAYOUT && (layout, tables) != (0, 0) {
         return Err(damaged(format!("its layout is {layout}, expected {LAYOUT}: another program or release wrote it")));
+    }
+    if let Some(limit) = limits.store_bytes {
+        let size: u64 = connection.query_row("PRAGMA page_size", [], |row| row.get(0)).map_err(failed)?;
+        let pages = i64::try_from((limit.saturating_add(BEYOND)) / size.max(1)).unwrap_or(i64::MAX);
+        let pages = pages.min(i64::from(u32::MAX - 1));
+        connection.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(())).map_err(failed)?;
     }
     connection.execute_batch(TABLES).map_err(failed)?;
     connection.pragma_update(None, "user_version", LAYOUT).map_err(failed)?;
@@ -443,34 +506,76 @@ fn told(path: &Path, cause: &rusqlite::Error) -> StoreError {
     }
 }
 
-/// One transaction for everybody who waits.
-fn write_group(path: &Path, connection: &Mutex<Connection>, waiting: &mpsc::Receiver<Commit>, first: Commit) {
-    let mut group = vec![first];
-    let mut changes = group[0].changes.len();
-    while changes < GROUP
-        && let Ok(next) = waiting.try_recv()
-    {
-        changes += next.changes.len();
-        group.push(next);
-    }
-    let mut connection = lock(connection);
-    if let Err(cause) = transact(&mut connection, group.iter().flat_map(|commit| &commit.changes)) {
-        if group.len() == 1 {
-            drop(connection);
-            (group.remove(0).then)(Err(told(path, &cause)));
-            return;
+/// The thread that writes.
+struct Writer {
+    path: PathBuf,
+    connection: Arc<Mutex<Connection>>,
+    room: Arc<Room>,
+    /// Removals for which the disk had no room.
+    owed: Vec<Commit>,
+}
+
+impl Writer {
+    fn run(&mut self, waiting: &mpsc::Receiver<Commit>) {
+        loop {
+            let waits = self.room.is_full() || !self.owed.is_empty();
+            let next = if waits {
+                waiting.recv_timeout(AGAIN)
+            } else {
+                waiting.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected)
+            };
+            match next {
+                Ok(first) => self.write_group(waiting, first),
+                Err(mpsc::RecvTimeoutError::Timeout) => self.pay(),
+                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            }
+            self.room.measure(&lock(&self.connection));
         }
-        // One caller's changes must not fail the others'.
-        let results: Vec<_> = group.iter().map(|commit| transact(&mut connection, commit.changes.iter())).collect();
+        self.pay();
+        if !self.owed.is_empty() {
+            let count = self.owed.len();
+            tracing::error!(count, "the disk is full: messages that were acknowledged last come again after a restart");
+        }
+    }
+
+    /// One transaction for everybody who waits.
+    fn write_group(&mut self, waiting: &mpsc::Receiver<Commit>, first: Commit) {
+        let mut group = vec![first];
+        let mut changes = group[0].changes.len();
+        while changes < GROUP
+            && let Ok(next) = waiting.try_recv()
+        {
+            changes += next.changes.len();
+            group.push(next);
+        }
+        let mut connection = lock(&self.connection);
+        let results: Vec<_> = match transact(&mut connection, group.iter().flat_map(|commit| &commit.changes)) {
+            Ok(()) => group.iter().map(|_| Ok(())).collect(),
+            Err(cause) if group.len() == 1 => vec![Err(cause)],
+            // One caller's changes must not fail the others'.
+            Err(_) => group.iter().map(|commit| transact(&mut connection, commit.changes.iter())).collect(),
+        };
         drop(connection);
         for (commit, result) in group.into_iter().zip(results) {
-            (commit.then)(result.map_err(|cause| told(path, &cause)));
+            match result.map_err(|cause| told(&self.path, &cause)) {
+                Err(StoreError::Full) if commit.lasting => self.owed.push(commit),
+                result => (commit.then)(result),
+            }
         }
-        return;
     }
-    drop(connection);
-    for commit in group {
-        (commit.then)(Ok(()));
+
+    /// Tries again what the disk had no room for.
+    fn pay(&mut self) {
+        if self.owed.is_empty() {
+            return;
+        }
+        let mut connection = lock(&self.connection);
+        let result = transact(&mut connection, self.owed.iter().flat_map(|commit| &commit.changes));
+        drop(connection);
+        match result.map_err(|cause| told(&self.path, &cause)) {
+            Err(StoreError::Full) => {}
+            result => self.owed.drain(..).for_each(|commit| (commit.then)(result.clone())),
+        }
     }
 }
 

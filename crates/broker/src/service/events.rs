@@ -7,13 +7,13 @@ use polymq_kubemq_proto::{
     Event, EventReceive, Result as Sent, Subscribe,
     subscribe::{EventsStoreType, SubscribeType},
 };
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use prost::Message as _;
 use tonic::{Status, Streaming};
 
-use super::Answers;
+use super::{Answers, in_flight, in_flight_room};
 use crate::{
     access::Caller,
+    bounded,
     broker::Shared,
     names,
     refusal::Refusal,
@@ -22,6 +22,8 @@ use crate::{
 
 /// Events that wait for the connection of one subscriber.
 const WAITING: usize = 64;
+/// Bytes of stored events that wait for the connection of one subscriber; the others wait on disk.
+const READ_AHEAD: usize = 1 << 20;
 
 /// Sends one event; with an id, in case it had none.
 pub(super) async fn send(shared: &Shared, caller: &Caller, mut event: Event) -> Result<String, (String, Refusal)> {
@@ -40,7 +42,7 @@ pub(super) async fn send(shared: &Shared, caller: &Caller, mut event: Event) -> 
         let resource = if event.store { Resource::EventsStore } else { Resource::Events };
         caller.may(Action::Write, resource, &event.client_id, &event.channel)?;
         if event.store {
-            return Ok(shared.logs.get(&event.channel).append(event).await?);
+            return Ok(shared.logs.get(&event.channel)?.append(event).await?);
         }
         let received = EventReceive {
             event_id: event.event_id,
@@ -51,7 +53,7 @@ pub(super) async fn send(shared: &Shared, caller: &Caller, mut event: Event) -> 
             ..EventReceive::default()
         };
         let name = received.channel.clone();
-        shared.events.tell(&name, &received);
+        shared.events.tell(&name, &received, received.encoded_len());
         Ok(())
     };
     match result.await {
@@ -63,12 +65,15 @@ pub(super) async fn send(shared: &Shared, caller: &Caller, mut event: Event) -> 
 /// A stream of events: stored ones are answered in order, plain ones only when they are refused.
 pub(super) fn send_stream(shared: Arc<Shared>, caller: Caller, events: Streaming<Event>) -> Answers<Sent> {
     let stopping = shared.stopping.clone();
+    let room = in_flight_room();
     let answers = events
         .take_until(stopping.cancelled_owned())
         .flat_map(futures_util::stream::iter)
-        .map(move |event| {
+        .then(move |event| in_flight(Arc::clone(&room), event.encoded_len(), event))
+        .map(move |(event, room)| {
             let (shared, caller) = (Arc::clone(&shared), caller.clone());
             async move {
+                let _room = room;
                 let store = event.store;
                 match send(&shared, &caller, event).await {
                     Ok(event_id) => store.then(|| Sent { event_id, sent: true, error: String::new() }),
@@ -119,20 +124,22 @@ fn listen(shared: &Arc<Shared>, caller: Caller, subscribe: Subscribe) -> Result<
 fn read(shared: &Arc<Shared>, caller: &Caller, subscribe: &Subscribe) -> Result<Answers<EventReceive>, Refusal> {
     caller.may(Action::Read, Resource::EventsStore, &subscribe.client_id, &subscribe.channel)?;
     let reader = shared.logs.subscribe(subscribe)?;
-    let (events, stream) = mpsc::channel(WAITING);
+    let (events, stream) = bounded::channel(WAITING, shared.queues.limits().waiting.min(READ_AHEAD));
     let stopping = shared.stopping.clone();
     tokio::spawn(async move {
         let reading = reader.read(|event| {
-            let events = events.clone();
-            async move { events.send(Ok(event)).await.is_ok() }
+            let (events, size) = (&events, event.encoded_len());
+            async move { events.send(Ok(event), size).await }
         });
         tokio::select! {
             result = reading => if let Err(cause) = result {
-                let _ = events.send(Err(Status::internal(cause.to_string()))).await;
+                let _ = events.send(Err(Status::internal(cause.to_string())), 0).await;
             },
             () = events.closed() => {}
             () = stopping.cancelled() => {}
         }
     });
-    Ok(Box::pin(ReceiverStream::new(stream)))
+    Ok(Box::pin(futures_util::stream::unfold(stream, |mut stream| async move {
+        stream.recv().await.map(|event| (event, stream))
+    })))
 }

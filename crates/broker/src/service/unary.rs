@@ -96,7 +96,7 @@ async fn taken(shared: &Shared, caller: &Caller, request: &ReceiveQueueMessagesR
         return Err(Refusal::receive_count_of_request());
     }
     let wait = wait(request.wait_time_seconds, limits.wait)?;
-    let queue = shared.queues.get(&request.channel);
+    let queue = shared.queues.get(&request.channel)?;
     tokio::select! {
         taken = queue.take(most, Instant::now() + wait) => Ok(taken?),
         () = shared.stopping.cancelled() => Err(Refusal::shutdown()),
@@ -115,7 +115,7 @@ pub(super) async fn ack_all(
         names::check_queue(&request.channel)?;
         caller.may(Action::Write, Resource::Queues, &request.client_id, &request.channel)?;
         wait(request.wait_time_seconds, queues.limits().wait)?;
-        Ok(queues.get(&request.channel).purge().await?)
+        Ok(queues.get(&request.channel)?.purge().await?)
     };
     let request_id = request.request_id.clone();
     match result.await {

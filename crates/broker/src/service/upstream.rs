@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt, future::join_all, stream};
 use polymq_kubemq_proto::{QueuesUpstreamRequest, QueuesUpstreamResponse};
+use prost::Message as _;
 use tonic::{Status, Streaming};
 
-use super::{Answers, unary};
+use super::{Answers, in_flight, in_flight_room, unary};
 use crate::{access::Caller, broker::Shared};
 
 /// Requests of one stream that wait for the disk at once.
@@ -19,9 +20,17 @@ pub(super) fn serve(
 ) -> Answers<QueuesUpstreamResponse> {
     let stopping = shared.stopping.clone();
     let requests = requests.take_until(stopping.cancelled_owned());
+    let room = in_flight_room();
     let answers = requests
         .flat_map(stream::iter)
-        .map(move |request| answer(Arc::clone(&shared), caller.clone(), request))
+        .then(move |request| in_flight(Arc::clone(&room), request.encoded_len(), request))
+        .map(move |(request, room)| {
+            let (shared, caller) = (Arc::clone(&shared), caller.clone());
+            async move {
+                let _room = room;
+                answer(shared, caller, request).await
+            }
+        })
         .buffered(AT_ONCE);
     Box::pin(answers)
 }
