@@ -265,6 +265,9 @@ impl Broker {
         self.clock.abort();
         let store = self.store.clone();
         let _ = tokio::task::spawn_blocking(move || store.close()).await;
+        if let Some(cause) = self.store.damage() {
+            tracing::error!(%cause, "damage was found while the broker ran");
+        }
         tracing::info!(bytes = self.store.room().used(), "broker has stopped; everything is on disk");
     }
 }

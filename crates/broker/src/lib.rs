@@ -6,6 +6,7 @@
 mod access;
 mod bounded;
 mod broker;
+mod check;
 mod connections;
 mod error;
 mod events;

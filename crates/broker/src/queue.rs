@@ -134,7 +134,7 @@ impl Lent {
         for mut lent in messages {
             if let Some(waiting) = lent.waiting.take() {
                 state.forget(waiting.sequence);
-                changes.push(Change::Remove(Key::new(queue.id, waiting.sequence)));
+                changes.push(Change::Remove(Key::new(queue.id, waiting.sequence), waiting.size));
             }
         }
         drop(state);
@@ -158,7 +158,7 @@ impl Lent {
         let mut message = waiting.message.clone();
         change(&mut message);
         let source = Arc::clone(&self.queue);
-        let removal = Change::Remove(Key::new(source.id, waiting.sequence));
+        let removal = Change::Remove(Key::new(source.id, waiting.sequence), waiting.size);
         let (done, waits) = oneshot::channel();
         target.put(vec![message], vec![removal], None, move |result| {
             match &result {
@@ -409,7 +409,7 @@ impl Queue {
         if at == 0 || at > now() {
             return false;
         }
-        gone.push(Change::Remove(Key::new(self.id, waiting.sequence)));
+        gone.push(Change::Remove(Key::new(self.id, waiting.sequence), waiting.size));
         state.stats.messages = state.stats.messages.saturating_sub(1);
         state.stats.bytes = state.stats.bytes.saturating_sub(waiting.size as u64);
         state.stats.expired += 1;
