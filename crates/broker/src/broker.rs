@@ -167,8 +167,8 @@ impl Builder {
     /// [`BrokerError::Option`] when a file that an option names cannot be used, [`BrokerError::Store`] when the data cannot be opened or are damaged, [`BrokerError::Listen`] when the address
     /// cannot be had.
     pub async fn start(self) -> Result<Broker> {
-        let access = Access::open(self.access)?;
-        let tls = match (self.tls, self.client_ca) {
+        let access = Access::open(self.access.clone())?;
+        let tls = match (self.tls.clone(), self.client_ca.clone()) {
             (Some(files), client_ca) => Some(TlsFiles { client_ca, ..files }),
             (None, Some(file)) => {
                 let what =
@@ -178,32 +178,12 @@ impl Builder {
             (None, None) => None,
         };
         let tls = Tls::open(tls)?;
-        let store = match &self.data_dir {
-            Some(folder) => Store::open(folder)?,
-            None => Store::in_memory()?,
-        };
-        let stored = store.channels()?;
-        let numbers = Arc::new(Numbers::after(&stored));
-        let queues = Arc::new(Queues::open(store.clone(), self.limits.clone(), Arc::clone(&numbers), stored.clone())?);
+        let Opened { shared, store, clock } = self.open(access)?;
         let listen = |cause| BrokerError::Listen { address: self.listen.clone(), cause };
         let listener = TcpListener::bind(&self.listen).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
-        let shared = Arc::new(Shared {
-            queues: Arc::clone(&queues),
-            logs: Logs::open(store.clone(), numbers, stored),
-            events: Listeners::default(),
-            requests: Requests::default(),
-            named: Mutex::default(),
-            transactions: Transactions::default(),
-            stopping: CancellationToken::new(),
-            access,
-            started: (Instant::now(), SystemTime::now()),
-        });
         let places = Arc::new(Semaphore::new(self.limits.connections.min(Semaphore::MAX_PERMITS)));
-        let clock = tokio::spawn(queues.keep_time());
-        let service = KubemqServer::new(Service(Arc::clone(&shared)))
-            .max_decoding_message_size(self.limits.message + (1 << 20))
-            .max_encoding_message_size(usize::MAX);
+        let service = self.service(&shared);
         let server = Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
             .max_concurrent_streams(self.limits.streams)
@@ -215,6 +195,98 @@ impl Builder {
         let server = tokio::spawn(server);
         tracing::info!(%address, data_dir = ?self.data_dir, "broker listens");
         Ok(Broker { address, shared, tls, store, server, clock })
+    }
+
+    /// The same without any address: for a program that is its own broker. Calls come through [`InProcess::call`]; tokens,
+    /// rules and TLS have no effect, since there is nobody to keep out.
+    ///
+    /// The clock of delays runs in the present runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError::Store`] when the data cannot be opened, are damaged, or are another process's at present.
+    pub fn in_process(self) -> Result<InProcess> {
+        let access = Access::open(AccessFiles::default())?;
+        let opened = self.open(access)?;
+        let service = self.service(&opened.shared);
+        Ok(InProcess { service, opened })
+    }
+
+    fn service(&self, shared: &Arc<Shared>) -> KubemqServer<Service> {
+        KubemqServer::new(Service(Arc::clone(shared)))
+            .max_decoding_message_size(self.limits.message + (1 << 20))
+            .max_encoding_message_size(usize::MAX)
+    }
+
+    fn open(&self, access: Arc<Access>) -> Result<Opened> {
+        let store = match &self.data_dir {
+            Some(folder) => Store::open(folder, &self.limits)?,
+            None => Store::in_memory(&self.limits)?,
+        };
+        let stored = store.channels()?;
+        let numbers = Arc::new(Numbers::after(&stored));
+        let queues = Arc::new(Queues::open(store.clone(), self.limits.clone(), Arc::clone(&numbers), stored.clone())?);
+        let shared = Arc::new(Shared {
+            queues: Arc::clone(&queues),
+            logs: Logs::open(store.clone(), self.limits.clone(), numbers, stored),
+            events: Listeners::new(self.limits.waiting),
+            requests: Requests::new(&self.limits),
+            named: Mutex::default(),
+            transactions: Transactions::default(),
+            stopping: CancellationToken::new(),
+            access,
+            started: (Instant::now(), SystemTime::now()),
+        });
+        let timed = Arc::clone(&shared);
+        let clock = tokio::spawn(async move {
+            tokio::join!(queues.keep_time(), timed.logs.keep_time());
+        });
+        Ok(Opened { shared, store, clock })
+    }
+}
+
+/// What a broker is without its address.
+#[derive(Debug)]
+struct Opened {
+    shared: Arc<Shared>,
+    store: Store,
+    clock: JoinHandle<()>,
+}
+
+/// A broker inside this process, without any socket. Dropped, it stops without waiting; what was answered is on disk.
+#[derive(Debug)]
+pub struct InProcess {
+    service: KubemqServer<Service>,
+    opened: Opened,
+}
+
+impl InProcess {
+    /// Answers one gRPC call of the protocol.
+    pub fn call(
+        &self,
+        request: tonic::codegen::http::Request<tonic::body::Body>,
+    ) -> impl Future<Output = tonic::codegen::http::Response<tonic::body::Body>> + Send + use<> {
+        let answer = tonic::codegen::Service::call(&mut self.service.clone(), request);
+        async move {
+            match answer.await {
+                Ok(answer) => answer,
+                Err(never) => match never {},
+            }
+        }
+    }
+
+    /// Refuses new calls, ends streams, gives back what is lent, and closes the store when everything is on disk.
+    pub async fn stop(self) {
+        self.opened.shared.stopping.cancel();
+        let store = self.opened.store.clone();
+        let _ = tokio::task::spawn_blocking(move || store.close()).await;
+    }
+}
+
+impl Drop for InProcess {
+    fn drop(&mut self) {
+        self.opened.shared.stopping.cancel();
+        self.opened.clock.abort();
     }
 }
 
@@ -262,6 +334,10 @@ impl Broker {
         self.clock.abort();
         let store = self.store.clone();
         let _ = tokio::task::spawn_blocking(move || store.close()).await;
+        if let Some(cause) = self.store.damage() {
+            tracing::error!(%cause, "damage was found while the broker ran");
+        }
+        tracing::info!(bytes = self.store.room().used(), "broker has stopped; everything is on disk");
     }
 }
 

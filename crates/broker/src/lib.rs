@@ -4,7 +4,9 @@
 //! letters; delays, expirations and counts survive a restart, also one that nobody planned.
 
 mod access;
+mod bounded;
 mod broker;
+mod check;
 mod connections;
 mod error;
 mod events;
@@ -15,13 +17,15 @@ mod queue;
 mod queues;
 mod refusal;
 mod requests;
+mod retention;
+mod room;
 mod rules;
 mod service;
 mod store;
 mod tls;
 mod tokens;
 
-pub use broker::{Broker, Builder};
+pub use broker::{Broker, Builder, InProcess};
 pub use error::{BrokerError, Result};
 pub use limits::Limits;
 pub use store::StoreError;

@@ -20,6 +20,11 @@ impl Refusal {
         Self(sentence.to_string())
     }
 
+    /// One more channel would be too many.
+    pub(crate) fn channels(most: usize) -> Self {
+        Self(format!("there are {most} channels, the most this broker allows: delete some, or raise the limit"))
+    }
+
     /// A token was refused.
     pub(crate) fn authentication(why: &str) -> Self {
         Self(format!("Error 421: authentication verification failed, {why}"))

@@ -37,6 +37,8 @@ use crate::{
 
 /// A connection to a broker.
 pub struct KubeMqConnection {
+    /// The backend's.
+    name: &'static str,
     link: LinkHandle,
     client_id: Arc<str>,
     capabilities: Capabilities,
@@ -60,24 +62,27 @@ impl KubeMqConnection {
     /// [`ErrorKind::Unauthenticated`](polymq_core::ErrorKind::Unauthenticated) for a token that was refused,
     /// [`ErrorKind::Disconnected`](polymq_core::ErrorKind::Disconnected) when nobody answers in time.
     pub async fn connect(settings: &Settings) -> Result<Self> {
-        Self::open(KubeMqConfig::parse(settings)?, Target::Network).await
+        Self::open(NAME, KubeMqConfig::parse(settings)?, Target::Network).await
     }
 
-    /// A connection to a broker in this process, without any socket. `service` answers the protocol's gRPC calls; settings
-    /// that say where a broker is have no effect.
+    /// A connection to a broker in this process, without any socket, for a backend of this name. `service` answers the
+    /// protocol's gRPC calls; settings that say where a broker is have no effect.
     ///
     /// # Errors
     /// [`ErrorKind::Config`](polymq_core::ErrorKind::Config) for settings that are not valid, and what the broker
     /// answers.
-    pub async fn in_process(config: KubeMqConfig, service: InProcess) -> Result<Self> {
+    pub async fn in_process(name: &'static str, config: KubeMqConfig, service: InProcess) -> Result<Self> {
         config.check()?;
-        Self::open(config, Target::InProcess(service)).await
+        Self::open(name, config, Target::InProcess(service)).await
     }
 
-    async fn open(config: KubeMqConfig, target: Target) -> Result<Self> {
-        let capabilities = capabilities(&config);
+    async fn open(name: &'static str, config: KubeMqConfig, target: Target) -> Result<Self> {
+        let network = matches!(target, Target::Network);
+        let known = capabilities(&config);
+        let capabilities = Capabilities { tls: known.tls && network, mutual_tls: known.mutual_tls && network, ..known };
         let link = Link::start(Arc::new(config), target).await?;
         Ok(Self {
+            name,
             client_id: link.client_id.as_str().into(),
             link,
             capabilities,
@@ -242,7 +247,7 @@ impl KubeMqConnection {
 #[async_trait]
 impl Connection for KubeMqConnection {
     fn backend(&self) -> &'static str {
-        NAME
+        self.name
     }
 
     fn capabilities(&self) -> &Capabilities {

@@ -174,7 +174,7 @@ impl Task {
                     break;
                 }
             };
-            shared.begin();
+            shared.begin(live.returns);
             let end = self.feed(&live).await;
             shared.lose();
             match end {
@@ -332,7 +332,7 @@ impl Task {
             Verb::Ack => Kind::AckRange,
             Verb::Nack => Kind::NAckRange,
             Verb::Requeue => Kind::ReQueueRange,
-            Verb::Close => Kind::CloseByClient,
+            Verb::Close | Verb::Return => Kind::CloseByClient,
         };
         let target = if order.verb == Verb::Requeue { self.shared.queue.to_string() } else { String::new() };
         QueuesDownstreamRequest {

@@ -35,6 +35,8 @@ use crate::{
 #[derive(Debug, Clone)]
 pub(crate) struct Live {
     pub(crate) client: Client,
+    /// Whether the server is polymq's own, which takes single messages back to their places.
+    pub(crate) returns: bool,
     /// Counts the connections, from 1.
     pub(crate) generation: u64,
 }
@@ -82,7 +84,7 @@ impl Link {
         match connect::connect(&link.config, &link.target, &link.token).await {
             Ok((client, about)) => {
                 connect::check_version(&about);
-                link.up(client, 1);
+                link.up(client, &about, 1);
             }
             Err(error) if link.config.connect_retry => link.down(&error),
             Err(error) => return Err(connect::first(error, &link.config)),
@@ -234,8 +236,9 @@ impl Link {
         self.started.elapsed().saturating_sub(Duration::from_millis(self.answered.load(Ordering::Relaxed)))
     }
 
-    fn up(&self, client: Client, generation: u64) {
-        *self.live.write().unwrap_or_else(PoisonError::into_inner) = Some(Live { client, generation });
+    fn up(&self, client: Client, about: &PingResult, generation: u64) {
+        let returns = about.version.contains("polymq");
+        *self.live.write().unwrap_or_else(PoisonError::into_inner) = Some(Live { client, returns, generation });
         self.answered();
         if self.change(State::Up(generation)) {
             self.health.up();
@@ -343,9 +346,9 @@ async fn reconnect(link: &Link, wait: &mut Duration, generation: u64) -> bool {
         sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
         *wait = (*wait * 2).min(config.reconnect_max);
         match connect::connect(config, &link.target, &link.token).await {
-            Ok((client, _)) => {
+            Ok((client, about)) => {
                 tracing::info!("connected");
-                link.up(client, generation);
+                link.up(client, &about, generation);
                 return true;
             }
             Err(error) => {

@@ -70,9 +70,13 @@ impl Drop for KubeMqSettler {
     }
 }
 
-/// Back to the queue without counting an attempt: as new where that is the same, else a copy goes back that says how many
-/// attempts there were.
+/// Back to the queue without counting an attempt: in its place where the server can, as new where that is the same, else a
+/// copy goes back that says how many attempts there were.
 pub(crate) fn release(shared: &Arc<Shared>, held: Held, message: Message) {
+    if shared.returns() && held.system == message.system_headers().len() {
+        shared.order(Verb::Return, held);
+        return;
+    }
     if held.count == 1 && held.system == message.system_headers().len() {
         shared.order(Verb::Requeue, held);
         return;

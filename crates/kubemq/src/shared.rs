@@ -41,6 +41,8 @@ pub(crate) enum Verb {
     Requeue,
     /// Back in place, uncounted: a whole transaction.
     Close,
+    /// Back in place, uncounted: these only. Of polymq's own broker.
+    Return,
 }
 
 /// One thing to tell the broker.
@@ -60,6 +62,7 @@ struct State {
     last: u64,
     /// Counts the streams: what one has lent is gone with it.
     generation: u64,
+    returns: bool,
     orders: Vec<Order>,
     /// Settlements that the broker may not have yet.
     untold: usize,
@@ -120,9 +123,15 @@ impl Shared {
         (!state.closing && state.end.is_none() && free >= enough).then_some(free)
     }
 
-    /// A stream begins.
-    pub(crate) fn begin(&self) {
-        self.lock().generation += 1;
+    /// A stream begins, to a server that takes single messages back to their places, or not.
+    pub(crate) fn begin(&self, returns: bool) {
+        let mut state = self.lock();
+        state.generation += 1;
+        state.returns = returns;
+    }
+
+    pub(crate) fn returns(&self) -> bool {
+        self.lock().returns
     }
 
     /// The stream has ended: everything that it had lent is with the broker again.
@@ -215,7 +224,7 @@ impl Shared {
     /// stream. `None`: it was kept.
     pub(crate) fn keep(&self, token: Token, message: Message) -> Option<Message> {
         let mut state = self.lock();
-        if !state.closing || state.abandoned || !state.held.contains_key(&token) {
+        if state.returns || !state.closing || state.abandoned || !state.held.contains_key(&token) {
             return Some(message);
         }
         state.kept.insert(token, message);

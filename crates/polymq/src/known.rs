@@ -6,13 +6,11 @@ const fn feature(name: &'static str, hint: &'static str) -> KnownBackend {
     KnownBackend { name, hint }
 }
 
-const fn planned(name: &'static str) -> KnownBackend {
-    KnownBackend { name, hint: "it is planned and not available in this release" }
-}
-
 const AMQP: &str = "add the feature \"amqp\" of the crate polymq";
+const EMBEDDED: &str = "add the feature \"embedded\" of the crate polymq";
 const HTTP: &str = "add the feature \"http\" of the crate polymq";
 const KAFKA: &str = "add the feature \"kafka\" of the crate polymq";
+const KUBEMQ: &str = "add the feature \"kubemq\" of the crate polymq";
 const MQTT: &str = "add the feature \"mqtt\" of the crate polymq";
 const SQS: &str = "add the feature \"sqs\" of the crate polymq";
 
@@ -27,4 +25,6 @@ inventory::submit! { feature("mqtt", MQTT) }
 inventory::submit! { feature("mqtts", MQTT) }
 inventory::submit! { feature("sqs", SQS) }
 inventory::submit! { feature("sqss", SQS) }
-inventory::submit! { planned("kubemq") }
+inventory::submit! { feature("embedded", EMBEDDED) }
+inventory::submit! { feature("kubemq", KUBEMQ) }
+inventory::submit! { feature("kubemqs", KUBEMQ) }

@@ -7,10 +7,14 @@ mod run;
 mod backends {
     #[cfg(feature = "amqp")]
     use polymq_amqp as _;
+    #[cfg(feature = "embedded")]
+    use polymq_embedded as _;
     #[cfg(feature = "http")]
     use polymq_http as _;
     #[cfg(feature = "kafka")]
     use polymq_kafka as _;
+    #[cfg(feature = "kubemq")]
+    use polymq_kubemq as _;
     #[cfg(feature = "mqtt")]
     use polymq_mqtt as _;
     #[cfg(feature = "sqs")]

@@ -67,15 +67,22 @@ fn create(shared: &Shared, kind: &str, channel: &str, may: impl May) -> Result<(
     match kind {
         "queues" => {
             names::check_queue(channel)?;
-            shared.queues.get(channel);
+            shared.queues.get(channel)?;
         }
         "events_store" => {
             names::check(channel)?;
-            shared.logs.get(channel);
+            shared.logs.get(channel)?;
         }
         _ => {
             names::check(channel)?;
-            shared.named(kind, |names| names.insert(channel.to_owned()));
+            let most = shared.queues.limits().channels;
+            shared.named(kind, |names| {
+                if names.len() >= most && !names.contains(channel) {
+                    return Err(Refusal::channels(most));
+                }
+                names.insert(channel.to_owned());
+                Ok(())
+            })?;
         }
     }
     Ok(())
@@ -108,8 +115,11 @@ fn list(shared: &Shared, kind: &str, search: &str, may: impl May) -> Result<Vec<
         }
         "events_store" => {
             for log in shared.logs.all() {
-                let count = log.count();
-                found.push((log.name.clone(), entry(&log.name, 0, true, traffic(count, 0, 0, 0), traffic(0, 0, 0, 0))));
+                let (count, (kept, bytes)) = (log.count(), log.kept.size());
+                found.push((
+                    log.name.clone(),
+                    entry(&log.name, 0, true, traffic(count, bytes, kept, 0), traffic(0, 0, 0, 0)),
+                ));
             }
         }
         _ => {

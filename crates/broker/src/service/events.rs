@@ -7,13 +7,13 @@ use polymq_kubemq_proto::{
     Event, EventReceive, Result as Sent, Subscribe,
     subscribe::{EventsStoreType, SubscribeType},
 };
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use prost::Message as _;
 use tonic::{Status, Streaming};
 
-use super::Answers;
+use super::{Answers, in_flight, in_flight_room};
 use crate::{
     access::Caller,
+    bounded,
     broker::Shared,
     names,
     refusal::Refusal,
@@ -23,6 +23,8 @@ use crate::{
 
 /// Events that wait for the connection of one subscriber.
 const WAITING: usize = 64;
+/// Bytes of stored events that wait for the connection of one subscriber; the others wait on disk.
+const READ_AHEAD: usize = 1 << 20;
 
 /// Sends one event; with an id, in case it had none.
 pub(super) async fn send(shared: &Shared, caller: &Caller, event: Event) -> Result<String, (String, Refusal)> {
@@ -36,7 +38,7 @@ async fn enter(
     mut event: Event,
 ) -> impl Future<Output = Result<String, (String, Refusal)>> + Send + use<> {
     if event.event_id.is_empty() {
-        event.event_id = uuid::Uuid::new_v4().to_string();
+        event.event_id = crate::queues::message_id();
     }
     let id = event.event_id.clone();
     let entered = async {
@@ -50,7 +52,7 @@ async fn enter(
         let resource = if event.store { Resource::EventsStore } else { Resource::Events };
         caller.may(Action::Write, resource, &event.client_id, &event.channel)?;
         if event.store {
-            return Ok(Some(shared.logs.get(&event.channel).append(event).await?));
+            return Ok(Some(shared.logs.get(&event.channel)?.append(event).await?));
         }
         let received = EventReceive {
             event_id: event.event_id,
@@ -61,7 +63,7 @@ async fn enter(
             ..EventReceive::default()
         };
         let name = received.channel.clone();
-        shared.events.tell(&name, &received);
+        shared.events.tell(&name, &received, received.encoded_len());
         Ok(None)
     };
     let entered = entered.await;
@@ -82,15 +84,18 @@ async fn enter(
 #[allow(clippy::async_yields_async)] // entered in order, awaited beside each other
 pub(super) fn send_stream(shared: Arc<Shared>, caller: Caller, events: Streaming<Event>) -> Answers<Sent> {
     let stopping = shared.stopping.clone();
+    let room = in_flight_room();
     let answers = events
         .take_until(stopping.cancelled_owned())
         .flat_map(futures_util::stream::iter)
-        .then(move |event| {
+        .then(move |event| in_flight(Arc::clone(&room), event.encoded_len(), event))
+        .then(move |(event, room)| {
             let (shared, caller) = (Arc::clone(&shared), caller.clone());
             async move {
                 let store = event.store;
                 let entered = enter(&shared, &caller, event).await;
                 async move {
+                    let _room = room;
                     match entered.await {
                         Ok(event_id) => store.then(|| Sent { event_id, sent: true, error: String::new() }),
                         Err((event_id, refusal)) => Some(Sent { event_id, sent: false, error: refusal.to_string() }),
@@ -141,20 +146,22 @@ fn listen(shared: &Arc<Shared>, caller: Caller, subscribe: Subscribe) -> Result<
 fn read(shared: &Arc<Shared>, caller: &Caller, subscribe: &Subscribe) -> Result<Answers<EventReceive>, Refusal> {
     caller.may(Action::Read, Resource::EventsStore, &subscribe.client_id, &subscribe.channel)?;
     let reader = shared.logs.subscribe(subscribe)?;
-    let (events, stream) = mpsc::channel(WAITING);
+    let (events, stream) = bounded::channel(WAITING, shared.queues.limits().waiting.min(READ_AHEAD));
     let stopping = shared.stopping.clone();
     tokio::spawn(async move {
         let reading = reader.read(|event| {
-            let events = events.clone();
-            async move { events.send(Ok(event)).await.is_ok() }
+            let (events, size) = (&events, event.encoded_len());
+            async move { events.send(Ok(event), size).await }
         });
         tokio::select! {
             result = reading => if let Err(cause) = result {
-                let _ = events.send(Err(Status::internal(cause.to_string()))).await;
+                let _ = events.send(Err(Status::internal(cause.to_string())), 0).await;
             },
             () = events.closed() => {}
             () = stopping.cancelled() => {}
         }
     });
-    Ok(Box::pin(ReceiverStream::new(stream)))
+    Ok(Box::pin(futures_util::stream::unfold(stream, |mut stream| async move {
+        stream.recv().await.map(|event| (event, stream))
+    })))
 }

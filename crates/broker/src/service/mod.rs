@@ -14,11 +14,25 @@ use std::{pin::Pin, sync::Arc};
 
 use futures_util::Stream;
 use polymq_kubemq_proto::{self as proto, kubemq_server::Kubemq};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{access::Caller, broker::Shared};
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Bytes of one stream's requests that are worked on at a time, or one request that has more.
+const IN_FLIGHT: usize = 32 << 20;
+
+fn in_flight_room() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(IN_FLIGHT))
+}
+
+/// Waits until a stream has room for a request; the room is taken until the second value is dropped.
+async fn in_flight<T>(room: Arc<Semaphore>, size: usize, request: T) -> (T, Option<OwnedSemaphorePermit>) {
+    let size = u32::try_from(size.clamp(1, IN_FLIGHT)).unwrap_or(u32::MAX);
+    (request, room.acquire_many_owned(size).await.ok())
+}
 
 /// What a connection of any client talks to.
 #[derive(Debug, Clone)]
@@ -103,7 +117,7 @@ impl Kubemq for Service {
         request: Request<proto::QueueMessage>,
     ) -> Result<Response<proto::SendQueueMessageResult>, Status> {
         let caller = self.caller(&request)?;
-        Ok(Response::new(unary::send(&self.0.queues, &caller, request.into_inner()).await))
+        Ok(Response::new(unary::send_one(&self.0.queues, &caller, request.into_inner()).await))
     }
 
     async fn send_queue_messages_batch(

@@ -142,7 +142,7 @@ impl Transaction {
             Kind::SendModifiedMessage => {
                 self.holds(Refusal::nothing_to_ack()).map_err(goes)?;
                 let message = request.modified_message.ok_or_else(|| goes(Refusal::no_message()))?;
-                let sent = unary::send(&self.shared.queues, &self.caller, message).await;
+                let sent = unary::send_one(&self.shared.queues, &self.caller, message).await;
                 if sent.is_error {
                     return Err(goes(Refusal::because(sent.error)));
                 }
@@ -167,7 +167,7 @@ impl Transaction {
         self.may(Action::Read, request).map_err(goes)?;
         let visibility = self.visibility(request.visibility_seconds).map_err(goes)?;
         let wait = unary::wait(request.wait_time_seconds, self.shared.queues.limits().wait).map_err(goes)?;
-        let queue = self.shared.queues.get(&request.channel);
+        let queue = self.shared.queues.get(&request.channel).map_err(goes)?;
         let taken = queue.take(1, Instant::now() + wait).await.map_err(|cause| (cause.into(), Next::Ends))?;
         let Some(lent) = taken.messages.into_iter().next() else {
             return Err((Refusal::nothing_came(), Next::Ends));

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::future::{Either, JoinAll, join_all};
+use futures_util::future::BoxFuture;
 use polymq_kubemq_proto::{
     AckAllQueueMessagesRequest, AckAllQueueMessagesResponse, QueueInfo, QueueMessage, QueueMessagesBatchRequest,
     QueueMessagesBatchResponse, QueuesInfo, QueuesInfoRequest, QueuesInfoResponse, ReceiveQueueMessagesRequest,
@@ -22,41 +22,27 @@ use crate::{
     rules::{Action, Resource},
 };
 
-/// Sends a message if its sender may: to its queue, and to the one of its dead letters.
-pub(super) async fn send(queues: &Arc<Queues>, caller: &Caller, message: QueueMessage) -> SendQueueMessageResult {
-    enter(queues, caller, message).await.await
-}
-
-/// Sends messages; in their order, which concurrent futures would not keep while the disk is busy.
-pub(super) async fn enter_all(
+/// Hands over what the caller may send, to its queue and to the one of its dead letters; the future answers with a result
+/// each when all are on disk.
+pub(super) async fn enter(
     queues: &Arc<Queues>,
     caller: &Caller,
     messages: Vec<QueueMessage>,
-) -> JoinAll<impl Future<Output = SendQueueMessageResult> + Send + use<>> {
-    let mut entered = Vec::with_capacity(messages.len());
-    for message in messages {
-        entered.push(enter(queues, caller, message).await);
-    }
-    join_all(entered)
+) -> BoxFuture<'static, Vec<SendQueueMessageResult>> {
+    let may = |message: &QueueMessage| {
+        let dead = message.policy.as_ref().map_or("", |policy| &policy.max_receive_queue);
+        let mut names = [message.channel.as_str(), dead].into_iter().filter(|name| !name.is_empty());
+        names.try_for_each(|name| caller.may(Action::Write, Resource::Queues, &message.client_id, name))
+    };
+    queues.enter(messages, may).await
 }
 
-async fn enter(
-    queues: &Arc<Queues>,
-    caller: &Caller,
-    mut message: QueueMessage,
-) -> impl Future<Output = SendQueueMessageResult> + Send + use<> {
-    let dead = message.policy.as_ref().map_or("", |policy| &policy.max_receive_queue);
-    for name in [message.channel.as_str(), dead].into_iter().filter(|name| !name.is_empty()) {
-        if let Err(refusal) = caller.may(Action::Write, Resource::Queues, &message.client_id, name) {
-            let message_id = std::mem::take(&mut message.message_id);
-            let message_id = if message_id.is_empty() { uuid::Uuid::new_v4().to_string() } else { message_id };
-            let error = refusal.to_string();
-            let refused =
-                SendQueueMessageResult { message_id, is_error: true, error, ..SendQueueMessageResult::default() };
-            return Either::Left(std::future::ready(refused));
-        }
-    }
-    Either::Right(queues.enter(message).await)
+async fn send(queues: &Arc<Queues>, caller: &Caller, messages: Vec<QueueMessage>) -> Vec<SendQueueMessageResult> {
+    enter(queues, caller, messages).await.await
+}
+
+pub(super) async fn send_one(queues: &Arc<Queues>, caller: &Caller, message: QueueMessage) -> SendQueueMessageResult {
+    send(queues, caller, vec![message]).await.pop().unwrap_or_default()
 }
 
 pub(super) async fn send_batch(
@@ -67,7 +53,7 @@ pub(super) async fn send_batch(
     if request.messages.is_empty() {
         return Err(Status::unknown("empty messages batch"));
     }
-    let results = enter_all(queues, caller, request.messages).await.await;
+    let results = send(queues, caller, request.messages).await;
     let have_errors = results.iter().any(|result| result.is_error);
     Ok(QueueMessagesBatchResponse { batch_id: request.batch_id, results, have_errors })
 }
@@ -85,7 +71,7 @@ pub(super) async fn receive(
             let messages_expired = i32::try_from(taken.expired).unwrap_or(i32::MAX);
             if !is_peak {
                 // A caller that is gone by now has dropped this future, and with it the loans.
-                taken.messages.into_iter().for_each(Lent::remove);
+                Lent::remove_all(taken.messages);
             }
             ReceiveQueueMessagesResponse {
                 request_id,
@@ -118,7 +104,7 @@ async fn taken(shared: &Shared, caller: &Caller, request: &ReceiveQueueMessagesR
         return Err(Refusal::receive_count_of_request());
     }
     let wait = wait(request.wait_time_seconds, limits.wait)?;
-    let queue = shared.queues.get(&request.channel);
+    let queue = shared.queues.get(&request.channel)?;
     tokio::select! {
         taken = queue.take(most, Instant::now() + wait) => Ok(taken?),
         () = shared.stopping.cancelled() => Err(Refusal::shutdown()),
@@ -137,7 +123,7 @@ pub(super) async fn ack_all(
         names::check_queue(&request.channel)?;
         caller.may(Action::Write, Resource::Queues, &request.client_id, &request.channel)?;
         wait(request.wait_time_seconds, queues.limits().wait)?;
-        Ok(queues.get(&request.channel).purge().await?)
+        Ok(queues.get(&request.channel)?.purge().await?)
     };
     let request_id = request.request_id.clone();
     match result.await {

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
-use polymq_kubemq_proto::{QueuesUpstreamRequest, QueuesUpstreamResponse};
-use tonic::{Status, Streaming};
+use polymq_kubemq_proto::{QueuesUpstreamRequest, QueuesUpstreamResponse, SendQueueMessageResult};
+use prost::Message as _;
+use tonic::Streaming;
 
-use super::{Answers, unary};
+use super::{Answers, in_flight, in_flight_room, unary};
 use crate::{access::Caller, broker::Shared};
 
 /// Requests of one stream that wait for the disk at once.
@@ -20,28 +21,27 @@ pub(super) fn serve(
 ) -> Answers<QueuesUpstreamResponse> {
     let stopping = shared.stopping.clone();
     let requests = requests.take_until(stopping.cancelled_owned());
-    // Entered one after the other, answered as the disk goes.
+    let room = in_flight_room();
     let answers = requests
         .flat_map(stream::iter)
-        .then(move |request| {
+        .then(move |request| in_flight(Arc::clone(&room), request.encoded_len(), request))
+        // Entered one after the other, answered as the disk goes.
+        .then(move |(request, room)| {
             let (shared, caller) = (Arc::clone(&shared), caller.clone());
-            async move { enter(&shared, &caller, request).await }
+            async move {
+                let (id, empty) = (request.request_id, request.messages.is_empty());
+                let results = unary::enter(&shared.queues, &caller, request.messages).await;
+                async move {
+                    let _room = room;
+                    Ok(answer(id, empty, results.await))
+                }
+            }
         })
         .buffered(AT_ONCE);
     Box::pin(answers)
 }
 
-async fn enter(
-    shared: &Shared,
-    caller: &Caller,
-    request: QueuesUpstreamRequest,
-) -> impl Future<Output = Result<QueuesUpstreamResponse, Status>> + Send + use<> {
-    let ref_request_id = request.request_id;
-    let empty = request.messages.is_empty();
-    let results = unary::enter_all(&shared.queues, caller, request.messages).await;
-    async move {
-        let results = results.await;
-        let error = if empty { "no messages to send".to_owned() } else { String::new() };
-        Ok(QueuesUpstreamResponse { ref_request_id, results, is_error: empty, error })
-    }
+fn answer(ref_request_id: String, empty: bool, results: Vec<SendQueueMessageResult>) -> QueuesUpstreamResponse {
+    let error = if empty { "no messages to send".to_owned() } else { String::new() };
+    QueuesUpstreamResponse { ref_request_id, results, is_error: empty, error }
 }

@@ -135,7 +135,7 @@ impl Harness for Served {
     }
 
     fn alarm(&self) -> Tool<'_, dyn Switch> {
-        Err("todo")
+        Err("the protocol has no alarm: a broker whose disk is full refuses each message with a sentence")
     }
 
     fn throttle(&self) -> Tool<'_, dyn Switch> {

@@ -1,0 +1,135 @@
+//! A service that is its own broker is killed with SIGKILL at any moment: what was answered is there, and what was
+//! acknowledged long before does not come again. Meanwhile no other process gets its folder.
+
+use std::{
+    collections::BTreeSet,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Child, Command, ExitCode, Stdio},
+    time::Duration,
+};
+
+use libtest_mimic::{Arguments, Trial};
+use polymq_core::{Bus, Delivery, ErrorKind, Message, Subscription};
+use polymq_embedded as _;
+
+const FOLDER: &str = "POLYMQ_TEST_FOLDER";
+const ROUNDS: usize = 3;
+
+async fn connect(folder: &Path) -> polymq_core::Result<Bus> {
+    Bus::connect(&format!("embedded://{}", folder.display())).await
+}
+
+/// The service: sends numbers, takes every other one, and says what was answered.
+async fn serve(folder: &Path) {
+    let bus = connect(folder).await.expect("opened");
+    let (sent, done) = (bus.queue("sent"), bus.queue("done"));
+    let mut subscription = done.subscribe(Default::default()).await.expect("subscribed");
+    for n in 0_u64.. {
+        let text = format!("{:032x}", number(n));
+        sent.send_message(Message::new(text.clone())).await.expect("sent");
+        println!("sent {text}");
+        done.send_message(Message::new(text.clone())).await.expect("sent");
+        let mut taken = subscription.receive(1, Duration::from_secs(10)).await.expect("received");
+        let delivery: Delivery = taken.pop().expect("one");
+        let body = String::from_utf8_lossy(delivery.message().payload()).into_owned();
+        delivery.ack().await.expect("acknowledged");
+        println!("acked {body}");
+    }
+}
+
+/// Different in every process and for every number.
+fn number(n: u64) -> u128 {
+    (u128::from(std::process::id()) << 64) | u128::from(n)
+}
+
+fn start(folder: &Path) -> Child {
+    let itself = std::env::current_exe().expect("a path");
+    Command::new(itself).env(FOLDER, folder).stdout(Stdio::piped()).spawn().expect("the test starts again as a service")
+}
+
+/// Takes everything that waits.
+async fn all(subscription: &mut Subscription) -> Vec<String> {
+    let mut bodies = Vec::new();
+    loop {
+        let taken = subscription.receive(256, Duration::from_secs(1)).await.expect("received");
+        if taken.is_empty() {
+            return bodies;
+        }
+        for delivery in taken {
+            bodies.push(String::from_utf8_lossy(delivery.message().payload()).into_owned());
+            delivery.ack().await.expect("acknowledged");
+        }
+    }
+}
+
+fn killed_service_loses_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (mut sent, mut acked) = (Vec::new(), BTreeSet::new());
+    for round in 0..ROUNDS {
+        let mut child = start(folder.path());
+        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let mut seen = 0;
+        let mut lines = lines.map_while(Result::ok);
+        for line in lines.by_ref() {
+            let Some((what, body)) = line.split_once(' ') else { continue };
+            match what {
+                "sent" => sent.push(body.to_owned()),
+                _ => drop(acked.insert(body.to_owned())),
+            }
+            seen += 1;
+            if seen == 40 + round * 7 {
+                break;
+            }
+        }
+        let refused = block_on(async { connect(folder.path()).await.map(drop) }).expect_err("it is the service's");
+        assert_eq!(refused.kind(), ErrorKind::Conflict, "{refused}");
+        assert!(refused.to_string().contains("another process"), "{refused}");
+        child.kill().expect("killed");
+        child.wait().expect("gone");
+        // What it said before it was killed, and we have not read yet.
+        for line in lines {
+            match line.split_once(' ') {
+                Some(("sent", body)) => sent.push(body.to_owned()),
+                Some((_, body)) => drop(acked.insert(body.to_owned())),
+                None => {}
+            }
+        }
+    }
+    let (found, again) = block_on(async {
+        let bus = connect(folder.path()).await.expect("opened");
+        let found = all(&mut bus.queue("sent").subscribe(Default::default()).await.expect("subscribed")).await;
+        let again = all(&mut bus.queue("done").subscribe(Default::default()).await.expect("subscribed")).await;
+        bus.close().await.expect("close");
+        (found, again)
+    });
+    let known: BTreeSet<_> = found.iter().collect();
+    let lost: Vec<_> = sent.iter().filter(|body| !known.contains(body)).collect();
+    assert!(lost.is_empty(), "{} of {} were answered and are lost: {lost:?}", lost.len(), sent.len());
+    assert_eq!(known.len(), found.len(), "nothing was sent twice");
+    let again: Vec<_> = again.iter().filter(|body| acked.contains(*body)).collect();
+    // The acknowledgements of the last moments may not have reached the disk.
+    assert!(again.len() <= 4 * ROUNDS, "acknowledged and came again: {again:?}");
+    println!("{} sent, 0 lost; {} acknowledged, {} of them again", sent.len(), acked.len(), again.len());
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime")
+        .block_on(work)
+}
+
+fn main() -> ExitCode {
+    if let Ok(folder) = std::env::var(FOLDER) {
+        block_on(serve(Path::new(&folder)));
+        return ExitCode::SUCCESS;
+    }
+    let trial = Trial::test("killed_service_loses_nothing", || {
+        killed_service_loses_nothing();
+        Ok(())
+    });
+    libtest_mimic::run(&Arguments::from_args(), vec![trial]).exit_code()
+}
