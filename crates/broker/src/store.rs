@@ -11,7 +11,7 @@ use std::{
     io::{Read as _, Write as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
@@ -229,6 +229,8 @@ struct Inner {
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
     /// What was found to be wrong while the broker serves.
     damage: OnceLock<StoreError>,
+    /// Transactions that are on disk, and how long they took.
+    done: Arc<Mutex<(u64, Duration)>>,
     /// Nobody else's until the store is closed.
     folder: Mutex<Option<FolderLock>>,
 }
@@ -290,7 +292,14 @@ impl Store {
         let (commits, waiting) = mpsc::channel::<Commit>();
         let room = Arc::new(room);
         room.measure(&lock(&write));
-        let mut writer = Writer { path: path.clone(), connection: write, room: Arc::clone(&room), owed: Vec::new() };
+        let done = Arc::<Mutex<(u64, Duration)>>::default();
+        let mut writer = Writer {
+            path: path.clone(),
+            connection: write,
+            room: Arc::clone(&room),
+            owed: Vec::new(),
+            done: Arc::clone(&done),
+        };
         let writer = std::thread::Builder::new()
             .name("polymq-store".into())
             .spawn(move || writer.run(&waiting))
@@ -305,6 +314,7 @@ impl Store {
             reads,
             writer,
             damage: OnceLock::new(),
+            done,
             folder: Mutex::new(folder),
         })))
     }
@@ -509,6 +519,16 @@ impl Store {
         found.map_err(|cause| told(&self.0.path, &cause))
     }
 
+    /// Transactions since the store was opened, and how long they took.
+    pub(crate) fn commits(&self) -> (u64, Duration) {
+        *lock(&self.0.done)
+    }
+
+    /// Whether the thread that writes runs.
+    pub(crate) fn is_alive(&self) -> bool {
+        lock(&self.0.writer).as_ref().is_some_and(|writer| !writer.is_finished())
+    }
+
     /// What was found to be wrong since the store was opened.
     pub(crate) fn damage(&self) -> Option<&StoreError> {
         self.0.damage.get()
@@ -618,6 +638,7 @@ struct Writer {
     room: Arc<Room>,
     /// Removals for which the disk had no room.
     owed: Vec<Commit>,
+    done: Arc<Mutex<(u64, Duration)>>,
 }
 
 impl Writer {
@@ -658,6 +679,7 @@ impl Writer {
             changes += next.changes.len();
             group.push(next);
         }
+        let started = Instant::now();
         let mut connection = lock(&self.connection);
         let results: Vec<_> = match transact(&mut connection, group.iter().flat_map(|commit| &commit.changes)) {
             Ok(()) => group.iter().map(|_| Ok(())).collect(),
@@ -666,6 +688,10 @@ impl Writer {
             Err(_) => group.iter().map(|commit| transact(&mut connection, commit.changes.iter())).collect(),
         };
         drop(connection);
+        {
+            let mut done = lock(&self.done);
+            *done = (done.0 + 1, done.1 + started.elapsed());
+        }
         for (commit, result) in group.into_iter().zip(results) {
             match result.map_err(|cause| told(&self.path, &cause)) {
                 Err(StoreError::Full) if commit.lasting => self.owed.push(commit),
