@@ -11,6 +11,7 @@ mod connections;
 mod counts;
 mod error;
 mod events;
+mod folder;
 mod http;
 mod limits;
 mod log;

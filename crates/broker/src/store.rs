@@ -7,8 +7,6 @@
 
 use std::{
     collections::HashMap,
-    fs::File,
-    io::{Read as _, Write as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc},
     time::{Duration, Instant},
@@ -17,7 +15,7 @@ use std::{
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use crate::{check, limits::Limits, room::Room};
+use crate::{check, folder::Folder, limits::Limits, room::Room};
 
 /// The layout of the file. A file of another layout is refused.
 const LAYOUT: i64 = 2;
@@ -232,7 +230,7 @@ struct Inner {
     /// Transactions that are on disk, and how long they took.
     done: Arc<Mutex<(u64, Duration)>>,
     /// Nobody else's until the store is closed.
-    folder: Mutex<Option<FolderLock>>,
+    folder: Arc<Mutex<Option<Folder>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -249,19 +247,19 @@ impl Store {
         let path = folder.join("broker.sqlite");
         let failed = |what: &dyn std::fmt::Display| StoreError::Failed { path: path.clone(), what: what.to_string() };
         std::fs::create_dir_all(folder).map_err(|cause| failed(&cause))?;
-        let lock = FolderLock::take(folder, &path)?;
-        check::log(&folder.join("broker.sqlite-wal"))?;
+        let owner = Folder::take(folder)?;
+        check::log(&folder.join("broker.sqlite-wal"), owner.synced())?;
+        owner.forget().map_err(|cause| failed(&cause))?;
         let write = Connection::open(&path).map_err(|cause| failed(&cause))?;
         prepare(&write, &path, limits)?;
         let small = std::fs::metadata(&path).is_ok_and(|file| file.len() <= check::AT_ONCE);
         if small {
             check::whole(&write, &path)?;
         }
-        lock.used(&path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let read = Connection::open_with_flags(&path, flags).map_err(|cause| failed(&cause))?;
         let room = Room::new(limits.store_bytes, Some((limits.free_disk, folder.to_owned())));
-        let store = Self::start(path, room, Some(lock), Arc::new(Mutex::new(write)), Arc::new(Mutex::new(read)))?;
+        let store = Self::start(path, room, Some(owner), Arc::new(Mutex::new(write)), Arc::new(Mutex::new(read)))?;
         if !small {
             store.check_later()?;
         }
@@ -285,7 +283,7 @@ impl Store {
     fn start(
         path: PathBuf,
         room: Room,
-        folder: Option<FolderLock>,
+        folder: Option<Folder>,
         write: Arc<Mutex<Connection>>,
         reads: Arc<Mutex<Connection>>,
     ) -> Result<Self, StoreError> {
@@ -293,12 +291,15 @@ impl Store {
         let room = Arc::new(room);
         room.measure(&lock(&write));
         let done = Arc::<Mutex<(u64, Duration)>>::default();
+        let folder = Arc::new(Mutex::new(folder));
         let mut writer = Writer {
             path: path.clone(),
             connection: write,
             room: Arc::clone(&room),
             owed: Vec::new(),
+            synced: true,
             done: Arc::clone(&done),
+            folder: Arc::clone(&folder),
         };
         let writer = std::thread::Builder::new()
             .name("polymq-store".into())
@@ -306,17 +307,7 @@ impl Store {
             .map_err(|cause| StoreError::Failed { path: path.clone(), what: cause.to_string() })?;
         let waits = Arc::new(Semaphore::new(WAITING_BYTES));
         let (commits, writer) = (Mutex::new(Some(commits)), Mutex::new(Some(writer)));
-        Ok(Self(Arc::new(Inner {
-            path,
-            commits,
-            waits,
-            room,
-            reads,
-            writer,
-            damage: OnceLock::new(),
-            done,
-            folder: Mutex::new(folder),
-        })))
+        Ok(Self(Arc::new(Inner { path, commits, waits, room, reads, writer, damage: OnceLock::new(), done, folder })))
     }
 
     /// How full it is.
@@ -568,36 +559,6 @@ impl Store {
     }
 }
 
-/// Keeps other brokers out of a folder, and knows whether one has used it. The system lets go of it with the process.
-#[derive(Debug)]
-struct FolderLock(File);
-
-impl FolderLock {
-    fn take(folder: &Path, data: &Path) -> Result<Self, StoreError> {
-        let path = folder.join("broker.lock");
-        let failed = |cause: std::io::Error| StoreError::Failed { path: path.clone(), what: cause.to_string() };
-        let mut options = File::options();
-        let mut file = options.read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => return Err(StoreError::Busy { folder: folder.to_owned() }),
-            Err(std::fs::TryLockError::Error(cause)) => return Err(failed(cause)),
-        }
-        // The engine takes an empty file for a new one.
-        let used = file.read(&mut [0]).map_err(failed)? > 0;
-        if used && std::fs::metadata(data).is_ok_and(|data| data.len() == 0) {
-            return Err(StoreError::Damaged { path: data.to_owned(), what: "it is empty, and it was not".to_owned() });
-        }
-        Ok(Self(file))
-    }
-
-    /// From now on there is data.
-    fn used(&self, data: &Path) -> Result<(), StoreError> {
-        let failed = |cause: std::io::Error| StoreError::Failed { path: data.to_owned(), what: cause.to_string() };
-        (&self.0).write_all(b"used").map_err(failed)
-    }
-}
-
 fn prepare(connection: &Connection, path: &Path, limits: &Limits) -> Result<(), StoreError> {
     let damaged = |what: String| StoreError::Damaged { path: path.to_owned(), what };
     let failed = |cause: rusqlite::Error| told(path, &cause);
@@ -638,7 +599,10 @@ struct Writer {
     room: Arc<Room>,
     /// Removals for which the disk had no room.
     owed: Vec<Commit>,
+    /// Whether a transaction is on disk when it has ended.
+    synced: bool,
     done: Arc<Mutex<(u64, Duration)>>,
+    folder: Arc<Mutex<Option<Folder>>>,
 }
 
 impl Writer {
@@ -663,6 +627,9 @@ impl Writer {
             tracing::error!(count, "the disk is full: messages that were acknowledged last come again after a restart");
         }
         // One file holds everything of a broker that was stopped.
+        if let Some(folder) = &*lock(&self.folder) {
+            let _ = folder.forget();
+        }
         let folded = lock(&self.connection).query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
         if let Err(cause) = folded {
             tracing::debug!(%cause, "the log of the store stays beside its file; the next start reads it");
@@ -681,13 +648,29 @@ impl Writer {
         }
         let started = Instant::now();
         let mut connection = lock(&self.connection);
-        let results: Vec<_> = match transact(&mut connection, group.iter().flat_map(|commit| &commit.changes)) {
+        // Nobody waits for a removal: it is written, so no crash of the process undoes it, and synced with what comes
+        // next. After a power cut, what was acknowledged last may come again.
+        let synced = group.iter().any(|commit| !commit.lasting);
+        let results: Vec<_> = match transact(
+            &mut connection,
+            (&mut self.synced, synced),
+            group.iter().flat_map(|commit| &commit.changes),
+        ) {
             Ok(()) => group.iter().map(|_| Ok(())).collect(),
             Err(cause) if group.len() == 1 => vec![Err(cause)],
             // One caller's changes must not fail the others'.
-            Err(_) => group.iter().map(|commit| transact(&mut connection, commit.changes.iter())).collect(),
+            Err(_) => group
+                .iter()
+                .map(|commit| transact(&mut connection, (&mut self.synced, synced), commit.changes.iter()))
+                .collect(),
         };
         drop(connection);
+        if synced
+            && results.iter().any(std::result::Result::is_ok)
+            && let Some(folder) = &*lock(&self.folder)
+        {
+            folder.remember();
+        }
         {
             let mut done = lock(&self.done);
             *done = (done.0 + 1, done.1 + started.elapsed());
@@ -706,7 +689,8 @@ impl Writer {
             return;
         }
         let mut connection = lock(&self.connection);
-        let result = transact(&mut connection, self.owed.iter().flat_map(|commit| &commit.changes));
+        let result =
+            transact(&mut connection, (&mut self.synced, false), self.owed.iter().flat_map(|commit| &commit.changes));
         drop(connection);
         match result.map_err(|cause| told(&self.path, &cause)) {
             Err(StoreError::Full) => {}
@@ -725,7 +709,16 @@ struct Moved {
 
 type Channels = HashMap<u32, Moved>;
 
-fn transact<'a>(connection: &mut Connection, changes: impl Iterator<Item = &'a Change>) -> rusqlite::Result<()> {
+/// One transaction, synced or not; `was` is how it was with the one before.
+fn transact<'a>(
+    connection: &mut Connection,
+    (was, synced): (&mut bool, bool),
+    changes: impl Iterator<Item = &'a Change>,
+) -> rusqlite::Result<()> {
+    if *was != synced {
+        connection.pragma_update(None, "synchronous", if synced { "FULL" } else { "NORMAL" })?;
+        *was = synced;
+    }
     let transaction = connection.transaction()?;
     let mut channels = Channels::new();
     for change in changes {
