@@ -122,14 +122,27 @@ impl Lent {
     }
 
     /// Removes it for good. When that cannot be stored, it comes again after a restart.
-    pub(crate) fn remove(mut self) {
-        let Some(waiting) = self.waiting.take() else { return };
-        self.queue.forget(waiting.sequence);
-        let change = Change::Remove(Key::new(self.queue.id, waiting.sequence), waiting.size);
-        let name = self.queue.name.clone();
-        self.queue.store.remove(vec![change], move |result| {
+    pub(crate) fn remove(self) {
+        Self::remove_all(vec![self]);
+    }
+
+    /// Removes messages of one queue for good, in one step.
+    pub(crate) fn remove_all(messages: Vec<Self>) {
+        let Some(queue) = messages.first().map(|lent| Arc::clone(&lent.queue)) else { return };
+        let mut changes = Vec::with_capacity(messages.len());
+        let mut state = queue.lock();
+        for mut lent in messages {
+            if let Some(waiting) = lent.waiting.take() {
+                state.forget(waiting.sequence);
+                changes.push(Change::Remove(Key::new(queue.id, waiting.sequence), waiting.size));
+            }
+        }
+        drop(state);
+        let store = queue.store.clone();
+        store.remove(changes, move |result| {
             if let Err(cause) = result {
-                tracing::error!(queue = name, %cause, "a message that was acknowledged could not be removed and may come again");
+                let queue = &queue.name;
+                tracing::error!(queue, %cause, "messages that were acknowledged could not be removed and may come again");
             }
         });
     }
@@ -147,9 +160,9 @@ impl Lent {
         let source = Arc::clone(&self.queue);
         let removal = Change::Remove(Key::new(source.id, waiting.sequence), waiting.size);
         let (done, waits) = oneshot::channel();
-        target.put(message, vec![removal], None, move |result| {
+        target.put(vec![message], vec![removal], None, move |result| {
             match &result {
-                Ok(()) => source.forget(waiting.sequence),
+                Ok(()) => source.lock().forget(waiting.sequence),
                 Err(_) => source.give_back(waiting),
             }
             let _ = done.send(result);
@@ -207,69 +220,83 @@ impl Queue {
         QueueStats { held: state.held.len() as u64, last: state.next - 1, ..state.stats }
     }
 
-    /// Whether one more message may be sent to it.
-    pub(crate) fn check_room(&self, limits: &Limits) -> Result<(), Refusal> {
+    /// How many of these messages may be sent to it, and why not the next one.
+    pub(crate) fn check_room(&self, limits: &Limits, messages: &[QueueMessage]) -> (usize, Option<Refusal>) {
+        if (limits.queue_count, limits.queue_bytes) == (None, None) {
+            return (messages.len(), None);
+        }
         let state = self.lock();
-        let (count, bytes) = (state.stats.messages + state.entering.0, state.stats.bytes + state.entering.1);
+        let (mut count, mut bytes) = (state.stats.messages + state.entering.0, state.stats.bytes + state.entering.1);
+        drop(state);
         let full = |what: &str, most: u64| {
             Refusal::because(format_args!(
                 "queue {:?} has {most} {what}, the most this broker allows: receive some first, or raise the limit",
                 self.name
             ))
         };
-        match (limits.queue_count, limits.queue_bytes) {
-            (Some(most), _) if count >= most => Err(full("messages", most)),
-            (_, Some(most)) if bytes >= most => Err(full("bytes of messages", most)),
-            _ => Ok(()),
+        for (fit, message) in messages.iter().enumerate() {
+            match (limits.queue_count, limits.queue_bytes) {
+                (Some(most), _) if count >= most => return (fit, Some(full("messages", most))),
+                (_, Some(most)) if bytes >= most => return (fit, Some(full("bytes of messages", most))),
+                _ => (count, bytes) = (count + 1, bytes + message.encoded_len() as u64),
+            }
         }
+        (messages.len(), None)
     }
 
-    /// Puts a message at the tail, in one step with other changes. `then` is told when it is on disk, or why it is not.
+    /// Puts messages at the tail, in one step with other changes. `then` is told when they are on disk, or why they are not.
     pub(crate) fn put(
         self: &Arc<Self>,
-        mut message: QueueMessage,
+        messages: Vec<QueueMessage>,
         mut with: Vec<Change>,
         admitted: Option<Admitted>,
         then: impl FnOnce(Result<(), StoreError>) + Send + 'static,
     ) {
-        message.channel.clone_from(&self.name);
-        let attributes = message.attributes.get_or_insert_default();
+        let mut waiting = Vec::with_capacity(messages.len());
+        with.reserve(messages.len() + 1);
         let mut state = self.lock();
-        let sequence = state.next;
-        state.next += 1;
-        attributes.sequence = sequence;
-        attributes.timestamp = now();
-        let value = message.encode_to_vec();
-        let size = value.len();
-        state.entering = (state.entering.0 + 1, state.entering.1 + size as u64);
-        with.push(Change::Put(Key::new(self.id, sequence), value));
-        with.push(Change::Next { channel: self.id, sequence: sequence + 1 });
+        let timestamp = now();
+        for mut message in messages {
+            message.channel.clone_from(&self.name);
+            let sequence = state.next;
+            state.next += 1;
+            let attributes = message.attributes.get_or_insert_default();
+            attributes.sequence = sequence;
+            attributes.timestamp = timestamp;
+            let value = message.encode_to_vec();
+            state.entering = (state.entering.0 + 1, state.entering.1 + value.len() as u64);
+            waiting.push(Waiting { sequence, size: value.len(), message });
+            with.push(Change::Put(Key::new(self.id, sequence), value));
+        }
+        with.push(Change::Next { channel: self.id, sequence: state.next });
         let queue = Arc::clone(self);
         // Under the lock: the store takes changes in the order of sequences.
         self.store.commit(with, admitted, move |result| {
-            queue.entered(result.is_ok(), Waiting { sequence, size, message });
+            queue.entered(result.is_ok(), waiting);
             then(result);
         });
     }
 
-    /// A message is on disk and can be taken, or could not be stored.
-    fn entered(&self, stored: bool, waiting: Waiting) {
+    /// Messages are on disk and can be taken, or could not be stored.
+    fn entered(&self, stored: bool, messages: Vec<Waiting>) {
         let mut state = self.lock();
-        state.entering = (state.entering.0 - 1, state.entering.1 - waiting.size as u64);
-        if !stored || waiting.sequence < state.purged {
-            return;
+        for waiting in messages {
+            state.entering = (state.entering.0 - 1, state.entering.1 - waiting.size as u64);
+            if !stored || waiting.sequence < state.purged {
+                continue;
+            }
+            state.visible = waiting.sequence + 1;
+            state.stats.messages += 1;
+            state.stats.bytes += waiting.size as u64;
+            state.stats.incoming += 1;
+            state.stats.incoming_bytes += waiting.size as u64;
+            // Who reads at the tail gets it without reading the disk.
+            if waiting.sequence == state.cursor && state.ahead.len() < PAGE.0 && waiting.size < PAGE.1 / 16 {
+                state.cursor += 1;
+                state.ahead.push_back(waiting);
+            }
         }
-        state.visible = waiting.sequence + 1;
-        state.stats.messages += 1;
-        state.stats.bytes += waiting.size as u64;
-        state.stats.incoming += 1;
-        state.stats.incoming_bytes += waiting.size as u64;
         state.stats.active_at = now() / 1_000_000;
-        // Who reads at the tail gets it without reading the disk.
-        if waiting.sequence == state.cursor && state.ahead.len() < PAGE.0 && waiting.size < PAGE.1 / 16 {
-            state.cursor += 1;
-            state.ahead.push_back(waiting);
-        }
         drop(state);
         self.arrived.notify_one();
     }
@@ -389,14 +416,6 @@ impl Queue {
         true
     }
 
-    fn forget(&self, sequence: u64) {
-        let mut state = self.lock();
-        if let Some(size) = state.held.remove(&sequence) {
-            state.stats.messages = state.stats.messages.saturating_sub(1);
-            state.stats.bytes = state.stats.bytes.saturating_sub(size as u64);
-        }
-    }
-
     /// Back to its place, as if it had never been taken.
     fn give_back(&self, mut waiting: Waiting) {
         let mut state = self.lock();
@@ -414,6 +433,14 @@ impl Queue {
 impl State {
     fn has_waiting(&self) -> bool {
         !self.back.is_empty() || !self.ahead.is_empty() || self.cursor < self.visible
+    }
+
+    /// What was lent is gone for good.
+    fn forget(&mut self, sequence: u64) {
+        if let Some(size) = self.held.remove(&sequence) {
+            self.stats.messages = self.stats.messages.saturating_sub(1);
+            self.stats.bytes = self.stats.bytes.saturating_sub(size as u64);
+        }
     }
 }
 

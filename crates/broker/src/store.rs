@@ -290,7 +290,8 @@ impl Store {
         let (commits, waiting) = mpsc::channel::<Commit>();
         let room = Arc::new(room);
         room.measure(&lock(&write));
-        let mut writer = Writer { path: path.clone(), connection: write, room: Arc::clone(&room), owed: Vec::new() };
+        let mut writer =
+            Writer { path: path.clone(), connection: write, room: Arc::clone(&room), owed: Vec::new(), synced: true };
         let writer = std::thread::Builder::new()
             .name("polymq-store".into())
             .spawn(move || writer.run(&waiting))
@@ -618,6 +619,8 @@ struct Writer {
     room: Arc<Room>,
     /// Removals for which the disk had no room.
     owed: Vec<Commit>,
+    /// Whether a transaction is on disk when it has ended.
+    synced: bool,
 }
 
 impl Writer {
@@ -659,11 +662,21 @@ impl Writer {
             group.push(next);
         }
         let mut connection = lock(&self.connection);
-        let results: Vec<_> = match transact(&mut connection, group.iter().flat_map(|commit| &commit.changes)) {
+        // Nobody waits for a removal: it is written, so no crash of the process undoes it, and synced with what comes
+        // next. After a power cut, what was acknowledged last may come again.
+        let synced = group.iter().any(|commit| !commit.lasting);
+        let results: Vec<_> = match transact(
+            &mut connection,
+            (&mut self.synced, synced),
+            group.iter().flat_map(|commit| &commit.changes),
+        ) {
             Ok(()) => group.iter().map(|_| Ok(())).collect(),
             Err(cause) if group.len() == 1 => vec![Err(cause)],
             // One caller's changes must not fail the others'.
-            Err(_) => group.iter().map(|commit| transact(&mut connection, commit.changes.iter())).collect(),
+            Err(_) => group
+                .iter()
+                .map(|commit| transact(&mut connection, (&mut self.synced, synced), commit.changes.iter()))
+                .collect(),
         };
         drop(connection);
         for (commit, result) in group.into_iter().zip(results) {
@@ -680,7 +693,8 @@ impl Writer {
             return;
         }
         let mut connection = lock(&self.connection);
-        let result = transact(&mut connection, self.owed.iter().flat_map(|commit| &commit.changes));
+        let result =
+            transact(&mut connection, (&mut self.synced, false), self.owed.iter().flat_map(|commit| &commit.changes));
         drop(connection);
         match result.map_err(|cause| told(&self.path, &cause)) {
             Err(StoreError::Full) => {}
@@ -699,7 +713,16 @@ struct Moved {
 
 type Channels = HashMap<u32, Moved>;
 
-fn transact<'a>(connection: &mut Connection, changes: impl Iterator<Item = &'a Change>) -> rusqlite::Result<()> {
+/// One transaction, synced or not; `was` is how it was with the one before.
+fn transact<'a>(
+    connection: &mut Connection,
+    (was, synced): (&mut bool, bool),
+    changes: impl Iterator<Item = &'a Change>,
+) -> rusqlite::Result<()> {
+    if *was != synced {
+        connection.pragma_update(None, "synchronous", if synced { "FULL" } else { "NORMAL" })?;
+        *was = synced;
+    }
     let transaction = connection.transaction()?;
     let mut channels = Channels::new();
     for change in changes {

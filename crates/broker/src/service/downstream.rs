@@ -218,7 +218,7 @@ async fn poll(
             answer.messages = taken.iter().map(Lent::message).collect();
             if request.auto_ack {
                 answer.transaction_complete = true;
-                taken.into_iter().for_each(Lent::remove);
+                Lent::remove_all(taken);
                 return (answer, Vec::new());
             }
             (answer, taken)
@@ -265,8 +265,8 @@ async fn settle(
         ..QueuesDownstreamResponse::default()
     };
     let result = match kind {
-        Kind::AckAll => transactions.take(id, None, "ack").map(ack),
-        Kind::AckRange => transactions.take(id, range, "ack").map(ack),
+        Kind::AckAll => transactions.take(id, None, "ack").map(Lent::remove_all),
+        Kind::AckRange => transactions.take(id, range, "ack").map(Lent::remove_all),
         Kind::NAckAll => nack(shared, transactions.take(id, None, "nack")).await,
         Kind::NAckRange => nack(shared, transactions.take(id, range, "nack")).await,
         Kind::ReQueueAll | Kind::ReQueueRange => {
@@ -292,10 +292,6 @@ async fn settle(
     answer.is_error = true;
     answer.error = refusal.to_string();
     Some(answer)
-}
-
-fn ack(messages: Vec<Lent>) {
-    messages.into_iter().for_each(Lent::remove);
 }
 
 async fn nack(shared: &Shared, messages: Result<Vec<Lent>, Refusal>) -> Result<(), Refusal> {

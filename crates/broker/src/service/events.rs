@@ -28,7 +28,7 @@ const READ_AHEAD: usize = 1 << 20;
 /// Sends one event; with an id, in case it had none.
 pub(super) async fn send(shared: &Shared, caller: &Caller, mut event: Event) -> Result<String, (String, Refusal)> {
     if event.event_id.is_empty() {
-        event.event_id = uuid::Uuid::new_v4().to_string();
+        event.event_id = crate::queues::message_id();
     }
     let id = event.event_id.clone();
     let result = async {

@@ -117,7 +117,7 @@ impl Kubemq for Service {
         request: Request<proto::QueueMessage>,
     ) -> Result<Response<proto::SendQueueMessageResult>, Status> {
         let caller = self.caller(&request)?;
-        Ok(Response::new(unary::send(&self.0.queues, &caller, request.into_inner()).await))
+        Ok(Response::new(unary::send_one(&self.0.queues, &caller, request.into_inner()).await))
     }
 
     async fn send_queue_messages_batch(

@@ -142,7 +142,7 @@ impl Transaction {
             Kind::SendModifiedMessage => {
                 self.holds(Refusal::nothing_to_ack()).map_err(goes)?;
                 let message = request.modified_message.ok_or_else(|| goes(Refusal::no_message()))?;
-                let sent = unary::send(&self.shared.queues, &self.caller, message).await;
+                let sent = unary::send_one(&self.shared.queues, &self.caller, message).await;
                 if sent.is_error {
                     return Err(goes(Refusal::because(sent.error)));
                 }

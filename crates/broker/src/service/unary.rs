@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use polymq_kubemq_proto::{
     AckAllQueueMessagesRequest, AckAllQueueMessagesResponse, QueueInfo, QueueMessage, QueueMessagesBatchRequest,
     QueueMessagesBatchResponse, QueuesInfo, QueuesInfoRequest, QueuesInfoResponse, ReceiveQueueMessagesRequest,
@@ -23,17 +22,18 @@ use crate::{
 };
 
 /// Sends a message if its sender may: to its queue, and to the one of its dead letters.
-pub(super) async fn send(queues: &Queues, caller: &Caller, mut message: QueueMessage) -> SendQueueMessageResult {
-    let dead = message.policy.as_ref().map_or("", |policy| &policy.max_receive_queue);
-    for name in [message.channel.as_str(), dead].into_iter().filter(|name| !name.is_empty()) {
-        if let Err(refusal) = caller.may(Action::Write, Resource::Queues, &message.client_id, name) {
-            let message_id = std::mem::take(&mut message.message_id);
-            let message_id = if message_id.is_empty() { uuid::Uuid::new_v4().to_string() } else { message_id };
-            let error = refusal.to_string();
-            return SendQueueMessageResult { message_id, is_error: true, error, ..SendQueueMessageResult::default() };
-        }
-    }
-    queues.send(message).await
+/// Sends what the caller may send; a result each.
+pub(super) async fn send(queues: &Queues, caller: &Caller, messages: Vec<QueueMessage>) -> Vec<SendQueueMessageResult> {
+    let may = |message: &QueueMessage| {
+        let dead = message.policy.as_ref().map_or("", |policy| &policy.max_receive_queue);
+        let mut names = [message.channel.as_str(), dead].into_iter().filter(|name| !name.is_empty());
+        names.try_for_each(|name| caller.may(Action::Write, Resource::Queues, &message.client_id, name))
+    };
+    queues.send(messages, may).await
+}
+
+pub(super) async fn send_one(queues: &Queues, caller: &Caller, message: QueueMessage) -> SendQueueMessageResult {
+    send(queues, caller, vec![message]).await.pop().unwrap_or_default()
 }
 
 pub(super) async fn send_batch(
@@ -44,8 +44,7 @@ pub(super) async fn send_batch(
     if request.messages.is_empty() {
         return Err(Status::unknown("empty messages batch"));
     }
-    // Polled in their order, so that they enter their queues in it; they share the disk's answer.
-    let results = join_all(request.messages.into_iter().map(|message| send(queues, caller, message))).await;
+    let results = send(queues, caller, request.messages).await;
     let have_errors = results.iter().any(|result| result.is_error);
     Ok(QueueMessagesBatchResponse { batch_id: request.batch_id, results, have_errors })
 }
@@ -63,7 +62,7 @@ pub(super) async fn receive(
             let messages_expired = i32::try_from(taken.expired).unwrap_or(i32::MAX);
             if !is_peak {
                 // A caller that is gone by now has dropped this future, and with it the loans.
-                taken.messages.into_iter().for_each(Lent::remove);
+                Lent::remove_all(taken.messages);
             }
             ReceiveQueueMessagesResponse {
                 request_id,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use futures_util::{StreamExt, future::join_all, stream};
+use futures_util::{StreamExt, stream};
 use polymq_kubemq_proto::{QueuesUpstreamRequest, QueuesUpstreamResponse};
 use prost::Message as _;
 use tonic::{Status, Streaming};
@@ -45,7 +45,6 @@ async fn answer(
         let error = "no messages to send".to_owned();
         return Ok(QueuesUpstreamResponse { ref_request_id, results: Vec::new(), is_error: true, error });
     }
-    let results =
-        join_all(request.messages.into_iter().map(|message| unary::send(&shared.queues, &caller, message))).await;
+    let results = unary::send(&shared.queues, &caller, request.messages).await;
     Ok(QueuesUpstreamResponse { ref_request_id, results, is_error: false, error: String::new() })
 }
