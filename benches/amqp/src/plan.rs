@@ -43,5 +43,5 @@ pub fn plan(quick: bool) -> Plan {
         }
     }
     tables.extend(upkeep("amqp", "RabbitMQ", quick));
-    Plan { broker: Some(Broker::new("rabbitmq", &[], "amqp://127.0.0.1:{port}")), tables }
+    Plan { brokers: vec![Broker::new("rabbitmq", &[], "amqp://127.0.0.1:{port}")], tables }
 }

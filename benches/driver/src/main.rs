@@ -4,7 +4,6 @@
 //! measure; `bench print FILE...` prints the tables of results files again; `bench docs PAGE FILE...` writes them between
 //! the marks of a page.
 
-mod brokers;
 mod measure;
 mod report;
 mod results;
@@ -46,11 +45,10 @@ fn run(options: &[String]) -> Result<(), String> {
     let mut results = Results::new(quick);
     let mut failed = Vec::new();
     for program in programs {
-        let broker = program.plan.broker.as_ref().map(brokers::Broker::start).transpose()?;
-        let url = broker.as_ref().map(|broker| broker.url.as_str());
+        let brokers = program.start_brokers()?;
         for table in &program.plan.tables {
             eprintln!("measuring: {}", table.title);
-            match measure::table(&program, table, url, quick) {
+            match measure::table(&program, table, &brokers, quick) {
                 Ok(table) => {
                     print!("{}", report::table_text(&table));
                     results.tables.push(table);

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, process::Command};
 
-use plan::{Limit, Plan};
+use plan::{Instance, Limit, Plan};
 
 use crate::{
     report::last_lines,
@@ -17,6 +17,14 @@ pub struct Program {
 
 type Numbers = BTreeMap<String, f64>;
 
+/// What runs meanwhile, by its kind.
+pub type Brokers = Vec<(String, Instance)>;
+
+fn url<'a>(brokers: &'a Brokers, row: &plan::Row) -> Option<&'a str> {
+    let found = brokers.iter().find(|(kind, _)| row.broker.is_empty() || *kind == row.broker);
+    found.map(|(_, instance)| instance.url.as_str())
+}
+
 const INSTRUCTION_RUNS: [u64; 2] = [10_000, 30_000];
 
 impl Program {
@@ -29,6 +37,11 @@ impl Program {
         let plan = output(command).and_then(|text| serde_json::from_slice(&text).map_err(|error| error.to_string()));
         let plan = plan.map_err(|error| format!("{}: {error}", path.display()))?;
         Ok(Self { path, plan })
+    }
+
+    pub fn start_brokers(&self) -> Result<Brokers, String> {
+        let start = |broker: &plan::Broker| Ok((broker.kind.clone(), Instance::start(&self.path, broker)?));
+        self.plan.brokers.iter().map(start).collect()
     }
 
     fn options(&self, command: &mut Command, row: &plan::Row, url: Option<&str>, n: u64) {
@@ -67,21 +80,21 @@ fn output(mut command: Command) -> Result<Vec<u8>, String> {
 }
 
 /// Measures a table: every row once a round, so that what disturbs the machine disturbs all rows alike.
-pub fn table(program: &Program, table: &plan::Table, url: Option<&str>, quick: bool) -> Result<Table, String> {
+pub fn table(program: &Program, table: &plan::Table, brokers: &Brokers, quick: bool) -> Result<Table, String> {
     let mut samples: Vec<BTreeMap<String, Vec<f64>>> = vec![BTreeMap::new(); table.rows.len()];
     let rounds = if quick { table.quick_rounds } else { table.rounds };
     for round in 0..rounds {
         for (row, samples) in table.rows.iter().zip(&mut samples) {
             // What is said about how much waits must be so.
             let n = if quick && table.rounds > 1 { row.messages / 4 } else { row.messages };
-            for (name, value) in program.run(row, url, n, &[])? {
+            for (name, value) in program.run(row, url(brokers, row), n, &[])? {
                 samples.entry(name).or_default().push(value);
             }
             eprint!("\r  round {} of {rounds}, {:<40}", round + 1, row.scenario);
         }
     }
     for (row, samples) in table.rows.iter().zip(&mut samples).filter(|_| table.counts) {
-        let counted = program.run(row, url, 100_000, &["count=1"])?;
+        let counted = program.run(row, url(brokers, row), 100_000, &["count=1"])?;
         samples.extend(counted.into_iter().map(|(name, value)| (name, vec![value])));
         if let Some(count) = program.instructions(row)? {
             samples.insert("instructions".into(), vec![count]);

@@ -199,7 +199,8 @@ pub fn percentile(sorted: &[f64], percent: f64) -> f64 {
 /// What a scenario is: a name, and what runs it.
 pub type Scenario = (&'static str, fn(&Options) -> Numbers);
 
-/// The longest that one measurement may take; under valgrind everything takes fifty times as long.
+/// The longest that one measurement may take, besides two milliseconds a message; under valgrind everything takes fifty
+/// times as long.
 const LIMIT: Duration = Duration::from_secs(180);
 
 /// The `main` of a measured program. Its plan is made for a quick run (`tables quick`) or a whole one (`tables`).
@@ -221,16 +222,18 @@ pub fn main(plan: fn(bool) -> plan::Plan, scenarios: &[Scenario]) {
         eprintln!("{panic}");
         std::process::exit(101);
     }));
-    std::thread::spawn(|| {
-        std::thread::sleep(LIMIT);
-        eprintln!("not done within {LIMIT:?}");
-        std::process::exit(102);
-    });
     let pairs = arguments.map(|argument| match argument.split_once('=') {
         Some((key, value)) => (key.to_owned(), value.to_owned()),
         None => panic!("{argument} is not KEY=VALUE"),
     });
-    let numbers = run(&Options(pairs.collect()));
+    let options = Options(pairs.collect());
+    let limit = LIMIT + Duration::from_millis(2 * options.messages());
+    std::thread::spawn(move || {
+        std::thread::sleep(limit);
+        eprintln!("not done within {limit:?}");
+        std::process::exit(102);
+    });
+    let numbers = run(&options);
     let object: serde_json::Map<_, _> =
         numbers.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
     println!("{}", serde_json::Value::Object(object));

@@ -65,5 +65,5 @@ pub fn plan(quick: bool) -> Plan {
                 1.0,
             )]),
     );
-    Plan { broker: None, tables }
+    Plan { brokers: Vec::new(), tables }
 }

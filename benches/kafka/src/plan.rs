@@ -59,5 +59,5 @@ pub fn plan(quick: bool) -> Plan {
             .rows([row("raw-latency", "rdkafka"), row("polymq-latency", "polymq handler")]),
     );
     tables.extend(upkeep("kafka", "Kafka", quick));
-    Plan { broker: Some(Broker::new("kafka", &[], "kafka://127.0.0.1:{port}")), tables }
+    Plan { brokers: vec![Broker::new("kafka", &[], "kafka://127.0.0.1:{port}")], tables }
 }

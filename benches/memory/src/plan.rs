@@ -3,7 +3,7 @@
 use harness::plan::{Plan, Row, Table};
 
 pub fn plan(_quick: bool) -> Plan {
-    Plan { broker: None, tables: vec![bytes(), json(), latency()] }
+    Plan { brokers: Vec::new(), tables: vec![bytes(), json(), latency()] }
 }
 
 fn bytes() -> Table {

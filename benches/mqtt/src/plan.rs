@@ -30,5 +30,5 @@ pub fn plan(quick: bool) -> Plan {
         );
     }
     tables.extend(upkeep("mqtt", "Mosquitto", quick));
-    Plan { broker: Some(Broker::new("mosquitto", &["--volatile"], "mqtt://127.0.0.1:{port}")), tables }
+    Plan { brokers: vec![Broker::new("mosquitto", &["--volatile"], "mqtt://127.0.0.1:{port}")], tables }
 }

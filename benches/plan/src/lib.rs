@@ -1,29 +1,35 @@
 //! What a measured program says about itself: which broker it needs, and its tables. `bench-NAME tables` prints it as
 //! JSON, and the driver measures what it reads there; so a program is added without a change to the driver.
 
+mod instance;
+
+pub use instance::Instance;
 use serde::{Deserialize, Serialize};
 
 /// All that one program measures.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Plan {
-    /// What must run meanwhile; `None` when the program needs nothing.
-    pub broker: Option<Broker>,
+    /// What must run meanwhile; empty when the program needs nothing.
+    pub brokers: Vec<Broker>,
     /// In the order of the page.
     pub tables: Vec<Table>,
 }
 
-/// A broker as `scripts/brokers up` starts one.
+/// A broker as `scripts/brokers up` starts one, or polymq's own.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Broker {
     /// As `scripts/brokers` calls it.
     pub kind: String,
     /// More of the command line.
     pub options: Vec<String>,
-    /// The option `url=` of every measurement; `{port}` is replaced.
+    /// The option `url=` of the measurements on it; `{port}` is replaced.
     pub url: String,
 }
 
 impl Broker {
+    /// The kind that the measured program serves itself, called as `PROGRAM serve HOST:PORT DIR`.
+    pub const POLYMQ: &str = "polymq";
+
     pub fn new(kind: &str, options: &[&str], url: &str) -> Self {
         let options = options.iter().map(|option| (*option).to_owned()).collect();
         Self { kind: kind.to_owned(), options, url: url.to_owned() }
@@ -105,6 +111,9 @@ pub struct Row {
     pub key: String,
     pub label: String,
     pub scenario: String,
+    /// The kind of the broker that it is about; the first one when empty.
+    #[serde(default)]
+    pub broker: String,
     /// `key=value`.
     pub options: Vec<String>,
     pub messages: u64,
@@ -120,6 +129,12 @@ impl Row {
     /// For a scenario that has several rows in a table.
     pub fn keyed(mut self, key: &str) -> Self {
         self.key = key.to_owned();
+        self
+    }
+
+    /// For a program with several brokers.
+    pub fn on(mut self, kind: &str) -> Self {
+        self.broker = kind.to_owned();
         self
     }
 

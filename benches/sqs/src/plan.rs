@@ -49,5 +49,5 @@ pub fn plan(quick: bool) -> Plan {
     );
     tables.extend(upkeep("sqs", "SQS", quick));
     let options = &["--emulator", "elasticmq", "--volatile"];
-    Plan { broker: Some(Broker::new("sqs", options, "sqs://test:test@127.0.0.1:{port}")), tables }
+    Plan { brokers: vec![Broker::new("sqs", options, "sqs://test:test@127.0.0.1:{port}")], tables }
 }

@@ -9,12 +9,13 @@ use std::{
 };
 
 use polymq_kubemq_proto::{EventReceive, PingResult, kubemq_server::KubemqServer};
-use tokio::{net::TcpListener, task::JoinHandle};
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use crate::{
+    access::{Access, AccessFiles},
+    connections::{Tls, accept},
     error::{BrokerError, Result},
     events::Listeners,
     limits::Limits,
@@ -23,6 +24,8 @@ use crate::{
     requests::Requests,
     service::{Service, Transactions},
     store::Store,
+    tls::TlsFiles,
+    tokens::TokenAlgorithm,
 };
 
 /// The version that SDKs see: they look for 2.x.
@@ -39,6 +42,7 @@ pub(crate) struct Shared {
     named: Mutex<HashMap<String, BTreeSet<String>>>,
     pub(crate) transactions: Transactions,
     pub(crate) stopping: CancellationToken,
+    pub(crate) access: Arc<Access>,
     started: (Instant, SystemTime),
 }
 
@@ -78,11 +82,21 @@ pub struct Builder {
     listen: String,
     data_dir: Option<PathBuf>,
     limits: Limits,
+    access: AccessFiles,
+    tls: Option<TlsFiles>,
+    client_ca: Option<PathBuf>,
 }
 
 impl Default for Builder {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:50000".to_owned(), data_dir: None, limits: Limits::default() }
+        Self {
+            listen: "127.0.0.1:50000".to_owned(),
+            data_dir: None,
+            limits: Limits::default(),
+            access: AccessFiles::default(),
+            tls: None,
+            client_ca: None,
+        }
     }
 }
 
@@ -106,16 +120,67 @@ impl Builder {
         self
     }
 
+    /// Asks every call but `Ping` for a JSON web token in the metadata `authorization`, without `Bearer`, signed in this
+    /// way. The file holds the secret for HS…, a public key as PEM (`BEGIN PUBLIC KEY`) for RS… and ES…; the end of
+    /// its last line does not count. `exp` and `nbf` are checked when a token has them, with 30 s for clocks that differ; `ClientID`
+    /// is who the token is for. See [`Broker::reload`] for a new key.
+    pub fn token_key(mut self, algorithm: TokenAlgorithm, file: impl Into<PathBuf>) -> Self {
+        self.access.token = Some((algorithm, file.into()));
+        self
+    }
+
+    /// Allows only what the rules in a TOML file allow; the rest is refused with "Error 412: access denied to resource".
+    ///
+    /// ```toml
+    /// [[rule]]
+    /// resources = ["queues"]      # events, events_store, commands, queries, queues; left out: all of them
+    /// client = "billing-.*"       # a regular expression for the whole client id; left out: every client
+    /// channel = "orders\\..*"     # a regular expression for the whole name of the channel; left out: every channel
+    /// allow = ["read", "write"]   # what the rule allows
+    /// ```
+    ///
+    /// Reading is to subscribe, receive, peek and list; writing is to send, to ask, to empty a queue, to make and to delete a
+    /// channel; who names a queue for dead letters must be allowed to write to it. The client id is the `ClientID` of
+    /// the token when it has one, else what the request says, which anybody can write.
+    pub fn rules(mut self, file: impl Into<PathBuf>) -> Self {
+        self.access.rules = Some(file.into());
+        self
+    }
+
+    /// Serves with TLS only, 1.2 or later: PEM files of the certificate, with what its authority asks to be sent along, and of
+    /// its private key. See [`Broker::reload`] for new ones.
+    pub fn tls(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
+        self.tls = Some(TlsFiles { certificate: certificate.into(), key: key.into(), client_ca: None });
+        self
+    }
+
+    /// Serves only clients that show a certificate of the authorities in this PEM file. Needs [`Builder::tls`].
+    pub fn client_ca(mut self, file: impl Into<PathBuf>) -> Self {
+        self.client_ca = Some(file.into());
+        self
+    }
+
     /// Opens the store, listens and serves in tasks of the present runtime.
     ///
     /// # Errors
     ///
-    /// [`BrokerError::Store`] when the data cannot be opened or are damaged, [`BrokerError::Listen`] when the address
+    /// [`BrokerError::Option`] when a file that an option names cannot be used, [`BrokerError::Store`] when the data cannot be opened or are damaged, [`BrokerError::Listen`] when the address
     /// cannot be had.
     pub async fn start(self) -> Result<Broker> {
+        let access = Access::open(self.access)?;
+        let tls = match (self.tls, self.client_ca) {
+            (Some(files), client_ca) => Some(TlsFiles { client_ca, ..files }),
+            (None, Some(file)) => {
+                let what =
+                    "clients can show certificates of it only with TLS: give the server's certificate and key too";
+                return Err(BrokerError::Option { file, what: what.to_owned() });
+            }
+            (None, None) => None,
+        };
+        let tls = Tls::open(tls)?;
         let store = match &self.data_dir {
-            Some(folder) => Store::open(folder)?,
-            None => Store::in_memory()?,
+            Some(folder) => Store::open(folder, &self.limits)?,
+            None => Store::in_memory(&self.limits)?,
         };
         let stored = store.channels()?;
         let numbers = Arc::new(Numbers::after(&stored));
@@ -125,26 +190,34 @@ impl Builder {
         let address = listener.local_addr().map_err(listen)?;
         let shared = Arc::new(Shared {
             queues: Arc::clone(&queues),
-            logs: Logs::open(store.clone(), numbers, stored),
-            events: Listeners::default(),
-            requests: Requests::default(),
+            logs: Logs::open(store.clone(), self.limits.clone(), numbers, stored),
+            events: Listeners::new(self.limits.waiting),
+            requests: Requests::new(&self.limits),
             named: Mutex::default(),
             transactions: Transactions::default(),
             stopping: CancellationToken::new(),
+            access,
             started: (Instant::now(), SystemTime::now()),
         });
-        let clock = tokio::spawn(queues.keep_time());
+        let places = Arc::new(Semaphore::new(self.limits.connections.min(Semaphore::MAX_PERMITS)));
+        let timed = Arc::clone(&shared);
+        let clock = tokio::spawn(async move {
+            tokio::join!(queues.keep_time(), timed.logs.keep_time());
+        });
         let service = KubemqServer::new(Service(Arc::clone(&shared)))
             .max_decoding_message_size(self.limits.message + (1 << 20))
             .max_encoding_message_size(usize::MAX);
         let server = Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
-            .tcp_nodelay(true)
+            .max_concurrent_streams(self.limits.streams)
             .add_service(service)
-            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shared.stopping.clone().cancelled_owned());
+            .serve_with_incoming_shutdown(
+                accept(listener, Arc::clone(&tls), places),
+                shared.stopping.clone().cancelled_owned(),
+            );
         let server = tokio::spawn(server);
         tracing::info!(%address, data_dir = ?self.data_dir, "broker listens");
-        Ok(Broker { address, shared, store, server, clock })
+        Ok(Broker { address, shared, tls, store, server, clock })
     }
 }
 
@@ -153,6 +226,7 @@ impl Builder {
 pub struct Broker {
     address: SocketAddr,
     shared: Arc<Shared>,
+    tls: Arc<Tls>,
     store: Store,
     server: JoinHandle<std::result::Result<(), tonic::transport::Error>>,
     clock: JoinHandle<()>,
@@ -170,6 +244,17 @@ impl Broker {
         self.address
     }
 
+    /// Reads the files of TLS, the token key and the rules anew. Connections from now on have the new certificates, calls
+    /// the new key, and requests the new rules, also on streams that are open.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError::Option`] when a file cannot be used; then what it is for stays as it was.
+    pub async fn reload(&self) -> Result<()> {
+        self.tls.reload()?;
+        self.shared.access.reload()
+    }
+
     /// Refuses new calls, ends streams, gives back what is lent, and closes the store when everything is on disk.
     pub async fn stop(mut self) {
         self.shared.stopping.cancel();
@@ -180,6 +265,10 @@ impl Broker {
         self.clock.abort();
         let store = self.store.clone();
         let _ = tokio::task::spawn_blocking(move || store.close()).await;
+        if let Some(cause) = self.store.damage() {
+            tracing::error!(%cause, "damage was found while the broker ran");
+        }
+        tracing::info!(bytes = self.store.room().used(), "broker has stopped; everything is on disk");
     }
 }
 

@@ -1,5 +1,7 @@
 //! Why a broker cannot start.
 
+use std::path::PathBuf;
+
 use crate::store::StoreError;
 
 /// Why a broker cannot start.
@@ -9,6 +11,14 @@ pub enum BrokerError {
     /// The data cannot be opened.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A file that an option names cannot be used.
+    #[error("{}: {what}", .file.display())]
+    Option {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it and what is expected.
+        what: String,
+    },
     /// The address cannot be had.
     #[error("cannot listen on {address:?}: {cause}; choose another address or stop what uses it")]
     Listen {

@@ -11,9 +11,7 @@ use std::{
     },
 };
 
-use tokio::sync::mpsc;
-
-use crate::names;
+use crate::{bounded, names};
 
 /// Messages that wait for one subscriber; then it loses what is new.
 const WAITING: usize = 4096;
@@ -26,13 +24,15 @@ pub(crate) struct Listeners<T>(Arc<Inner<T>>);
 struct Inner<T> {
     listeners: Mutex<HashMap<u64, Listener<T>>>,
     next: AtomicU64,
+    /// Bytes that wait for one subscriber.
+    bytes: usize,
 }
 
 #[derive(Debug)]
 struct Listener<T> {
     pattern: String,
     group: String,
-    sender: mpsc::Sender<T>,
+    sender: bounded::Sender<T>,
 }
 
 /// A place in the list of listeners; it ends when it is dropped.
@@ -40,12 +40,13 @@ struct Listener<T> {
 pub(crate) struct Listening<T> {
     inner: Arc<Inner<T>>,
     number: u64,
-    receiver: mpsc::Receiver<T>,
+    receiver: bounded::Receiver<T>,
 }
 
-impl<T> Default for Listeners<T> {
-    fn default() -> Self {
-        Self(Arc::new(Inner { listeners: Mutex::default(), next: AtomicU64::new(0) }))
+impl<T> Listeners<T> {
+    /// Nobody yet; so many bytes may wait for each subscriber.
+    pub(crate) fn new(bytes: usize) -> Self {
+        Self(Arc::new(Inner { listeners: Mutex::default(), next: AtomicU64::new(0), bytes }))
     }
 }
 
@@ -58,7 +59,7 @@ impl<T> Inner<T> {
 impl<T: Clone> Listeners<T> {
     /// Listens from now on.
     pub(crate) fn listen(&self, pattern: &str, group: &str) -> Listening<T> {
-        let (sender, receiver) = mpsc::channel(WAITING);
+        let (sender, receiver) = bounded::channel(WAITING, self.0.bytes);
         let number = self.0.next.fetch_add(1, Ordering::Relaxed);
         let listener = Listener { pattern: pattern.to_owned(), group: group.to_owned(), sender };
         self.0.lock().insert(number, listener);
@@ -66,13 +67,13 @@ impl<T: Clone> Listeners<T> {
     }
 
     /// Hands a message to one of each group and to everybody without one; tells to how many.
-    pub(crate) fn tell(&self, name: &str, message: &T) -> usize {
+    pub(crate) fn tell(&self, name: &str, message: &T, size: usize) -> usize {
         let listeners = self.0.lock();
         let mut groups: HashMap<&str, Vec<&Listener<T>>> = HashMap::new();
         let mut told = 0;
         for listener in listeners.values().filter(|listener| names::matches(&listener.pattern, name)) {
             if listener.group.is_empty() {
-                told += usize::from(listener.sender.try_send(message.clone()).is_ok());
+                told += usize::from(listener.sender.try_send(message.clone(), size));
             } else {
                 groups.entry(&listener.group).or_default().push(listener);
             }
@@ -80,7 +81,7 @@ impl<T: Clone> Listeners<T> {
         for mut members in groups.into_values() {
             // Any of them, and another one when that one does not keep up.
             fastrand::shuffle(&mut members);
-            told += usize::from(members.iter().any(|member| member.sender.try_send(message.clone()).is_ok()));
+            told += usize::from(members.iter().any(|member| member.sender.try_send(message.clone(), size)));
         }
         told
     }

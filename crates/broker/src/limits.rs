@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// Limits of queue requests; what is beyond them is refused with the protocol's error. The defaults are KubeMQ's.
+/// What is beyond these is refused; with the protocol's error where it has one. The defaults are KubeMQ's where it has
+/// them.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Messages of one receive.
@@ -19,6 +20,36 @@ pub struct Limits {
     pub receive_count: i32,
     /// Bytes of a message.
     pub message: usize,
+    /// Messages of a queue, without delayed ones; then sending to it is refused. Many that send at once can exceed it a little.
+    pub queue_count: Option<u64>,
+    /// Bytes of a queue's messages as stored; then sending to it is refused.
+    pub queue_bytes: Option<u64>,
+    /// How long stored events are kept.
+    pub event_age: Option<Duration>,
+    /// Stored events of a channel that are kept; then the oldest ones go.
+    pub event_count: Option<u64>,
+    /// Bytes of a channel's stored events that are kept; then the oldest ones go.
+    pub event_bytes: Option<u64>,
+    /// Bytes of all that is stored; then sending is refused, and receiving and settling go on. In memory, too.
+    pub store_bytes: Option<u64>,
+    /// Bytes of the disk that are kept free for settling: with less, sending is refused.
+    pub free_disk: u64,
+    /// Queues, and as many channels of each other kind that has any here; requests for another one are refused.
+    pub channels: usize,
+    /// Bytes of messages in one answer to a receive or a poll; one message may have more. Clients take 4 MiB by default.
+    pub answer: usize,
+    /// Messages that a stream of polls may hold unsettled; then it is refused more.
+    pub held_count: usize,
+    /// Bytes of messages that a stream of polls may hold unsettled; then it is refused more.
+    pub held_bytes: usize,
+    /// Bytes that wait for one subscriber that is slow; then events are lost for it, and stored events wait on disk.
+    pub waiting: usize,
+    /// Bytes of cached answers to queries.
+    pub cache: usize,
+    /// Connections at a time; more are closed at once.
+    pub connections: usize,
+    /// Calls and streams of one connection at a time; more wait at their client.
+    pub streams: u32,
 }
 
 impl Default for Limits {
@@ -31,6 +62,21 @@ impl Default for Limits {
             visibility: Duration::from_secs(43_200),
             receive_count: 1024,
             message: 100 << 20,
+            queue_count: None,
+            queue_bytes: None,
+            event_age: Some(Duration::from_secs(24 * 3600)),
+            event_count: None,
+            event_bytes: None,
+            store_bytes: None,
+            free_disk: 64 << 20,
+            channels: 100_000,
+            answer: (4 << 20) - (64 << 10),
+            held_count: 100_000,
+            held_bytes: 256 << 20,
+            waiting: 64 << 20,
+            cache: 64 << 20,
+            connections: 10_000,
+            streams: 2_000,
         }
     }
 }

@@ -14,10 +14,12 @@ use prost::Message as _;
 use tokio::sync::{oneshot, watch};
 
 use crate::{
+    limits::Limits,
     names,
     queue::now,
     queues::Numbers,
     refusal::Refusal,
+    retention::{self, Kept},
     store::{Change, Key, Store, StoreError, StoredChannel},
 };
 
@@ -37,6 +39,8 @@ pub(crate) struct Log {
     stored: watch::Sender<u64>,
     /// Members of a group share one cursor; the names of who reads without one.
     readers: Mutex<Readers>,
+    /// How much there is, for retention.
+    pub(crate) kept: Kept,
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +56,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Log {
     fn new(store: Store, stored: StoredChannel) -> Self {
         Self {
+            kept: Kept::new(&stored),
             id: stored.id,
             name: stored.name,
             store,
@@ -78,19 +83,26 @@ impl Log {
                 sequence,
                 tags: event.tags,
             };
+            let value = received.encode_to_vec();
+            let size = value.len();
             let changes = vec![
-                Change::Put(Key::new(self.id, sequence), received.encode_to_vec()),
+                Change::Put(Key::new(self.id, sequence), value),
                 Change::Next { channel: self.id, sequence: sequence + 1 },
             ];
             let log = Arc::clone(self);
             self.store.commit(changes, Some(admitted), move |result| {
                 if result.is_ok() {
+                    log.kept.add(size);
                     log.stored.send_replace(sequence + 1);
                 }
                 let _ = done.send(result);
             });
         }
         waits.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
     }
 
     /// Events that were stored since the channel was made.
@@ -109,17 +121,18 @@ impl Log {
             EventsStoreType::StartFromFirst => 1,
             EventsStoreType::StartFromLast => self.store.last(self.id)?.unwrap_or(end),
             EventsStoreType::StartAtSequence => positive(Refusal::start_sequence())?.unsigned_abs(),
-            EventsStoreType::StartAtTime => self.at(nanoseconds(positive(Refusal::start_time())?))?,
+            EventsStoreType::StartAtTime => self.at(1, nanoseconds(positive(Refusal::start_time())?))?,
             EventsStoreType::StartAtTimeDelta => {
                 let back = positive(Refusal::start_delta())?.saturating_mul(1_000_000_000);
-                self.at(now().saturating_sub(back))?
+                self.at(1, now().saturating_sub(back))?
             }
         })
     }
 
-    /// The first event that is not older than a time. Times grow with sequences, so the middle tells the half.
-    fn at(&self, time: i64) -> Result<u64, Refusal> {
-        let (mut from, mut to) = (1, *self.stored.borrow());
+    /// The first event from a sequence on that is not older than a time. Times grow with sequences, so the middle tells
+    /// the half.
+    pub(crate) fn at(&self, mut from: u64, time: i64) -> Result<u64, StoreError> {
+        let mut to = *self.stored.borrow();
         while from < to {
             let middle = from + (to - from) / 2;
             match self.events(middle, 1)?.first() {
@@ -130,7 +143,7 @@ impl Log {
         Ok(from)
     }
 
-    fn events(&self, from: u64, most: usize) -> Result<Vec<EventReceive>, StoreError> {
+    pub(crate) fn events(&self, from: u64, most: usize) -> Result<Vec<EventReceive>, StoreError> {
         let found = self.store.read(self.id, from, most, PAGE.1)?;
         Ok(found
             .into_iter()
@@ -219,25 +232,29 @@ impl Drop for Reader {
 #[derive(Debug)]
 pub(crate) struct Logs {
     store: Store,
+    limits: Limits,
     numbers: Arc<Numbers>,
     logs: Mutex<HashMap<String, Arc<Log>>>,
 }
 
 impl Logs {
-    pub(crate) fn open(store: Store, numbers: Arc<Numbers>, stored: Vec<StoredChannel>) -> Self {
+    pub(crate) fn open(store: Store, limits: Limits, numbers: Arc<Numbers>, stored: Vec<StoredChannel>) -> Self {
         let logs = stored
             .into_iter()
             .filter(|channel| channel.kind == EVENTS_STORE)
             .map(|channel| (channel.name.clone(), Arc::new(Log::new(store.clone(), channel))))
             .collect();
-        Self { store, numbers, logs: Mutex::new(logs) }
+        Self { store, limits, numbers, logs: Mutex::new(logs) }
     }
 
-    /// The log of a name; it is made when there is none.
-    pub(crate) fn get(&self, name: &str) -> Arc<Log> {
+    /// The log of a name; it is made when there is none, up to the limit of channels.
+    pub(crate) fn get(&self, name: &str) -> Result<Arc<Log>, Refusal> {
         let mut logs = lock(&self.logs);
         if let Some(log) = logs.get(name) {
-            return Arc::clone(log);
+            return Ok(Arc::clone(log));
+        }
+        if logs.len() >= self.limits.channels {
+            return Err(Refusal::channels(self.limits.channels));
         }
         let id = self.numbers.next();
         self.store.commit(vec![Change::Channel { id, kind: EVENTS_STORE, name: name.to_owned() }], None, drop);
@@ -245,7 +262,7 @@ impl Logs {
             StoredChannel { id, kind: EVENTS_STORE, name: name.to_owned(), next: 1, count: 0, bytes: 0, first: None };
         let log = Arc::new(Log::new(self.store.clone(), stored));
         logs.insert(name.to_owned(), Arc::clone(&log));
-        log
+        Ok(log)
     }
 
     /// Removes a log with everything in it; `false` when there is none.
@@ -262,13 +279,30 @@ impl Logs {
         all
     }
 
+    /// Lets go what has had its time, until the broker stops.
+    pub(crate) async fn keep_time(&self) {
+        loop {
+            tokio::time::sleep(retention::EVERY).await;
+            for log in self.all() {
+                match retention::trim(&log, &self.limits).await {
+                    Ok(()) => {}
+                    Err(StoreError::Closed) => return,
+                    Err(cause) => {
+                        tracing::error!(channel = log.name, %cause, "old events cannot be removed; trying again")
+                    }
+                }
+            }
+        }
+    }
+
     /// Subscribes: where its client or its group was, else where it asks.
     pub(crate) fn subscribe(&self, subscribe: &Subscribe) -> Result<Reader, Refusal> {
         if subscribe.client_id.is_empty() {
             return Err(Refusal::no_client());
         }
         names::check(&subscribe.channel)?;
-        let log = self.get(&subscribe.channel);
+        names::check_client(&subscribe.client_id, &subscribe.group)?;
+        let log = self.get(&subscribe.channel)?;
         let start = log.start(subscribe)?;
         let alone = subscribe.group.is_empty();
         let name = if alone { format!("client {}", subscribe.client_id) } else { format!("group {}", subscribe.group) };

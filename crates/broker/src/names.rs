@@ -2,6 +2,17 @@
 
 use crate::refusal::Refusal;
 
+/// Bytes of a name, and of a client id with its group where they are kept.
+const LONGEST: usize = 1024;
+
+/// Checks what a position is kept by.
+pub(crate) fn check_client(client: &str, group: &str) -> Result<(), Refusal> {
+    if client.len() + group.len() > LONGEST {
+        return Err(Refusal::because("invalid clientID or group value, together they can have 1024 bytes"));
+    }
+    Ok(())
+}
+
 /// Checks a name to which events or requests are sent, or from which stored events are read.
 pub(crate) fn check(name: &str) -> Result<(), Refusal> {
     check_pattern(name)?;
@@ -15,6 +26,8 @@ pub(crate) fn check(name: &str) -> Result<(), Refusal> {
 pub(crate) fn check_pattern(name: &str) -> Result<(), Refusal> {
     if name.is_empty() {
         Err(Refusal::no_channel())
+    } else if name.len() > LONGEST {
+        Err(Refusal::because("invalid channel value, cannot have more than 1024 bytes"))
     } else if name.contains(char::is_whitespace) {
         Err(Refusal::white_space())
     } else if name.ends_with('.') {
@@ -27,6 +40,7 @@ pub(crate) fn check_pattern(name: &str) -> Result<(), Refusal> {
 /// Checks the name of a queue.
 pub(crate) fn check_queue(name: &str) -> Result<(), Refusal> {
     let wrong = name.is_empty()
+        || name.len() > LONGEST
         || name.contains(|letter: char| letter.is_whitespace() || letter == '*' || letter == '>')
         || name.split('.').any(str::is_empty);
     if wrong { Err(Refusal::queue_name()) } else { Ok(()) }

@@ -18,6 +18,7 @@ use tokio::{
 };
 
 use crate::store::{Admitted, Change, Key, Store, StoreError, StoredChannel};
+use crate::{limits::Limits, refusal::Refusal};
 
 /// Messages and bytes that are read from the disk at once.
 const PAGE: (usize, usize) = (256, 1 << 20);
@@ -60,6 +61,8 @@ pub(crate) struct Queue {
     pub(crate) id: u32,
     pub(crate) name: String,
     store: Store,
+    /// Bytes that one receive gives.
+    answer: usize,
     state: Mutex<State>,
     arrived: Notify,
 }
@@ -81,6 +84,8 @@ struct State {
     /// What is lent, with the bytes that it has on disk.
     held: BTreeMap<u64, usize>,
     stats: QueueStats,
+    /// Number and bytes of what is on its way to the disk.
+    entering: (u64, u64),
 }
 
 #[derive(Debug)]
@@ -107,19 +112,37 @@ impl Lent {
         self.waiting.as_ref().map_or(0, |waiting| waiting.sequence)
     }
 
+    /// Its bytes as stored.
+    pub(crate) fn size(&self) -> usize {
+        self.waiting.as_ref().map_or(0, |waiting| waiting.size)
+    }
+
     pub(crate) fn queue(&self) -> &Arc<Queue> {
         &self.queue
     }
 
     /// Removes it for good. When that cannot be stored, it comes again after a restart.
-    pub(crate) fn remove(mut self) {
-        let Some(waiting) = self.waiting.take() else { return };
-        self.queue.forget(waiting.sequence);
-        let change = Change::Remove(Key::new(self.queue.id, waiting.sequence));
-        let name = self.queue.name.clone();
-        self.queue.store.commit(vec![change], None, move |result| {
+    pub(crate) fn remove(self) {
+        Self::remove_all(vec![self]);
+    }
+
+    /// Removes messages of one queue for good, in one step.
+    pub(crate) fn remove_all(messages: Vec<Self>) {
+        let Some(queue) = messages.first().map(|lent| Arc::clone(&lent.queue)) else { return };
+        let mut changes = Vec::with_capacity(messages.len());
+        let mut state = queue.lock();
+        for mut lent in messages {
+            if let Some(waiting) = lent.waiting.take() {
+                state.forget(waiting.sequence);
+                changes.push(Change::Remove(Key::new(queue.id, waiting.sequence), waiting.size));
+            }
+        }
+        drop(state);
+        let store = queue.store.clone();
+        store.remove(changes, move |result| {
             if let Err(cause) = result {
-                tracing::error!(queue = name, %cause, "a message that was acknowledged could not be removed and may come again");
+                let queue = &queue.name;
+                tracing::error!(queue, %cause, "messages that were acknowledged could not be removed and may come again");
             }
         });
     }
@@ -135,11 +158,11 @@ impl Lent {
         let mut message = waiting.message.clone();
         change(&mut message);
         let source = Arc::clone(&self.queue);
-        let removal = Change::Remove(Key::new(source.id, waiting.sequence));
+        let removal = Change::Remove(Key::new(source.id, waiting.sequence), waiting.size);
         let (done, waits) = oneshot::channel();
-        target.put(message, vec![removal], None, move |result| {
+        target.put(vec![message], vec![removal], None, move |result| {
             match &result {
-                Ok(()) => source.forget(waiting.sequence),
+                Ok(()) => source.lock().forget(waiting.sequence),
                 Err(_) => source.give_back(waiting),
             }
             let _ = done.send(result);
@@ -165,7 +188,7 @@ pub(crate) struct Taken {
 }
 
 impl Queue {
-    pub(crate) fn new(store: Store, stored: StoredChannel) -> Self {
+    pub(crate) fn new(store: Store, answer: usize, stored: StoredChannel) -> Self {
         let first = stored.first.unwrap_or(stored.next);
         let stats = QueueStats {
             messages: stored.count,
@@ -183,8 +206,9 @@ impl Queue {
             back: BTreeMap::new(),
             held: BTreeMap::new(),
             stats,
+            entering: (0, 0),
         };
-        Self { id: stored.id, name: stored.name, store, state: Mutex::new(state), arrived: Notify::new() }
+        Self { id: stored.id, name: stored.name, store, answer, state: Mutex::new(state), arrived: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -196,52 +220,83 @@ impl Queue {
         QueueStats { held: state.held.len() as u64, last: state.next - 1, ..state.stats }
     }
 
-    /// Puts a message at the tail, in one step with other changes. `then` is told when it is on disk, or why it is not.
+    /// How many of these messages may be sent to it, and why not the next one.
+    pub(crate) fn check_room(&self, limits: &Limits, messages: &[QueueMessage]) -> (usize, Option<Refusal>) {
+        if (limits.queue_count, limits.queue_bytes) == (None, None) {
+            return (messages.len(), None);
+        }
+        let state = self.lock();
+        let (mut count, mut bytes) = (state.stats.messages + state.entering.0, state.stats.bytes + state.entering.1);
+        drop(state);
+        let full = |what: &str, most: u64| {
+            Refusal::because(format_args!(
+                "queue {:?} has {most} {what}, the most this broker allows: receive some first, or raise the limit",
+                self.name
+            ))
+        };
+        for (fit, message) in messages.iter().enumerate() {
+            match (limits.queue_count, limits.queue_bytes) {
+                (Some(most), _) if count >= most => return (fit, Some(full("messages", most))),
+                (_, Some(most)) if bytes >= most => return (fit, Some(full("bytes of messages", most))),
+                _ => (count, bytes) = (count + 1, bytes + message.encoded_len() as u64),
+            }
+        }
+        (messages.len(), None)
+    }
+
+    /// Puts messages at the tail, in one step with other changes. `then` is told when they are on disk, or why they are not.
     pub(crate) fn put(
         self: &Arc<Self>,
-        mut message: QueueMessage,
+        messages: Vec<QueueMessage>,
         mut with: Vec<Change>,
         admitted: Option<Admitted>,
         then: impl FnOnce(Result<(), StoreError>) + Send + 'static,
     ) {
-        message.channel.clone_from(&self.name);
-        let attributes = message.attributes.get_or_insert_default();
+        let mut waiting = Vec::with_capacity(messages.len());
+        with.reserve(messages.len() + 1);
         let mut state = self.lock();
-        let sequence = state.next;
-        state.next += 1;
-        attributes.sequence = sequence;
-        attributes.timestamp = now();
-        let value = message.encode_to_vec();
-        let size = value.len();
-        with.push(Change::Put(Key::new(self.id, sequence), value));
-        with.push(Change::Next { channel: self.id, sequence: sequence + 1 });
+        let timestamp = now();
+        for mut message in messages {
+            message.channel.clone_from(&self.name);
+            let sequence = state.next;
+            state.next += 1;
+            let attributes = message.attributes.get_or_insert_default();
+            attributes.sequence = sequence;
+            attributes.timestamp = timestamp;
+            let value = message.encode_to_vec();
+            state.entering = (state.entering.0 + 1, state.entering.1 + value.len() as u64);
+            waiting.push(Waiting { sequence, size: value.len(), message });
+            with.push(Change::Put(Key::new(self.id, sequence), value));
+        }
+        with.push(Change::Next { channel: self.id, sequence: state.next });
         let queue = Arc::clone(self);
         // Under the lock: the store takes changes in the order of sequences.
         self.store.commit(with, admitted, move |result| {
-            if result.is_ok() {
-                queue.entered(Waiting { sequence, size, message });
-            }
+            queue.entered(result.is_ok(), waiting);
             then(result);
         });
     }
 
-    /// A message is on disk and can be taken.
-    fn entered(&self, waiting: Waiting) {
+    /// Messages are on disk and can be taken, or could not be stored.
+    fn entered(&self, stored: bool, messages: Vec<Waiting>) {
         let mut state = self.lock();
-        if waiting.sequence < state.purged {
-            return;
+        for waiting in messages {
+            state.entering = (state.entering.0 - 1, state.entering.1 - waiting.size as u64);
+            if !stored || waiting.sequence < state.purged {
+                continue;
+            }
+            state.visible = waiting.sequence + 1;
+            state.stats.messages += 1;
+            state.stats.bytes += waiting.size as u64;
+            state.stats.incoming += 1;
+            state.stats.incoming_bytes += waiting.size as u64;
+            // Who reads at the tail gets it without reading the disk.
+            if waiting.sequence == state.cursor && state.ahead.len() < PAGE.0 && waiting.size < PAGE.1 / 16 {
+                state.cursor += 1;
+                state.ahead.push_back(waiting);
+            }
         }
-        state.visible = waiting.sequence + 1;
-        state.stats.messages += 1;
-        state.stats.bytes += waiting.size as u64;
-        state.stats.incoming += 1;
-        state.stats.incoming_bytes += waiting.size as u64;
         state.stats.active_at = now() / 1_000_000;
-        // Who reads at the tail gets it without reading the disk.
-        if waiting.sequence == state.cursor && state.ahead.len() < PAGE.0 && waiting.size < PAGE.1 / 16 {
-            state.cursor += 1;
-            state.ahead.push_back(waiting);
-        }
         drop(state);
         self.arrived.notify_one();
     }
@@ -269,12 +324,18 @@ impl Queue {
     pub(crate) fn take_now(self: &Arc<Self>, most: usize) -> Result<Taken, StoreError> {
         let mut taken = Taken::default();
         let mut gone = Vec::new();
+        let mut bytes = 0;
         let mut state = self.lock();
         while taken.messages.len() < most {
             let Some(mut waiting) = self.next_waiting(&mut state)? else { break };
             if self.expire(&mut state, &waiting, &mut gone) {
                 taken.expired += 1;
                 continue;
+            }
+            bytes += waiting.size;
+            if bytes > self.answer && !taken.messages.is_empty() {
+                state.back.insert(waiting.sequence, waiting);
+                break;
             }
             waiting.message.attributes.get_or_insert_default().receive_count += 1;
             state.held.insert(waiting.sequence, waiting.size);
@@ -286,7 +347,7 @@ impl Queue {
         state.stats.active_at = now() / 1_000_000;
         drop(state);
         if !gone.is_empty() {
-            self.store.commit(gone, None, drop);
+            self.store.remove(gone, drop);
         }
         if more {
             self.arrived.notify_one();
@@ -348,19 +409,11 @@ impl Queue {
         if at == 0 || at > now() {
             return false;
         }
-        gone.push(Change::Remove(Key::new(self.id, waiting.sequence)));
+        gone.push(Change::Remove(Key::new(self.id, waiting.sequence), waiting.size));
         state.stats.messages = state.stats.messages.saturating_sub(1);
         state.stats.bytes = state.stats.bytes.saturating_sub(waiting.size as u64);
         state.stats.expired += 1;
         true
-    }
-
-    fn forget(&self, sequence: u64) {
-        let mut state = self.lock();
-        if let Some(size) = state.held.remove(&sequence) {
-            state.stats.messages = state.stats.messages.saturating_sub(1);
-            state.stats.bytes = state.stats.bytes.saturating_sub(size as u64);
-        }
     }
 
     /// Back to its place, as if it had never been taken.
@@ -380,6 +433,14 @@ impl Queue {
 impl State {
     fn has_waiting(&self) -> bool {
         !self.back.is_empty() || !self.ahead.is_empty() || self.cursor < self.visible
+    }
+
+    /// What was lent is gone for good.
+    fn forget(&mut self, sequence: u64) {
+        if let Some(size) = self.held.remove(&sequence) {
+            self.stats.messages = self.stats.messages.saturating_sub(1);
+            self.stats.bytes = self.stats.bytes.saturating_sub(size as u64);
+        }
     }
 }
 

@@ -65,7 +65,7 @@ impl Queues {
         let queues = stored
             .into_iter()
             .filter(|channel| channel.kind == QUEUES)
-            .map(|channel| (channel.name.clone(), Arc::new(Queue::new(store.clone(), channel))))
+            .map(|channel| (channel.name.clone(), Arc::new(Queue::new(store.clone(), limits.answer, channel))))
             .collect();
         let delays = AtomicU64::new(last + 1);
         Ok(Self { store, limits, numbers, queues: Mutex::new(queues), delays, delayed: Notify::new() })
@@ -79,8 +79,18 @@ impl Queues {
         &self.limits
     }
 
-    /// The queue of a name; it is made when there is none.
-    pub(crate) fn get(&self, name: &str) -> Arc<Queue> {
+    /// The queue of a name; it is made when there is none, up to the limit of channels.
+    pub(crate) fn get(&self, name: &str) -> Result<Arc<Queue>, Refusal> {
+        let queues = self.lock();
+        if queues.len() >= self.limits.channels && !queues.contains_key(name) {
+            return Err(Refusal::channels(self.limits.channels));
+        }
+        drop(queues);
+        Ok(self.always(name))
+    }
+
+    /// The queue of a name for what must go somewhere, such as a dead letter.
+    fn always(&self, name: &str) -> Arc<Queue> {
         let mut queues = self.lock();
         if let Some(queue) = queues.get(name) {
             return Arc::clone(queue);
@@ -90,7 +100,7 @@ impl Queues {
         self.store.commit(vec![Change::Channel { id, kind: QUEUES, name: name.to_owned() }], None, drop);
         let stored =
             StoredChannel { id, kind: QUEUES, name: name.to_owned(), next: 1, count: 0, bytes: 0, first: None };
-        let queue = Arc::new(Queue::new(self.store.clone(), stored));
+        let queue = Arc::new(Queue::new(self.store.clone(), self.limits.answer, stored));
         queues.insert(name.to_owned(), Arc::clone(&queue));
         queue
     }
@@ -109,60 +119,106 @@ impl Queues {
         Ok(true)
     }
 
-    /// Checks a message and stores it; answers when it is on disk.
-    pub(crate) async fn send(&self, message: QueueMessage) -> SendQueueMessageResult {
-        let mut message = message;
-        if message.message_id.is_empty() {
-            message.message_id = uuid::Uuid::new_v4().to_string();
+    /// Checks messages and stores them; answers when they are on disk, a result each in their order. Those that follow
+    /// each other into one queue are stored in one step.
+    pub(crate) async fn send(
+        &self,
+        messages: Vec<QueueMessage>,
+        may: impl Fn(&QueueMessage) -> Result<(), Refusal>,
+    ) -> Vec<SendQueueMessageResult> {
+        let mut results = Vec::with_capacity(messages.len());
+        let mut steps: Vec<Step> = Vec::new();
+        for mut message in messages {
+            if message.message_id.is_empty() {
+                message.message_id = message_id();
+            }
+            let at = results.len();
+            results.push(SendQueueMessageResult { message_id: message.message_id.clone(), ..Default::default() });
+            match may(&message).and_then(|()| self.accept(&mut message, &mut results[at])) {
+                Ok(bytes) => {
+                    let due = results[at].delayed_to;
+                    match steps.last_mut() {
+                        Some(step) if step.due == due && step.messages[0].channel == message.channel => {
+                            step.bytes += bytes;
+                            step.places.push(at);
+                            step.messages.push(message);
+                        }
+                        _ => steps.push(Step { due, bytes, places: vec![at], messages: vec![message] }),
+                    }
+                }
+                Err(refusal) => refuse(&mut results[at], &refusal),
+            }
         }
-        let message_id = message.message_id.clone();
-        match self.accept(message).await {
-            Ok(result) => SendQueueMessageResult { message_id, ..result },
-            Err(refusal) => SendQueueMessageResult {
-                message_id,
-                is_error: true,
-                error: refusal.to_string(),
-                ..SendQueueMessageResult::default()
-            },
+        let mut stored = Vec::with_capacity(steps.len());
+        for mut step in steps {
+            let waits = self.hand_over(&mut step, &mut results).await;
+            stored.push((step.places, waits));
         }
+        for (places, waits) in stored {
+            let result = match waits {
+                Ok(waits) => waits.await.unwrap_or(Err(StoreError::Closed)).map_err(Refusal::from),
+                Err(refusal) => Err(refusal),
+            };
+            let sent_at = now();
+            for at in places {
+                match &result {
+                    Ok(()) => results[at].sent_at = sent_at,
+                    Err(refusal) => refuse(&mut results[at], refusal),
+                }
+            }
+        }
+        if results.iter().any(|result| result.delayed_to != 0) {
+            self.delayed.notify_one();
+        }
+        results
     }
 
-    async fn accept(&self, mut message: QueueMessage) -> Result<SendQueueMessageResult, Refusal> {
-        let asked = self.check(&message)?;
+    /// Makes a message one of ours, unless it may not be; tells its bytes.
+    fn accept(&self, message: &mut QueueMessage, result: &mut SendQueueMessageResult) -> Result<usize, Refusal> {
+        let (asked, bytes) = self.check(message)?;
         // An expiration begins when the delay has ended.
         let expires = if asked.expiration.is_zero() { Duration::ZERO } else { asked.expiration + asked.delay };
-        fresh(&mut message, expires);
+        fresh(message, expires);
         let policy = message.policy.get_or_insert_default();
         if policy.max_receive_count == 0 {
             policy.max_receive_count = self.limits.receive_count;
         }
-        let expiration_at = message.attributes.as_ref().map_or(0, |attributes| attributes.expiration_at);
-        let admitted = self.store.admit(message.encoded_len()).await?;
-        let queue = self.get(&message.channel);
-        let mut delayed_to = 0;
+        result.expiration_at = message.attributes.as_ref().map_or(0, |attributes| attributes.expiration_at);
+        result.delayed_to = if asked.delay.is_zero() { 0 } else { now().saturating_add(nanoseconds(asked.delay)) };
+        Ok(bytes)
+    }
+
+    /// Gives a step to the store, as much of it as its queue may have; what comes back tells when it is on disk.
+    async fn hand_over(
+        &self,
+        step: &mut Step,
+        results: &mut [SendQueueMessageResult],
+    ) -> Result<oneshot::Receiver<Result<(), StoreError>>, Refusal> {
+        let admitted = self.store.admit(step.bytes).await?;
+        let queue = self.get(&step.messages[0].channel)?;
+        if let (fit, Some(refusal)) = queue.check_room(&self.limits, &step.messages) {
+            step.places.drain(fit..).for_each(|at| refuse(&mut results[at], &refusal));
+            step.messages.truncate(fit);
+        }
         let (done, waits) = oneshot::channel();
         let then = |result| drop(done.send(result));
-        if asked.delay.is_zero() {
-            queue.put(message, Vec::new(), Some(admitted), then);
+        if step.due == 0 {
+            queue.put(std::mem::take(&mut step.messages), Vec::new(), Some(admitted), then);
         } else {
-            delayed_to = now().saturating_add(nanoseconds(asked.delay));
-            let change = Change::Delay {
+            let due = step.due;
+            let delays = step.messages.drain(..).map(|message| Change::Delay {
                 id: self.delays.fetch_add(1, Ordering::Relaxed),
                 channel: queue.id,
-                due: delayed_to,
+                due,
                 value: message.encode_to_vec(),
-            };
-            self.store.commit(vec![change], Some(admitted), then);
+            });
+            self.store.commit(delays.collect(), Some(admitted), then);
         }
-        waits.await.unwrap_or(Err(StoreError::Closed))?;
-        if delayed_to != 0 {
-            self.delayed.notify_one();
-        }
-        Ok(SendQueueMessageResult { sent_at: now(), expiration_at, delayed_to, ..SendQueueMessageResult::default() })
+        Ok(waits)
     }
 
     /// In the protocol's order of checks.
-    fn check(&self, message: &QueueMessage) -> Result<Asked, Refusal> {
+    fn check(&self, message: &QueueMessage) -> Result<(Asked, usize), Refusal> {
         if message.client_id.is_empty() {
             return Err(Refusal::no_client());
         }
@@ -187,7 +243,7 @@ impl Queues {
         if !policy.max_receive_queue.is_empty() {
             names::check_queue(&policy.max_receive_queue)?;
         }
-        Ok(Asked { expiration, delay })
+        Ok((Asked { expiration, delay }, size))
     }
 
     /// A delivery failed: to the tail again, counted, or to the dead letters when that was the last one allowed.
@@ -209,14 +265,14 @@ impl Queues {
             lent.remove();
             return Ok(());
         }
-        let target = self.get(&policy.max_receive_queue);
+        let target = self.always(&policy.max_receive_queue);
         let source = lent.queue().name.clone();
         lent.move_to(&target, |message| reroute(message, source)).await
     }
 
     /// To another queue, as new.
     pub(crate) async fn requeue(&self, lent: Lent, target: &str, rerouted: bool) -> Result<(), StoreError> {
-        let target = self.get(target);
+        let target = self.always(target);
         let source = lent.queue().name.clone();
         let expiration = lent.message().policy.map_or(0, |policy| policy.expiration_seconds);
         lent.move_to(&target, |message| {
@@ -268,7 +324,7 @@ impl Queues {
                         policy.delay_seconds = 0;
                         let expiration = policy.expiration_seconds.max(0).unsigned_abs();
                         fresh(&mut message, Duration::from_secs(expiration.into()));
-                        queue.put(message, vec![undelay], None, then);
+                        queue.put(vec![message], vec![undelay], None, then);
                     }
                     (queue, message) => {
                         let (known, readable) = (queue.is_some(), message.is_ok());
@@ -293,6 +349,30 @@ impl Queues {
 struct Asked {
     expiration: Duration,
     delay: Duration,
+}
+
+/// Messages for one queue that are stored together.
+struct Step {
+    /// When their delay ends, in nanoseconds since the Unix epoch; 0 without one.
+    due: i64,
+    bytes: usize,
+    /// Where their results go.
+    places: Vec<usize>,
+    messages: Vec<QueueMessage>,
+}
+
+fn refuse(result: &mut SendQueueMessageResult, refusal: &Refusal) {
+    *result = SendQueueMessageResult {
+        message_id: std::mem::take(&mut result.message_id),
+        is_error: true,
+        error: refusal.to_string(),
+        ..SendQueueMessageResult::default()
+    };
+}
+
+/// An id for a message that has none: nobody's secret, so it may come from a generator without the system's help.
+pub(crate) fn message_id() -> String {
+    uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes()).into_uuid().to_string()
 }
 
 /// Seconds of a request, when they are none or at most as many as allowed.

@@ -20,6 +20,16 @@ impl Refusal {
         Self(sentence.to_string())
     }
 
+    /// One more channel would be too many.
+    pub(crate) fn channels(most: usize) -> Self {
+        Self(format!("there are {most} channels, the most this broker allows: delete some, or raise the limit"))
+    }
+
+    /// A token was refused.
+    pub(crate) fn authentication(why: &str) -> Self {
+        Self(format!("Error 421: authentication verification failed, {why}"))
+    }
+
     /// Events and requests tell refusals as a status. Not `UNAVAILABLE`, which SDKs take for a lost connection.
     pub(crate) fn status(&self) -> tonic::Status {
         tonic::Status::internal(&*self.0)
@@ -82,4 +92,5 @@ refusals! {
     subscribe_type 207 "invalid subscribe type"
     timeout 301 "timeout for request message"
     shutdown 409 "server is in shutdown mode"
+    access 412 "access denied to resource"
 }

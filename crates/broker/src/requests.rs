@@ -7,22 +7,43 @@ use std::{
 };
 
 use polymq_kubemq_proto::{Request, Response, request::RequestType};
+use prost::Message as _;
 use tokio::{
     sync::oneshot,
     time::{Instant, timeout},
 };
 
-use crate::{events::Listeners, names, refusal::Refusal};
+use crate::{events::Listeners, limits::Limits, names, refusal::Refusal};
 
-/// Answers of queries that are kept at most; then the oldest ones go.
+/// Answers of queries that are kept at most; then new ones are not kept.
 const CACHED: usize = 100_000;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Requests {
     pub(crate) commands: Listeners<Request>,
     pub(crate) queries: Listeners<Request>,
     waiting: Mutex<HashMap<String, oneshot::Sender<Response>>>,
-    cache: Mutex<HashMap<(String, String), (Instant, Response)>>,
+    cache: Mutex<Cache>,
+    /// Bytes of the cache.
+    most: usize,
+}
+
+#[derive(Debug, Default)]
+struct Cache {
+    answers: HashMap<(String, String), (Instant, Response)>,
+    bytes: usize,
+}
+
+impl Cache {
+    fn size(key: &(String, String), response: &Response) -> usize {
+        key.0.len() + key.1.len() + response.encoded_len()
+    }
+
+    fn remove(&mut self, key: &(String, String)) {
+        if let Some((_, response)) = self.answers.remove(key) {
+            self.bytes -= Self::size(key, &response);
+        }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -39,6 +60,16 @@ impl Drop for Waits<'_> {
 }
 
 impl Requests {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        Self {
+            commands: Listeners::new(limits.waiting),
+            queries: Listeners::new(limits.waiting),
+            waiting: Mutex::default(),
+            cache: Mutex::default(),
+            most: limits.cache,
+        }
+    }
+
     /// Checks a request in the protocol's order.
     pub(crate) fn check(request: &Request) -> Result<RequestType, Refusal> {
         let kind = request.request_type_data();
@@ -80,7 +111,7 @@ impl Requests {
         let patience = Duration::from_millis(request.timeout.unsigned_abs().into());
         request.reply_channel = address;
         let responders = if kind == RequestType::Command { &self.commands } else { &self.queries };
-        responders.tell(&request.channel, &request);
+        responders.tell(&request.channel, &request, request.encoded_len());
         let answer = timeout(patience, answer).await;
         let mut response = answer.ok().and_then(std::result::Result::ok).ok_or_else(Refusal::timeout)?;
         response.reply_channel = String::new();
@@ -112,7 +143,7 @@ impl Requests {
 
     fn cached(&self, key: &(String, String)) -> Option<Response> {
         let mut cache = lock(&self.cache);
-        let (until, response) = cache.get(key)?;
+        let (until, response) = cache.answers.get(key)?;
         if *until > Instant::now() {
             return Some(response.clone());
         }
@@ -122,14 +153,16 @@ impl Requests {
 
     fn keep(&self, key: (String, String), ttl: Duration, response: &Response) {
         let mut cache = lock(&self.cache);
-        let now = Instant::now();
-        if cache.len() >= CACHED {
-            cache.retain(|_, (until, _)| *until > now);
+        cache.remove(&key);
+        let (now, size) = (Instant::now(), Cache::size(&key, response));
+        let full = |cache: &Cache| cache.answers.len() >= CACHED || cache.bytes + size > self.most;
+        if full(&cache) {
+            cache.answers.retain(|_, (until, _)| *until > now);
+            cache.bytes = cache.answers.iter().map(|(key, (_, response))| Cache::size(key, response)).sum();
         }
-        if cache.len() >= CACHED {
-            let first = cache.iter().min_by_key(|(_, (until, _))| *until).map(|(key, _)| key.clone());
-            first.map(|key| cache.remove(&key));
+        if !full(&cache) {
+            cache.bytes += size;
+            cache.answers.insert(key, (now + ttl, response.clone()));
         }
-        cache.insert(key, (now + ttl, response.clone()));
     }
 }

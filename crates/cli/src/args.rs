@@ -32,7 +32,7 @@ Exit codes:
   1  failed: the broker or the message does not allow it
   2  wrong usage
   3  wrong configuration: unknown backend, key or value, or a backend that is not compiled in
-  4  cannot connect
+  4  cannot connect, or cannot listen
   5  not allowed: wrong credentials or missing permission
   6  no message: nothing came in time, or the queue does not exist";
 
@@ -80,6 +80,9 @@ pub(crate) enum Command {
     Topology(TopologyCommand),
     /// Deletes a queue, a topic or a group of a topic, with the messages.
     Delete(Delete),
+    /// Runs a durable broker in this program, until SIGINT or SIGTERM; KubeMQ's SDKs can use it.
+    #[cfg(feature = "broker")]
+    Broker(Box<crate::broker::Options>),
 }
 
 #[derive(Debug, ClapArgs)]
@@ -315,6 +318,6 @@ fn group(text: &str) -> Result<(String, String), String> {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|_| "expected a duration with its unit, such as 250ms, 5s or 2m".to_owned())
 }

@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 
 mod args;
+#[cfg(feature = "broker")]
+mod broker;
 mod commands;
 mod exit;
 mod output;
@@ -22,8 +24,9 @@ fn main() -> ExitCode {
         Err(error) => return exit::usage(&error),
     };
     let output = Output::new(args.json);
-    if let Some(filter) = &args.log {
-        start_log(filter);
+    let filter = args.log.as_deref().or_else(|| args.command.log());
+    if let Some(filter) = filter {
+        start_log(filter, args.json);
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -53,10 +56,35 @@ async fn run(args: Args, output: &Output) -> Result<Exit, Failed> {
         Command::Purge(options) => commands::channels::purge(connection.builder()?, options, output).await,
         Command::Topology(options) => commands::topology::run(connection.builder()?, options, output).await,
         Command::Delete(options) => commands::channels::delete(connection.builder()?, options, output).await,
+        #[cfg(feature = "broker")]
+        Command::Broker(options) => broker::run(&connection, *options, output).await,
+    }
+}
+
+impl Command {
+    /// What is logged when nothing is said: a server tells what goes wrong.
+    fn log(&self) -> Option<&'static str> {
+        match self {
+            #[cfg(feature = "broker")]
+            Self::Broker(_) => Some("warn"),
+            _ => None,
+        }
     }
 }
 
 impl Connection {
+    /// The first option that was given.
+    #[cfg(feature = "broker")]
+    fn given(&self) -> Option<&'static str> {
+        let given = [
+            (self.backend.is_some(), "--backend"),
+            (self.url.is_some(), "--url"),
+            (!self.set.is_empty(), "--set"),
+            (self.prefix.is_some(), "--prefix"),
+        ];
+        given.into_iter().find_map(|(given, option)| given.then_some(option))
+    }
+
     /// What the options say; the environment says the rest.
     fn builder(&self) -> Result<BusBuilder, Failed> {
         let mut builder = Bus::builder();
@@ -83,12 +111,17 @@ impl Connection {
     }
 }
 
-fn start_log(filter: &str) {
+fn start_log(filter: &str, json: bool) {
     let mut directives = filter.to_owned();
     if filter.contains("trace") && !filter.contains("lapin") {
         // At this level it prints every byte that it sends, the login included.
         directives.push_str(",lapin=debug");
     }
     let filter = tracing_subscriber::EnvFilter::builder().parse_lossy(directives);
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    if json {
+        log.json().init();
+    } else {
+        log.init();
+    }
 }

@@ -129,6 +129,7 @@ fn help() -> String {
         "topology plan",
         "topology apply",
         "delete",
+        "broker",
     ] {
         let mut arguments: Vec<_> = command.split_whitespace().collect();
         arguments.push("--help");

@@ -41,7 +41,10 @@ pub struct Event {
     #[prost(bool, tag = "6")]
     pub store: bool,
     #[prost(map = "string, string", tag = "7")]
-    pub tags: ::std::collections::HashMap<::prost::alloc::string::String, ::prost::alloc::string::String>,
+    pub tags: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
 }
 /// An event as its subscribers see it.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -62,7 +65,10 @@ pub struct EventReceive {
     #[prost(uint64, tag = "6")]
     pub sequence: u64,
     #[prost(map = "string, string", tag = "7")]
-    pub tags: ::std::collections::HashMap<::prost::alloc::string::String, ::prost::alloc::string::String>,
+    pub tags: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
 }
 /// What a subscriber wants.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -83,7 +89,17 @@ pub struct Subscribe {
 }
 /// Nested message and enum types in `Subscribe`.
 pub mod subscribe {
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
     #[repr(i32)]
     pub enum SubscribeType {
         Undefined = 0,
@@ -119,7 +135,17 @@ pub mod subscribe {
         }
     }
     /// Where a first subscription to stored events begins.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
     #[repr(i32)]
     pub enum EventsStoreType {
         Undefined = 0,
@@ -191,11 +217,24 @@ pub struct Request {
     #[prost(bytes = "bytes", tag = "11")]
     pub span: ::prost::bytes::Bytes,
     #[prost(map = "string, string", tag = "12")]
-    pub tags: ::std::collections::HashMap<::prost::alloc::string::String, ::prost::alloc::string::String>,
+    pub tags: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
 }
 /// Nested message and enum types in `Request`.
 pub mod request {
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
     #[repr(i32)]
     pub enum RequestType {
         Unknown = 0,
@@ -250,7 +289,10 @@ pub struct Response {
     #[prost(bytes = "bytes", tag = "10")]
     pub span: ::prost::bytes::Bytes,
     #[prost(map = "string, string", tag = "11")]
-    pub tags: ::std::collections::HashMap<::prost::alloc::string::String, ::prost::alloc::string::String>,
+    pub tags: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct QueueMessage {
@@ -265,7 +307,10 @@ pub struct QueueMessage {
     #[prost(bytes = "bytes", tag = "5")]
     pub body: ::prost::bytes::Bytes,
     #[prost(map = "string, string", tag = "6")]
-    pub tags: ::std::collections::HashMap<::prost::alloc::string::String, ::prost::alloc::string::String>,
+    pub tags: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
     /// The server's; what a sender writes here is ignored.
     #[prost(message, optional, tag = "7")]
     pub attributes: ::core::option::Option<QueueMessageAttributes>,
@@ -485,7 +530,10 @@ pub struct QueuesDownstreamRequest {
     #[prost(string, tag = "10")]
     pub ref_transaction_id: ::prost::alloc::string::String,
     #[prost(map = "string, string", tag = "12")]
-    pub metadata: ::std::collections::HashMap<::prost::alloc::string::String, ::prost::alloc::string::String>,
+    pub metadata: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct QueuesDownstreamResponse {
@@ -506,7 +554,10 @@ pub struct QueuesDownstreamResponse {
     #[prost(bool, tag = "8")]
     pub transaction_complete: bool,
     #[prost(map = "string, string", tag = "9")]
-    pub metadata: ::std::collections::HashMap<::prost::alloc::string::String, ::prost::alloc::string::String>,
+    pub metadata: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct QueueInfo {
@@ -656,9 +707,15 @@ impl QueuesDownstreamRequestType {
 }
 /// Generated client implementations.
 pub mod kubemq_client {
-    #![allow(unused_variables, dead_code, missing_docs, clippy::wildcard_imports, clippy::let_unit_value)]
-    use tonic::codegen::http::Uri;
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
     use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
     #[derive(Debug, Clone)]
     pub struct KubemqClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -678,16 +735,22 @@ pub mod kubemq_client {
             let inner = tonic::client::Grpc::with_origin(inner, origin);
             Self { inner }
         }
-        pub fn with_interceptor<F>(inner: T, interceptor: F) -> KubemqClient<InterceptedService<T, F>>
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> KubemqClient<InterceptedService<T, F>>
         where
             F: tonic::service::Interceptor,
             T::ResponseBody: Default,
             T: tonic::codegen::Service<
-                    http::Request<tonic::body::Body>,
-                    Response = http::Response<<T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody>,
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
                 >,
-            <T as tonic::codegen::Service<http::Request<tonic::body::Body>>>::Error:
-                Into<StdError> + std::marker::Send + std::marker::Sync,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
         {
             KubemqClient::new(InterceptedService::new(inner, interceptor))
         }
@@ -730,7 +793,11 @@ pub mod kubemq_client {
             self.inner
                 .ready()
                 .await
-                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
             let codec = tonic_prost::ProstCodec::default();
             let path = http::uri::PathAndQuery::from_static("/kubemq.kubemq/SendEvent");
             let mut req = request.into_request();
@@ -741,44 +808,74 @@ pub mod kubemq_client {
         pub async fn send_events_stream(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::Event>,
-        ) -> std::result::Result<tonic::Response<tonic::codec::Streaming<super::Result>>, tonic::Status> {
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::Result>>,
+            tonic::Status,
+        > {
             self.inner
                 .ready()
                 .await
-                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/kubemq.kubemq/SendEventsStream");
+            let path = http::uri::PathAndQuery::from_static(
+                "/kubemq.kubemq/SendEventsStream",
+            );
             let mut req = request.into_streaming_request();
-            req.extensions_mut().insert(GrpcMethod::new("kubemq.kubemq", "SendEventsStream"));
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kubemq.kubemq", "SendEventsStream"));
             self.inner.streaming(req, path, codec).await
         }
         pub async fn subscribe_to_events(
             &mut self,
             request: impl tonic::IntoRequest<super::Subscribe>,
-        ) -> std::result::Result<tonic::Response<tonic::codec::Streaming<super::EventReceive>>, tonic::Status> {
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::EventReceive>>,
+            tonic::Status,
+        > {
             self.inner
                 .ready()
                 .await
-                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/kubemq.kubemq/SubscribeToEvents");
+            let path = http::uri::PathAndQuery::from_static(
+                "/kubemq.kubemq/SubscribeToEvents",
+            );
             let mut req = request.into_request();
-            req.extensions_mut().insert(GrpcMethod::new("kubemq.kubemq", "SubscribeToEvents"));
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kubemq.kubemq", "SubscribeToEvents"));
             self.inner.server_streaming(req, path, codec).await
         }
         /// The responder's side of commands and queries.
         pub async fn subscribe_to_requests(
             &mut self,
             request: impl tonic::IntoRequest<super::Subscribe>,
-        ) -> std::result::Result<tonic::Response<tonic::codec::Streaming<super::Request>>, tonic::Status> {
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::Request>>,
+            tonic::Status,
+        > {
             self.inner
                 .ready()
                 .await
-                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/kubemq.kubemq/SubscribeToRequests");
+            let path = http::uri::PathAndQuery::from_static(
+                "/kubemq.kubemq/SubscribeToRequests",
+            );
             let mut req = request.into_request();
-            req.extensions_mut().insert(GrpcMethod::new("kubemq.kubemq", "SubscribeToRequests"));
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kubemq.kubemq", "SubscribeToRequests"));
             self.inner.server_streaming(req, path, codec).await
         }
         /// Waits for a responder's answer.
@@ -789,9 +886,15 @@ pub mod kubemq_client {
             self.inner
                 .ready()
                 .await
-                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/kubemq.kubemq/SendRequest");
+            let path = http::uri::PathAndQuery::from_static(
+                "/kubemq.kubemq/SendRequest",
+            );
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("kubemq.kubemq", "SendRequest"));
             self.inner.unary(req, path, codec).await
@@ -804,60 +907,99 @@ pub mod kubemq_client {
             self.inner
                 .ready()
                 .await
-                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/kubemq.kubemq/SendResponse");
+            let path = http::uri::PathAndQuery::from_static(
+                "/kubemq.kubemq/SendResponse",
+            );
             let mut req = request.into_request();
-            req.extensions_mut().insert(GrpcMethod::new("kubemq.kubemq", "SendResponse"));
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kubemq.kubemq", "SendResponse"));
             self.inner.unary(req, path, codec).await
         }
         pub async fn send_queue_message(
             &mut self,
             request: impl tonic::IntoRequest<super::QueueMessage>,
-        ) -> std::result::Result<tonic::Response<super::SendQueueMessageResult>, tonic::Status> {
+        ) -> std::result::Result<
+            tonic::Response<super::SendQueueMessageResult>,
+            tonic::Status,
+        > {
             self.inner
                 .ready()
                 .await
-                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/kubemq.kubemq/SendQueueMessage");
+            let path = http::uri::PathAndQuery::from_static(
+                "/kubemq.kubemq/SendQueueMessage",
+            );
             let mut req = request.into_request();
-            req.extensions_mut().insert(GrpcMethod::new("kubemq.kubemq", "SendQueueMessage"));
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kubemq.kubemq", "SendQueueMessage"));
             self.inner.unary(req, path, codec).await
         }
         pub async fn send_queue_messages_batch(
             &mut self,
             request: impl tonic::IntoRequest<super::QueueMessagesBatchRequest>,
-        ) -> std::result::Result<tonic::Response<super::QueueMessagesBatchResponse>, tonic::Status> {
+        ) -> std::result::Result<
+            tonic::Response<super::QueueMessagesBatchResponse>,
+            tonic::Status,
+        > {
             self.inner
                 .ready()
                 .await
-                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/kubemq.kubemq/SendQueueMessagesBatch");
+            let path = http::uri::PathAndQuery::from_static(
+                "/kubemq.kubemq/SendQueueMessagesBatch",
+            );
             let mut req = request.into_request();
-            req.extensions_mut().insert(GrpcMethod::new("kubemq.kubemq", "SendQueueMessagesBatch"));
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kubemq.kubemq", "SendQueueMessagesBatch"));
             self.inner.unary(req, path, codec).await
         }
         /// Takes or peeks at messages; what is taken is acknowledged.
         pub async fn receive_queue_messages(
             &mut self,
             request: impl tonic::IntoRequest<super::ReceiveQueueMessagesRequest>,
-        ) -> std::result::Result<tonic::Response<super::ReceiveQueueMessagesResponse>, tonic::Status> {
+        ) -> std::result::Result<
+            tonic::Response<super::ReceiveQueueMessagesResponse>,
+            tonic::Status,
+        > {
             self.inner
                 .ready()
                 .await
-                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/kubemq.kubemq/ReceiveQueueMessages");
+            let path = http::uri::PathAndQuery::from_static(
+                "/kubemq.kubemq/ReceiveQueueMessages",
+            );
             let mut req = request.into_request();
-            req.extensions_mut().insert(GrpcMethod::new("kubemq.kubemq", "ReceiveQueueMessages"));
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kubemq.kubemq", "ReceiveQueueMessages"));
             self.inner.unary(req, path, codec).await
         }
         /// The older transactions: one message a stream, held for a visibility time.
         pub async fn stream_queue_message(
             &mut self,
-            request: impl tonic::IntoStreamingRequest<Message = super::StreamQueueMessagesRequest>,
+            request: impl tonic::IntoStreamingRequest<
+                Message = super::StreamQueueMessagesRequest,
+            >,
         ) -> std::result::Result<
             tonic::Response<tonic::codec::Streaming<super::StreamQueueMessagesResponse>>,
             tonic::Status,
@@ -865,26 +1007,43 @@ pub mod kubemq_client {
             self.inner
                 .ready()
                 .await
-                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/kubemq.kubemq/StreamQueueMessage");
+            let path = http::uri::PathAndQuery::from_static(
+                "/kubemq.kubemq/StreamQueueMessage",
+            );
             let mut req = request.into_streaming_request();
-            req.extensions_mut().insert(GrpcMethod::new("kubemq.kubemq", "StreamQueueMessage"));
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kubemq.kubemq", "StreamQueueMessage"));
             self.inner.streaming(req, path, codec).await
         }
         /// Discards everything that waits in a queue.
         pub async fn ack_all_queue_messages(
             &mut self,
             request: impl tonic::IntoRequest<super::AckAllQueueMessagesRequest>,
-        ) -> std::result::Result<tonic::Response<super::AckAllQueueMessagesResponse>, tonic::Status> {
+        ) -> std::result::Result<
+            tonic::Response<super::AckAllQueueMessagesResponse>,
+            tonic::Status,
+        > {
             self.inner
                 .ready()
                 .await
-                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/kubemq.kubemq/AckAllQueueMessages");
+            let path = http::uri::PathAndQuery::from_static(
+                "/kubemq.kubemq/AckAllQueueMessages",
+            );
             let mut req = request.into_request();
-            req.extensions_mut().insert(GrpcMethod::new("kubemq.kubemq", "AckAllQueueMessages"));
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kubemq.kubemq", "AckAllQueueMessages"));
             self.inner.unary(req, path, codec).await
         }
         pub async fn ping(
@@ -894,7 +1053,11 @@ pub mod kubemq_client {
             self.inner
                 .ready()
                 .await
-                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
             let codec = tonic_prost::ProstCodec::default();
             let path = http::uri::PathAndQuery::from_static("/kubemq.kubemq/Ping");
             let mut req = request.into_request();
@@ -904,42 +1067,71 @@ pub mod kubemq_client {
         /// Polls and their settlement. A settlement that succeeds is not answered.
         pub async fn queues_downstream(
             &mut self,
-            request: impl tonic::IntoStreamingRequest<Message = super::QueuesDownstreamRequest>,
-        ) -> std::result::Result<tonic::Response<tonic::codec::Streaming<super::QueuesDownstreamResponse>>, tonic::Status>
-        {
+            request: impl tonic::IntoStreamingRequest<
+                Message = super::QueuesDownstreamRequest,
+            >,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::QueuesDownstreamResponse>>,
+            tonic::Status,
+        > {
             self.inner
                 .ready()
                 .await
-                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/kubemq.kubemq/QueuesDownstream");
+            let path = http::uri::PathAndQuery::from_static(
+                "/kubemq.kubemq/QueuesDownstream",
+            );
             let mut req = request.into_streaming_request();
-            req.extensions_mut().insert(GrpcMethod::new("kubemq.kubemq", "QueuesDownstream"));
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kubemq.kubemq", "QueuesDownstream"));
             self.inner.streaming(req, path, codec).await
         }
         pub async fn queues_upstream(
             &mut self,
-            request: impl tonic::IntoStreamingRequest<Message = super::QueuesUpstreamRequest>,
-        ) -> std::result::Result<tonic::Response<tonic::codec::Streaming<super::QueuesUpstreamResponse>>, tonic::Status>
-        {
+            request: impl tonic::IntoStreamingRequest<
+                Message = super::QueuesUpstreamRequest,
+            >,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::QueuesUpstreamResponse>>,
+            tonic::Status,
+        > {
             self.inner
                 .ready()
                 .await
-                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/kubemq.kubemq/QueuesUpstream");
+            let path = http::uri::PathAndQuery::from_static(
+                "/kubemq.kubemq/QueuesUpstream",
+            );
             let mut req = request.into_streaming_request();
-            req.extensions_mut().insert(GrpcMethod::new("kubemq.kubemq", "QueuesUpstream"));
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kubemq.kubemq", "QueuesUpstream"));
             self.inner.streaming(req, path, codec).await
         }
         pub async fn queues_info(
             &mut self,
             request: impl tonic::IntoRequest<super::QueuesInfoRequest>,
-        ) -> std::result::Result<tonic::Response<super::QueuesInfoResponse>, tonic::Status> {
+        ) -> std::result::Result<
+            tonic::Response<super::QueuesInfoResponse>,
+            tonic::Status,
+        > {
             self.inner
                 .ready()
                 .await
-                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
             let codec = tonic_prost::ProstCodec::default();
             let path = http::uri::PathAndQuery::from_static("/kubemq.kubemq/QueuesInfo");
             let mut req = request.into_request();
@@ -950,7 +1142,13 @@ pub mod kubemq_client {
 }
 /// Generated server implementations.
 pub mod kubemq_server {
-    #![allow(unused_variables, dead_code, missing_docs, clippy::wildcard_imports, clippy::let_unit_value)]
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
     use tonic::codegen::*;
     /// Generated trait containing gRPC methods that should be implemented for use with KubemqServer.
     #[async_trait]
@@ -961,31 +1159,46 @@ pub mod kubemq_server {
             request: tonic::Request<super::Event>,
         ) -> std::result::Result<tonic::Response<super::Result>, tonic::Status>;
         /// Server streaming response type for the SendEventsStream method.
-        type SendEventsStreamStream: tonic::codegen::tokio_stream::Stream<Item = std::result::Result<super::Result, tonic::Status>>
+        type SendEventsStreamStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::Result, tonic::Status>,
+            >
             + std::marker::Send
             + 'static;
         /// As SendEvent; only stored and refused events are answered.
         async fn send_events_stream(
             &self,
             request: tonic::Request<tonic::Streaming<super::Event>>,
-        ) -> std::result::Result<tonic::Response<Self::SendEventsStreamStream>, tonic::Status>;
+        ) -> std::result::Result<
+            tonic::Response<Self::SendEventsStreamStream>,
+            tonic::Status,
+        >;
         /// Server streaming response type for the SubscribeToEvents method.
-        type SubscribeToEventsStream: tonic::codegen::tokio_stream::Stream<Item = std::result::Result<super::EventReceive, tonic::Status>>
+        type SubscribeToEventsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::EventReceive, tonic::Status>,
+            >
             + std::marker::Send
             + 'static;
         async fn subscribe_to_events(
             &self,
             request: tonic::Request<super::Subscribe>,
-        ) -> std::result::Result<tonic::Response<Self::SubscribeToEventsStream>, tonic::Status>;
+        ) -> std::result::Result<
+            tonic::Response<Self::SubscribeToEventsStream>,
+            tonic::Status,
+        >;
         /// Server streaming response type for the SubscribeToRequests method.
-        type SubscribeToRequestsStream: tonic::codegen::tokio_stream::Stream<Item = std::result::Result<super::Request, tonic::Status>>
+        type SubscribeToRequestsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::Request, tonic::Status>,
+            >
             + std::marker::Send
             + 'static;
         /// The responder's side of commands and queries.
         async fn subscribe_to_requests(
             &self,
             request: tonic::Request<super::Subscribe>,
-        ) -> std::result::Result<tonic::Response<Self::SubscribeToRequestsStream>, tonic::Status>;
+        ) -> std::result::Result<
+            tonic::Response<Self::SubscribeToRequestsStream>,
+            tonic::Status,
+        >;
         /// Waits for a responder's answer.
         async fn send_request(
             &self,
@@ -999,58 +1212,91 @@ pub mod kubemq_server {
         async fn send_queue_message(
             &self,
             request: tonic::Request<super::QueueMessage>,
-        ) -> std::result::Result<tonic::Response<super::SendQueueMessageResult>, tonic::Status>;
+        ) -> std::result::Result<
+            tonic::Response<super::SendQueueMessageResult>,
+            tonic::Status,
+        >;
         async fn send_queue_messages_batch(
             &self,
             request: tonic::Request<super::QueueMessagesBatchRequest>,
-        ) -> std::result::Result<tonic::Response<super::QueueMessagesBatchResponse>, tonic::Status>;
+        ) -> std::result::Result<
+            tonic::Response<super::QueueMessagesBatchResponse>,
+            tonic::Status,
+        >;
         /// Takes or peeks at messages; what is taken is acknowledged.
         async fn receive_queue_messages(
             &self,
             request: tonic::Request<super::ReceiveQueueMessagesRequest>,
-        ) -> std::result::Result<tonic::Response<super::ReceiveQueueMessagesResponse>, tonic::Status>;
+        ) -> std::result::Result<
+            tonic::Response<super::ReceiveQueueMessagesResponse>,
+            tonic::Status,
+        >;
         /// Server streaming response type for the StreamQueueMessage method.
         type StreamQueueMessageStream: tonic::codegen::tokio_stream::Stream<
-                Item = std::result::Result<super::StreamQueueMessagesResponse, tonic::Status>,
-            > + std::marker::Send
+                Item = std::result::Result<
+                    super::StreamQueueMessagesResponse,
+                    tonic::Status,
+                >,
+            >
+            + std::marker::Send
             + 'static;
         /// The older transactions: one message a stream, held for a visibility time.
         async fn stream_queue_message(
             &self,
             request: tonic::Request<tonic::Streaming<super::StreamQueueMessagesRequest>>,
-        ) -> std::result::Result<tonic::Response<Self::StreamQueueMessageStream>, tonic::Status>;
+        ) -> std::result::Result<
+            tonic::Response<Self::StreamQueueMessageStream>,
+            tonic::Status,
+        >;
         /// Discards everything that waits in a queue.
         async fn ack_all_queue_messages(
             &self,
             request: tonic::Request<super::AckAllQueueMessagesRequest>,
-        ) -> std::result::Result<tonic::Response<super::AckAllQueueMessagesResponse>, tonic::Status>;
+        ) -> std::result::Result<
+            tonic::Response<super::AckAllQueueMessagesResponse>,
+            tonic::Status,
+        >;
         async fn ping(
             &self,
             request: tonic::Request<super::Empty>,
         ) -> std::result::Result<tonic::Response<super::PingResult>, tonic::Status>;
         /// Server streaming response type for the QueuesDownstream method.
         type QueuesDownstreamStream: tonic::codegen::tokio_stream::Stream<
-                Item = std::result::Result<super::QueuesDownstreamResponse, tonic::Status>,
-            > + std::marker::Send
+                Item = std::result::Result<
+                    super::QueuesDownstreamResponse,
+                    tonic::Status,
+                >,
+            >
+            + std::marker::Send
             + 'static;
         /// Polls and their settlement. A settlement that succeeds is not answered.
         async fn queues_downstream(
             &self,
             request: tonic::Request<tonic::Streaming<super::QueuesDownstreamRequest>>,
-        ) -> std::result::Result<tonic::Response<Self::QueuesDownstreamStream>, tonic::Status>;
+        ) -> std::result::Result<
+            tonic::Response<Self::QueuesDownstreamStream>,
+            tonic::Status,
+        >;
         /// Server streaming response type for the QueuesUpstream method.
         type QueuesUpstreamStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::QueuesUpstreamResponse, tonic::Status>,
-            > + std::marker::Send
+            >
+            + std::marker::Send
             + 'static;
         async fn queues_upstream(
             &self,
             request: tonic::Request<tonic::Streaming<super::QueuesUpstreamRequest>>,
-        ) -> std::result::Result<tonic::Response<Self::QueuesUpstreamStream>, tonic::Status>;
+        ) -> std::result::Result<
+            tonic::Response<Self::QueuesUpstreamStream>,
+            tonic::Status,
+        >;
         async fn queues_info(
             &self,
             request: tonic::Request<super::QueuesInfoRequest>,
-        ) -> std::result::Result<tonic::Response<super::QueuesInfoResponse>, tonic::Status>;
+        ) -> std::result::Result<
+            tonic::Response<super::QueuesInfoResponse>,
+            tonic::Status,
+        >;
     }
     #[derive(Debug)]
     pub struct KubemqServer<T> {
@@ -1073,7 +1319,10 @@ pub mod kubemq_server {
                 max_encoding_message_size: None,
             }
         }
-        pub fn with_interceptor<F>(inner: T, interceptor: F) -> InterceptedService<Self, F>
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
         where
             F: tonic::service::Interceptor,
         {
@@ -1117,7 +1366,10 @@ pub mod kubemq_server {
         type Response = http::Response<tonic::body::Body>;
         type Error = std::convert::Infallible;
         type Future = BoxFuture<Self::Response, Self::Error>;
-        fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<std::result::Result<(), Self::Error>> {
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
             Poll::Ready(Ok(()))
         }
         fn call(&mut self, req: http::Request<B>) -> Self::Future {
@@ -1125,12 +1377,21 @@ pub mod kubemq_server {
                 "/kubemq.kubemq/SendEvent" => {
                     #[allow(non_camel_case_types)]
                     struct SendEventSvc<T: Kubemq>(pub Arc<T>);
-                    impl<T: Kubemq> tonic::server::UnaryService<super::Event> for SendEventSvc<T> {
+                    impl<T: Kubemq> tonic::server::UnaryService<super::Event>
+                    for SendEventSvc<T> {
                         type Response = super::Result;
-                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
-                        fn call(&mut self, request: tonic::Request<super::Event>) -> Self::Future {
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::Event>,
+                        ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move { <T as Kubemq>::send_event(&inner, request).await };
+                            let fut = async move {
+                                <T as Kubemq>::send_event(&inner, request).await
+                            };
                             Box::pin(fut)
                         }
                     }
@@ -1143,8 +1404,14 @@ pub mod kubemq_server {
                         let method = SendEventSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
-                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
                         let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
@@ -1153,13 +1420,22 @@ pub mod kubemq_server {
                 "/kubemq.kubemq/SendEventsStream" => {
                     #[allow(non_camel_case_types)]
                     struct SendEventsStreamSvc<T: Kubemq>(pub Arc<T>);
-                    impl<T: Kubemq> tonic::server::StreamingService<super::Event> for SendEventsStreamSvc<T> {
+                    impl<T: Kubemq> tonic::server::StreamingService<super::Event>
+                    for SendEventsStreamSvc<T> {
                         type Response = super::Result;
                         type ResponseStream = T::SendEventsStreamStream;
-                        type Future = BoxFuture<tonic::Response<Self::ResponseStream>, tonic::Status>;
-                        fn call(&mut self, request: tonic::Request<tonic::Streaming<super::Event>>) -> Self::Future {
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<tonic::Streaming<super::Event>>,
+                        ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move { <T as Kubemq>::send_events_stream(&inner, request).await };
+                            let fut = async move {
+                                <T as Kubemq>::send_events_stream(&inner, request).await
+                            };
                             Box::pin(fut)
                         }
                     }
@@ -1172,8 +1448,14 @@ pub mod kubemq_server {
                         let method = SendEventsStreamSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
-                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
                         let res = grpc.streaming(method, req).await;
                         Ok(res)
                     };
@@ -1182,13 +1464,24 @@ pub mod kubemq_server {
                 "/kubemq.kubemq/SubscribeToEvents" => {
                     #[allow(non_camel_case_types)]
                     struct SubscribeToEventsSvc<T: Kubemq>(pub Arc<T>);
-                    impl<T: Kubemq> tonic::server::ServerStreamingService<super::Subscribe> for SubscribeToEventsSvc<T> {
+                    impl<
+                        T: Kubemq,
+                    > tonic::server::ServerStreamingService<super::Subscribe>
+                    for SubscribeToEventsSvc<T> {
                         type Response = super::EventReceive;
                         type ResponseStream = T::SubscribeToEventsStream;
-                        type Future = BoxFuture<tonic::Response<Self::ResponseStream>, tonic::Status>;
-                        fn call(&mut self, request: tonic::Request<super::Subscribe>) -> Self::Future {
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::Subscribe>,
+                        ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move { <T as Kubemq>::subscribe_to_events(&inner, request).await };
+                            let fut = async move {
+                                <T as Kubemq>::subscribe_to_events(&inner, request).await
+                            };
                             Box::pin(fut)
                         }
                     }
@@ -1201,8 +1494,14 @@ pub mod kubemq_server {
                         let method = SubscribeToEventsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
-                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
                         let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
@@ -1211,13 +1510,24 @@ pub mod kubemq_server {
                 "/kubemq.kubemq/SubscribeToRequests" => {
                     #[allow(non_camel_case_types)]
                     struct SubscribeToRequestsSvc<T: Kubemq>(pub Arc<T>);
-                    impl<T: Kubemq> tonic::server::ServerStreamingService<super::Subscribe> for SubscribeToRequestsSvc<T> {
+                    impl<
+                        T: Kubemq,
+                    > tonic::server::ServerStreamingService<super::Subscribe>
+                    for SubscribeToRequestsSvc<T> {
                         type Response = super::Request;
                         type ResponseStream = T::SubscribeToRequestsStream;
-                        type Future = BoxFuture<tonic::Response<Self::ResponseStream>, tonic::Status>;
-                        fn call(&mut self, request: tonic::Request<super::Subscribe>) -> Self::Future {
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::Subscribe>,
+                        ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move { <T as Kubemq>::subscribe_to_requests(&inner, request).await };
+                            let fut = async move {
+                                <T as Kubemq>::subscribe_to_requests(&inner, request).await
+                            };
                             Box::pin(fut)
                         }
                     }
@@ -1230,8 +1540,14 @@ pub mod kubemq_server {
                         let method = SubscribeToRequestsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
-                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
                         let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
@@ -1240,12 +1556,21 @@ pub mod kubemq_server {
                 "/kubemq.kubemq/SendRequest" => {
                     #[allow(non_camel_case_types)]
                     struct SendRequestSvc<T: Kubemq>(pub Arc<T>);
-                    impl<T: Kubemq> tonic::server::UnaryService<super::Request> for SendRequestSvc<T> {
+                    impl<T: Kubemq> tonic::server::UnaryService<super::Request>
+                    for SendRequestSvc<T> {
                         type Response = super::Response;
-                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
-                        fn call(&mut self, request: tonic::Request<super::Request>) -> Self::Future {
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::Request>,
+                        ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move { <T as Kubemq>::send_request(&inner, request).await };
+                            let fut = async move {
+                                <T as Kubemq>::send_request(&inner, request).await
+                            };
                             Box::pin(fut)
                         }
                     }
@@ -1258,8 +1583,14 @@ pub mod kubemq_server {
                         let method = SendRequestSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
-                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
                         let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
@@ -1268,12 +1599,21 @@ pub mod kubemq_server {
                 "/kubemq.kubemq/SendResponse" => {
                     #[allow(non_camel_case_types)]
                     struct SendResponseSvc<T: Kubemq>(pub Arc<T>);
-                    impl<T: Kubemq> tonic::server::UnaryService<super::Response> for SendResponseSvc<T> {
+                    impl<T: Kubemq> tonic::server::UnaryService<super::Response>
+                    for SendResponseSvc<T> {
                         type Response = super::Empty;
-                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
-                        fn call(&mut self, request: tonic::Request<super::Response>) -> Self::Future {
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::Response>,
+                        ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move { <T as Kubemq>::send_response(&inner, request).await };
+                            let fut = async move {
+                                <T as Kubemq>::send_response(&inner, request).await
+                            };
                             Box::pin(fut)
                         }
                     }
@@ -1286,8 +1626,14 @@ pub mod kubemq_server {
                         let method = SendResponseSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
-                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
                         let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
@@ -1296,12 +1642,21 @@ pub mod kubemq_server {
                 "/kubemq.kubemq/SendQueueMessage" => {
                     #[allow(non_camel_case_types)]
                     struct SendQueueMessageSvc<T: Kubemq>(pub Arc<T>);
-                    impl<T: Kubemq> tonic::server::UnaryService<super::QueueMessage> for SendQueueMessageSvc<T> {
+                    impl<T: Kubemq> tonic::server::UnaryService<super::QueueMessage>
+                    for SendQueueMessageSvc<T> {
                         type Response = super::SendQueueMessageResult;
-                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
-                        fn call(&mut self, request: tonic::Request<super::QueueMessage>) -> Self::Future {
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::QueueMessage>,
+                        ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move { <T as Kubemq>::send_queue_message(&inner, request).await };
+                            let fut = async move {
+                                <T as Kubemq>::send_queue_message(&inner, request).await
+                            };
                             Box::pin(fut)
                         }
                     }
@@ -1314,8 +1669,14 @@ pub mod kubemq_server {
                         let method = SendQueueMessageSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
-                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
                         let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
@@ -1324,12 +1685,24 @@ pub mod kubemq_server {
                 "/kubemq.kubemq/SendQueueMessagesBatch" => {
                     #[allow(non_camel_case_types)]
                     struct SendQueueMessagesBatchSvc<T: Kubemq>(pub Arc<T>);
-                    impl<T: Kubemq> tonic::server::UnaryService<super::QueueMessagesBatchRequest> for SendQueueMessagesBatchSvc<T> {
+                    impl<
+                        T: Kubemq,
+                    > tonic::server::UnaryService<super::QueueMessagesBatchRequest>
+                    for SendQueueMessagesBatchSvc<T> {
                         type Response = super::QueueMessagesBatchResponse;
-                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
-                        fn call(&mut self, request: tonic::Request<super::QueueMessagesBatchRequest>) -> Self::Future {
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::QueueMessagesBatchRequest>,
+                        ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move { <T as Kubemq>::send_queue_messages_batch(&inner, request).await };
+                            let fut = async move {
+                                <T as Kubemq>::send_queue_messages_batch(&inner, request)
+                                    .await
+                            };
                             Box::pin(fut)
                         }
                     }
@@ -1342,8 +1715,14 @@ pub mod kubemq_server {
                         let method = SendQueueMessagesBatchSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
-                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
                         let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
@@ -1352,15 +1731,23 @@ pub mod kubemq_server {
                 "/kubemq.kubemq/ReceiveQueueMessages" => {
                     #[allow(non_camel_case_types)]
                     struct ReceiveQueueMessagesSvc<T: Kubemq>(pub Arc<T>);
-                    impl<T: Kubemq> tonic::server::UnaryService<super::ReceiveQueueMessagesRequest> for ReceiveQueueMessagesSvc<T> {
+                    impl<
+                        T: Kubemq,
+                    > tonic::server::UnaryService<super::ReceiveQueueMessagesRequest>
+                    for ReceiveQueueMessagesSvc<T> {
                         type Response = super::ReceiveQueueMessagesResponse;
-                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
                         fn call(
                             &mut self,
                             request: tonic::Request<super::ReceiveQueueMessagesRequest>,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move { <T as Kubemq>::receive_queue_messages(&inner, request).await };
+                            let fut = async move {
+                                <T as Kubemq>::receive_queue_messages(&inner, request).await
+                            };
                             Box::pin(fut)
                         }
                     }
@@ -1373,8 +1760,14 @@ pub mod kubemq_server {
                         let method = ReceiveQueueMessagesSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
-                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
                         let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
@@ -1383,16 +1776,26 @@ pub mod kubemq_server {
                 "/kubemq.kubemq/StreamQueueMessage" => {
                     #[allow(non_camel_case_types)]
                     struct StreamQueueMessageSvc<T: Kubemq>(pub Arc<T>);
-                    impl<T: Kubemq> tonic::server::StreamingService<super::StreamQueueMessagesRequest> for StreamQueueMessageSvc<T> {
+                    impl<
+                        T: Kubemq,
+                    > tonic::server::StreamingService<super::StreamQueueMessagesRequest>
+                    for StreamQueueMessageSvc<T> {
                         type Response = super::StreamQueueMessagesResponse;
                         type ResponseStream = T::StreamQueueMessageStream;
-                        type Future = BoxFuture<tonic::Response<Self::ResponseStream>, tonic::Status>;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
                         fn call(
                             &mut self,
-                            request: tonic::Request<tonic::Streaming<super::StreamQueueMessagesRequest>>,
+                            request: tonic::Request<
+                                tonic::Streaming<super::StreamQueueMessagesRequest>,
+                            >,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move { <T as Kubemq>::stream_queue_message(&inner, request).await };
+                            let fut = async move {
+                                <T as Kubemq>::stream_queue_message(&inner, request).await
+                            };
                             Box::pin(fut)
                         }
                     }
@@ -1405,8 +1808,14 @@ pub mod kubemq_server {
                         let method = StreamQueueMessageSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
-                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
                         let res = grpc.streaming(method, req).await;
                         Ok(res)
                     };
@@ -1415,12 +1824,23 @@ pub mod kubemq_server {
                 "/kubemq.kubemq/AckAllQueueMessages" => {
                     #[allow(non_camel_case_types)]
                     struct AckAllQueueMessagesSvc<T: Kubemq>(pub Arc<T>);
-                    impl<T: Kubemq> tonic::server::UnaryService<super::AckAllQueueMessagesRequest> for AckAllQueueMessagesSvc<T> {
+                    impl<
+                        T: Kubemq,
+                    > tonic::server::UnaryService<super::AckAllQueueMessagesRequest>
+                    for AckAllQueueMessagesSvc<T> {
                         type Response = super::AckAllQueueMessagesResponse;
-                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
-                        fn call(&mut self, request: tonic::Request<super::AckAllQueueMessagesRequest>) -> Self::Future {
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AckAllQueueMessagesRequest>,
+                        ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move { <T as Kubemq>::ack_all_queue_messages(&inner, request).await };
+                            let fut = async move {
+                                <T as Kubemq>::ack_all_queue_messages(&inner, request).await
+                            };
                             Box::pin(fut)
                         }
                     }
@@ -1433,8 +1853,14 @@ pub mod kubemq_server {
                         let method = AckAllQueueMessagesSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
-                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
                         let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
@@ -1443,12 +1869,21 @@ pub mod kubemq_server {
                 "/kubemq.kubemq/Ping" => {
                     #[allow(non_camel_case_types)]
                     struct PingSvc<T: Kubemq>(pub Arc<T>);
-                    impl<T: Kubemq> tonic::server::UnaryService<super::Empty> for PingSvc<T> {
+                    impl<T: Kubemq> tonic::server::UnaryService<super::Empty>
+                    for PingSvc<T> {
                         type Response = super::PingResult;
-                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
-                        fn call(&mut self, request: tonic::Request<super::Empty>) -> Self::Future {
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::Empty>,
+                        ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move { <T as Kubemq>::ping(&inner, request).await };
+                            let fut = async move {
+                                <T as Kubemq>::ping(&inner, request).await
+                            };
                             Box::pin(fut)
                         }
                     }
@@ -1461,8 +1896,14 @@ pub mod kubemq_server {
                         let method = PingSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
-                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
                         let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
@@ -1471,16 +1912,26 @@ pub mod kubemq_server {
                 "/kubemq.kubemq/QueuesDownstream" => {
                     #[allow(non_camel_case_types)]
                     struct QueuesDownstreamSvc<T: Kubemq>(pub Arc<T>);
-                    impl<T: Kubemq> tonic::server::StreamingService<super::QueuesDownstreamRequest> for QueuesDownstreamSvc<T> {
+                    impl<
+                        T: Kubemq,
+                    > tonic::server::StreamingService<super::QueuesDownstreamRequest>
+                    for QueuesDownstreamSvc<T> {
                         type Response = super::QueuesDownstreamResponse;
                         type ResponseStream = T::QueuesDownstreamStream;
-                        type Future = BoxFuture<tonic::Response<Self::ResponseStream>, tonic::Status>;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
                         fn call(
                             &mut self,
-                            request: tonic::Request<tonic::Streaming<super::QueuesDownstreamRequest>>,
+                            request: tonic::Request<
+                                tonic::Streaming<super::QueuesDownstreamRequest>,
+                            >,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move { <T as Kubemq>::queues_downstream(&inner, request).await };
+                            let fut = async move {
+                                <T as Kubemq>::queues_downstream(&inner, request).await
+                            };
                             Box::pin(fut)
                         }
                     }
@@ -1493,8 +1944,14 @@ pub mod kubemq_server {
                         let method = QueuesDownstreamSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
-                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
                         let res = grpc.streaming(method, req).await;
                         Ok(res)
                     };
@@ -1503,16 +1960,26 @@ pub mod kubemq_server {
                 "/kubemq.kubemq/QueuesUpstream" => {
                     #[allow(non_camel_case_types)]
                     struct QueuesUpstreamSvc<T: Kubemq>(pub Arc<T>);
-                    impl<T: Kubemq> tonic::server::StreamingService<super::QueuesUpstreamRequest> for QueuesUpstreamSvc<T> {
+                    impl<
+                        T: Kubemq,
+                    > tonic::server::StreamingService<super::QueuesUpstreamRequest>
+                    for QueuesUpstreamSvc<T> {
                         type Response = super::QueuesUpstreamResponse;
                         type ResponseStream = T::QueuesUpstreamStream;
-                        type Future = BoxFuture<tonic::Response<Self::ResponseStream>, tonic::Status>;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
                         fn call(
                             &mut self,
-                            request: tonic::Request<tonic::Streaming<super::QueuesUpstreamRequest>>,
+                            request: tonic::Request<
+                                tonic::Streaming<super::QueuesUpstreamRequest>,
+                            >,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move { <T as Kubemq>::queues_upstream(&inner, request).await };
+                            let fut = async move {
+                                <T as Kubemq>::queues_upstream(&inner, request).await
+                            };
                             Box::pin(fut)
                         }
                     }
@@ -1525,8 +1992,14 @@ pub mod kubemq_server {
                         let method = QueuesUpstreamSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
-                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
                         let res = grpc.streaming(method, req).await;
                         Ok(res)
                     };
@@ -1535,12 +2008,21 @@ pub mod kubemq_server {
                 "/kubemq.kubemq/QueuesInfo" => {
                     #[allow(non_camel_case_types)]
                     struct QueuesInfoSvc<T: Kubemq>(pub Arc<T>);
-                    impl<T: Kubemq> tonic::server::UnaryService<super::QueuesInfoRequest> for QueuesInfoSvc<T> {
+                    impl<T: Kubemq> tonic::server::UnaryService<super::QueuesInfoRequest>
+                    for QueuesInfoSvc<T> {
                         type Response = super::QueuesInfoResponse;
-                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
-                        fn call(&mut self, request: tonic::Request<super::QueuesInfoRequest>) -> Self::Future {
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::QueuesInfoRequest>,
+                        ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move { <T as Kubemq>::queues_info(&inner, request).await };
+                            let fut = async move {
+                                <T as Kubemq>::queues_info(&inner, request).await
+                            };
                             Box::pin(fut)
                         }
                     }
@@ -1553,20 +2035,38 @@ pub mod kubemq_server {
                         let method = QueuesInfoSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
-                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
                         let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
                 }
-                _ => Box::pin(async move {
-                    let mut response = http::Response::new(tonic::body::Body::default());
-                    let headers = response.headers_mut();
-                    headers.insert(tonic::Status::GRPC_STATUS, (tonic::Code::Unimplemented as i32).into());
-                    headers.insert(http::header::CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
-                    Ok(response)
-                }),
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
             }
         }
     }

@@ -5,8 +5,9 @@ use polymq_core::{Address, Error, ErrorKind, Listed, Result};
 
 use crate::{
     backend::BATCH,
+    clients::Live,
     error::{self, Effect, native, of_entry},
-    link::{Link, Live},
+    link::Link,
     names::{self, Name},
     topology,
 };

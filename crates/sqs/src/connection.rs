@@ -19,10 +19,11 @@ use tokio::{sync::OnceCell, time::timeout};
 use crate::{
     NAME, admin,
     backend::capabilities,
+    clients::Live,
     config::{Declare, SqsConfig},
     consumer::{self, ConsumerHandle, SqsConsumer},
     error::{self, Effect},
-    link::{Link, LinkHandle, Live},
+    link::{Link, LinkHandle},
     names::{self, Name},
     options::{self, Options},
     outbox::{Outbox, Target},

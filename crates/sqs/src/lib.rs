@@ -2,6 +2,7 @@
 
 mod admin;
 mod backend;
+mod clients;
 mod config;
 mod connection;
 mod consumer;
@@ -13,6 +14,7 @@ mod options;
 mod outbox;
 mod poll;
 mod producer;
+mod requests;
 mod settle;
 mod shared;
 mod topology;

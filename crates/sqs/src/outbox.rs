@@ -16,9 +16,10 @@ use tokio::sync::{Notify, OnceCell};
 
 use crate::{
     backend::BATCH,
+    clients::Live,
     convert::{self, Wire},
     error::{self, Effect, native},
-    link::{Link, Live},
+    link::Link,
     names::Name,
     topology,
 };

@@ -9,9 +9,10 @@ use aws_sdk_sqs::types::{Message as Native, MessageSystemAttributeName as Name};
 use polymq_core::{Details, Incoming, Message, Result, Token};
 
 use crate::{
+    clients::Live,
     convert,
     error::{Effect, native},
-    link::{Link, Live},
+    link::Link,
     producer::fifo_id,
     shared::Held,
     wrapped,

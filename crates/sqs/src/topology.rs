@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use crate::{
     NAME,
+    clients::Live,
     error::{Effect, native},
-    link::Live,
     names::{self, Name},
 };
 

@@ -5,18 +5,26 @@ use std::collections::BTreeSet;
 use polymq_kubemq_proto::{Request, Response};
 use serde_json::{Value, json};
 
-use crate::{broker::Shared, names, queue::now, refusal::Refusal};
+use crate::{
+    access::Caller,
+    broker::Shared,
+    names,
+    queue::now,
+    refusal::Refusal,
+    rules::{Action, Resource},
+};
 
 /// Where such queries go.
 pub(super) const CHANNEL: &str = "kubemq.cluster.internal.requests";
 
-pub(super) async fn answer(shared: &Shared, request: Request) -> Response {
+pub(super) async fn answer(shared: &Shared, caller: &Caller, request: Request) -> Response {
     let tag = |name: &str| request.tags.get(name).map_or("", String::as_str);
     let (kind, channel) = (tag("channel_type"), tag("channel"));
+    let may = |action, resource, channel: &str| caller.may(action, resource, &request.client_id, channel);
     let result = match request.metadata.as_str() {
-        "create-channel" => create(shared, kind, channel).map(|()| Vec::new()),
-        "delete-channel" => delete(shared, kind, channel).await.map(|()| Vec::new()),
-        "list-channels" => list(shared, kind, tag("channel_search")),
+        "create-channel" => create(shared, kind, channel, may).map(|()| Vec::new()),
+        "delete-channel" => delete(shared, kind, channel, may).await.map(|()| Vec::new()),
+        "list-channels" => list(shared, kind, tag("channel_search"), may),
         other => Err(Refusal::because(format_args!(
             "unknown operation {other:?}: expected create-channel, delete-channel or list-channels"
         ))),
@@ -36,36 +44,52 @@ pub(super) async fn answer(shared: &Shared, request: Request) -> Response {
     }
 }
 
-fn known(kind: &str) -> Result<(), Refusal> {
+fn known(kind: &str) -> Result<Resource, Refusal> {
     match kind {
-        "events" | "events_store" | "commands" | "queries" | "queues" => Ok(()),
+        "events" => Ok(Resource::Events),
+        "events_store" => Ok(Resource::EventsStore),
+        "commands" => Ok(Resource::Commands),
+        "queries" => Ok(Resource::Queries),
+        "queues" => Ok(Resource::Queues),
         _ => Err(Refusal::because(format_args!(
             "unknown channel type {kind:?}: expected events, events_store, commands, queries or queues"
         ))),
     }
 }
 
-fn create(shared: &Shared, kind: &str, channel: &str) -> Result<(), Refusal> {
-    known(kind)?;
+/// Whether the caller may do something with a channel.
+trait May: Fn(Action, Resource, &str) -> Result<(), Refusal> {}
+
+impl<T: Fn(Action, Resource, &str) -> Result<(), Refusal>> May for T {}
+
+fn create(shared: &Shared, kind: &str, channel: &str, may: impl May) -> Result<(), Refusal> {
+    may(Action::Write, known(kind)?, channel)?;
     match kind {
         "queues" => {
             names::check_queue(channel)?;
-            shared.queues.get(channel);
+            shared.queues.get(channel)?;
         }
         "events_store" => {
             names::check(channel)?;
-            shared.logs.get(channel);
+            shared.logs.get(channel)?;
         }
         _ => {
             names::check(channel)?;
-            shared.named(kind, |names| names.insert(channel.to_owned()));
+            let most = shared.queues.limits().channels;
+            shared.named(kind, |names| {
+                if names.len() >= most && !names.contains(channel) {
+                    return Err(Refusal::channels(most));
+                }
+                names.insert(channel.to_owned());
+                Ok(())
+            })?;
         }
     }
     Ok(())
 }
 
-async fn delete(shared: &Shared, kind: &str, channel: &str) -> Result<(), Refusal> {
-    known(kind)?;
+async fn delete(shared: &Shared, kind: &str, channel: &str, may: impl May) -> Result<(), Refusal> {
+    may(Action::Write, known(kind)?, channel)?;
     let there = match kind {
         "queues" => shared.queues.remove(channel).await?,
         "events_store" => shared.logs.remove(channel).await?,
@@ -74,8 +98,9 @@ async fn delete(shared: &Shared, kind: &str, channel: &str) -> Result<(), Refusa
     if there { Ok(()) } else { Err(Refusal::because("channel not found")) }
 }
 
-fn list(shared: &Shared, kind: &str, search: &str) -> Result<Vec<u8>, Refusal> {
-    known(kind)?;
+fn list(shared: &Shared, kind: &str, search: &str, may: impl May) -> Result<Vec<u8>, Refusal> {
+    let resource = known(kind)?;
+    let seen = |name: &str| may(Action::Read, resource, name).or_else(|_| may(Action::Write, resource, name)).is_ok();
     let traffic = |messages: u64, volume: u64, waiting: u64, expired: u64| json!({"messages": messages, "volume": volume, "waiting": waiting, "expired": expired, "delayed": 0});
     let entry = |name: &str, active_at: i64, active: bool, incoming: Value, outgoing: Value| json!({"name": name, "type": kind, "lastActivity": active_at, "isActive": active, "incoming": incoming, "outgoing": outgoing});
     let mut found = Vec::new();
@@ -90,8 +115,11 @@ fn list(shared: &Shared, kind: &str, search: &str) -> Result<Vec<u8>, Refusal> {
         }
         "events_store" => {
             for log in shared.logs.all() {
-                let count = log.count();
-                found.push((log.name.clone(), entry(&log.name, 0, true, traffic(count, 0, 0, 0), traffic(0, 0, 0, 0))));
+                let (count, (kept, bytes)) = (log.count(), log.kept.size());
+                found.push((
+                    log.name.clone(),
+                    entry(&log.name, 0, true, traffic(count, bytes, kept, 0), traffic(0, 0, 0, 0)),
+                ));
             }
         }
         _ => {
@@ -104,7 +132,7 @@ fn list(shared: &Shared, kind: &str, search: &str) -> Result<Vec<u8>, Refusal> {
             }
         }
     }
-    let matching = found.into_iter().filter(|(name, _)| wanted(search, name)).map(|(_, entry)| entry);
+    let matching = found.into_iter().filter(|(name, _)| wanted(search, name) && seen(name)).map(|(_, entry)| entry);
     serde_json::to_vec(&Value::Array(matching.collect())).map_err(Refusal::because)
 }
 

@@ -6,7 +6,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -17,43 +20,93 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use super::Answers;
-use crate::{broker::Shared, names, queue::Lent, refusal::Refusal};
+use crate::{
+    access::Caller,
+    broker::Shared,
+    limits::Limits,
+    names,
+    queue::Lent,
+    refusal::Refusal,
+    rules::{Action, Resource},
+};
 
 /// Answers of a stream that wait for its client.
 const ANSWERS: usize = 16;
 
+/// Polls of a stream that wait at a time.
+const POLLS: usize = 1000;
+
 /// Every open transaction by its id.
 #[derive(Debug, Default)]
-pub(crate) struct Transactions(Mutex<HashMap<String, BTreeMap<u64, Lent>>>);
+pub(crate) struct Transactions(Mutex<HashMap<String, Open>>);
+
+/// What a poll gave and is not settled.
+#[derive(Debug)]
+struct Open {
+    messages: BTreeMap<u64, Lent>,
+    stream: Arc<Holds>,
+}
+
+/// What a stream holds, of all its polls.
+#[derive(Debug, Default)]
+struct Holds {
+    count: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+impl Holds {
+    fn add(&self, lent: &Lent) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(lent.size(), Ordering::Relaxed);
+    }
+
+    fn remove(&self, lent: &Lent) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        self.bytes.fetch_sub(lent.size(), Ordering::Relaxed);
+    }
+
+    fn check(&self, limits: &Limits) -> Result<(), Refusal> {
+        let (count, bytes) = (self.count.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed));
+        if count < limits.held_count && bytes < limits.held_bytes {
+            return Ok(());
+        }
+        Err(Refusal::because(format_args!(
+            "this stream holds {count} messages of {bytes} bytes, the most this broker allows: settle some first"
+        )))
+    }
+}
 
 impl Transactions {
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, BTreeMap<u64, Lent>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Open>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn open(&self, id: &str, messages: Vec<Lent>) {
+    fn open(&self, id: &str, messages: Vec<Lent>, stream: &Arc<Holds>) {
+        messages.iter().for_each(|lent| stream.add(lent));
         let messages = messages.into_iter().map(|lent| (lent.sequence(), lent)).collect();
-        self.lock().insert(id.to_owned(), messages);
+        self.lock().insert(id.to_owned(), Open { messages, stream: Arc::clone(stream) });
     }
 
     /// Gives back what is left of a transaction.
     fn close(&self, id: &str) -> bool {
-        let left = self.lock().remove(id);
-        left.is_some()
+        let Some(left) = self.lock().remove(id) else { return false };
+        left.messages.values().for_each(|lent| left.stream.remove(lent));
+        true
     }
 
     fn offsets(&self, id: &str) -> Option<Vec<i64>> {
         let transactions = self.lock();
-        let held = transactions.get(id)?;
-        Some(held.keys().map(|sequence| sequence.cast_signed()).collect())
+        let open = transactions.get(id)?;
+        Some(open.messages.keys().map(|sequence| sequence.cast_signed()).collect())
     }
 
     /// Takes messages out of a transaction: those of a range, or all.
     fn take(&self, id: &str, range: Option<&[i64]>, verb: &str) -> Result<Vec<Lent>, Refusal> {
         let mut transactions = self.lock();
         let gone = || Refusal::because("transaction is completed or transaction id not found");
-        let held = transactions.get_mut(id).ok_or_else(gone)?;
-        let taken = match range {
+        let open = transactions.get_mut(id).ok_or_else(gone)?;
+        let held = &mut open.messages;
+        let taken: Vec<Lent> = match range {
             None => std::mem::take(held).into_values().collect(),
             Some([]) => return Err(Refusal::because(format_args!("cannot {verb} empty list of offsets"))),
             Some(range) => {
@@ -66,7 +119,8 @@ impl Transactions {
                 range.iter().filter_map(|sequence| held.remove(sequence)).collect()
             }
         };
-        if held.is_empty() {
+        taken.iter().for_each(|lent| open.stream.remove(lent));
+        if open.messages.is_empty() {
             transactions.remove(id);
         }
         Ok(taken)
@@ -77,6 +131,7 @@ impl Transactions {
 struct Opened {
     shared: Arc<Shared>,
     ids: Vec<String>,
+    holds: Arc<Holds>,
 }
 
 impl Drop for Opened {
@@ -89,19 +144,23 @@ impl Drop for Opened {
 
 pub(super) fn serve(
     shared: Arc<Shared>,
+    caller: Caller,
     mut requests: Streaming<QueuesDownstreamRequest>,
 ) -> Answers<QueuesDownstreamResponse> {
     let (answers, stream) = mpsc::channel(ANSWERS);
     tokio::spawn(async move {
-        let mut opened = Opened { shared: Arc::clone(&shared), ids: Vec::new() };
+        let mut opened = Opened { shared: Arc::clone(&shared), ids: Vec::new(), holds: Arc::default() };
         let mut polls = FuturesUnordered::new();
         let mut open = true;
         loop {
             tokio::select! {
                 request = requests.next(), if open => match request {
-                    Some(Ok(request)) if request.request_type_data() == Kind::Get => polls.push(poll(Arc::clone(&shared), request)),
+                    Some(Ok(request)) if request.request_type_data() == Kind::Get => {
+                        let room = if polls.len() < POLLS { opened.holds.check(shared.queues.limits()) } else { Err(too_many_polls()) };
+                        polls.push(poll(Arc::clone(&shared), caller.clone(), request, room));
+                    }
                     Some(Ok(request)) => {
-                        if let Some(answer) = settle(&shared, request).await
+                        if let Some(answer) = settle(&shared, &caller, request).await
                             && answers.send(Ok(answer)).await.is_err()
                         {
                             return;
@@ -113,7 +172,7 @@ pub(super) fn serve(
                 },
                 Some((answer, messages)) = polls.next() => {
                     if !messages.is_empty() {
-                        shared.transactions.open(&answer.transaction_id, messages);
+                        shared.transactions.open(&answer.transaction_id, messages, &opened.holds);
                         opened.ids.push(answer.transaction_id.clone());
                         opened.ids.retain(|id| shared.transactions.lock().contains_key(id));
                     }
@@ -133,20 +192,33 @@ pub(super) fn serve(
     Box::pin(ReceiverStream::new(stream))
 }
 
+fn too_many_polls() -> Refusal {
+    Refusal::because(format_args!("{POLLS} polls of this stream wait already: wait for their answers first"))
+}
+
 /// Exactly one answer, before the wait that was asked for is over.
-async fn poll(shared: Arc<Shared>, request: QueuesDownstreamRequest) -> (QueuesDownstreamResponse, Vec<Lent>) {
+async fn poll(
+    shared: Arc<Shared>,
+    caller: Caller,
+    request: QueuesDownstreamRequest,
+    room: Result<(), Refusal>,
+) -> (QueuesDownstreamResponse, Vec<Lent>) {
     let mut answer = QueuesDownstreamResponse {
         transaction_id: uuid::Uuid::new_v4().to_string(),
         ref_request_id: request.request_id.clone(),
         request_type_data: Kind::Get.into(),
         ..QueuesDownstreamResponse::default()
     };
-    match taken(&shared, &request).await {
+    let taken = match room {
+        Ok(()) => taken(&shared, &caller, &request).await,
+        Err(refusal) => Err(refusal),
+    };
+    match taken {
         Ok(taken) => {
             answer.messages = taken.iter().map(Lent::message).collect();
             if request.auto_ack {
                 answer.transaction_complete = true;
-                taken.into_iter().for_each(Lent::remove);
+                Lent::remove_all(taken);
                 return (answer, Vec::new());
             }
             (answer, taken)
@@ -159,24 +231,29 @@ async fn poll(shared: Arc<Shared>, request: QueuesDownstreamRequest) -> (QueuesD
     }
 }
 
-async fn taken(shared: &Shared, request: &QueuesDownstreamRequest) -> Result<Vec<Lent>, Refusal> {
+async fn taken(shared: &Shared, caller: &Caller, request: &QueuesDownstreamRequest) -> Result<Vec<Lent>, Refusal> {
     if request.client_id.is_empty() {
         return Err(Refusal::no_client());
     }
     names::check_queue(&request.channel)?;
+    caller.may(Action::Read, Resource::Queues, &request.client_id, &request.channel)?;
     let limits = shared.queues.limits();
     let wait = u64::try_from(request.wait_timeout).map(Duration::from_millis).map_err(|_| Refusal::wait())?;
     if wait > limits.wait {
         return Err(Refusal::wait());
     }
     let most = usize::try_from(request.max_items).ok().filter(|most| *most > 0).unwrap_or(limits.receive);
-    let queue = shared.queues.get(&request.channel);
+    let queue = shared.queues.get(&request.channel)?;
     let taken = queue.take(most.min(limits.receive), Instant::now() + wait).await?;
     Ok(taken.messages)
 }
 
 /// Only what failed or was asked for has an answer.
-async fn settle(shared: &Shared, request: QueuesDownstreamRequest) -> Option<QueuesDownstreamResponse> {
+async fn settle(
+    shared: &Shared,
+    caller: &Caller,
+    request: QueuesDownstreamRequest,
+) -> Option<QueuesDownstreamResponse> {
     let kind = request.request_type_data();
     let id = &request.ref_transaction_id;
     let range = Some(&*request.sequence_range);
@@ -188,13 +265,13 @@ async fn settle(shared: &Shared, request: QueuesDownstreamRequest) -> Option<Que
         ..QueuesDownstreamResponse::default()
     };
     let result = match kind {
-        Kind::AckAll => transactions.take(id, None, "ack").map(ack),
-        Kind::AckRange => transactions.take(id, range, "ack").map(ack),
+        Kind::AckAll => transactions.take(id, None, "ack").map(Lent::remove_all),
+        Kind::AckRange => transactions.take(id, range, "ack").map(Lent::remove_all),
         Kind::NAckAll => nack(shared, transactions.take(id, None, "nack")).await,
         Kind::NAckRange => nack(shared, transactions.take(id, range, "nack")).await,
         Kind::ReQueueAll | Kind::ReQueueRange => {
             let range = if kind == Kind::ReQueueAll { None } else { range };
-            requeue(shared, &request, range).await
+            requeue(shared, caller, &request, range).await
         }
         Kind::ActiveOffsets => match transactions.offsets(id) {
             Some(offsets) => {
@@ -217,10 +294,6 @@ async fn settle(shared: &Shared, request: QueuesDownstreamRequest) -> Option<Que
     Some(answer)
 }
 
-fn ack(messages: Vec<Lent>) {
-    messages.into_iter().for_each(Lent::remove);
-}
-
 async fn nack(shared: &Shared, messages: Result<Vec<Lent>, Refusal>) -> Result<(), Refusal> {
     for lent in messages? {
         shared.queues.reject(lent).await?;
@@ -228,12 +301,18 @@ async fn nack(shared: &Shared, messages: Result<Vec<Lent>, Refusal>) -> Result<(
     Ok(())
 }
 
-async fn requeue(shared: &Shared, request: &QueuesDownstreamRequest, range: Option<&[i64]>) -> Result<(), Refusal> {
+async fn requeue(
+    shared: &Shared,
+    caller: &Caller,
+    request: &QueuesDownstreamRequest,
+    range: Option<&[i64]>,
+) -> Result<(), Refusal> {
     let target = &request.re_queue_channel;
     if target.is_empty() {
         return Err(Refusal::because("cannot requeue messages with empty channel destination"));
     }
     names::check_queue(target)?;
+    caller.may(Action::Write, Resource::Queues, &request.client_id, target)?;
     for lent in shared.transactions.take(&request.ref_transaction_id, range, "requeue")? {
         shared.queues.requeue(lent, target, true).await?;
     }

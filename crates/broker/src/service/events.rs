@@ -7,20 +7,28 @@ use polymq_kubemq_proto::{
     Event, EventReceive, Result as Sent, Subscribe,
     subscribe::{EventsStoreType, SubscribeType},
 };
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use prost::Message as _;
 use tonic::{Status, Streaming};
 
-use super::Answers;
-use crate::{broker::Shared, names, refusal::Refusal};
+use super::{Answers, in_flight, in_flight_room};
+use crate::{
+    access::Caller,
+    bounded,
+    broker::Shared,
+    names,
+    refusal::Refusal,
+    rules::{Action, Resource},
+};
 
 /// Events that wait for the connection of one subscriber.
 const WAITING: usize = 64;
+/// Bytes of stored events that wait for the connection of one subscriber; the others wait on disk.
+const READ_AHEAD: usize = 1 << 20;
 
 /// Sends one event; with an id, in case it had none.
-pub(super) async fn send(shared: &Shared, mut event: Event) -> Result<String, (String, Refusal)> {
+pub(super) async fn send(shared: &Shared, caller: &Caller, mut event: Event) -> Result<String, (String, Refusal)> {
     if event.event_id.is_empty() {
-        event.event_id = uuid::Uuid::new_v4().to_string();
+        event.event_id = crate::queues::message_id();
     }
     let id = event.event_id.clone();
     let result = async {
@@ -31,8 +39,10 @@ pub(super) async fn send(shared: &Shared, mut event: Event) -> Result<String, (S
         if event.metadata.is_empty() && event.body.is_empty() {
             return Err(Refusal::empty_message());
         }
+        let resource = if event.store { Resource::EventsStore } else { Resource::Events };
+        caller.may(Action::Write, resource, &event.client_id, &event.channel)?;
         if event.store {
-            return Ok(shared.logs.get(&event.channel).append(event).await?);
+            return Ok(shared.logs.get(&event.channel)?.append(event).await?);
         }
         let received = EventReceive {
             event_id: event.event_id,
@@ -43,7 +53,7 @@ pub(super) async fn send(shared: &Shared, mut event: Event) -> Result<String, (S
             ..EventReceive::default()
         };
         let name = received.channel.clone();
-        shared.events.tell(&name, &received);
+        shared.events.tell(&name, &received, received.encoded_len());
         Ok(())
     };
     match result.await {
@@ -53,16 +63,19 @@ pub(super) async fn send(shared: &Shared, mut event: Event) -> Result<String, (S
 }
 
 /// A stream of events: stored ones are answered in order, plain ones only when they are refused.
-pub(super) fn send_stream(shared: Arc<Shared>, events: Streaming<Event>) -> Answers<Sent> {
+pub(super) fn send_stream(shared: Arc<Shared>, caller: Caller, events: Streaming<Event>) -> Answers<Sent> {
     let stopping = shared.stopping.clone();
+    let room = in_flight_room();
     let answers = events
         .take_until(stopping.cancelled_owned())
         .flat_map(futures_util::stream::iter)
-        .map(move |event| {
-            let shared = Arc::clone(&shared);
+        .then(move |event| in_flight(Arc::clone(&room), event.encoded_len(), event))
+        .map(move |(event, room)| {
+            let (shared, caller) = (Arc::clone(&shared), caller.clone());
             async move {
+                let _room = room;
                 let store = event.store;
-                match send(&shared, event).await {
+                match send(&shared, &caller, event).await {
                     Ok(event_id) => store.then(|| Sent { event_id, sent: true, error: String::new() }),
                     Err((event_id, refusal)) => Some(Sent { event_id, sent: false, error: refusal.to_string() }),
                 }
@@ -73,15 +86,19 @@ pub(super) fn send_stream(shared: Arc<Shared>, events: Streaming<Event>) -> Answ
     Box::pin(answers)
 }
 
-pub(super) fn subscribe(shared: &Arc<Shared>, subscribe: Subscribe) -> Result<Answers<EventReceive>, Status> {
+pub(super) fn subscribe(
+    shared: &Arc<Shared>,
+    caller: Caller,
+    subscribe: Subscribe,
+) -> Result<Answers<EventReceive>, Status> {
     match subscribe.subscribe_type_data() {
-        SubscribeType::Events => listen(shared, &subscribe).map_err(|refusal| refusal.status()),
-        SubscribeType::EventsStore => read(shared, &subscribe).map_err(|refusal| refusal.status()),
+        SubscribeType::Events => listen(shared, caller, subscribe).map_err(|refusal| refusal.status()),
+        SubscribeType::EventsStore => read(shared, &caller, &subscribe).map_err(|refusal| refusal.status()),
         _ => Err(Refusal::subscribe_type().status()),
     }
 }
 
-fn listen(shared: &Arc<Shared>, subscribe: &Subscribe) -> Result<Answers<EventReceive>, Refusal> {
+fn listen(shared: &Arc<Shared>, caller: Caller, subscribe: Subscribe) -> Result<Answers<EventReceive>, Refusal> {
     if subscribe.client_id.is_empty() {
         return Err(Refusal::no_client());
     }
@@ -89,29 +106,40 @@ fn listen(shared: &Arc<Shared>, subscribe: &Subscribe) -> Result<Answers<EventRe
     if subscribe.events_store_type_data() != EventsStoreType::Undefined {
         return Err(Refusal::not_a_store());
     }
+    caller.may(Action::Read, Resource::Events, &subscribe.client_id, &subscribe.channel)?;
     let listening = shared.events.listen(&subscribe.channel, &subscribe.group);
     let events = futures_util::stream::unfold(listening, |mut listening| async move {
         listening.next().await.map(|event| (Ok(event), listening))
     });
+    // A pattern that may be read can match channels that may not.
+    let events = events.filter(move |event: &Result<EventReceive, Status>| {
+        let readable = |event: &EventReceive| {
+            caller.may(Action::Read, Resource::Events, &subscribe.client_id, &event.channel).is_ok()
+        };
+        std::future::ready(event.as_ref().map_or(true, readable))
+    });
     Ok(Box::pin(events.take_until(shared.stopping.clone().cancelled_owned())))
 }
 
-fn read(shared: &Arc<Shared>, subscribe: &Subscribe) -> Result<Answers<EventReceive>, Refusal> {
+fn read(shared: &Arc<Shared>, caller: &Caller, subscribe: &Subscribe) -> Result<Answers<EventReceive>, Refusal> {
+    caller.may(Action::Read, Resource::EventsStore, &subscribe.client_id, &subscribe.channel)?;
     let reader = shared.logs.subscribe(subscribe)?;
-    let (events, stream) = mpsc::channel(WAITING);
+    let (events, stream) = bounded::channel(WAITING, shared.queues.limits().waiting.min(READ_AHEAD));
     let stopping = shared.stopping.clone();
     tokio::spawn(async move {
         let reading = reader.read(|event| {
-            let events = events.clone();
-            async move { events.send(Ok(event)).await.is_ok() }
+            let (events, size) = (&events, event.encoded_len());
+            async move { events.send(Ok(event), size).await }
         });
         tokio::select! {
             result = reading => if let Err(cause) = result {
-                let _ = events.send(Err(Status::internal(cause.to_string()))).await;
+                let _ = events.send(Err(Status::internal(cause.to_string())), 0).await;
             },
             () = events.closed() => {}
             () = stopping.cancelled() => {}
         }
     });
-    Ok(Box::pin(ReceiverStream::new(stream)))
+    Ok(Box::pin(futures_util::stream::unfold(stream, |mut stream| async move {
+        stream.recv().await.map(|event| (event, stream))
+    })))
 }

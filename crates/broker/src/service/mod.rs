@@ -14,23 +14,43 @@ use std::{pin::Pin, sync::Arc};
 
 use futures_util::Stream;
 use polymq_kubemq_proto::{self as proto, kubemq_server::Kubemq};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::broker::Shared;
+use crate::{access::Caller, broker::Shared};
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Bytes of one stream's requests that are worked on at a time, or one request that has more.
+const IN_FLIGHT: usize = 32 << 20;
+
+fn in_flight_room() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(IN_FLIGHT))
+}
+
+/// Waits until a stream has room for a request; the room is taken until the second value is dropped.
+async fn in_flight<T>(room: Arc<Semaphore>, size: usize, request: T) -> (T, Option<OwnedSemaphorePermit>) {
+    let size = u32::try_from(size.clamp(1, IN_FLIGHT)).unwrap_or(u32::MAX);
+    (request, room.acquire_many_owned(size).await.ok())
+}
 
 /// What a connection of any client talks to.
 #[derive(Debug, Clone)]
 pub(crate) struct Service(pub(crate) Arc<Shared>);
 
 impl Service {
-    /// While the broker starts or stops, clients are told to come again.
+    /// While the broker stops, clients are told to come again.
     fn ready(&self) -> Result<(), Status> {
         if self.0.stopping.is_cancelled() {
             return Err(Status::unavailable("grpc server is not ready to accept requests"));
         }
         Ok(())
+    }
+
+    /// Who calls. Asked at the start of every call but a ping.
+    fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
+        self.ready()?;
+        self.0.access.caller(request.metadata())
     }
 }
 
@@ -49,8 +69,8 @@ impl Kubemq for Service {
     }
 
     async fn send_event(&self, request: Request<proto::Event>) -> Result<Response<proto::Result>, Status> {
-        self.ready()?;
-        match events::send(&self.0, request.into_inner()).await {
+        let caller = self.caller(&request)?;
+        match events::send(&self.0, &caller, request.into_inner()).await {
             Ok(event_id) => Ok(Response::new(proto::Result { event_id, sent: true, error: String::new() })),
             Err((_, refusal)) => Err(refusal.status()),
         }
@@ -60,33 +80,34 @@ impl Kubemq for Service {
         &self,
         request: Request<Streaming<proto::Event>>,
     ) -> Result<Response<Self::SendEventsStreamStream>, Status> {
-        self.ready()?;
-        Ok(Response::new(events::send_stream(Arc::clone(&self.0), request.into_inner())))
+        let caller = self.caller(&request)?;
+        Ok(Response::new(events::send_stream(Arc::clone(&self.0), caller, request.into_inner())))
     }
 
     async fn subscribe_to_events(
         &self,
         request: Request<proto::Subscribe>,
     ) -> Result<Response<Self::SubscribeToEventsStream>, Status> {
-        self.ready()?;
-        events::subscribe(&self.0, request.into_inner()).map(Response::new)
+        let caller = self.caller(&request)?;
+        events::subscribe(&self.0, caller, request.into_inner()).map(Response::new)
     }
 
     async fn subscribe_to_requests(
         &self,
         request: Request<proto::Subscribe>,
     ) -> Result<Response<Self::SubscribeToRequestsStream>, Status> {
-        self.ready()?;
-        requests::subscribe(&self.0, &request.into_inner()).map(Response::new)
+        let caller = self.caller(&request)?;
+        requests::subscribe(&self.0, &caller, &request.into_inner()).map(Response::new)
     }
 
     async fn send_request(&self, request: Request<proto::Request>) -> Result<Response<proto::Response>, Status> {
-        self.ready()?;
-        requests::ask(&self.0, request.into_inner()).await.map(Response::new)
+        let caller = self.caller(&request)?;
+        requests::ask(&self.0, &caller, request.into_inner()).await.map(Response::new)
     }
 
     async fn send_response(&self, request: Request<proto::Response>) -> Result<Response<proto::Empty>, Status> {
-        self.ready()?;
+        // To a responder, the address of an answer is the right to give it: it cannot be guessed.
+        self.caller(&request)?;
         let answered = self.0.requests.answer(request.into_inner());
         answered.map(|()| Response::new(proto::Empty {})).map_err(|refusal| refusal.status())
     }
@@ -95,63 +116,63 @@ impl Kubemq for Service {
         &self,
         request: Request<proto::QueueMessage>,
     ) -> Result<Response<proto::SendQueueMessageResult>, Status> {
-        self.ready()?;
-        Ok(Response::new(self.0.queues.send(request.into_inner()).await))
+        let caller = self.caller(&request)?;
+        Ok(Response::new(unary::send_one(&self.0.queues, &caller, request.into_inner()).await))
     }
 
     async fn send_queue_messages_batch(
         &self,
         request: Request<proto::QueueMessagesBatchRequest>,
     ) -> Result<Response<proto::QueueMessagesBatchResponse>, Status> {
-        self.ready()?;
-        unary::send_batch(&self.0.queues, request.into_inner()).await.map(Response::new)
+        let caller = self.caller(&request)?;
+        unary::send_batch(&self.0.queues, &caller, request.into_inner()).await.map(Response::new)
     }
 
     async fn receive_queue_messages(
         &self,
         request: Request<proto::ReceiveQueueMessagesRequest>,
     ) -> Result<Response<proto::ReceiveQueueMessagesResponse>, Status> {
-        self.ready()?;
-        Ok(Response::new(unary::receive(&self.0, request.into_inner()).await))
+        let caller = self.caller(&request)?;
+        Ok(Response::new(unary::receive(&self.0, &caller, request.into_inner()).await))
     }
 
     async fn ack_all_queue_messages(
         &self,
         request: Request<proto::AckAllQueueMessagesRequest>,
     ) -> Result<Response<proto::AckAllQueueMessagesResponse>, Status> {
-        self.ready()?;
-        Ok(Response::new(unary::ack_all(&self.0.queues, request.into_inner()).await))
+        let caller = self.caller(&request)?;
+        Ok(Response::new(unary::ack_all(&self.0.queues, &caller, request.into_inner()).await))
     }
 
     async fn stream_queue_message(
         &self,
         request: Request<Streaming<proto::StreamQueueMessagesRequest>>,
     ) -> Result<Response<Self::StreamQueueMessageStream>, Status> {
-        self.ready()?;
-        Ok(Response::new(transaction::serve(Arc::clone(&self.0), request.into_inner())))
+        let caller = self.caller(&request)?;
+        Ok(Response::new(transaction::serve(Arc::clone(&self.0), caller, request.into_inner())))
     }
 
     async fn queues_downstream(
         &self,
         request: Request<Streaming<proto::QueuesDownstreamRequest>>,
     ) -> Result<Response<Self::QueuesDownstreamStream>, Status> {
-        self.ready()?;
-        Ok(Response::new(downstream::serve(Arc::clone(&self.0), request.into_inner())))
+        let caller = self.caller(&request)?;
+        Ok(Response::new(downstream::serve(Arc::clone(&self.0), caller, request.into_inner())))
     }
 
     async fn queues_upstream(
         &self,
         request: Request<Streaming<proto::QueuesUpstreamRequest>>,
     ) -> Result<Response<Self::QueuesUpstreamStream>, Status> {
-        self.ready()?;
-        Ok(Response::new(upstream::serve(Arc::clone(&self.0), request.into_inner())))
+        let caller = self.caller(&request)?;
+        Ok(Response::new(upstream::serve(Arc::clone(&self.0), caller, request.into_inner())))
     }
 
     async fn queues_info(
         &self,
         request: Request<proto::QueuesInfoRequest>,
     ) -> Result<Response<proto::QueuesInfoResponse>, Status> {
-        self.ready()?;
-        Ok(Response::new(unary::info(&self.0.queues, request.into_inner())))
+        let caller = self.caller(&request)?;
+        Ok(Response::new(unary::info(&self.0.queues, &caller, request.into_inner())))
     }
 }

@@ -7,29 +7,44 @@ use polymq_kubemq_proto::{Request, Response, Subscribe, request::RequestType, su
 use tonic::Status;
 
 use super::{Answers, admin};
-use crate::{broker::Shared, names, refusal::Refusal};
+use crate::{
+    access::Caller,
+    broker::Shared,
+    names,
+    refusal::Refusal,
+    rules::{Action, Resource},
+};
 
-pub(super) async fn ask(shared: &Shared, request: Request) -> Result<Response, Status> {
+pub(super) async fn ask(shared: &Shared, caller: &Caller, request: Request) -> Result<Response, Status> {
     if request.channel == admin::CHANNEL && request.request_type_data() == RequestType::Query {
-        return Ok(admin::answer(shared, request).await);
+        return Ok(admin::answer(shared, caller, request).await);
     }
+    let resource =
+        if request.request_type_data() == RequestType::Command { Resource::Commands } else { Resource::Queries };
+    let may = caller.may(Action::Write, resource, &request.client_id, &request.channel);
+    may.map_err(|refusal| refusal.status())?;
     tokio::select! {
         answer = shared.requests.ask(request) => answer.map_err(|refusal| refusal.status()),
         () = shared.stopping.cancelled() => Err(Refusal::shutdown().status()),
     }
 }
 
-pub(super) fn subscribe(shared: &Arc<Shared>, subscribe: &Subscribe) -> Result<Answers<Request>, Status> {
+pub(super) fn subscribe(
+    shared: &Arc<Shared>,
+    caller: &Caller,
+    subscribe: &Subscribe,
+) -> Result<Answers<Request>, Status> {
     let listen = || {
-        let listeners = match subscribe.subscribe_type_data() {
-            SubscribeType::Commands => &shared.requests.commands,
-            SubscribeType::Queries => &shared.requests.queries,
+        let (listeners, resource) = match subscribe.subscribe_type_data() {
+            SubscribeType::Commands => (&shared.requests.commands, Resource::Commands),
+            SubscribeType::Queries => (&shared.requests.queries, Resource::Queries),
             _ => return Err(Refusal::subscribe_type()),
         };
         if subscribe.client_id.is_empty() {
             return Err(Refusal::no_client());
         }
         names::check(&subscribe.channel)?;
+        caller.may(Action::Read, resource, &subscribe.client_id, &subscribe.channel)?;
         Ok(listeners.listen(&subscribe.channel, &subscribe.group))
     };
     let listening = listen().map_err(|refusal| refusal.status())?;

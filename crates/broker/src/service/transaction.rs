@@ -15,7 +15,16 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::{Answers, unary};
-use crate::{broker::Shared, limits::DEFAULT_VISIBILITY, names, queue::Lent, queues::within, refusal::Refusal};
+use crate::{
+    access::Caller,
+    broker::Shared,
+    limits::DEFAULT_VISIBILITY,
+    names,
+    queue::Lent,
+    queues::within,
+    refusal::Refusal,
+    rules::{Action, Resource},
+};
 
 type Sender = mpsc::Sender<Result<StreamQueueMessagesResponse, Status>>;
 
@@ -27,6 +36,7 @@ enum Next {
 
 struct Transaction {
     shared: Arc<Shared>,
+    caller: Caller,
     held: Option<Lent>,
     until: Instant,
     /// Of the last request: what the server says unasked refers to it.
@@ -35,12 +45,13 @@ struct Transaction {
 
 pub(super) fn serve(
     shared: Arc<Shared>,
+    caller: Caller,
     mut requests: Streaming<StreamQueueMessagesRequest>,
 ) -> Answers<StreamQueueMessagesResponse> {
     let (answers, stream) = mpsc::channel(4);
     tokio::spawn(async move {
         let mut transaction =
-            Transaction { shared, held: None, until: Instant::now(), last: (String::new(), Kind::Unknown) };
+            Transaction { shared, caller, held: None, until: Instant::now(), last: (String::new(), Kind::Unknown) };
         transaction.run(&mut requests, &answers).await;
         // A client that went away has had its delivery: to the tail, counted.
         if let Some(lent) = transaction.held.take()
@@ -122,6 +133,7 @@ impl Transaction {
             Kind::ResendMessage => {
                 self.holds(Refusal::nothing_to_send()).map_err(goes)?;
                 names::check_queue(&request.channel).map_err(goes)?;
+                self.may(Action::Write, &request).map_err(goes)?;
                 if let Some(lent) = self.held.take() {
                     let resent = self.shared.queues.requeue(lent, &request.channel, false).await;
                     resent.map_err(|_| (Refusal::not_resent(), Next::Ends))?;
@@ -130,7 +142,7 @@ impl Transaction {
             Kind::SendModifiedMessage => {
                 self.holds(Refusal::nothing_to_ack()).map_err(goes)?;
                 let message = request.modified_message.ok_or_else(|| goes(Refusal::no_message()))?;
-                let sent = self.shared.queues.send(message).await;
+                let sent = unary::send_one(&self.shared.queues, &self.caller, message).await;
                 if sent.is_error {
                     return Err(goes(Refusal::because(sent.error)));
                 }
@@ -152,9 +164,10 @@ impl Transaction {
             return Err(goes(Refusal::already_active()));
         }
         names::check_queue(&request.channel).map_err(goes)?;
+        self.may(Action::Read, request).map_err(goes)?;
         let visibility = self.visibility(request.visibility_seconds).map_err(goes)?;
         let wait = unary::wait(request.wait_time_seconds, self.shared.queues.limits().wait).map_err(goes)?;
-        let queue = self.shared.queues.get(&request.channel);
+        let queue = self.shared.queues.get(&request.channel).map_err(goes)?;
         let taken = queue.take(1, Instant::now() + wait).await.map_err(|cause| (cause.into(), Next::Ends))?;
         let Some(lent) = taken.messages.into_iter().next() else {
             return Err((Refusal::nothing_came(), Next::Ends));
@@ -163,6 +176,10 @@ impl Transaction {
         self.held = Some(lent);
         self.until = Instant::now() + visibility;
         Ok((answer, Next::Goes))
+    }
+
+    fn may(&self, action: Action, request: &StreamQueueMessagesRequest) -> Result<(), Refusal> {
+        self.caller.may(action, Resource::Queues, &request.client_id, &request.channel)
     }
 
     fn holds(&self, otherwise: Refusal) -> Result<(), Refusal> {

@@ -2,47 +2,67 @@
 
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use polymq_kubemq_proto::{
-    AckAllQueueMessagesRequest, AckAllQueueMessagesResponse, QueueInfo, QueueMessagesBatchRequest,
+    AckAllQueueMessagesRequest, AckAllQueueMessagesResponse, QueueInfo, QueueMessage, QueueMessagesBatchRequest,
     QueueMessagesBatchResponse, QueuesInfo, QueuesInfoRequest, QueuesInfoResponse, ReceiveQueueMessagesRequest,
-    ReceiveQueueMessagesResponse,
+    ReceiveQueueMessagesResponse, SendQueueMessageResult,
 };
 use tokio::time::Instant;
 use tonic::Status;
 
 use crate::{
+    access::Caller,
     broker::Shared,
     limits::DEFAULT_WAIT,
     names,
     queue::{Lent, Taken},
     queues::{Queues, within},
     refusal::Refusal,
+    rules::{Action, Resource},
 };
+
+/// Sends a message if its sender may: to its queue, and to the one of its dead letters.
+/// Sends what the caller may send; a result each.
+pub(super) async fn send(queues: &Queues, caller: &Caller, messages: Vec<QueueMessage>) -> Vec<SendQueueMessageResult> {
+    let may = |message: &QueueMessage| {
+        let dead = message.policy.as_ref().map_or("", |policy| &policy.max_receive_queue);
+        let mut names = [message.channel.as_str(), dead].into_iter().filter(|name| !name.is_empty());
+        names.try_for_each(|name| caller.may(Action::Write, Resource::Queues, &message.client_id, name))
+    };
+    queues.send(messages, may).await
+}
+
+pub(super) async fn send_one(queues: &Queues, caller: &Caller, message: QueueMessage) -> SendQueueMessageResult {
+    send(queues, caller, vec![message]).await.pop().unwrap_or_default()
+}
 
 pub(super) async fn send_batch(
     queues: &Queues,
+    caller: &Caller,
     request: QueueMessagesBatchRequest,
 ) -> Result<QueueMessagesBatchResponse, Status> {
     if request.messages.is_empty() {
         return Err(Status::unknown("empty messages batch"));
     }
-    // Polled in their order, so that they enter their queues in it; they share the disk's answer.
-    let results = join_all(request.messages.into_iter().map(|message| queues.send(message))).await;
+    let results = send(queues, caller, request.messages).await;
     let have_errors = results.iter().any(|result| result.is_error);
     Ok(QueueMessagesBatchResponse { batch_id: request.batch_id, results, have_errors })
 }
 
-pub(super) async fn receive(shared: &Shared, request: ReceiveQueueMessagesRequest) -> ReceiveQueueMessagesResponse {
+pub(super) async fn receive(
+    shared: &Shared,
+    caller: &Caller,
+    request: ReceiveQueueMessagesRequest,
+) -> ReceiveQueueMessagesResponse {
     let (request_id, is_peak) = (request.request_id.clone(), request.is_peak);
-    match taken(shared, &request).await {
+    match taken(shared, caller, &request).await {
         Ok(taken) => {
             let messages: Vec<_> = taken.messages.iter().map(Lent::message).collect();
             let messages_received = i32::try_from(messages.len()).unwrap_or(i32::MAX);
             let messages_expired = i32::try_from(taken.expired).unwrap_or(i32::MAX);
             if !is_peak {
                 // A caller that is gone by now has dropped this future, and with it the loans.
-                taken.messages.into_iter().for_each(Lent::remove);
+                Lent::remove_all(taken.messages);
             }
             ReceiveQueueMessagesResponse {
                 request_id,
@@ -63,32 +83,38 @@ pub(super) async fn receive(shared: &Shared, request: ReceiveQueueMessagesReques
     }
 }
 
-async fn taken(shared: &Shared, request: &ReceiveQueueMessagesRequest) -> Result<Taken, Refusal> {
+async fn taken(shared: &Shared, caller: &Caller, request: &ReceiveQueueMessagesRequest) -> Result<Taken, Refusal> {
     let limits = shared.queues.limits();
     if request.client_id.is_empty() {
         return Err(Refusal::no_client());
     }
     names::check_queue(&request.channel)?;
+    caller.may(Action::Read, Resource::Queues, &request.client_id, &request.channel)?;
     let most = usize::try_from(request.max_number_of_messages).unwrap_or(0);
     if !(1..=limits.receive).contains(&most) {
         return Err(Refusal::receive_count_of_request());
     }
     let wait = wait(request.wait_time_seconds, limits.wait)?;
-    let queue = shared.queues.get(&request.channel);
+    let queue = shared.queues.get(&request.channel)?;
     tokio::select! {
         taken = queue.take(most, Instant::now() + wait) => Ok(taken?),
         () = shared.stopping.cancelled() => Err(Refusal::shutdown()),
     }
 }
 
-pub(super) async fn ack_all(queues: &Queues, request: AckAllQueueMessagesRequest) -> AckAllQueueMessagesResponse {
+pub(super) async fn ack_all(
+    queues: &Queues,
+    caller: &Caller,
+    request: AckAllQueueMessagesRequest,
+) -> AckAllQueueMessagesResponse {
     let result = async {
         if request.client_id.is_empty() {
             return Err(Refusal::no_client());
         }
         names::check_queue(&request.channel)?;
+        caller.may(Action::Write, Resource::Queues, &request.client_id, &request.channel)?;
         wait(request.wait_time_seconds, queues.limits().wait)?;
-        Ok(queues.get(&request.channel).purge().await?)
+        Ok(queues.get(&request.channel)?.purge().await?)
     };
     let request_id = request.request_id.clone();
     match result.await {
@@ -104,12 +130,13 @@ pub(super) async fn ack_all(queues: &Queues, request: AckAllQueueMessagesRequest
     }
 }
 
-pub(super) fn info(queues: &Queues, request: QueuesInfoRequest) -> QueuesInfoResponse {
+pub(super) fn info(queues: &Queues, caller: &Caller, request: QueuesInfoRequest) -> QueuesInfoResponse {
     let names: Vec<_> = request.queue_name.split(';').filter(|name| !name.is_empty()).collect();
     let queues: Vec<_> = queues
         .all()
         .into_iter()
         .filter(|queue| names.is_empty() || names.contains(&&*queue.name))
+        .filter(|queue| caller.may(Action::Read, Resource::Queues, "", &queue.name).is_ok())
         .map(|queue| {
             let stats = queue.stats();
             QueueInfo {

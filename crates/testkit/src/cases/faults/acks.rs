@@ -20,6 +20,10 @@ pub async fn ack_fails_while_a_handler_runs(cx: Cx) {
     plan.slow = Some(("m-000000", Duration::from_secs(2)));
     let mut scenario = Scenario::start(&cx, plan).await;
     scenario.send(3);
+    if !cx.capabilities().direct {
+        // What is not confirmed when the connection is lost is sent again, which would count as handled too often below.
+        scenario.all_accepted().await;
+    }
     let begun = || scenario.started.of("m-000000").len();
     eventually(cx.harness().recovery(), || async {
         if begun() == 1 { Ok(()) } else { Err("the handler does not run") }

@@ -1,87 +1,22 @@
 //! What one consumer's reader, handlers and background task share: messages that are held, and what is to be told SQS
 //! about them.
 
+mod held;
+mod leases;
+
+pub(crate) use held::{Change, Copied, Delete, Held, Purpose};
+
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use polymq_core::{Completer, Error, ErrorKind, Incoming, Result, Token};
+use polymq_core::{Error, ErrorKind, Incoming, Result, Token};
 use tokio::{sync::Notify, time::Instant};
 
-use crate::{NAME, backend::BATCH, error, outbox::Letter};
-
-/// A message that SQS has lent to us.
-#[derive(Debug, Clone)]
-pub(crate) struct Held {
-    pub(crate) receipt: Arc<str>,
-    received: Instant,
-    /// When SQS lends it to somebody else.
-    pub(crate) deadline: Instant,
-    pub(crate) attempt: u32,
-    /// How many of polymq's own headers it came with: when there are more, a return must carry them.
-    pub(crate) system: usize,
-    /// SQS's own id, by which it is known again.
-    pub(crate) native_id: Arc<str>,
-    /// It has no key, so nothing waits behind it.
-    alone: bool,
-    bytes: usize,
-    extending: bool,
-}
-
-impl Held {
-    pub(crate) fn new(receipt: &str, native_id: &str, incoming: &Incoming, lease: Duration) -> Self {
-        let now = Instant::now();
-        Self {
-            receipt: receipt.into(),
-            received: now,
-            deadline: now + lease,
-            attempt: incoming.attempt.unwrap_or(1),
-            system: incoming.message.system_headers().len(),
-            native_id: native_id.into(),
-            alone: incoming.message.key().is_none(),
-            bytes: incoming.message.size(),
-            extending: false,
-        }
-    }
-}
-
-/// An acknowledgement to be sent.
-#[derive(Debug)]
-pub(crate) struct Delete {
-    pub(crate) receipt: Arc<str>,
-    pub(crate) deadline: Instant,
-}
-
-/// A change of the time for which a message is hidden.
-#[derive(Debug)]
-pub(crate) struct Change {
-    pub(crate) receipt: Arc<str>,
-    pub(crate) seconds: i32,
-    pub(crate) deadline: Instant,
-    pub(crate) purpose: Purpose,
-}
-
-/// Why it is changed, and who waits for it.
-#[derive(Debug)]
-pub(crate) enum Purpose {
-    /// It goes back; best effort.
-    Release,
-    /// It comes again later.
-    Retry(Completer<()>),
-    /// It stays here for longer.
-    Extend(Token, Option<Completer<()>>),
-}
-
-/// A copy that takes a message's place, because what it must carry cannot be written on the original.
-#[derive(Debug)]
-pub(crate) struct Copied {
-    pub(crate) letter: Letter,
-    pub(crate) held: Held,
-    /// Without one, it is returned as it is when the copy fails.
-    pub(crate) answer: Option<(Token, Completer<()>)>,
-}
+use self::held::release;
+use crate::{NAME, backend::BATCH, error};
 
 #[derive(Debug, Default)]
 struct State {
@@ -381,82 +316,6 @@ impl Shared {
         }
     }
 
-    /// Extends the loan of a message that stays held.
-    pub(crate) fn extend(&self, token: Token, seconds: i32, answer: Completer<()>) {
-        let mut state = self.lock();
-        if state.abandoned {
-            return answer.complete(Err(error::closed("settle")));
-        }
-        match state.held.get_mut(&token) {
-            Some(held) if held.deadline > Instant::now() => {
-                let left = self.lease_cap.saturating_sub(held.received.elapsed());
-                let seconds = seconds.min(crate::convert::seconds(left));
-                if seconds == 0 {
-                    drop(state);
-                    return answer.complete(Err(error::capped(self.lease_cap)));
-                }
-                held.extending = true;
-                let (receipt, deadline) = (Arc::clone(&held.receipt), held.deadline);
-                let purpose = Purpose::Extend(token, Some(answer));
-                state.changes.push_back(Change { receipt, seconds, deadline, purpose });
-            }
-            _ => return answer.complete(Err(error::stale())),
-        }
-        drop(state);
-        self.work.notify_one();
-    }
-
-    /// A loan was extended, or not.
-    pub(crate) fn extended(&self, token: Token, until: Option<Instant>) {
-        let mut state = self.lock();
-        // Not extended, it may not be ours any more: its loan ends when it ends.
-        if let (Some(held), Some(until)) = (state.held.get_mut(&token), until) {
-            held.extending = false;
-            held.deadline = until;
-        }
-    }
-
-    /// Asks for longer loans where they are half over, and forgets messages whose loan is over.
-    pub(crate) fn heartbeat(&self, is_up: bool) {
-        let now = Instant::now();
-        let mut state = self.lock();
-        let before = state.held.len();
-        let State { held, changes, bytes, .. } = &mut *state;
-        held.retain(|token, held| {
-            if held.deadline <= now {
-                *bytes = bytes.saturating_sub(held.bytes);
-                return false;
-            }
-            let age = now - held.received;
-            let half_over = held.deadline - now < self.lease / 2;
-            let left = self.lease_cap.saturating_sub(age);
-            let seconds = crate::convert::seconds(self.lease.min(left));
-            // Not shortened either: what is left of the loan may be more than what the cap allows anew.
-            let longer = now + Duration::from_secs(u64::try_from(seconds).unwrap_or_default()) > held.deadline;
-            if is_up && half_over && longer && !held.extending && !left.is_zero() {
-                held.extending = true;
-                let (receipt, deadline) = (Arc::clone(&held.receipt), held.deadline);
-                changes.push_back(Change { receipt, seconds, deadline, purpose: Purpose::Extend(*token, None) });
-            }
-            true
-        });
-        let over = before - state.held.len();
-        if over > 0 {
-            let State { held, buffer, .. } = &mut *state;
-            buffer.retain(|incoming| held.contains_key(&incoming.token));
-            tracing::warn!(over, "loans of messages are over; SQS delivers them again");
-        }
-    }
-
-    /// How often [`heartbeat`](Self::heartbeat) is due.
-    pub(crate) fn tick(&self) -> Duration {
-        self.lease / 6
-    }
-
-    pub(crate) fn lease(&self) -> Duration {
-        self.lease
-    }
-
     /// Keeps headers that a message cannot carry while it stays in its queue; this consumer may see it again.
     pub(crate) fn note(&self, held: &Held, headers: Vec<(String, String)>) {
         let mut state = self.lock();
@@ -522,10 +381,6 @@ fn batch<T>(queue: &mut VecDeque<T>, running: usize) -> Vec<T> {
     }
     let count = queue.len().min(BATCH);
     queue.drain(..count).collect()
-}
-
-fn release(held: Held) -> Change {
-    Change { receipt: held.receipt, seconds: 0, deadline: held.deadline, purpose: Purpose::Release }
 }
 
 /// A final error, for reading.

@@ -1,0 +1,105 @@
+//! What is kept of stored events: by age, number and bytes. The oldest go first, sequences go on.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use crate::{
+    limits::Limits,
+    log::Log,
+    queue::now,
+    store::{Change, Key, StoreError, StoredChannel},
+};
+
+/// How often is looked.
+pub(crate) const EVERY: Duration = Duration::from_secs(1);
+/// Events that go in one step, so that nobody who writes waits long.
+const STEP: usize = 2048;
+
+/// What a log holds, as far as retention wants to know it.
+#[derive(Debug)]
+pub(crate) struct Kept(Mutex<State>);
+
+#[derive(Debug, Clone, Copy)]
+struct State {
+    /// The first sequence that may still be there.
+    first: u64,
+    count: u64,
+    bytes: u64,
+    /// When the first event was stored; `None` until somebody has looked.
+    oldest: Option<i64>,
+}
+
+impl Kept {
+    pub(crate) fn new(stored: &StoredChannel) -> Self {
+        let first = stored.first.unwrap_or(stored.next);
+        Self(Mutex::new(State { first, count: stored.count, bytes: stored.bytes, oldest: None }))
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
+        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// An event was stored.
+    pub(crate) fn add(&self, size: usize) {
+        self.with(|state| {
+            state.count += 1;
+            state.bytes += size as u64;
+        });
+    }
+
+    /// Number and bytes of what is there.
+    pub(crate) fn size(&self) -> (u64, u64) {
+        self.with(|state| (state.count, state.bytes))
+    }
+}
+
+/// Removes what is beyond the limits from one log.
+pub(crate) async fn trim(log: &Arc<Log>, limits: &Limits) -> Result<(), StoreError> {
+    while let Some((from, to, count, bytes)) = beyond(log, limits)? {
+        let range = Change::RemoveRange { from: Key::new(log.id, from), to: Key::new(log.id, to), except: Vec::new() };
+        log.store().store(vec![range]).await?;
+        log.kept.with(|state| {
+            state.first = to;
+            state.count = state.count.saturating_sub(count);
+            state.bytes = state.bytes.saturating_sub(bytes);
+            state.oldest = None;
+        });
+        tracing::debug!(channel = log.name, count, bytes, "stored events have had their time");
+    }
+    Ok(())
+}
+
+/// The next step: from where to where, and how much that is.
+fn beyond(log: &Log, limits: &Limits) -> Result<Option<(u64, u64, u64, u64)>, StoreError> {
+    let state = log.kept.with(|state| *state);
+    if state.count == 0 {
+        return Ok(None);
+    }
+    let (most, most_bytes) = (limits.event_count.unwrap_or(u64::MAX), limits.event_bytes.unwrap_or(u64::MAX));
+    let mut young = state.first;
+    if let Some(age) = limits.event_age {
+        let since = now().saturating_sub(i64::try_from(age.as_nanos()).unwrap_or(i64::MAX));
+        let oldest = match state.oldest {
+            Some(oldest) => oldest,
+            None => log.events(state.first, 1)?.first().map_or(i64::MAX, |event| event.timestamp),
+        };
+        log.kept.with(|state| state.oldest = Some(oldest));
+        if oldest < since {
+            young = log.at(state.first, since)?;
+        }
+    }
+    if young == state.first && state.count <= most && state.bytes <= most_bytes {
+        return Ok(None);
+    }
+    let (mut to, mut count, mut bytes) = (state.first, 0, 0);
+    for (sequence, size) in log.store().sizes(log.id, state.first, STEP)? {
+        let fits = state.count - count <= most && state.bytes.saturating_sub(bytes) <= most_bytes;
+        if (sequence >= young && fits) || count == state.count {
+            break;
+        }
+        (to, count, bytes) = (sequence + 1, count + 1, bytes + size);
+    }
+    Ok((count > 0).then_some((state.first, to, count, bytes)))
+}

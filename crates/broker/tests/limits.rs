@@ -1,0 +1,287 @@
+//! Limits: what is kept, what is refused, and what goes on all the same.
+
+mod common;
+
+use std::time::Duration;
+
+use common::*;
+use polymq_broker::{Broker, Limits};
+use polymq_kubemq_proto::{request::RequestType, subscribe::*, *};
+
+async fn broker(limits: Limits) -> Broker {
+    Broker::builder().listen("127.0.0.1:0").limits(limits).start().await.unwrap()
+}
+
+/// The first stored event that there is; one more is sent first, so that there is one.
+async fn first(client: &mut Client, reader: &str) -> EventReceive {
+    let request = Subscribe {
+        client_id: reader.into(),
+        ..subscribe(SubscribeType::EventsStore, "log", EventsStoreType::StartFromFirst)
+    };
+    next(&mut client.subscribe_to_events(request).await.unwrap().into_inner()).await
+}
+
+/// Asks until retention has had its turn.
+async fn first_after(client: &mut Client, sequence: u64) -> EventReceive {
+    loop {
+        // A reader of its own each time: one that was here before goes on where it was.
+        let event = first(client, &format!("reader {}", fastrand::u64(..))).await;
+        if event.sequence > sequence {
+            return event;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn stored_events_go_by_number_and_sequences_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let limits = Limits { event_count: Some(3), ..Limits::default() };
+    let start = || Broker::builder().listen("127.0.0.1:0").limits(limits.clone()).data_dir(folder.path()).start();
+    let broker = start().await.unwrap();
+    let mut caller = client(&broker).await;
+    for number in 1..=10 {
+        assert!(caller.send_event(event("log", number.to_string(), true)).await.unwrap().into_inner().sent);
+    }
+    let kept = first_after(&mut caller, 1).await;
+    assert_eq!((kept.sequence, &*kept.body), (8, &b"8"[..]));
+    drop(caller);
+    broker.stop().await;
+
+    let broker = start().await.unwrap();
+    let mut caller = client(&broker).await;
+    caller.send_event(event("log", "11", true)).await.unwrap();
+    let kept = first_after(&mut caller, 8).await;
+    assert_eq!((kept.sequence, &*kept.body), (9, &b"9"[..]));
+}
+
+#[tokio::test]
+async fn stored_events_go_by_bytes_and_by_age() {
+    let limits = Limits { event_bytes: Some(5_000), ..Limits::default() };
+    let broker = broker(limits).await;
+    let mut caller = client(&broker).await;
+    for _ in 0..10 {
+        caller.send_event(event("log", vec![b'x'; 1000], true)).await.unwrap();
+    }
+    assert_eq!(first_after(&mut caller, 1).await.sequence, 7, "four of about 1050 bytes fit in");
+
+    let limits = Limits { event_age: Some(Duration::from_millis(500)), ..Limits::default() };
+    let broker = self::broker(limits).await;
+    let mut caller = client(&broker).await;
+    caller.send_event(event("log", "old", true)).await.unwrap();
+    let mut live = {
+        let all = Subscribe {
+            client_id: "live".into(),
+            ..subscribe(SubscribeType::EventsStore, "log", EventsStoreType::StartFromFirst)
+        };
+        caller.subscribe_to_events(all).await.unwrap().into_inner()
+    };
+    assert_eq!(next(&mut live).await.sequence, 1);
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    caller.send_event(event("log", "young", true)).await.unwrap();
+    let kept = first_after(&mut caller, 1).await;
+    assert_eq!((kept.sequence, &*kept.body), (2, &b"young"[..]));
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_until_something_is_received() {
+    for limits in
+        [Limits { queue_count: Some(3), ..Limits::default() }, Limits { queue_bytes: Some(3_000), ..Limits::default() }]
+    {
+        let broker = broker(limits).await;
+        let mut caller = client(&broker).await;
+        let big = || message("orders", vec![b'x'; 1000]);
+        for _ in 0..3 {
+            assert_eq!(send(&mut caller, big()).await.error, "");
+        }
+        let refused = send(&mut caller, big()).await;
+        assert!(refused.error.contains("queue \"orders\" has 3"), "{refused:?}");
+        assert_eq!(send(&mut caller, message("others", "x")).await.error, "");
+        assert_eq!(receive(&mut caller, "orders", 1).await.len(), 1);
+        assert_eq!(send(&mut caller, big()).await.error, "");
+        assert!(send(&mut caller, big()).await.is_error);
+    }
+}
+
+#[tokio::test]
+async fn a_full_store_refuses_what_comes_in_and_goes_on_giving() {
+    let folder = tempfile::tempdir().unwrap();
+    for builder in [Broker::builder(), Broker::builder().data_dir(folder.path())] {
+        let limits = Limits { store_bytes: Some(2 << 20), ..Limits::default() };
+        let broker = builder.listen("127.0.0.1:0").limits(limits).start().await.unwrap();
+        let mut caller = client(&broker).await;
+        let mut sent = 0;
+        let refused = loop {
+            let result = send(&mut caller, message("orders", vec![b'x'; 100_000])).await;
+            if result.is_error {
+                break result.error;
+            }
+            sent += 1;
+        };
+        assert!(refused.contains("the store has reached its limit of 2097152 bytes"), "{refused}");
+        assert!((15..30).contains(&sent), "{sent}");
+        let refused = caller.send_event(event("log", "x", true)).await.unwrap_err();
+        assert!(refused.message().contains("has reached its limit"), "{refused}");
+
+        // Nothing that was accepted is lost, a message can be returned, and what is received makes room.
+        let get = QueuesDownstreamRequest {
+            client_id: "test".into(),
+            channel: "orders".into(),
+            request_type_data: QueuesDownstreamRequestType::Get.into(),
+            max_items: 1,
+            ..QueuesDownstreamRequest::default()
+        };
+        let (requests, stream) = tokio::sync::mpsc::channel(1);
+        let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
+        let mut answers = caller.queues_downstream(stream).await.unwrap().into_inner();
+        requests.send(get.clone()).await.unwrap();
+        let polled = answers.message().await.unwrap().unwrap();
+        let nack = QueuesDownstreamRequest {
+            request_type_data: QueuesDownstreamRequestType::NAckAll.into(),
+            ref_transaction_id: polled.transaction_id,
+            ..get
+        };
+        requests.send(nack).await.unwrap();
+        let mut received = 0;
+        while received < sent {
+            received += receive(&mut caller, "orders", 100).await.len();
+        }
+        assert_eq!((received, receive(&mut caller, "orders", 1).await.len()), (sent, 0));
+        // The writer's next look finds the room.
+        while send(&mut caller, message("orders", "again")).await.is_error {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_disk_with_little_left_is_kept_for_settling() {
+    let folder = tempfile::tempdir().unwrap();
+    let limits = Limits { free_disk: u64::MAX, ..Limits::default() };
+    let broker = Broker::builder().listen("127.0.0.1:0").data_dir(folder.path()).limits(limits).start().await.unwrap();
+    let mut caller = client(&broker).await;
+    let refused = send(&mut caller, message("orders", "x")).await.error;
+    assert!(refused.contains("the disk is full: free space in the data directory; nothing was stored"), "{refused}");
+}
+
+#[tokio::test]
+async fn one_answer_has_bounded_bytes_and_a_stream_holds_bounded_messages() {
+    let limits = Limits { answer: 250_000, held_count: 5, ..Limits::default() };
+    let broker = broker(limits).await;
+    let mut caller = client(&broker).await;
+    for number in 0..6_u8 {
+        send(&mut caller, message("orders", vec![b'0' + number; 100_000])).await;
+    }
+    let big = QueueMessage { channel: "big".into(), ..message("big", vec![b'x'; 1_000_000]) };
+    send(&mut caller, big).await;
+    assert_eq!(receive(&mut caller, "big", 10).await.len(), 1, "one that is larger comes alone");
+
+    let (requests, stream) = tokio::sync::mpsc::channel(4);
+    let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
+    let mut answers = caller.queues_downstream(stream).await.unwrap().into_inner();
+    let get = QueuesDownstreamRequest {
+        client_id: "test".into(),
+        channel: "orders".into(),
+        request_type_data: QueuesDownstreamRequestType::Get.into(),
+        max_items: 10,
+        ..QueuesDownstreamRequest::default()
+    };
+    let mut polls = Vec::new();
+    for expected in [2, 2, 2] {
+        requests.send(get.clone()).await.unwrap();
+        let answer = answers.message().await.unwrap().unwrap();
+        assert_eq!(answer.messages.len(), expected);
+        polls.push(answer);
+    }
+    let order: Vec<_> = polls.iter().flat_map(|poll| &poll.messages).map(|message| message.body[0]).collect();
+    assert_eq!(order, b"012345");
+    requests.send(get.clone()).await.unwrap();
+    let refused = answers.message().await.unwrap().unwrap();
+    assert!(refused.error.contains("this stream holds 6 messages of 6"), "{refused:?}");
+    let ack = QueuesDownstreamRequest {
+        request_type_data: QueuesDownstreamRequestType::AckAll.into(),
+        ref_transaction_id: polls[0].transaction_id.clone(),
+        ..get.clone()
+    };
+    requests.send(ack).await.unwrap();
+    requests.send(get).await.unwrap();
+    assert_eq!(answers.message().await.unwrap().unwrap().error, "");
+}
+
+#[tokio::test]
+async fn a_subscriber_that_does_not_read_loses_events_and_nobody_else_does() {
+    let broker = broker(Limits { waiting: 1 << 20, ..Limits::default() }).await;
+    let mut caller = client(&broker).await;
+    let listen = || subscribe(SubscribeType::Events, "news", EventsStoreType::Undefined);
+    let mut slow = client(&broker).await.subscribe_to_events(listen()).await.unwrap().into_inner();
+    let mut quick = client(&broker).await.subscribe_to_events(listen()).await.unwrap().into_inner();
+    for number in 0..100_u8 {
+        let mut body = vec![b'x'; 100_000];
+        body[0] = number;
+        caller.send_event(event("news", body, false)).await.unwrap();
+        assert_eq!(next(&mut quick).await.body[0], number);
+    }
+    caller.send_event(event("news", "the end", false)).await.unwrap();
+    next(&mut quick).await;
+    // Who comes late finds what had room for it, in order; then it is told again.
+    let mut seen = Vec::new();
+    while let Ok(event) = tokio::time::timeout(Duration::from_millis(500), slow.message()).await {
+        seen.push(event.unwrap().unwrap().body[0]);
+    }
+    assert!(seen.len() > 5 && seen.len() < 60 && seen.is_sorted(), "{seen:?}");
+    caller.send_event(event("news", "later", false)).await.unwrap();
+    assert_eq!(&*next(&mut slow).await.body, b"later");
+}
+
+#[tokio::test]
+async fn channels_and_names_are_bounded() {
+    let broker = broker(Limits { channels: 2, ..Limits::default() }).await;
+    let mut caller = client(&broker).await;
+    for queue in ["a", "b"] {
+        assert_eq!(send(&mut caller, message(queue, "x")).await.error, "");
+    }
+    let refused = send(&mut caller, message("c", "x")).await.error;
+    assert_eq!(refused, "there are 2 channels, the most this broker allows: delete some, or raise the limit");
+    let asked = caller.receive_queue_messages(receiving("d", 1)).await.unwrap().into_inner();
+    assert!(asked.error.contains("there are 2 channels"), "{asked:?}");
+    assert_eq!(send(&mut caller, message("a", "x")).await.error, "", "known ones go on");
+    let long = "x".repeat(2000);
+    assert!(send(&mut caller, message(&long, "x")).await.error.starts_with("Error 120: "));
+    assert!(caller.send_event(event(&long, "x", true)).await.unwrap_err().message().contains("1024 bytes"));
+}
+
+#[tokio::test]
+async fn the_cache_of_answers_is_bounded_by_bytes() {
+    let broker = broker(Limits { cache: 150_000, ..Limits::default() }).await;
+    let mut caller = client(&broker).await;
+    let listen = subscribe(SubscribeType::Queries, "ask", EventsStoreType::Undefined);
+    let mut asked = caller.subscribe_to_requests(listen).await.unwrap().into_inner();
+    let mut responder = client(&broker).await;
+    let answering = tokio::spawn(async move {
+        while let Ok(Some(request)) = asked.message().await {
+            let response = Response {
+                client_id: "responder".into(),
+                request_id: request.request_id,
+                reply_channel: request.reply_channel,
+                body: vec![b'x'; 100_000].into(),
+                executed: true,
+                ..Response::default()
+            };
+            responder.send_response(response).await.unwrap();
+        }
+    });
+    let ask = |key: &str| Request {
+        request_type_data: RequestType::Query.into(),
+        client_id: "test".into(),
+        channel: "ask".into(),
+        body: "?".into(),
+        timeout: 5000,
+        cache_key: key.into(),
+        cache_ttl: 60,
+        ..Request::default()
+    };
+    for (key, hit) in [("a", false), ("a", true), ("b", false), ("b", false), ("a", true)] {
+        assert_eq!(caller.send_request(ask(key)).await.unwrap().into_inner().cache_hit, hit, "{key}");
+    }
+    answering.abort();
+}

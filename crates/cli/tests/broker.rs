@@ -1,0 +1,72 @@
+//! `polymq broker` as its starter sees it: the line, the signals, the sentences, the exit codes.
+
+mod common;
+
+use std::process::{Command, Output};
+
+use common::Broker;
+
+fn run(options: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_polymq")).arg("broker").args(options).output().unwrap()
+}
+
+/// One sentence on stderr with these parts, and an exit code.
+fn fails(options: &[&str], code: i32, parts: &[&str]) {
+    let output = run(options);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{options:?}: {text}");
+    assert!(text.starts_with("error: ") && text.lines().count() == 1, "{text}");
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is missing: {text}");
+    }
+    assert!(output.stdout.is_empty(), "nothing listens: {:?}", output.stdout);
+}
+
+#[test]
+fn it_says_where_it_listens_and_ends_well() {
+    let folder = tempfile::tempdir().unwrap();
+    for signal in ["TERM", "INT"] {
+        let data = folder.path().join(signal).join("new");
+        let mut broker = Broker::start(folder.path(), &["--data-dir", data.to_str().unwrap()]).unwrap();
+        let said: serde_json::Value = serde_json::from_str(&broker.line).unwrap();
+        assert_eq!(said["data_dir"], data.to_str().unwrap());
+        std::net::TcpStream::connect(&broker.address).unwrap();
+        let ended = broker.stop(signal).unwrap();
+        assert!(ended.success(), "{signal}: {ended}, {}", broker.logs());
+        assert!(std::fs::read_dir(&data).unwrap().count() > 0);
+        let log: serde_json::Value = serde_json::from_str(broker.logs().lines().next().unwrap()).unwrap();
+        assert_eq!(log["level"], "INFO", "with --json its logs are objects too");
+    }
+}
+
+#[test]
+fn in_memory_it_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut broker = Broker::start(folder.path(), &["--memory"]).unwrap();
+    assert!(broker.line.contains(r#""data_dir":null"#), "{}", broker.line);
+    assert!(broker.stop("TERM").unwrap().success());
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["broker.log"]);
+}
+
+#[test]
+fn a_wrong_command_line_is_one_sentence() {
+    fails(&["--listen", "here"], 2, &["'here'", "HOST:PORT", "127.0.0.1:50000"]);
+    fails(&["--listen", "127.0.0.1:70000"], 2, &["HOST:PORT"]);
+    fails(&["--memory", "--data-dir", "x"], 2, &["--memory", "--data-dir"]);
+    fails(&["--max-wait", "5"], 2, &["'5'", "duration with its unit"]);
+    fails(&["--max-message", "1GiB"], 2, &["'1GiB'", "128MiB"]);
+    fails(&["--max-receive", "0"], 2, &["'0'", "from 1"]);
+    fails(&["--memory", "--url", "amqp://localhost"], 2, &["--url", "this command is one"]);
+}
+
+#[test]
+fn an_address_that_is_taken_and_a_folder_that_is_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = Broker::start(folder.path(), &["--memory"]).unwrap();
+    fails(&["--memory", "--listen", &broker.address], 4, &[&broker.address, "in use", "choose another address"]);
+    fails(&["--memory", "--listen", "203.0.113.1:50000"], 4, &["203.0.113.1:50000"]);
+    let file = folder.path().join("file");
+    std::fs::write(&file, "x").unwrap();
+    fails(&["--listen", "127.0.0.1:0", "--data-dir", file.to_str().unwrap()], 1, &[file.to_str().unwrap()]);
+}

@@ -1,0 +1,170 @@
+//! The subscriptions that routes add up to, checked against what the backend can do.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use super::{AckMode, ConsumerFactory, Route};
+use crate::{
+    Address, Bus, Capabilities, ConsumeOptions, Error, ErrorKind, FailurePolicy, Kind, Result, RetryMode,
+    delivery::can_retry,
+    handler::{Service, Several, States},
+    runner::Callbacks,
+    serializers::Accept,
+    subscription::check_options,
+};
+
+/// A handler and the messages it takes.
+pub(crate) struct Entry {
+    pub(crate) name: &'static str,
+    pub(crate) kind: Option<Kind>,
+    pub(crate) service: Arc<dyn Service>,
+}
+
+impl Entry {
+    pub(crate) fn share(&self) -> Self {
+        Self { name: self.name, kind: self.kind.clone(), service: Arc::clone(&self.service) }
+    }
+}
+
+/// A subscription to be made, with its handlers.
+pub(crate) struct Plan {
+    pub(crate) address: Address,
+    pub(crate) options: ConsumeOptions,
+    pub(crate) entries: Vec<Entry>,
+    pub(crate) policy: FailurePolicy,
+    pub(crate) concurrency: usize,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) ack_mode: AckMode,
+    pub(crate) accept: Accept,
+    pub(crate) states: States,
+    pub(crate) callbacks: Callbacks,
+    only_own_kinds: bool,
+    chosen: Option<FailurePolicy>,
+}
+
+impl Plan {
+    pub(super) fn new(route: &Route, factory: &ConsumerFactory) -> Self {
+        Self {
+            address: route.address(),
+            options: ConsumeOptions { group: route.group.clone(), ..route.options.clone() },
+            entries: Vec::new(),
+            policy: FailurePolicy::default(),
+            concurrency: 1,
+            timeout: None,
+            ack_mode: route.ack_mode,
+            accept: factory.bus.parts().accept.clone(),
+            states: factory.states.clone(),
+            callbacks: factory.callbacks.clone(),
+            only_own_kinds: false,
+            chosen: None,
+        }
+    }
+
+    /// Adds one more handler to the subscription. Its options must not contradict those of the others.
+    pub(super) fn join(&mut self, route: &Route, bus: &Bus) -> Result<()> {
+        let kind = route.full_kind(bus)?;
+        if let Some(other) = self.entries.iter().find(|entry| entry.kind == kind) {
+            let takes = kind.as_ref().map_or_else(|| "any kind".to_owned(), ToString::to_string);
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("{} and {} both handle {takes} of {}", other.name, route.name, self.address),
+            )
+            .with_hint("give them different kinds or versions, or use Route::also for both to see each message"));
+        }
+        let contradicts = |what: &str| {
+            Error::new(ErrorKind::Conflict, format!("the handlers of {} ask for different {what}", self.address))
+                .with_hint("they share one subscription: say it once")
+        };
+        if route.ack_mode != self.ack_mode {
+            return Err(contradicts("acknowledgement modes"));
+        }
+        match (&self.chosen, &route.policy) {
+            (Some(chosen), Some(other)) if chosen != other => return Err(contradicts("failure policies")),
+            (None, Some(policy)) => {
+                self.chosen = Some(policy.clone());
+                self.policy = policy.clone();
+            }
+            _ => {}
+        }
+        self.concurrency = self.concurrency.max(route.concurrency);
+        self.timeout = self.timeout.max(route.timeout);
+        self.options.declare &= route.options.declare;
+        self.options.prefetch = self.options.prefetch.max(route.options.prefetch);
+        if let Some(accept) = &route.accept {
+            self.accept = accept.clone();
+        }
+        self.only_own_kinds |= route.only_own_kinds;
+        if route.ordered_by_key {
+            self.options.ordered_by_key = true;
+        }
+        self.options.transactional |= route.transactional;
+        if self.options.ordered_by_key {
+            // Sending a failed message behind the others would break the order that was asked for.
+            self.policy.mode = RetryMode::InPlace;
+        }
+        let service = if route.parts.is_empty() {
+            Arc::clone(&route.service)
+        } else {
+            let mut parts = vec![(route.name.replace(',', ";"), Arc::clone(&route.service))];
+            parts.extend(route.parts.iter().map(|(name, part)| (name.replace(',', ";"), Arc::clone(part))));
+            Arc::new(Several(parts))
+        };
+        if let Some((_, state)) = service.needed_states().into_iter().find(|(id, _)| !self.states.has(*id)) {
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!("{} of {} needs a state of type {state}, and none was given", route.name, self.address),
+            )
+            .with_hint("call ConsumerFactory::state before the runner starts"));
+        }
+        self.entries.push(Entry { name: route.name, kind, service });
+        Ok(())
+    }
+
+    /// Asks the broker for no other kinds, where a handler wants that.
+    pub(super) fn filter(&mut self) -> Result<()> {
+        if !self.only_own_kinds {
+            return Ok(());
+        }
+        let name_of = |entry: &Entry| entry.kind.as_ref().map(|kind| kind.name.to_string());
+        let kinds: Option<BTreeSet<String>> = self.entries.iter().map(name_of).collect();
+        let kinds = kinds.ok_or_else(|| {
+            Error::new(ErrorKind::Config, "only_own_kinds, and a handler that takes any kind")
+                .with_operation("start")
+                .with_channel(self.address.name())
+                .with_hint("derive Message for its argument, or call kind")
+        })?;
+        self.options.kinds = kinds.into_iter().collect();
+        Ok(())
+    }
+
+    pub(super) fn check(&self, bus: &Bus) -> Result<()> {
+        let (backend, capabilities) = (bus.backend(), bus.capabilities());
+        bus.parts().check_address(&self.address)?;
+        self.policy.check(&self.address)?;
+        check_options(backend, capabilities, &self.address, &self.options)?;
+        if self.options.transactional && self.ack_mode != AckMode::AfterSuccess {
+            return Err(Error::new(ErrorKind::Config, "a transaction acknowledges when the handler has succeeded")
+                .with_operation("start")
+                .with_channel(self.address.name())
+                .with_hint("leave its acknowledgement mode as it is"));
+        }
+        bus.parts().serializers.check(&self.accept)?;
+        self.check_retries(backend, capabilities)
+            .map_err(|error| error.with_operation("start").with_channel(self.address.name()))
+    }
+
+    fn check_retries(&self, backend: &'static str, capabilities: &Capabilities) -> Result<()> {
+        if self.policy.mode == RetryMode::InPlace || self.policy.max_attempts == 1 {
+            return Ok(());
+        }
+        can_retry(backend, capabilities, self.policy.backoff.max)
+            .map_err(|error| error.with_hint("retry in place, or shorten backoff.max"))
+    }
+
+    /// The name under which it is paused, resumed and counted.
+    pub(crate) fn name(&self) -> String {
+        match &self.options.group {
+            Some(group) => format!("{}@{group}", self.address.name()),
+            None => self.address.name().to_owned(),
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Runs one link: connects, keeps alive, reconnects, and moves packets.
+
+mod packets;
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::SinkExt;
+use polymq_core::{Error, ErrorKind, Result};
+use rumqttc::v5::mqttbytes::v5::{Disconnect, DisconnectReasonCode, Filter};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{sleep, timeout},
+};
+
+use crate::{
+    config::{MqttConfig, Protocol},
+    error::{error, unreachable},
+    greeting::establish,
+    health::Member,
+    link::{Command, Ends, Events, LinkOptions, Lost, Sending},
+    slots::Slots,
+    wire::Packet,
+};
+
+/// Runs a link until it is closed; `first` answers the first attempt to connect.
+pub(crate) async fn run(
+    config: Arc<MqttConfig>,
+    options: LinkOptions,
+    health: Member,
+    events: impl Events,
+    ends: Ends,
+    first: oneshot::Sender<Result<()>>,
+) {
+    let slots = Slots::default();
+    let generation = options.after;
+    let task =
+        Task { config, options, health, events, ends, slots, subscriptions: Vec::new(), generation, gate_open: false };
+    task.run(first).await;
+}
+
+#[cold]
+fn not_connected() -> Error {
+    error(ErrorKind::Disconnected, "not connected")
+}
+
+enum End {
+    Lost(Lost),
+    Closed { end_session: bool, done: Option<oneshot::Sender<usize>> },
+}
+
+struct Task<E> {
+    config: Arc<MqttConfig>,
+    options: LinkOptions,
+    health: Member,
+    events: E,
+    ends: Ends,
+    slots: Slots,
+    subscriptions: Vec<Filter>,
+    generation: u32,
+    gate_open: bool,
+}
+
+impl<E: Events> Task<E> {
+    async fn run(mut self, first: oneshot::Sender<Result<()>>) {
+        let mut first = Some(first);
+        let mut failures = 0_u32;
+        loop {
+            let attempt = timeout(self.config.connect_timeout, establish(&self.config, &self.options, false));
+            let attempt = tokio::select! {
+                attempt = attempt => attempt.unwrap_or_else(|_| Err(self.too_slow())),
+                end = offline(&mut self.ends.commands, &mut self.subscriptions) => return self.end(end, first, None).await,
+            };
+            match attempt {
+                Ok((reader, writer, connack)) => {
+                    failures = 0;
+                    // Before anybody who waits for the connection goes on and asks.
+                    self.health.up();
+                    match self.drive(reader, writer, connack, first.take()).await {
+                        End::Lost(lost) => {
+                            let reason = match &lost {
+                                Lost::TakenOver => "another connection uses this client id".to_owned(),
+                                Lost::Because(reason) => reason.clone(),
+                            };
+                            tracing::debug!(client_id = self.options.client_id, reason, "MQTT connection lost");
+                            self.slots.lose(&reason);
+                            self.health.down(&reason);
+                            if !self.events.lost(&lost) {
+                                let end = End::Closed { end_session: false, done: None };
+                                return self.end(end, first, None).await;
+                            }
+                        }
+                        closed => return self.end(closed, first, None).await,
+                    }
+                }
+                Err(cause) => {
+                    self.health.down(cause.message());
+                    failures = failures.saturating_add(1);
+                    let limit = self.config.reconnect_limit;
+                    let give_up =
+                        (limit > 0 && failures >= limit) || (first.is_some() && self.options.first_must_succeed);
+                    if give_up {
+                        let end = End::Closed { end_session: false, done: None };
+                        return self.end(end, first, Some(cause)).await;
+                    }
+                    tracing::debug!(client_id = self.options.client_id, %cause, "MQTT connection failed");
+                }
+            }
+            let pause = backoff(&self.config, failures);
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = self.events.broker_is_back() => {}
+                end = offline(&mut self.ends.commands, &mut self.subscriptions) => return self.end(end, first, None).await,
+            }
+            if first.is_none() && !self.events.may_reconnect() {
+                let end = End::Closed { end_session: false, done: None };
+                return self.end(end, first, None).await;
+            }
+        }
+    }
+
+    #[cold]
+    fn too_slow(&self) -> Error {
+        match self.config.endpoint() {
+            Ok(endpoint) => unreachable(&endpoint, &format_args!("no answer in {:?}", self.config.connect_timeout)),
+            Err(cause) => cause,
+        }
+    }
+
+    async fn end(mut self, end: End, first: Option<oneshot::Sender<Result<()>>>, cause: Option<Error>) {
+        let End::Closed { end_session, done } = end else { return };
+        self.slots.lose("the connection was closed");
+        self.health.closed();
+        if end_session && self.config.protocol == Protocol::V311 {
+            // MQTT 3.1.1 can only end a session by beginning a clean one.
+            let clean = timeout(self.config.connect_timeout, establish(&self.config, &self.options, true)).await;
+            if let Ok(Ok((_, mut writer, _))) = clean {
+                let _ =
+                    writer.send(Packet::Disconnect(Disconnect::new(DisconnectReasonCode::NormalDisconnection))).await;
+            }
+        }
+        self.events.ended(cause.as_ref());
+        self.ends.sends.close();
+        let mut unsent = 0;
+        while let Ok(send) = self.ends.sends.try_recv() {
+            if let Sending::Message(message) = send {
+                unsent += usize::from(message.answer.is_awaited());
+                message.answer.fail(match &cause {
+                    Some(cause) => error(ErrorKind::Disconnected, format!("given up: {}", cause.message())),
+                    None => Error::closed("send").with_backend(crate::NAME),
+                });
+            }
+        }
+        if let (Some(first), Some(cause)) = (first, cause) {
+            let _ = first.send(Err(cause));
+        }
+        if let Some(done) = done {
+            let _ = done.send(unsent);
+        }
+    }
+}
+
+/// Answers what cannot be done without a connection, until the link is closed.
+async fn offline(commands: &mut mpsc::UnboundedReceiver<Command>, subscriptions: &mut Vec<Filter>) -> End {
+    loop {
+        match commands.recv().await {
+            Some(Command::Close { end_session, done }) => return End::Closed { end_session, done: Some(done) },
+            None => return End::Closed { end_session: false, done: None },
+            Some(Command::Message(message)) => message.answer.fail(not_connected()),
+            Some(Command::Subscribe(_, answer) | Command::Ping(answer)) => {
+                let _ = answer.send(Err(not_connected()));
+            }
+            Some(Command::Unsubscribe(filter, answer)) => {
+                // The broker may know it still, where the session is not a clean one.
+                subscriptions.retain(|known| known.path != filter);
+                let _ = answer.send(Err(not_connected()));
+            }
+            Some(Command::Flush(done)) => {
+                let _ = done.send(());
+            }
+            // Acknowledgements of a connection that has ended, and its gate.
+            Some(Command::Ack { .. } | Command::OpenGate(_)) => {}
+        }
+    }
+}
+
+/// Doubles from `reconnect_initial` to `reconnect_max`, with jitter so that many clients do not come back at once.
+fn backoff(config: &MqttConfig, failures: u32) -> Duration {
+    let grown = config.reconnect_initial.saturating_mul(1 << failures.min(16)).min(config.reconnect_max);
+    grown.mul_f64(fastrand::f64() / 2.0 + 0.5)
+}
