@@ -40,6 +40,20 @@ fn it_says_where_it_listens_and_ends_well() {
 }
 
 #[test]
+fn after_a_kill_it_comes_again_where_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let mut broker = Broker::start(folder.path(), &["--data-dir", data.to_str().unwrap()]).unwrap();
+    let (first, address, line) = (broker.id(), broker.address.clone(), broker.line.clone());
+    assert!(!broker.stop("KILL").unwrap().success());
+    broker.keep_up().unwrap();
+    assert_ne!(broker.id(), first);
+    assert_eq!((&broker.address, &broker.line), (&address, &line));
+    std::net::TcpStream::connect(&broker.address).unwrap();
+    assert!(broker.stop("TERM").unwrap().success(), "{}", broker.logs());
+}
+
+#[test]
 fn in_memory_it_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let mut broker = Broker::start(folder.path(), &["--memory"]).unwrap();
@@ -108,4 +122,15 @@ fn options_of_security_are_given_on_and_their_files_read_anew() {
     assert!(broker.stop("TERM").unwrap().success());
     let logs = broker.logs();
     assert!(logs.contains("missing field `allow`") && !logs.contains("secret"), "{logs}");
+}
+
+#[test]
+fn a_folder_that_another_broker_uses() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let options = ["--data-dir", data.to_str().unwrap(), "--listen", "127.0.0.1:0"];
+    let mut broker = Broker::start(folder.path(), &options[..2]).unwrap();
+    fails(&options, 1, &[data.to_str().unwrap(), "in use by another broker"]);
+    assert!(broker.stop("TERM").unwrap().success());
+    assert!(Broker::start(folder.path(), &options[..2]).is_ok(), "as soon as that one has ended");
 }

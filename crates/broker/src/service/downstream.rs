@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{StreamExt, future::join_all, stream::FuturesUnordered};
 use polymq_kubemq_proto::{QueuesDownstreamRequest, QueuesDownstreamRequestType as Kind, QueuesDownstreamResponse};
 use tokio::{
     sync::mpsc,
@@ -326,10 +326,9 @@ async fn settle(
 }
 
 async fn nack(shared: &Shared, messages: Result<Vec<Lent>, Refusal>) -> Result<(), Refusal> {
-    for lent in messages? {
-        shared.queues.reject(lent).await?;
-    }
-    Ok(())
+    // They are handed to the store in their order, and share its answer.
+    let rejected = join_all(messages?.into_iter().map(|lent| shared.queues.reject(lent))).await;
+    Ok(rejected.into_iter().collect::<Result<(), _>>()?)
 }
 
 async fn requeue(
@@ -344,8 +343,7 @@ async fn requeue(
     }
     names::check_queue(target)?;
     caller.may(Action::Write, Resource::Queues, &request.client_id, target)?;
-    for lent in shared.transactions.take(&request.ref_transaction_id, range, "requeue")? {
-        shared.queues.requeue(lent, target, true).await?;
-    }
-    Ok(())
+    let messages = shared.transactions.take(&request.ref_transaction_id, range, "requeue")?;
+    let moved = join_all(messages.into_iter().map(|lent| shared.queues.requeue(lent, target, true))).await;
+    Ok(moved.into_iter().collect::<Result<(), _>>()?)
 }
