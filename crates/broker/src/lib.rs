@@ -8,8 +8,11 @@ mod bounded;
 mod broker;
 mod check;
 mod connections;
+mod counts;
 mod error;
 mod events;
+mod folder;
+mod http;
 mod limits;
 mod log;
 mod names;
@@ -30,3 +33,8 @@ pub use error::{BrokerError, Result};
 pub use limits::Limits;
 pub use store::StoreError;
 pub use tokens::TokenAlgorithm;
+
+/// The snippets of the broker's page are compiled with the doc tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/broker.md")]
+struct Page;

@@ -312,8 +312,8 @@ impl Channel {
             Err(error) => return messages.map(|_| Err(copy(&error))).collect(),
         };
         let (window, at_once) = (self.0.options.window, producer.at_once().max(1));
-        // One clock read for the whole call; ids stay unique by their random part.
-        let now = Stamp::now();
+        // One clock read and one random number for the whole call; each id comes after the one before.
+        let mut now = Stamp::now();
         let mut chunk = Outgoing::default();
         // Those behind the first one that waits for its answer, so that results are in order.
         let mut waiting: VecDeque<Completion<Receipt>> = VecDeque::new();
@@ -335,7 +335,7 @@ impl Channel {
             if count == 0 {
                 break;
             }
-            let refused = self.prepare_all(&mut chunk, now);
+            let refused = self.prepare_all(&mut chunk, &mut now);
             // As above.
             since_yield += count;
             if since_yield >= YIELD_AFTER {
@@ -467,10 +467,10 @@ impl Channel {
     }
 
     /// Prepares messages where they are; tells which are refused.
-    fn prepare_all(&self, messages: &mut Outgoing, now: Stamp) -> Vec<(usize, Error)> {
+    fn prepare_all(&self, messages: &mut Outgoing, now: &mut Stamp) -> Vec<(usize, Error)> {
         let mut refused = Vec::new();
         for (at, message) in messages.iter_mut().enumerate() {
-            if let Err(error) = self.prepare(message, || now) {
+            if let Err(error) = self.prepare(message, || now.take()) {
                 refused.push((at, error));
             }
         }

@@ -41,8 +41,7 @@ impl MessageId {
 
     #[inline]
     fn at(now: Stamp) -> Self {
-        // 62 random bits; the generator is seeded by the operating system once a thread.
-        Uuid::from_u64_pair(now.id, (0b10 << 62) | (fastrand::u64(..) >> 2)).into()
+        Uuid::from_u64_pair(now.id, (0b10 << 62) | (now.random >> 2)).into()
     }
 
     /// Reads an id as it came over a wire: a UUID where it is one, the text otherwise.
@@ -473,11 +472,20 @@ pub(crate) struct Stamp {
     nanos: u64,
     /// The first half of a UUIDv7: milliseconds, version, and the quarter of a microsecond (section 6.2, method 3).
     id: u64,
+    /// Of which the second half takes 62 bits.
+    random: u64,
 }
 
 impl Stamp {
     pub(crate) fn now() -> Self {
         SystemTime::now().into()
+    }
+
+    /// The same moment for another message, whose id comes after (RFC 9562, section 6.2, method 2).
+    #[inline]
+    pub(crate) fn take(&mut self) -> Self {
+        let next = Self { random: self.random.wrapping_add(1 << 2), ..*self };
+        std::mem::replace(self, next)
     }
 }
 
@@ -488,7 +496,8 @@ impl From<SystemTime> for Stamp {
         let nanos = since.as_secs().checked_mul(1_000_000_000);
         let nanos = nanos.and_then(|nanos| nanos.checked_add(u64::from(since.subsec_nanos()))).unwrap_or(0);
         let (millis, rest) = (nanos / 1_000_000, nanos % 1_000_000);
-        Self { nanos, id: (millis << 16) | (7 << 12) | ((rest << 12) / 1_000_000) }
+        // The generator is seeded by the operating system once a thread.
+        Self { nanos, id: (millis << 16) | (7 << 12) | ((rest << 12) / 1_000_000), random: fastrand::u64(..) }
     }
 }
 

@@ -44,7 +44,11 @@ pub const KEYS: &[Key] = &[
     key("max_header_bytes", "65536", "most bytes of a request's headers; more are answered with 431"),
     key("max_buffered", "268435456", "most bytes of bodies that are held at a time; more are answered with 503"),
     key("max_requests", "1024", "most requests that are served at a time; more are answered with 503"),
-    key("busy_retry", "1s", "when a sender is told to come again that found no room, or whose message was given back"),
+    key(
+        "busy_retry",
+        "1s",
+        "when a sender is told to come again that found no room, no consumer yet, or whose message was given back",
+    ),
     key("drain_timeout", "5s", "how long closing waits for answers that are on their way"),
     key("http2", "auto", "senders: auto (by TLS), only (also without TLS), off; consumers take both"),
     key("allow_plaintext_remote", "false", "allow credentials without TLS to a host that is not this one"),

@@ -2,8 +2,8 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -33,6 +33,8 @@ pub(crate) struct Server {
     body: Limits,
     busy_retry: Duration,
     token: Asked,
+    /// When the first path was added.
+    begun: OnceLock<Instant>,
 }
 
 #[derive(Debug)]
@@ -53,6 +55,7 @@ impl Server {
             body: Limits { bytes: config.max_payload, idle: config.idle_timeout, whole: config.body_timeout },
             busy_retry: config.busy_retry,
             token: Asked::new(config)?,
+            begun: OnceLock::new(),
         })
     }
 
@@ -86,7 +89,14 @@ impl Server {
             return conflict("another consumer of this path takes another method");
         }
         route.shares.push(share);
+        drop(routes);
+        self.begun.get_or_init(Instant::now);
         Ok(())
+    }
+
+    /// Whether other consumers of the service may be about to start, so that a path without one is no mistake yet.
+    fn is_starting(&self) -> bool {
+        self.begun.get().is_none_or(|begun| begun.elapsed() < self.busy_retry)
     }
 
     /// Tells every sender that waits to come again.
@@ -144,7 +154,12 @@ impl Server {
     fn check_route(&self, path: &str, method: &Method) -> Result<(), Box<Response<Full<Bytes>>>> {
         let routes = self.routes();
         let Some(route) = routes.get(path) else {
-            return Err(Box::new(problem(StatusCode::NOT_FOUND, "no queue is consumed under this path")));
+            let why = "no queue is consumed under this path";
+            let is_starting = self.is_starting();
+            return Err(Box::new(match is_starting {
+                true => come_again(&format!("{why} yet"), self.busy_retry),
+                false => problem(StatusCode::NOT_FOUND, why),
+            }));
         };
         if route.method == *method {
             return Ok(());

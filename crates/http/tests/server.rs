@@ -111,7 +111,8 @@ async fn every_settlement_is_told_to_the_sender() {
 
 #[tokio::test]
 async fn what_is_no_message_for_us_is_refused_with_its_reason() {
-    let (_connection, mut consumer, address) = listening(&[("max_payload", "1000")], &ConsumeOptions::default()).await;
+    let (_connection, mut consumer, address) =
+        listening(&[("max_payload", "1000"), ("busy_retry", "0s")], &ConsumeOptions::default()).await;
     let long = "x".repeat(1001);
     let many = format!("x-long: {}\r\n", "x".repeat(200_000));
     let chunked =
@@ -315,6 +316,20 @@ async fn a_sender_that_has_gone_away_keeps_its_message() {
     let sender = post(address, "/in/orders", "stays");
     let incoming = next(&mut consumer).await;
     assert_eq!(&incoming.message.payload()[..], b"stays", "the other is not handled, its sender would not know");
+    consumer.settler().ack(incoming.token).await.expect("ack");
+    assert_eq!(answered(sender).await.status(), 204);
+}
+
+#[tokio::test]
+async fn a_path_without_a_consumer_is_no_mistake_while_the_service_starts() {
+    let (connection, _consumer, address) = listening(&[("busy_retry", "1h")], &ConsumeOptions::default()).await;
+    let early = request("POST", "/in/invoices", "", "x");
+    let answer = ask(address, &early).await;
+    assert_eq!((answer.status(), answer.header("retry-after")), (503, Some("3600")));
+    let mut consumer =
+        connection.consumer(&Address::queue("invoices"), &ConsumeOptions::default()).await.expect("its consumer");
+    let sender = post(address, "/in/invoices", "x");
+    let incoming = next(&mut consumer).await;
     consumer.settler().ack(incoming.token).await.expect("ack");
     assert_eq!(answered(sender).await.status(), 204);
 }

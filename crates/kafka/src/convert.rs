@@ -49,7 +49,7 @@ pub(crate) fn headers(message: &Message, due: Option<SystemTime>) -> Option<Owne
     if let Some(time) = message.time()
         && let Ok(since) = time.duration_since(SystemTime::UNIX_EPOCH)
         // An id that polymq made has the milliseconds in it already.
-        && message.id().and_then(made_at) != Some(since)
+        && message.id().and_then(made_at).is_none_or(|made| made.as_millis() != since.as_millis())
     {
         put(TIME, &humantime::format_rfc3339(time).to_string());
     }

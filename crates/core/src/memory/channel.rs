@@ -261,17 +261,12 @@ impl Channel {
     }
 
     /// Takes messages into the only queue of the channel, under one lock, until one needs more than that.
-    pub(super) fn send_many(&self, messages: &mut Outgoing, max_payload: usize, receipts: &mut Vec<Result<Receipt>>) {
-        let is_plain = |message: &Message| {
-            message.payload().len() <= max_payload && message.deliver_at().is_none() && message.id().is_some()
-        };
+    pub(super) fn send_many(&self, messages: &mut Outgoing, receipts: &mut Vec<Result<Receipt>>) {
         let mut after = After::default();
         let mut state = self.state();
         let alone = state.is_alone();
         if let ([queue], true) = (state.queues.as_mut_slice(), alone) {
-            let count = queue.admit(&mut messages.0, is_plain);
-            receipts.extend(messages.iter().take(count).map(|message| Ok(receipt(message))));
-            queue.push_many(&mut messages.0, count, &mut after);
+            queue.push_many(&mut messages.0, receipts, &mut after);
         }
         drop(state);
         after.run();

@@ -1,14 +1,18 @@
 use std::{
     collections::{BTreeMap, VecDeque},
-    fmt, iter,
+    fmt, iter, mem,
     sync::{Arc, Weak},
     task::Waker,
 };
 
 use tokio::time::Instant;
 
-use super::{channel::After, config::Limits, settle::Share};
-use crate::{Details, Incoming, Message, Token};
+use super::{
+    channel::{After, receipt},
+    config::Limits,
+    settle::Share,
+};
+use crate::{Details, Incoming, Message, Receipt, Result, Token};
 
 /// Place in the queue, attempt and size of a message in one word: it is the token of a delivery too, so that
 /// settling needs no table of what is in flight.
@@ -162,25 +166,30 @@ impl Queue {
         Some(first)
     }
 
-    /// Gives tokens to the first of these that are plain and may be added; tells how many.
-    pub(super) fn admit(&mut self, entries: &mut VecDeque<Incoming>, is_plain: impl Fn(&Message) -> bool) -> usize {
-        let before = self.len();
-        let mut len = before;
-        for entry in entries {
+    /// Adds the first of these, up to one for later or one that there is no room for.
+    pub(super) fn push_many(
+        &mut self,
+        entries: &mut VecDeque<Incoming>,
+        receipts: &mut Vec<Result<Receipt>>,
+        after: &mut After,
+    ) {
+        let room = self.limits.messages.saturating_sub(self.len());
+        let mut count = 0;
+        let known = entries.make_contiguous();
+        for entry in known.iter_mut().take(room) {
             let size = Ticket::size_of(&entry.message);
-            let fits = len == 0 || (len < self.limits.messages && self.size + size <= self.limits.size);
-            if !fits || !is_plain(&entry.message) {
+            let fits = self.size + size <= self.limits.size || (count == 0 && self.len() == 0);
+            if !fits || entry.message.deliver_at().is_some() {
                 break;
             }
             (entry.token, entry.attempt) = (self.next_token(size), Some(1));
-            len += 1;
+            count += 1;
         }
-        len - before
-    }
-
-    /// Adds the first `count` of these, which were admitted.
-    pub(super) fn push_many(&mut self, entries: &mut VecDeque<Incoming>, count: usize, after: &mut After) {
-        if count == entries.len() {
+        // Not in the same turn: each receipt would be made elsewhere and copied.
+        receipts.extend(known.iter().take(count).map(|entry| Ok(receipt(&entry.message))));
+        if count == entries.len() && self.ready.is_empty() {
+            mem::swap(&mut self.ready, entries);
+        } else if count == entries.len() {
             self.ready.append(entries);
         } else {
             self.ready.extend(entries.drain(..count));
