@@ -40,6 +40,20 @@ fn it_says_where_it_listens_and_ends_well() {
 }
 
 #[test]
+fn after_a_kill_it_comes_again_where_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let mut broker = Broker::start(folder.path(), &["--data-dir", data.to_str().unwrap()]).unwrap();
+    let (first, address, line) = (broker.id(), broker.address.clone(), broker.line.clone());
+    assert!(!broker.stop("KILL").unwrap().success());
+    broker.keep_up().unwrap();
+    assert_ne!(broker.id(), first);
+    assert_eq!((&broker.address, &broker.line), (&address, &line));
+    std::net::TcpStream::connect(&broker.address).unwrap();
+    assert!(broker.stop("TERM").unwrap().success(), "{}", broker.logs());
+}
+
+#[test]
 fn in_memory_it_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let mut broker = Broker::start(folder.path(), &["--memory"]).unwrap();
@@ -69,4 +83,54 @@ fn an_address_that_is_taken_and_a_folder_that_is_none() {
     let file = folder.path().join("file");
     std::fs::write(&file, "x").unwrap();
     fails(&["--listen", "127.0.0.1:0", "--data-dir", file.to_str().unwrap()], 1, &[file.to_str().unwrap()]);
+}
+
+#[test]
+fn options_of_security_are_given_on_and_their_files_read_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let file = folder.path().join(name);
+        std::fs::write(&file, text).unwrap();
+        file.to_str().unwrap().to_owned()
+    };
+    let (rules, wrong, key) =
+        (file("rules", "[[rule]]\nallow = ['read']"), file("wrong", "[[rule]]"), file("key", "secret"));
+    fails(&["--memory", "--rules", &wrong], 3, &[&wrong, "line 1", "missing field `allow`"]);
+    fails(&["--memory", "--tls-cert", &wrong, "--tls-key", &key], 3, &[&wrong, "there is no certificate in it"]);
+    fails(&["--memory", "--tls-cert", &wrong], 2, &["--tls-key"]);
+    fails(&["--memory", "--token-key", &key], 2, &["--token-algorithm"]);
+    fails(&["--memory", "--token-key", &key, "--token-algorithm", "none"], 2, &["'none'", "expected HS256"]);
+    fails(&["--memory", "--keep-events", "long"], 2, &["'long'"]);
+
+    let options =
+        ["--memory", "--http", "127.0.0.1:0", "--rules", &rules, "--token-key", &key, "--token-algorithm", "HS256"];
+    let more = ["--keep-events", "forever", "--max-store", "1GiB", "--max-queue-messages", "10"];
+    let mut broker = Broker::start(folder.path(), &[&options[..], &more[..]].concat()).unwrap();
+    let said: serde_json::Value = serde_json::from_str(&broker.line).unwrap();
+    let mut http = std::net::TcpStream::connect(said["http"].as_str().unwrap()).unwrap();
+    std::io::Write::write_all(&mut http, b"GET /health/ready HTTP/1.0\r\n\r\n").unwrap();
+    let answer = std::io::read_to_string(http).unwrap();
+    assert!(answer.contains("200 OK") && answer.contains(r#""status":"ready""#), "{answer}");
+
+    std::fs::write(&rules, "[[rule]]").unwrap();
+    broker.signal("HUP").unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !broker.logs().contains("stay as they were") {
+        assert!(std::time::Instant::now() < deadline, "{}", broker.logs());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert!(broker.stop("TERM").unwrap().success());
+    let logs = broker.logs();
+    assert!(logs.contains("missing field `allow`") && !logs.contains("secret"), "{logs}");
+}
+
+#[test]
+fn a_folder_that_another_broker_uses() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let options = ["--data-dir", data.to_str().unwrap(), "--listen", "127.0.0.1:0"];
+    let mut broker = Broker::start(folder.path(), &options[..2]).unwrap();
+    fails(&options, 1, &[data.to_str().unwrap(), "in use by another broker"]);
+    assert!(broker.stop("TERM").unwrap().success());
+    assert!(Broker::start(folder.path(), &options[..2]).is_ok(), "as soon as that one has ended");
 }

@@ -9,7 +9,7 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use common::{Broker, wait};
@@ -84,7 +84,20 @@ impl Sdk {
         let log = fs::File::create(&said)?;
         let mut command = self.command();
         command.args([&broker.address, case]).stdout(log.try_clone()?).stderr(log);
-        let ended = wait(&mut command.spawn()?, LONGEST);
+        // A case may kill the broker; then it comes again.
+        let mut process = command.env("BROKER_PID", broker.id().to_string()).spawn()?;
+        let until = Instant::now() + LONGEST;
+        let ended = loop {
+            if let Some(status) = wait(&mut process, Duration::from_millis(50)) {
+                break Some(status);
+            }
+            broker.keep_up()?;
+            if Instant::now() > until {
+                process.kill()?;
+                process.wait()?;
+                break None;
+            }
+        };
         let stopped = broker.stop("TERM");
         let tell = |what: &str| {
             let said = fs::read_to_string(&said).unwrap_or_default();

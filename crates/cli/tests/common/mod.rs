@@ -11,10 +11,11 @@ use std::{
 /// How long a broker may take to end.
 const ENDS: Duration = Duration::from_secs(20);
 
-/// A broker on a free port. Dropped, it is killed.
+/// A broker on a port of its own. Dropped, it is killed.
 #[derive(Debug)]
 pub(crate) struct Broker {
     process: Child,
+    options: Vec<String>,
     /// Where it listens.
     pub(crate) address: String,
     /// What it printed.
@@ -26,21 +27,20 @@ pub(crate) struct Broker {
 impl Broker {
     /// Starts with these options; its logs go into a folder.
     pub(crate) fn start(folder: &Path, options: &[&str]) -> Result<Self, String> {
-        let log = folder.join("broker.log");
-        let stderr = fs::File::create(&log).map_err(|cause| cause.to_string())?;
+        Self::listen("127.0.0.1:0", folder.join("broker.log"), options.iter().map(ToString::to_string).collect())
+    }
+
+    fn listen(address: &str, log: PathBuf, options: Vec<String>) -> Result<Self, String> {
+        let stderr = fs::OpenOptions::new().create(true).append(true).open(&log).map_err(|cause| cause.to_string())?;
         let process = Command::new(env!("CARGO_BIN_EXE_polymq"))
-            .args(["--json", "--log", "info", "broker", "--listen", "127.0.0.1:0"])
-            .args(options)
+            .args(["--json", "--log", "info", "broker", "--listen", address])
+            .args(&options)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(stderr)
             .spawn();
-        let mut broker = Self {
-            process: process.map_err(|cause| cause.to_string())?,
-            address: String::new(),
-            line: String::new(),
-            log,
-        };
+        let process = process.map_err(|cause| cause.to_string())?;
+        let mut broker = Self { process, options, address: String::new(), line: String::new(), log };
         if let Some(stdout) = broker.process.stdout.take() {
             BufReader::new(stdout).read_line(&mut broker.line).map_err(|cause| cause.to_string())?;
         }
@@ -50,15 +50,33 @@ impl Broker {
         Ok(broker)
     }
 
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Starts it again where it was, when it has ended.
+    pub(crate) fn keep_up(&mut self) -> Result<(), String> {
+        if let Ok(Some(_)) = self.process.try_wait() {
+            *self = Self::listen(&self.address, self.log.clone(), self.options.clone())?;
+        }
+        Ok(())
+    }
+
     /// What it logged.
     pub(crate) fn logs(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: &str) -> Option<()> {
+        let sent = Command::new("kill").args([&format!("-{signal}"), &self.process.id().to_string()]).status();
+        sent.ok().filter(ExitStatus::success).map(drop)
+    }
+
     /// Sends a signal and tells how it ends, or nothing when it does not.
     pub(crate) fn stop(&mut self, signal: &str) -> Option<ExitStatus> {
-        let sent = Command::new("kill").args([&format!("-{signal}"), &self.process.id().to_string()]).status();
-        sent.ok().filter(ExitStatus::success)?;
+        self.signal(signal)?;
         wait(&mut self.process, ENDS)
     }
 }
@@ -71,7 +89,7 @@ impl Drop for Broker {
     }
 }
 
-/// How a process ends, within a time; afterwards it is killed.
+/// How a process ends, when it does within a time.
 pub(crate) fn wait(process: &mut Child, longest: Duration) -> Option<ExitStatus> {
     let until = Instant::now() + longest;
     loop {
@@ -79,8 +97,6 @@ pub(crate) fn wait(process: &mut Child, longest: Duration) -> Option<ExitStatus>
             return Some(status);
         }
         if Instant::now() > until {
-            let _ = process.kill();
-            let _ = process.wait();
             return None;
         }
         std::thread::sleep(Duration::from_millis(5));

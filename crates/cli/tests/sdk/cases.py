@@ -1,6 +1,7 @@
 """Cases of a Python SDK, each run in a process of its own: `SCRIPT --list`, or `SCRIPT ADDRESS CASE`."""
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -27,6 +28,11 @@ def until(probe, about, seconds=10, pause=0.02):
             return found
         time.sleep(pause)
     raise AssertionError(f"{about}: nothing within {seconds} s")
+
+
+def crash():
+    """Kills the broker, which the test starts again."""
+    os.kill(int(os.environ["BROKER_PID"]), signal.SIGKILL)
 
 
 def main():

@@ -232,6 +232,27 @@ cases.transaction_stream = async () => {
   assert.deepEqual(seen, ['a', 'b', 'c']);
 };
 
+/** Of this SDK's subscriptions only those of queues connect again. */
+cases.subscribed_queue_goes_on_after_a_crash = async () => {
+  const client = queues();
+  const seen = [];
+  const request = { channel: 'orders', maxNumberOfMessages: 10, waitTimeoutSeconds: 20 };
+  await client.subscribe(request, (error, response) => { if (response) seen.push(...texts(response.messages)); });
+  await send(client, ['before']);
+  await until(() => seen.length === 1, 'the first message');
+  await client.send(message('kept', { channel: 'other' }));
+  process.kill(Number(process.env.BROKER_PID), 'SIGKILL');
+  await until(async () => {
+    try {
+      return !(await client.send(message('after'))).isError;
+    } catch {
+      return false;
+    }
+  }, 'the broker', 200);
+  await until(() => seen.length > 1, 'the next message');
+  assert.deepEqual([new Set(seen), texts(await pull(client, 10, 'other'))], [new Set(['before', 'after']), ['kept']]);
+};
+
 cases.refusals = async () => {
   const sent = await queues().send(message('a', { channel: 'a queue' }));
   assert.ok(sent.isError && /120/.test(sent.error), JSON.stringify(sent));

@@ -8,7 +8,7 @@ import time
 import kubemq
 from kubemq.pubsub.events_store_subscription import EventStoreStartPosition as Start
 
-from cases import ADDRESS, case, equal, main, until
+from cases import ADDRESS, case, crash, equal, main, until
 
 logging.basicConfig(level=logging.WARNING)
 
@@ -589,6 +589,75 @@ def query_cache():
         late = query(client, cache_key="k", cache_ttl_in_seconds=1)
         equal(late.cache_hit, False, "its time is over")
         assert late.body != first.body, late.body
+
+
+# A broker that comes again
+
+
+def again(about, attempt):
+    """What is tried until it works, each time with a client of its own."""
+
+    def tried():
+        try:
+            return attempt()
+        except Exception:
+            return None
+
+    return until(tried, about, seconds=40, pause=0.2)
+
+
+@case
+def subscriptions_go_on_after_a_crash():
+    """A client for each: a subscription that connects again closes the connection of its client's others, which then may
+    stand still, and the sending streams of this SDK lose messages to streams that are gone. On any server."""
+    with pubsub("reader") as reader, pubsub("listener") as listener, requests() as responder:
+        live = Listener(listener, "news").listens("news")
+        log = Listener(reader, "log", start=Start.StartFromFirst)
+        Responder(responder, "command", lambda request: kubemq.CommandResponse(command_received=request, is_executed=True))
+        with pubsub("sender") as sender:
+            sender.send_event_store(stored("log", b"before"))
+        until(log.bodies, "the first event")
+        crash()
+
+        def store():
+            with pubsub("sender") as sender:
+                return sender.send_event_store(stored("log", b"after")).sent
+
+        def send():
+            with pubsub("sender") as sender:
+                sender.send_event(event("news", b"after"))
+            return live.bodies()
+
+        def ask():
+            with requests() as client:
+                return command(client, timeout=1).is_executed
+
+        again("a stored event", store)
+        again("events", send)
+        again("commands", ask)
+        until(lambda: b"after" in log.bodies(), f"stored events: {log.errors}", seconds=40)
+        # What was delivered a moment before the crash may come again.
+        equal(sorted({(found.sequence, found.body) for found in log.seen}), [(1, b"before"), (2, b"after")])
+
+
+@case
+def messages_outlive_a_crash():
+    with queues() as client:
+        send(client, b"a", b"b")
+        send(client, b"late", delay_in_seconds=1)
+        receive(client, 1).messages[0].nack()
+        held = receive(client, 1)
+        equal(bodies(held), [b"b"])
+        crash()
+
+    def found():
+        with queues() as client:
+            return client.peek_queue_messages("orders", 10, 1).messages
+
+    until(lambda: len(again("the broker", found)) == 3, "the delayed message")
+    with queues() as client:
+        about = [(held.body, held.sequence, held.receive_count) for held in receive(client).messages]
+        equal(about, [(b"b", 2, 1), (b"a", 3, 2), (b"late", 4, 1)], "in place, with their sequences and counts")
 
 
 # Channels

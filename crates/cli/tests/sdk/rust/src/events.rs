@@ -5,11 +5,11 @@ use std::time::{Duration, SystemTime};
 use kubemq::{Event, EventStore, EventStoreBuilder, EventsStoreSubscription as Start, KubemqClient, Subscription};
 use tokio::time::sleep;
 
-use crate::{Seen, client, numbers, until};
+use crate::{Seen, client, crash, numbers, until};
 
 crate::cases! {
     events event_stream event_groups event_wildcards events_store events_store_stream events_store_start_positions
-    events_store_groups event_channels
+    events_store_groups event_channels subscription_goes_on_after_a_crash
 }
 
 fn event(channel: &str, body: &str) -> Event {
@@ -90,6 +90,10 @@ async fn store(client: &KubemqClient, body: &str) {
 
 async fn read(client: &KubemqClient, group: &str, start: Start) -> (Subscription, Seen) {
     let seen = Seen::default();
+    (read_into(&seen, client, group, start).await, seen)
+}
+
+async fn read_into(seen: &Seen, client: &KubemqClient, group: &str, start: Start) -> Subscription {
     let told = seen.clone();
     let on_event = move |event: kubemq::EventStoreReceive| -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
         assert_eq!((&*event.metadata, event.tags.get("key").map(String::as_str)), ("about", Some("value")));
@@ -97,7 +101,7 @@ async fn read(client: &KubemqClient, group: &str, start: Start) -> (Subscription
         Box::pin(async {})
     };
     let subscription = client.subscribe_to_events_store("log", group, start, on_event, None).await;
-    (subscription.expect("a subscription"), seen)
+    subscription.expect("a subscription")
 }
 
 async fn events_store() {
@@ -195,4 +199,28 @@ async fn event_channels() {
     client.delete_events_store_channel("log").await.expect("a deletion");
     assert!(client.list_events_channels("").await.expect("a list").is_empty());
     assert!(client.list_events_store_channels("").await.expect("a list").is_empty());
+}
+
+async fn subscription_goes_on_after_a_crash() {
+    let (sender, reader) = (client("sender").await, client("reader").await);
+    let (mut subscription, seen) = read(&reader, "", Start::StartFromFirst).await;
+    store(&sender, "before").await;
+    until("the first event", async || seen.any()).await;
+    crash();
+    until("a stored event", async || {
+        let sent = sender.send_event_store(stored("after").build()).await;
+        sent.is_ok_and(|sent| sent.sent)
+    })
+    .await;
+    until("the next event", async || {
+        // This SDK gives up when the broker is away for longer than its first attempt to subscribe again.
+        if subscription.is_done() {
+            subscription = read_into(&seen, &reader, "", Start::StartFromFirst).await;
+        }
+        // What was delivered a moment before the crash may come again.
+        let mut bodies = seen.bodies();
+        bodies.dedup();
+        bodies == ["before", "after"]
+    })
+    .await;
 }

@@ -47,9 +47,9 @@ async fn client(id: &str) -> KubemqClient {
 
 /// Waits until something is so; what the SDK tells only to callbacks has to be asked for.
 async fn until(about: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(20);
     while !is_so().await {
-        assert!(Instant::now() < deadline, "{about}: not within 10 s");
+        assert!(Instant::now() < deadline, "{about}: not within 20 s");
         sleep(Duration::from_millis(20)).await;
     }
 }
@@ -72,6 +72,13 @@ impl Seen {
     fn any(&self) -> bool {
         !self.0.lock().expect("no panic").is_empty()
     }
+}
+
+/// Kills the broker, which the test starts again.
+fn crash() {
+    let broker = std::env::var("BROKER_PID").expect("its process");
+    let killed = std::process::Command::new("kill").args(["-KILL", &broker]).status();
+    assert!(killed.is_ok_and(|status| status.success()));
 }
 
 fn numbers(count: usize) -> Vec<String> {
