@@ -8,6 +8,7 @@ use std::{
 use tonic::{Status, metadata::MetadataMap};
 
 use crate::{
+    counts::Counts,
     error::Result,
     refusal::Refusal,
     rules::{Action, Resource, Rules},
@@ -39,13 +40,14 @@ impl AccessFiles {
 #[derive(Debug)]
 pub(crate) struct Access {
     files: AccessFiles,
+    counts: Counts,
     checks: RwLock<Arc<Checks>>,
 }
 
 impl Access {
-    pub(crate) fn open(files: AccessFiles) -> Result<Arc<Self>> {
+    pub(crate) fn open(files: AccessFiles, counts: Counts) -> Result<Arc<Self>> {
         let checks = RwLock::new(Arc::new(files.read()?));
-        Ok(Arc::new(Self { files, checks }))
+        Ok(Arc::new(Self { files, counts, checks }))
     }
 
     /// Reads the files anew; on an error everything stays as it was.
@@ -64,9 +66,16 @@ impl Access {
         let mut client = None;
         if let Some(key) = &self.checks().key {
             let token = metadata.get("authorization");
-            let token = token.ok_or_else(|| Status::unauthenticated("Authorization token is not supplied"))?;
+            let token = token.ok_or_else(|| {
+                self.counts.unauthenticated.add();
+                Status::unauthenticated("Authorization token is not supplied")
+            })?;
             let claims = token.to_str().map_err(|_| "token is malformed").and_then(|token| key.verify(token));
-            let refused = |why| Status::unauthenticated(Refusal::authentication(why).to_string());
+            let refused = |why| {
+                self.counts.unauthenticated.add();
+                tracing::debug!(why, "token refused");
+                Status::unauthenticated(Refusal::authentication(why).to_string())
+            };
             client = claims.map_err(refused)?.client_id.filter(|id| !id.is_empty());
         }
         Ok(Caller { access: Arc::clone(self), client: client.map(Into::into) })
@@ -95,6 +104,7 @@ impl Caller {
         if rules.allow(resource, client, channel, action) {
             return Ok(());
         }
+        self.access.counts.denied.add();
         tracing::debug!(client, channel, ?resource, ?action, "refused: no rule allows it");
         Err(Refusal::access())
     }

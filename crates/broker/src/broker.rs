@@ -15,9 +15,11 @@ use tonic::transport::Server;
 
 use crate::{
     access::{Access, AccessFiles},
-    connections::{Tls, accept},
+    connections::{Door, Tls, accept},
+    counts::Counts,
     error::{BrokerError, Result},
     events::Listeners,
+    http,
     limits::Limits,
     log::Logs,
     queues::{Numbers, Queues},
@@ -43,6 +45,8 @@ pub(crate) struct Shared {
     pub(crate) transactions: Transactions,
     pub(crate) stopping: CancellationToken,
     pub(crate) access: Arc<Access>,
+    pub(crate) store: Store,
+    pub(crate) counts: Counts,
     started: (Instant, SystemTime),
 }
 
@@ -63,6 +67,10 @@ impl Shared {
         }
     }
 
+    pub(crate) fn uptime(&self) -> Duration {
+        self.started.0.elapsed()
+    }
+
     /// What a ping is answered.
     pub(crate) fn about(&self) -> PingResult {
         let since = self.started.1.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -70,7 +78,7 @@ impl Shared {
             host: "polymq".to_owned(),
             version: VERSION.to_owned(),
             server_start_time: since.as_secs().cast_signed(),
-            server_up_time_seconds: self.started.0.elapsed().as_secs().cast_signed(),
+            server_up_time_seconds: self.uptime().as_secs().cast_signed(),
         }
     }
 }
@@ -85,6 +93,8 @@ pub struct Builder {
     access: AccessFiles,
     tls: Option<TlsFiles>,
     client_ca: Option<PathBuf>,
+    http: Option<String>,
+    drain: Duration,
 }
 
 impl Default for Builder {
@@ -96,6 +106,8 @@ impl Default for Builder {
             access: AccessFiles::default(),
             tls: None,
             client_ca: None,
+            http: None,
+            drain: Duration::from_secs(10),
         }
     }
 }
@@ -160,14 +172,28 @@ impl Builder {
         self
     }
 
+    /// Serves health and metrics over HTTP at another address, as `HOST:PORT`: `/health/live`, `/health/ready` and `/metrics`, to
+    /// everybody who reaches it. Without one, they are not served.
+    pub fn http(mut self, address: impl Into<String>) -> Self {
+        self.http = Some(address.into());
+        self
+    }
+
+    /// How long a stop waits for connections to end by themselves; then they are cut. The default is 10 s.
+    pub fn drain(mut self, most: Duration) -> Self {
+        self.drain = most;
+        self
+    }
+
     /// Opens the store, listens and serves in tasks of the present runtime.
     ///
     /// # Errors
     ///
-    /// [`BrokerError::Option`] when a file that an option names cannot be used, [`BrokerError::Store`] when the data cannot be opened or are damaged, [`BrokerError::Listen`] when the address
-    /// cannot be had.
+    /// [`BrokerError::Option`] when a file that an option names cannot be used, [`BrokerError::Store`] when the data cannot
+    /// be opened or are damaged, [`BrokerError::Listen`] when an address cannot be had.
     pub async fn start(self) -> Result<Broker> {
-        let access = Access::open(self.access)?;
+        let counts = Counts::default();
+        let access = Access::open(self.access, counts.clone())?;
         let tls = match (self.tls, self.client_ca) {
             (Some(files), client_ca) => Some(TlsFiles { client_ca, ..files }),
             (None, Some(file)) => {
@@ -185,18 +211,23 @@ impl Builder {
         let stored = store.channels()?;
         let numbers = Arc::new(Numbers::after(&stored));
         let queues = Arc::new(Queues::open(store.clone(), self.limits.clone(), Arc::clone(&numbers), stored.clone())?);
-        let listen = |cause| BrokerError::Listen { address: self.listen.clone(), cause };
-        let listener = TcpListener::bind(&self.listen).await.map_err(listen)?;
-        let address = listener.local_addr().map_err(listen)?;
+        let (listener, address) = bind(&self.listen).await?;
+        let http = match &self.http {
+            Some(address) => Some(bind(address).await?),
+            None => None,
+        };
+        let http_address = http.as_ref().map(|(_, address)| *address);
         let shared = Arc::new(Shared {
             queues: Arc::clone(&queues),
             logs: Logs::open(store.clone(), self.limits.clone(), numbers, stored),
-            events: Listeners::new(self.limits.waiting),
-            requests: Requests::new(&self.limits),
+            events: Listeners::new(self.limits.waiting, counts.lost.clone()),
+            requests: Requests::new(&self.limits, &counts.lost),
             named: Mutex::default(),
             transactions: Transactions::default(),
             stopping: CancellationToken::new(),
             access,
+            store: store.clone(),
+            counts: counts.clone(),
             started: (Instant::now(), SystemTime::now()),
         });
         let places = Arc::new(Semaphore::new(self.limits.connections.min(Semaphore::MAX_PERMITS)));
@@ -204,6 +235,9 @@ impl Builder {
         let clock = tokio::spawn(async move {
             tokio::join!(queues.keep_time(), timed.logs.keep_time());
         });
+        let http = http.map(|(listener, _)| tokio::spawn(http::serve(listener, Arc::clone(&shared))));
+        let cut = CancellationToken::new();
+        let door = Door { tls: Arc::clone(&tls), places, counts, cut: cut.clone() };
         let service = KubemqServer::new(Service(Arc::clone(&shared)))
             .max_decoding_message_size(self.limits.message + (1 << 20))
             .max_encoding_message_size(usize::MAX);
@@ -211,13 +245,10 @@ impl Builder {
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
             .max_concurrent_streams(self.limits.streams)
             .add_service(service)
-            .serve_with_incoming_shutdown(
-                accept(listener, Arc::clone(&tls), places),
-                shared.stopping.clone().cancelled_owned(),
-            );
+            .serve_with_incoming_shutdown(accept(listener, door), shared.stopping.clone().cancelled_owned());
         let server = tokio::spawn(server);
-        tracing::info!(%address, data_dir = ?self.data_dir, "broker listens");
-        Ok(Broker { address, shared, tls, store, server, clock })
+        tracing::info!(%address, http = ?http_address, data_dir = ?self.data_dir, "broker listens");
+        Ok(Broker { address, http_address, shared, tls, store, server, clock, http, cut, drain: self.drain })
     }
 }
 
@@ -230,6 +261,18 @@ pub struct Broker {
     store: Store,
     server: JoinHandle<std::result::Result<(), tonic::transport::Error>>,
     clock: JoinHandle<()>,
+    http: Option<JoinHandle<()>>,
+    http_address: Option<SocketAddr>,
+    /// Ends every connection.
+    cut: CancellationToken,
+    drain: Duration,
+}
+
+async fn bind(address: &str) -> Result<(TcpListener, SocketAddr)> {
+    let failed = |cause| BrokerError::Listen { address: address.to_owned(), cause };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
 }
 
 impl Broker {
@@ -244,6 +287,12 @@ impl Broker {
         self.address
     }
 
+    /// Where health and metrics are, when they are served.
+    #[must_use]
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http_address
+    }
+
     /// Reads the files of TLS, the token key and the rules anew. Connections from now on have the new certificates, calls
     /// the new key, and requests the new rules, also on streams that are open.
     ///
@@ -251,15 +300,25 @@ impl Broker {
     ///
     /// [`BrokerError::Option`] when a file cannot be used; then what it is for stays as it was.
     pub async fn reload(&self) -> Result<()> {
-        self.tls.reload()?;
-        self.shared.access.reload()
+        let read = self.tls.reload().and_then(|()| self.shared.access.reload());
+        match &read {
+            Ok(()) => tracing::info!("certificates, keys and rules are read anew"),
+            Err(cause) => tracing::error!(%cause, "certificates, keys and rules stay as they were"),
+        }
+        read
     }
 
-    /// Refuses new calls, ends streams, gives back what is lent, and closes the store when everything is on disk.
+    /// Refuses new calls, ends streams, gives back what is lent, and closes the store when everything is on disk. What was
+    /// sent before and is not answered by then was not taken; acknowledgements that are on their way count. Takes as long as
+    /// [`Builder::drain`] at most, and what the disk needs.
+    ///
+    /// When this future is dropped, the broker ends at once, as by [`Drop`].
     pub async fn stop(mut self) {
+        tracing::info!("broker stops: no new calls, streams end");
         self.shared.stopping.cancel();
-        if tokio::time::timeout(Duration::from_secs(10), &mut self.server).await.is_err() {
-            tracing::warn!("some connections did not end within 10 s and are cut");
+        if tokio::time::timeout(self.drain, &mut self.server).await.is_err() {
+            tracing::warn!(after = ?self.drain, "connections that did not end by themselves are cut");
+            self.cut.cancel();
             self.server.abort();
         }
         self.clock.abort();
@@ -275,6 +334,10 @@ impl Broker {
 impl Drop for Broker {
     fn drop(&mut self) {
         self.shared.stopping.cancel();
+        self.cut.cancel();
         self.clock.abort();
+        if let Some(http) = &self.http {
+            http.abort();
+        }
     }
 }

@@ -8,7 +8,10 @@ use std::{fs::File, io::Read, path::Path};
 
 use rusqlite::Connection;
 
-use crate::store::{StoreError, told};
+use crate::{
+    folder::Synced,
+    store::{StoreError, told},
+};
 
 /// Files of up to so many bytes are checked before the broker serves.
 pub(crate) const AT_ONCE: u64 = 128 << 20;
@@ -51,51 +54,45 @@ pub(crate) fn whole(connection: &Connection, path: &Path) -> Result<(), StoreErr
     }
 }
 
-/// The log that the engine writes before its file. At a frame that is not as written the engine takes the log's end to
-/// be there, as after a power cut. But a transaction is only begun when the one before is on disk: whatever follows
-/// it proves that it was whole once.
-pub(crate) fn log(path: &Path) -> Result<(), StoreError> {
+/// The log that the engine writes before its file, as far as it is known to be on disk. At a frame that is not as
+/// written the engine takes the log's end to be there, as after a power cut, and goes on without what follows.
+pub(crate) fn log(path: &Path, synced: Option<Synced>) -> Result<(), StoreError> {
+    let Some(Synced { salts, frames }) = synced else { return Ok(()) };
+    let cut = || damaged(path, format!("it is cut: {frames} frames of it were on disk"));
     let unreadable = |cause: std::io::Error| damaged(path, format!("it cannot be read: {cause}"));
     let mut file = match File::open(path) {
         Ok(file) => std::io::BufReader::with_capacity(1 << 20, file),
-        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Err(cut()),
         Err(cause) => return Err(unreadable(cause)),
     };
     let mut header = [0; 32];
     if !filled(&mut file, &mut header).map_err(unreadable)? {
-        return Ok(());
+        return Err(cut());
     }
     let number = |bytes: &[u8], at: usize| {
         bytes.get(at..at + 4).map_or(0, |bytes| u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
     };
-    let big_endian = match number(&header, 0) {
-        0x377f_0682 => false,
-        0x377f_0683 => true,
-        _ => return Err(damaged(path, "it does not begin as a log does")),
-    };
+    let big_endian = number(&header, 0) == 0x377f_0683;
     let mut sum = (number(&header, 24), number(&header, 28));
-    if mixed((0, 0), &header[..24], big_endian) != sum {
+    let page = number(&header, 8) as usize;
+    if mixed((0, 0), &header[..24], big_endian) != sum || !(512..=65_536).contains(&page) {
         return Err(damaged(path, "its head is not what was written"));
     }
-    let page = number(&header, 8) as usize;
-    if !(512..=65_536).contains(&page) {
-        return Err(damaged(path, "its head is not what was written"));
+    // Another log than the one that is known: it was begun anew and is not known yet.
+    if header[16..24] != salts {
+        return Ok(());
     }
     let mut frame = vec![0; 24 + page];
-    let (mut broken, mut ended, mut position) = (None, false, 0_u64);
-    while filled(&mut file, &mut frame).map_err(unreadable)? {
-        let stored = (number(&frame, 16), number(&frame, 20));
-        let ours = frame[8..16] == header[16..24];
-        let whole = ours && mixed(mixed(sum, &frame[..8], big_endian), &frame[24..], big_endian) == stored;
-        match broken {
-            Some(at) if whole && ended => {
-                return Err(damaged(path, format!("frame {at} of it is not what was written, and later ones are")));
-            }
-            None if !whole => broken = Some(position),
-            _ => {}
+    for at in 0..frames {
+        if !filled(&mut file, &mut frame).map_err(unreadable)? {
+            return Err(cut());
         }
-        ended |= broken.is_some() && ours && number(&frame, 4) != 0;
-        (sum, position) = (stored, position + 1);
+        let stored = (number(&frame, 16), number(&frame, 20));
+        let ours = frame[8..16] == salts;
+        if !ours || mixed(mixed(sum, &frame[..8], big_endian), &frame[24..], big_endian) != stored {
+            return Err(damaged(path, format!("frame {at} of it is not what was written")));
+        }
+        sum = stored;
     }
     Ok(())
 }

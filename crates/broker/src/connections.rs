@@ -16,10 +16,13 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::either::Either;
+use tokio_util::{
+    either::Either,
+    sync::{CancellationToken, WaitForCancellationFutureOwned},
+};
 use tonic::transport::server::Connected;
 
-use crate::{error::Result, tls::TlsFiles};
+use crate::{counts::Counts, error::Result, tls::TlsFiles};
 
 /// How long a new connection may take until its first byte, or its TLS handshake, is there.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -58,15 +61,35 @@ impl Tls {
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: Either<TcpStream, Box<TlsStream<TcpStream>>>,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-/// Accepts until nobody takes the connections any more. More than `most` at a time are closed at once.
-pub(crate) fn accept(
-    listener: TcpListener,
-    tls: Arc<Tls>,
-    places: Arc<Semaphore>,
-) -> ReceiverStream<io::Result<Connection>> {
+/// A place among the connections that are allowed, counted while it is taken.
+#[derive(Debug)]
+struct Place {
+    counts: Counts,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.counts.connections.take();
+    }
+}
+
+/// Who may connect, and until when.
+#[derive(Debug, Clone)]
+pub(crate) struct Door {
+    pub(crate) tls: Arc<Tls>,
+    pub(crate) places: Arc<Semaphore>,
+    pub(crate) counts: Counts,
+    /// Ends every connection, whatever it does.
+    pub(crate) cut: CancellationToken,
+}
+
+/// Accepts until nobody takes the connections any more. Those for which there is no place are closed at once.
+pub(crate) fn accept(listener: TcpListener, door: Door) -> ReceiverStream<io::Result<Connection>> {
     let (ready, connections) = mpsc::channel(64);
     tokio::spawn(async move {
         loop {
@@ -82,14 +105,18 @@ pub(crate) fn accept(
                     continue;
                 }
             };
-            let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            let Ok(permit) = Arc::clone(&door.places).try_acquire_owned() else {
+                door.counts.refused.add();
                 tracing::warn!(%peer, "connection refused: as many are open as the limit allows");
                 continue;
             };
-            let (ready, acceptor) = (ready.clone(), tls.acceptor());
+            door.counts.connections.add();
+            let place = Place { counts: door.counts.clone(), _permit: permit };
+            let (ready, acceptor, cut) =
+                (ready.clone(), door.tls.acceptor(), Box::pin(door.cut.clone().cancelled_owned()));
             tokio::spawn(async move {
                 match timeout(PATIENCE, open(stream, acceptor)).await {
-                    Ok(Ok(stream)) => drop(ready.send(Ok(Connection { stream, _place: place })).await),
+                    Ok(Ok(stream)) => drop(ready.send(Ok(Connection { stream, _place: place, cut })).await),
                     Ok(Err(cause)) => tracing::debug!(%peer, %cause, "connection refused"),
                     Err(_) => tracing::debug!(%peer, "connection refused: it said nothing for too long"),
                 }
@@ -125,6 +152,9 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.cut.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }

@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use crate::{bounded, names};
+use crate::{bounded, counts::Count, names};
 
 /// Messages that wait for one subscriber; then it loses what is new.
 const WAITING: usize = 4096;
@@ -26,6 +26,7 @@ struct Inner<T> {
     next: AtomicU64,
     /// Bytes that wait for one subscriber.
     bytes: usize,
+    lost: Count,
 }
 
 #[derive(Debug)]
@@ -45,8 +46,8 @@ pub(crate) struct Listening<T> {
 
 impl<T> Listeners<T> {
     /// Nobody yet; so many bytes may wait for each subscriber.
-    pub(crate) fn new(bytes: usize) -> Self {
-        Self(Arc::new(Inner { listeners: Mutex::default(), next: AtomicU64::new(0), bytes }))
+    pub(crate) fn new(bytes: usize, lost: Count) -> Self {
+        Self(Arc::new(Inner { listeners: Mutex::default(), next: AtomicU64::new(0), bytes, lost }))
     }
 }
 
@@ -73,7 +74,7 @@ impl<T: Clone> Listeners<T> {
         let mut told = 0;
         for listener in listeners.values().filter(|listener| names::matches(&listener.pattern, name)) {
             if listener.group.is_empty() {
-                told += usize::from(listener.sender.try_send(message.clone(), size));
+                told += usize::from(self.count(name, listener.sender.try_send(message.clone(), size)));
             } else {
                 groups.entry(&listener.group).or_default().push(listener);
             }
@@ -81,9 +82,18 @@ impl<T: Clone> Listeners<T> {
         for mut members in groups.into_values() {
             // Any of them, and another one when that one does not keep up.
             fastrand::shuffle(&mut members);
-            told += usize::from(members.iter().any(|member| member.sender.try_send(message.clone(), size)));
+            let taken = members.iter().any(|member| member.sender.try_send(message.clone(), size));
+            told += usize::from(self.count(name, taken));
         }
         told
+    }
+
+    fn count(&self, name: &str, taken: bool) -> bool {
+        if !taken {
+            self.0.lost.add();
+            tracing::debug!(channel = name, "lost for a subscriber that does not keep up");
+        }
+        taken
     }
 
     /// Names and patterns that are listened to.

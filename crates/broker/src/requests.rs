@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{events::Listeners, limits::Limits, names, refusal::Refusal};
+use crate::{counts::Count, events::Listeners, limits::Limits, names, refusal::Refusal};
 
 /// Answers of queries that are kept at most; then new ones are not kept.
 const CACHED: usize = 100_000;
@@ -60,10 +60,10 @@ impl Drop for Waits<'_> {
 }
 
 impl Requests {
-    pub(crate) fn new(limits: &Limits) -> Self {
+    pub(crate) fn new(limits: &Limits, lost: &Count) -> Self {
         Self {
-            commands: Listeners::new(limits.waiting),
-            queries: Listeners::new(limits.waiting),
+            commands: Listeners::new(limits.waiting, lost.clone()),
+            queries: Listeners::new(limits.waiting, lost.clone()),
             waiting: Mutex::default(),
             cache: Mutex::default(),
             most: limits.cache,

@@ -7,17 +7,15 @@
 
 use std::{
     collections::HashMap,
-    fs::File,
-    io::{Read as _, Write as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use crate::{check, limits::Limits, room::Room};
+use crate::{check, folder::Folder, limits::Limits, room::Room};
 
 /// The layout of the file. A file of another layout is refused.
 const LAYOUT: i64 = 2;
@@ -229,8 +227,10 @@ struct Inner {
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
     /// What was found to be wrong while the broker serves.
     damage: OnceLock<StoreError>,
+    /// Transactions that are on disk, and how long they took.
+    done: Arc<Mutex<(u64, Duration)>>,
     /// Nobody else's until the store is closed.
-    folder: Mutex<Option<FolderLock>>,
+    folder: Arc<Mutex<Option<Folder>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -247,19 +247,19 @@ impl Store {
         let path = folder.join("broker.sqlite");
         let failed = |what: &dyn std::fmt::Display| StoreError::Failed { path: path.clone(), what: what.to_string() };
         std::fs::create_dir_all(folder).map_err(|cause| failed(&cause))?;
-        let lock = FolderLock::take(folder, &path)?;
-        check::log(&folder.join("broker.sqlite-wal"))?;
+        let owner = Folder::take(folder)?;
+        check::log(&folder.join("broker.sqlite-wal"), owner.synced())?;
+        owner.forget().map_err(|cause| failed(&cause))?;
         let write = Connection::open(&path).map_err(|cause| failed(&cause))?;
         prepare(&write, &path, limits)?;
         let small = std::fs::metadata(&path).is_ok_and(|file| file.len() <= check::AT_ONCE);
         if small {
             check::whole(&write, &path)?;
         }
-        lock.used(&path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let read = Connection::open_with_flags(&path, flags).map_err(|cause| failed(&cause))?;
         let room = Room::new(limits.store_bytes, Some((limits.free_disk, folder.to_owned())));
-        let store = Self::start(path, room, Some(lock), Arc::new(Mutex::new(write)), Arc::new(Mutex::new(read)))?;
+        let store = Self::start(path, room, Some(owner), Arc::new(Mutex::new(write)), Arc::new(Mutex::new(read)))?;
         if !small {
             store.check_later()?;
         }
@@ -283,31 +283,31 @@ impl Store {
     fn start(
         path: PathBuf,
         room: Room,
-        folder: Option<FolderLock>,
+        folder: Option<Folder>,
         write: Arc<Mutex<Connection>>,
         reads: Arc<Mutex<Connection>>,
     ) -> Result<Self, StoreError> {
         let (commits, waiting) = mpsc::channel::<Commit>();
         let room = Arc::new(room);
         room.measure(&lock(&write));
-        let mut writer =
-            Writer { path: path.clone(), connection: write, room: Arc::clone(&room), owed: Vec::new(), synced: true };
+        let done = Arc::<Mutex<(u64, Duration)>>::default();
+        let folder = Arc::new(Mutex::new(folder));
+        let mut writer = Writer {
+            path: path.clone(),
+            connection: write,
+            room: Arc::clone(&room),
+            owed: Vec::new(),
+            synced: true,
+            done: Arc::clone(&done),
+            folder: Arc::clone(&folder),
+        };
         let writer = std::thread::Builder::new()
             .name("polymq-store".into())
             .spawn(move || writer.run(&waiting))
             .map_err(|cause| StoreError::Failed { path: path.clone(), what: cause.to_string() })?;
         let waits = Arc::new(Semaphore::new(WAITING_BYTES));
         let (commits, writer) = (Mutex::new(Some(commits)), Mutex::new(Some(writer)));
-        Ok(Self(Arc::new(Inner {
-            path,
-            commits,
-            waits,
-            room,
-            reads,
-            writer,
-            damage: OnceLock::new(),
-            folder: Mutex::new(folder),
-        })))
+        Ok(Self(Arc::new(Inner { path, commits, waits, room, reads, writer, damage: OnceLock::new(), done, folder })))
     }
 
     /// How full it is.
@@ -510,6 +510,16 @@ impl Store {
         found.map_err(|cause| told(&self.0.path, &cause))
     }
 
+    /// Transactions since the store was opened, and how long they took.
+    pub(crate) fn commits(&self) -> (u64, Duration) {
+        *lock(&self.0.done)
+    }
+
+    /// Whether the thread that writes runs.
+    pub(crate) fn is_alive(&self) -> bool {
+        lock(&self.0.writer).as_ref().is_some_and(|writer| !writer.is_finished())
+    }
+
     /// What was found to be wrong since the store was opened.
     pub(crate) fn damage(&self) -> Option<&StoreError> {
         self.0.damage.get()
@@ -546,36 +556,6 @@ impl Store {
             let _ = writer.join();
         }
         lock(&self.0.folder).take();
-    }
-}
-
-/// Keeps other brokers out of a folder, and knows whether one has used it. The system lets go of it with the process.
-#[derive(Debug)]
-struct FolderLock(File);
-
-impl FolderLock {
-    fn take(folder: &Path, data: &Path) -> Result<Self, StoreError> {
-        let path = folder.join("broker.lock");
-        let failed = |cause: std::io::Error| StoreError::Failed { path: path.clone(), what: cause.to_string() };
-        let mut options = File::options();
-        let mut file = options.read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => return Err(StoreError::Busy { folder: folder.to_owned() }),
-            Err(std::fs::TryLockError::Error(cause)) => return Err(failed(cause)),
-        }
-        // The engine takes an empty file for a new one.
-        let used = file.read(&mut [0]).map_err(failed)? > 0;
-        if used && std::fs::metadata(data).is_ok_and(|data| data.len() == 0) {
-            return Err(StoreError::Damaged { path: data.to_owned(), what: "it is empty, and it was not".to_owned() });
-        }
-        Ok(Self(file))
-    }
-
-    /// From now on there is data.
-    fn used(&self, data: &Path) -> Result<(), StoreError> {
-        let failed = |cause: std::io::Error| StoreError::Failed { path: data.to_owned(), what: cause.to_string() };
-        (&self.0).write_all(b"used").map_err(failed)
     }
 }
 
@@ -621,6 +601,8 @@ struct Writer {
     owed: Vec<Commit>,
     /// Whether a transaction is on disk when it has ended.
     synced: bool,
+    done: Arc<Mutex<(u64, Duration)>>,
+    folder: Arc<Mutex<Option<Folder>>>,
 }
 
 impl Writer {
@@ -645,6 +627,9 @@ impl Writer {
             tracing::error!(count, "the disk is full: messages that were acknowledged last come again after a restart");
         }
         // One file holds everything of a broker that was stopped.
+        if let Some(folder) = &*lock(&self.folder) {
+            let _ = folder.forget();
+        }
         let folded = lock(&self.connection).query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
         if let Err(cause) = folded {
             tracing::debug!(%cause, "the log of the store stays beside its file; the next start reads it");
@@ -661,6 +646,7 @@ impl Writer {
             changes += next.changes.len();
             group.push(next);
         }
+        let started = Instant::now();
         let mut connection = lock(&self.connection);
         // Nobody waits for a removal: it is written, so no crash of the process undoes it, and synced with what comes
         // next. After a power cut, what was acknowledged last may come again.
@@ -679,6 +665,16 @@ impl Writer {
                 .collect(),
         };
         drop(connection);
+        if synced
+            && results.iter().any(std::result::Result::is_ok)
+            && let Some(folder) = &*lock(&self.folder)
+        {
+            folder.remember();
+        }
+        {
+            let mut done = lock(&self.done);
+            *done = (done.0 + 1, done.1 + started.elapsed());
+        }
         for (commit, result) in group.into_iter().zip(results) {
             match result.map_err(|cause| told(&self.path, &cause)) {
                 Err(StoreError::Full) if commit.lasting => self.owed.push(commit),

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 use etcetera::BaseStrategy;
-use polymq_broker::{Broker, BrokerError, Limits};
+use polymq_broker::{Broker, BrokerError, Builder, Limits, TokenAlgorithm};
 use serde_json::json;
 
 use crate::{
@@ -32,6 +32,17 @@ pub(crate) struct Options {
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:50000", value_parser = address)]
     listen: String,
 
+    /// Serves /health/live, /health/ready and /metrics over HTTP there, to everybody who reaches it.
+    #[arg(long, value_name = "HOST:PORT", value_parser = address)]
+    http: Option<String>,
+
+    /// How long a stop waits for connections to end by themselves.
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    drain: Duration,
+
+    #[command(flatten, next_help_heading = "Security; SIGHUP reads the files anew")]
+    security: Security,
+
     #[command(flatten, next_help_heading = "Limits: what is beyond is refused")]
     limits: Most,
 }
@@ -49,6 +60,56 @@ Exit codes:
   3  wrong configuration: a file that an option names cannot be used
   4  cannot listen: the address is taken or not of this machine
   5  not allowed: listening there needs a permission";
+
+#[derive(Debug, Args)]
+struct Security {
+    /// Serves with TLS only: PEM file of the certificate and its chain.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+
+    /// PEM file of the certificate's key.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+
+    /// PEM file of the authorities whose certificates clients must show.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    client_ca: Option<PathBuf>,
+
+    /// Asks for JSON web tokens: file of the secret (HS...) or of the public key as PEM (RS..., ES...).
+    #[arg(long, value_name = "FILE", requires = "token_algorithm")]
+    token_key: Option<PathBuf>,
+
+    /// How tokens are signed: HS256, HS384, HS512, RS256, RS384, RS512, ES256, ES384 or ES512.
+    #[arg(long, value_name = "NAME", requires = "token_key")]
+    token_algorithm: Option<TokenAlgorithm>,
+
+    /// TOML file of who may do what with which channels.
+    #[arg(long, value_name = "FILE")]
+    rules: Option<PathBuf>,
+}
+
+impl Security {
+    /// Whether a stranger who reaches the broker can do nothing.
+    fn knows_clients(&self) -> bool {
+        self.client_ca.is_some() || self.token_key.is_some()
+    }
+
+    fn give(self, mut builder: Builder) -> Builder {
+        if let (Some(certificate), Some(key)) = (self.tls_cert, self.tls_key) {
+            builder = builder.tls(certificate, key);
+        }
+        if let Some(file) = self.client_ca {
+            builder = builder.client_ca(file);
+        }
+        if let (Some(algorithm), Some(file)) = (self.token_algorithm, self.token_key) {
+            builder = builder.token_key(algorithm, file);
+        }
+        if let Some(file) = self.rules {
+            builder = builder.rules(file);
+        }
+        builder
+    }
+}
 
 #[derive(Debug, Args)]
 struct Most {
@@ -83,6 +144,79 @@ struct Most {
     /// Connections at a time.
     #[arg(long, value_name = "COUNT", default_value_t = 10_000, value_parser = count)]
     max_connections: u32,
+
+    /// Calls and streams of one connection at a time; more wait.
+    #[arg(long, value_name = "COUNT", default_value_t = 2_000, value_parser = count)]
+    max_streams: u32,
+
+    /// Queues, and as many channels of stored events.
+    #[arg(long, value_name = "COUNT", default_value_t = 100_000, value_parser = count)]
+    max_channels: u32,
+
+    /// Messages of a queue. Default: any number.
+    #[arg(long, value_name = "COUNT")]
+    max_queue_messages: Option<u64>,
+
+    /// Bytes of a queue. Default: any number.
+    #[arg(long, value_name = "BYTES", value_parser = size)]
+    max_queue_size: Option<u64>,
+
+    /// Bytes of everything that is stored. Default: what the disk has.
+    #[arg(long, value_name = "BYTES", value_parser = size)]
+    max_store: Option<u64>,
+
+    /// Bytes of the disk that are kept free for settling.
+    #[arg(long, value_name = "BYTES", default_value = "64MiB", value_parser = size)]
+    keep_free: u64,
+
+    /// How long stored events are kept; "forever" for no limit.
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = age)]
+    keep_events: Age,
+
+    /// Stored events of a channel that are kept. Default: any number.
+    #[arg(long, value_name = "COUNT")]
+    keep_events_count: Option<u64>,
+
+    /// Bytes of a channel's stored events that are kept. Default: any number.
+    #[arg(long, value_name = "BYTES", value_parser = size)]
+    keep_events_size: Option<u64>,
+
+    /// Bytes of messages in one answer; one message may have more.
+    #[arg(long, value_name = "BYTES", default_value = "4032KiB", value_parser = size)]
+    max_answer: u64,
+
+    /// Messages that one stream of polls may hold unsettled.
+    #[arg(long, value_name = "COUNT", default_value_t = 100_000, value_parser = count)]
+    max_held: u32,
+
+    /// Bytes of messages that one stream of polls may hold unsettled.
+    #[arg(long, value_name = "BYTES", default_value = "256MiB", value_parser = size)]
+    max_held_size: u64,
+
+    /// Bytes that wait for one slow subscriber.
+    #[arg(long, value_name = "BYTES", default_value = "64MiB", value_parser = size)]
+    max_waiting: u64,
+
+    /// Bytes of cached answers to queries.
+    #[arg(long, value_name = "BYTES", default_value = "64MiB", value_parser = size)]
+    max_cache: u64,
+}
+
+/// How long something is kept; `None` is for ever.
+#[derive(Debug, Clone)]
+struct Age(Option<Duration>);
+
+fn age(text: &str) -> Result<Age, String> {
+    if text == "forever" { Ok(Age(None)) } else { duration(text).map(|age| Age(Some(age))) }
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    let size = text.parse::<bytesize::ByteSize>().ok().map(|size| size.as_u64()).filter(|size| *size > 0);
+    size.ok_or_else(|| "expected a size, such as 64KiB, 100MiB or 20GiB".to_owned())
+}
+
+fn number(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
 impl From<Most> for Limits {
@@ -96,7 +230,20 @@ impl From<Most> for Limits {
             receive_count: most.max_receive_count.cast_signed(),
             message: most.max_message,
             connections: most.max_connections as usize,
-            ..Self::default()
+            streams: most.max_streams,
+            channels: most.max_channels as usize,
+            queue_count: most.max_queue_messages,
+            queue_bytes: most.max_queue_size,
+            store_bytes: most.max_store,
+            free_disk: most.keep_free,
+            event_age: most.keep_events.0,
+            event_count: most.keep_events_count,
+            event_bytes: most.keep_events_size,
+            answer: number(most.max_answer),
+            held_count: most.max_held as usize,
+            held_bytes: number(most.max_held_size),
+            waiting: number(most.max_waiting),
+            cache: number(most.max_cache),
         }
     }
 }
@@ -109,30 +256,73 @@ pub(crate) async fn run(connection: &Connection, options: Options, output: &Outp
         return Err(Failed::new(Exit::Usage, sentence));
     }
     let folder = if options.memory { None } else { Some(folder(options.data_dir)?) };
-    let mut builder = Broker::builder().listen(options.listen).limits(options.limits.into());
+    let known = options.security.knows_clients();
+    let builder = Broker::builder().listen(options.listen).limits(options.limits.into()).drain(options.drain);
+    let mut builder = options.security.give(builder);
+    if let Some(address) = options.http {
+        builder = builder.http(address);
+    }
     if let Some(folder) = &folder {
         builder = builder.data_dir(folder);
     }
     // Before the line is printed: who reads it may send a signal at once.
-    let asked = interrupted();
+    let (asked, hangups) = (interrupted(), hangups());
     let broker = builder.start().await?;
     let address = broker.address();
     // A broker whose starter has gone away goes on.
+    let http = broker.http_address();
     let _ = output.say(
-        || match &folder {
-            Some(folder) => format!("listening on {address}, data in {}", folder.display()),
-            None => format!("listening on {address}, in memory"),
+        || {
+            let data = folder.as_ref().map_or("in memory".to_owned(), |folder| format!("data in {}", folder.display()));
+            let http = http.map_or_else(String::new, |http| format!(", health and metrics at http://{http}"));
+            format!("listening on {address}, {data}{http}")
         },
-        || json!({ "listening": address.to_string(), "data_dir": folder }),
+        || {
+            let mut said = json!({ "listening": address.to_string(), "data_dir": folder });
+            if let Some(http) = http {
+                said["http"] = http.to_string().into();
+            }
+            said
+        },
     );
-    if !address.ip().is_loopback() {
+    if !address.ip().is_loopback() && !known {
         output.note("everybody who reaches this address can read and write");
     }
-    asked.await;
+    tokio::select! {
+        () = asked => {}
+        () = reloads(&broker, hangups) => {}
+    }
     tokio::select! {
         () = broker.stop() => Ok(Exit::Done),
         () = interrupted() => Err(Failed::new(Exit::Failed, "ended at once by a second signal; what was accepted is on disk")),
     }
+}
+
+/// SIGHUP, listened to from now on; where there is none, it never comes.
+#[cfg(unix)]
+fn hangups() -> Option<tokio::signal::unix::Signal> {
+    tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()).ok()
+}
+
+#[cfg(not(unix))]
+fn hangups() -> Option<std::convert::Infallible> {
+    None
+}
+
+/// Reads the files of security anew whenever SIGHUP says so. The broker logs how it went.
+#[cfg(unix)]
+async fn reloads(broker: &Broker, hangups: Option<tokio::signal::unix::Signal>) {
+    if let Some(mut hangups) = hangups {
+        while hangups.recv().await.is_some() {
+            let _ = broker.reload().await;
+        }
+    }
+    std::future::pending().await
+}
+
+#[cfg(not(unix))]
+async fn reloads(_: &Broker, _: Option<std::convert::Infallible>) {
+    std::future::pending().await
 }
 
 fn folder(asked: Option<PathBuf>) -> Result<PathBuf, Failed> {

@@ -86,6 +86,45 @@ fn an_address_that_is_taken_and_a_folder_that_is_none() {
 }
 
 #[test]
+fn options_of_security_are_given_on_and_their_files_read_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let file = folder.path().join(name);
+        std::fs::write(&file, text).unwrap();
+        file.to_str().unwrap().to_owned()
+    };
+    let (rules, wrong, key) =
+        (file("rules", "[[rule]]\nallow = ['read']"), file("wrong", "[[rule]]"), file("key", "secret"));
+    fails(&["--memory", "--rules", &wrong], 3, &[&wrong, "line 1", "missing field `allow`"]);
+    fails(&["--memory", "--tls-cert", &wrong, "--tls-key", &key], 3, &[&wrong, "there is no certificate in it"]);
+    fails(&["--memory", "--tls-cert", &wrong], 2, &["--tls-key"]);
+    fails(&["--memory", "--token-key", &key], 2, &["--token-algorithm"]);
+    fails(&["--memory", "--token-key", &key, "--token-algorithm", "none"], 2, &["'none'", "expected HS256"]);
+    fails(&["--memory", "--keep-events", "long"], 2, &["'long'"]);
+
+    let options =
+        ["--memory", "--http", "127.0.0.1:0", "--rules", &rules, "--token-key", &key, "--token-algorithm", "HS256"];
+    let more = ["--keep-events", "forever", "--max-store", "1GiB", "--max-queue-messages", "10"];
+    let mut broker = Broker::start(folder.path(), &[&options[..], &more[..]].concat()).unwrap();
+    let said: serde_json::Value = serde_json::from_str(&broker.line).unwrap();
+    let mut http = std::net::TcpStream::connect(said["http"].as_str().unwrap()).unwrap();
+    std::io::Write::write_all(&mut http, b"GET /health/ready HTTP/1.0\r\n\r\n").unwrap();
+    let answer = std::io::read_to_string(http).unwrap();
+    assert!(answer.contains("200 OK") && answer.contains(r#""status":"ready""#), "{answer}");
+
+    std::fs::write(&rules, "[[rule]]").unwrap();
+    broker.signal("HUP").unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !broker.logs().contains("stay as they were") {
+        assert!(std::time::Instant::now() < deadline, "{}", broker.logs());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert!(broker.stop("TERM").unwrap().success());
+    let logs = broker.logs();
+    assert!(logs.contains("missing field `allow`") && !logs.contains("secret"), "{logs}");
+}
+
+#[test]
 fn a_folder_that_another_broker_uses() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");

@@ -15,7 +15,10 @@ use std::{
 
 use futures_util::{StreamExt, future::join_all, stream::FuturesUnordered};
 use polymq_kubemq_proto::{QueuesDownstreamRequest, QueuesDownstreamRequestType as Kind, QueuesDownstreamResponse};
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
@@ -32,6 +35,10 @@ use crate::{
 
 /// Answers of a stream that wait for its client.
 const ANSWERS: usize = 16;
+
+/// When the broker stops: how long settlements that were sent already are taken, and after which silence there are none.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+const SILENCE: Duration = Duration::from_millis(100);
 
 /// Polls of a stream that wait at a time.
 const POLLS: usize = 1000;
@@ -79,6 +86,11 @@ impl Holds {
 impl Transactions {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Open>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many are open.
+    pub(crate) fn count(&self) -> usize {
+        self.lock().len()
     }
 
     fn open(&self, id: &str, messages: Vec<Lent>, stream: &Arc<Holds>) {
@@ -181,10 +193,29 @@ pub(super) fn serve(
                     }
                 }
                 () = answers.closed() => return,
-                () = shared.stopping.cancelled() => return,
+                () = shared.stopping.cancelled() => break,
                 else => return,
             }
             if !open && polls.is_empty() {
+                return;
+            }
+        }
+        // The broker stops: no more polls, but settlements that are on their way still count.
+        drop(polls);
+        let bound = tokio::time::sleep(LAST_WORDS);
+        tokio::pin!(bound);
+        while let Ok(Some(Ok(request))) = tokio::select! {
+            request = timeout(SILENCE, requests.next()) => request,
+            () = &mut bound => return,
+        } {
+            let answer = if request.request_type_data() == Kind::Get {
+                Some(poll(Arc::clone(&shared), caller.clone(), request, Err(Refusal::shutdown())).await.0)
+            } else {
+                settle(&shared, &caller, request).await
+            };
+            if let Some(answer) = answer
+                && answers.try_send(Ok(answer)).is_err()
+            {
                 return;
             }
         }

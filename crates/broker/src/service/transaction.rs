@@ -53,8 +53,10 @@ pub(super) fn serve(
         let mut transaction =
             Transaction { shared, caller, held: None, until: Instant::now(), last: (String::new(), Kind::Unknown) };
         transaction.run(&mut requests, &answers).await;
-        // A client that went away has had its delivery: to the tail, counted.
+        // A client that went away has had its delivery: to the tail, counted. When it is the broker that goes, the
+        // message stays where it was.
         if let Some(lent) = transaction.held.take()
+            && !transaction.shared.stopping.is_cancelled()
             && let Err(cause) = transaction.shared.queues.reject(lent).await
         {
             tracing::warn!(%cause, "a message of a stream that ended is back at its place");

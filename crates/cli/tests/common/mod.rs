@@ -68,10 +68,15 @@ impl Broker {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: &str) -> Option<()> {
+        let sent = Command::new("kill").args([&format!("-{signal}"), &self.process.id().to_string()]).status();
+        sent.ok().filter(ExitStatus::success).map(drop)
+    }
+
     /// Sends a signal and tells how it ends, or nothing when it does not.
     pub(crate) fn stop(&mut self, signal: &str) -> Option<ExitStatus> {
-        let sent = Command::new("kill").args([&format!("-{signal}"), &self.process.id().to_string()]).status();
-        sent.ok().filter(ExitStatus::success)?;
+        self.signal(signal)?;
         wait(&mut self.process, ENDS)
     }
 }
