@@ -35,7 +35,11 @@ pub(super) async fn send(shared: &Shared, caller: &Caller, mut event: Event) -> 
         if event.client_id.is_empty() {
             return Err(Refusal::no_client());
         }
-        names::check(&event.channel)?;
+        if event.store {
+            names::check_stored(&event.channel)?
+        } else {
+            names::check(&event.channel)?
+        }
         if event.metadata.is_empty() && event.body.is_empty() {
             return Err(Refusal::empty_message());
         }
