@@ -304,7 +304,7 @@ impl Logs {
         if subscribe.client_id.is_empty() {
             return Err(Refusal::no_client());
         }
-        names::check(&subscribe.channel)?;
+        names::check_stored(&subscribe.channel)?;
         names::check_client(&subscribe.client_id, &subscribe.group)?;
         let log = self.get(&subscribe.channel)?;
         let start = log.start(subscribe)?;

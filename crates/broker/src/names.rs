@@ -22,6 +22,12 @@ pub(crate) fn check(name: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Checks a name under which events are stored.
+pub(crate) fn check_stored(name: &str) -> Result<(), Refusal> {
+    check(name)?;
+    if name.split('.').any(str::is_empty) { Err(Refusal::queue_name()) } else { Ok(()) }
+}
+
 /// Checks a name that may be a pattern.
 pub(crate) fn check_pattern(name: &str) -> Result<(), Refusal> {
     if name.is_empty() {
@@ -90,7 +96,10 @@ mod tests {
             assert!(check_queue(name).is_err(), "{name}");
         }
         for name in ["a", "a.b", "ä/b", "A_1-2"] {
-            assert!(check_queue(name).is_ok() && check(name).is_ok(), "{name}");
+            assert!(check_queue(name).is_ok() && check_stored(name).is_ok(), "{name}");
+        }
+        for name in ["a..b", ".a"] {
+            assert_eq!((check(name), check_stored(name)), (Ok(()), Err(Refusal::queue_name())), "{name}");
         }
         assert_eq!(check("a.>"), Err(Refusal::wildcard()));
         assert_eq!(check_pattern("a.>"), Ok(()));

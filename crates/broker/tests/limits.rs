@@ -285,3 +285,69 @@ async fn the_cache_of_answers_is_bounded_by_bytes() {
     }
     answering.abort();
 }
+
+/// A small file system of its own; gone with the value.
+struct Mounted(tempfile::TempDir);
+
+impl Mounted {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut mount = std::process::Command::new("mount");
+        let mounted = mount.args(["-t", "tmpfs", "-o", "size=24m", "tmpfs"]).arg(folder.path()).status().unwrap();
+        assert!(mounted.success(), "a file system can be mounted here");
+        Self(folder)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let unmounted = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
+        assert!(unmounted.is_ok_and(|status| status.success()));
+    }
+}
+
+#[tokio::test]
+#[ignore = "mounts a file system: as root, cargo test -p polymq-broker --test limits -- --ignored"]
+async fn a_file_system_that_is_full_to_the_last_byte_loses_nothing() {
+    let disk = Mounted::new();
+    let data = disk.0.path().join("data");
+    let limits = Limits { free_disk: 0, ..Limits::default() };
+    let start = || Broker::builder().listen("127.0.0.1:0").data_dir(&data).limits(limits.clone()).start();
+    let broker = start().await.unwrap();
+    let mut caller = client(&broker).await;
+    for number in 0..100 {
+        assert_eq!(send(&mut caller, message("orders", number.to_string())).await.error, "");
+    }
+    // Somebody else fills the disk.
+    let other = disk.0.path().join("other");
+    let mut file = std::fs::File::create(&other).unwrap();
+    let mut size = 1 << 20;
+    while size > 0 {
+        if std::io::Write::write_all(&mut file, &vec![0; size]).is_err() {
+            size /= 2;
+        }
+    }
+    let refused = loop {
+        let result = send(&mut caller, message("other", vec![b'x'; 100_000])).await;
+        if result.is_error {
+            break result.error;
+        }
+    };
+    assert!(refused.contains("the disk is full: free space in the data directory"), "{refused}");
+    // What is there is given, and acknowledged for good as soon as there is room.
+    assert_eq!(receive(&mut caller, "orders", 60).await.len(), 60);
+    assert!(send(&mut caller, message("other", vec![b'x'; 100_000])).await.is_error);
+    drop(file);
+    std::fs::remove_file(&other).unwrap();
+    while send(&mut caller, message("other", "x")).await.is_error {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    drop(caller);
+    broker.stop().await;
+    let broker = start().await.unwrap();
+    let mut caller = client(&broker).await;
+    let left = receive(&mut caller, "orders", 100).await;
+    assert_eq!(left, (60..100).map(|number| number.to_string()).collect::<Vec<_>>());
+    drop(caller);
+    broker.stop().await;
+}

@@ -33,7 +33,12 @@ pub(crate) fn to_headers(message: &Message, headers: &mut HeaderMap) -> Result<(
         };
     }
     if let Some(id) = message.id() {
-        put!(ID, encoded(&id.to_string())?);
+        let value = match id.as_uuid() {
+            // Nothing in it has to be encoded.
+            Some(uuid) => header_value(uuid.to_string())?,
+            None => encoded(&id.to_string())?,
+        };
+        put!(ID, value);
     }
     if let Some(value) = message.kind() {
         put!(KIND, encoded(value)?);

@@ -3,13 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use futures_util::future::join_all;
+use futures_util::future::{BoxFuture, join_all};
 use http::{HeaderMap, HeaderValue, Method, header};
 use polymq_core::{
     Address, ChannelKind, Completion, Error, ErrorKind, Message, ProduceOptions, Producer, Receipt, Result, Retry,
 };
 use reqwest::Request;
-use tokio::{runtime::Handle, sync::watch};
+use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
 use url::Url;
 
 use crate::{
@@ -28,8 +29,8 @@ pub(crate) struct HttpProducer {
     method: Method,
     content_type: Option<HeaderValue>,
     timeout: Duration,
-    /// How many are on their way; `None` once closed.
-    open: watch::Sender<usize>,
+    /// Those of its requests that are on their way.
+    tasks: TaskTracker,
     closed: std::sync::atomic::AtomicBool,
 }
 
@@ -82,6 +83,9 @@ impl HttpProducer {
             Error::new(ErrorKind::InvalidInput, "the option \"content_type\" is no media type").with_backend(NAME)
         })?;
         let targets = targets.into_iter().map(|url| Target::new(&link, &method, url)).collect::<Result<_>>()?;
+        let tasks = TaskTracker::new();
+        // It may be waited for at any time.
+        tasks.close();
         Ok(Self {
             runtime: Handle::current(),
             kind: address.kind(),
@@ -89,19 +93,17 @@ impl HttpProducer {
             method,
             content_type,
             timeout: options.timeout,
-            open: watch::Sender::new(0),
+            tasks,
             closed: false.into(),
             link,
         })
     }
 
-    fn requests(&self, message: &Message) -> Result<Vec<Request>> {
-        self.targets.iter().map(|target| self.to(target, message)).collect()
-    }
-
     fn to(&self, target: &Target, message: &Message) -> Result<Request> {
         let mut request = Request::new(self.method.clone(), target.url.clone());
-        request.headers_mut().clone_from(&target.headers);
+        if !target.headers.is_empty() {
+            request.headers_mut().clone_from(&target.headers);
+        }
         *request.timeout_mut() = Some(limit(self.timeout));
         let headers = request.headers_mut();
         crate::convert::to_headers(message, headers)?;
@@ -121,27 +123,35 @@ impl HttpProducer {
         self.link.check_open("send")
     }
 
-    /// Hands requests over: they go on whatever becomes of the completion.
-    fn hand_over<T: Send + 'static>(
-        &self,
-        requests: Vec<Request>,
-        finish: impl FnOnce(Vec<Result<Answered>>) -> Result<T> + Send + 'static,
-    ) -> Completion<T> {
+    /// Hands over what is to be done: it goes on whatever becomes of the completion.
+    fn hand_over<T: Send + 'static>(&self, sending: BoxFuture<'static, Result<T>>) -> Completion<T> {
         let (completer, completion) = Completion::queued();
-        let (link, place) = (Arc::clone(&self.link), Place::taken(&self.open));
-        let sending = async move {
+        let place = self.tasks.token();
+        let task = async move {
             let _place = place;
-            if !completer.hand_over() {
-                return;
+            if completer.hand_over() {
+                completer.complete(sending.await);
             }
-            let answers = match <[Request; 1]>::try_from(requests) {
-                Ok([only]) => vec![link.exchange(only).await],
-                Err(several) => join_all(several.into_iter().map(|request| link.exchange(request))).await,
-            };
-            completer.complete(finish(answers));
         };
-        self.link.tasks.spawn_on(sending, &self.runtime);
+        self.link.tasks.spawn_on(task, &self.runtime);
         completion
+    }
+
+    fn send_to_one(&self, target: &Target, message: &Message) -> Result<Completion<Receipt>> {
+        let (request, link) = (self.to(target, message)?, Arc::clone(&self.link));
+        let id = message.id().cloned().unwrap_or_default();
+        let sending = async move { link.exchange(request).await.map(|_| Receipt { id, broker_id: None }) };
+        Ok(self.hand_over(Box::pin(sending)))
+    }
+
+    fn send_to_all(&self, message: &Message) -> Result<Completion<Receipt>> {
+        let requests: Vec<_> = self.targets.iter().map(|target| self.to(target, message)).collect::<Result<_>>()?;
+        let (id, link) = (message.id().cloned().unwrap_or_default(), Arc::clone(&self.link));
+        let sending = async move {
+            let answers = join_all(requests.into_iter().map(|request| link.exchange(request))).await;
+            all_of(answers).map(|()| Receipt { id, broker_id: None })
+        };
+        Ok(self.hand_over(Box::pin(sending)))
     }
 }
 
@@ -168,53 +178,35 @@ fn all_of(answers: Vec<Result<Answered>>) -> Result<()> {
 #[async_trait]
 impl Producer for HttpProducer {
     fn send(&self, message: Message) -> Completion<Receipt> {
-        match self.check().and_then(|()| self.requests(&message)) {
-            Ok(requests) => {
-                let id = message.id().cloned().unwrap_or_default();
-                self.hand_over(requests, move |answers| all_of(answers).map(|()| Receipt { id, broker_id: None }))
+        let sending = self.check().and_then(|()| match self.targets.as_slice() {
+            [only] => self.send_to_one(only, &message),
+            _ => self.send_to_all(&message),
+        });
+        sending.unwrap_or_else(|error| Completion::ready(Err(error)))
+    }
+
+    fn request(&self, message: Message) -> Completion<Message> {
+        // A queue has one place.
+        let (ChannelKind::Queue, Some(target)) = (self.kind, self.targets.first()) else {
+            return Completion::ready(Err(Error::unsupported(NAME, "a request to a topic, which has many answers")));
+        };
+        match self.check().and_then(|()| self.to(target, &message)) {
+            Ok(request) => {
+                let link = Arc::clone(&self.link);
+                self.hand_over(Box::pin(async move { link.exchange(request).await?.message() }))
             }
             Err(error) => Completion::ready(Err(error)),
         }
     }
 
-    fn request(&self, message: Message) -> Completion<Message> {
-        if self.kind == ChannelKind::Topic {
-            return Completion::ready(Err(Error::unsupported(NAME, "a request to a topic, which has many answers")));
-        }
-        match self.check().and_then(|()| self.requests(&message)) {
-            Ok(requests) => self.hand_over(requests, |mut answers| {
-                // A queue has one place.
-                answers.pop().unwrap_or_else(|| Err(Error::new(ErrorKind::Other, "no endpoint")))?.message()
-            }),
-            Err(error) => Completion::ready(Err(error)),
-        }
-    }
-
     async fn flush(&self) -> Result<()> {
-        // The sender is ours: waiting cannot fail.
-        let _ = self.open.subscribe().wait_for(|open| *open == 0).await;
+        self.tasks.wait().await;
         Ok(())
     }
 
     async fn close(&self) -> Result<()> {
         self.closed.store(true, std::sync::atomic::Ordering::Release);
         self.flush().await
-    }
-}
-
-/// A request on its way.
-struct Place(watch::Sender<usize>);
-
-impl Place {
-    fn taken(open: &watch::Sender<usize>) -> Self {
-        open.send_modify(|open| *open += 1);
-        Self(open.clone())
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.send_modify(|open| *open -= 1);
     }
 }
 

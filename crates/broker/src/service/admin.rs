@@ -70,7 +70,7 @@ fn create(shared: &Shared, kind: &str, channel: &str, may: impl May) -> Result<(
             shared.queues.get(channel)?;
         }
         "events_store" => {
-            names::check(channel)?;
+            names::check_stored(channel)?;
             shared.logs.get(channel)?;
         }
         _ => {

@@ -10,7 +10,7 @@ use polymq_kubemq_proto::{
 use prost::Message as _;
 use tonic::{Status, Streaming};
 
-use super::{Answers, in_flight, in_flight_room};
+use super::{Answers, in_flight, in_flight_room, readable};
 use crate::{
     access::Caller,
     bounded,
@@ -45,7 +45,11 @@ async fn enter(
         if event.client_id.is_empty() {
             return Err(Refusal::no_client());
         }
-        names::check(&event.channel)?;
+        if event.store {
+            names::check_stored(&event.channel)?
+        } else {
+            names::check(&event.channel)?
+        }
         if event.metadata.is_empty() && event.body.is_empty() {
             return Err(Refusal::empty_message());
         }
@@ -85,9 +89,8 @@ async fn enter(
 pub(super) fn send_stream(shared: Arc<Shared>, caller: Caller, events: Streaming<Event>) -> Answers<Sent> {
     let stopping = shared.stopping.clone();
     let room = in_flight_room();
-    let answers = events
+    let answers = readable(events)
         .take_until(stopping.cancelled_owned())
-        .flat_map(futures_util::stream::iter)
         .then(move |event| in_flight(Arc::clone(&room), event.encoded_len(), event))
         .then(move |(event, room)| {
             let (shared, caller) = (Arc::clone(&shared), caller.clone());

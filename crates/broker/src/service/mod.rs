@@ -10,14 +10,20 @@ mod upstream;
 
 pub(crate) use downstream::Transactions;
 
-use std::{pin::Pin, sync::Arc};
+use std::{future::ready, pin::Pin, sync::Arc};
 
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt};
 use polymq_kubemq_proto::{self as proto, kubemq_server::Kubemq};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{access::Caller, broker::Shared};
+
+/// What a client sends until its stream ends or cannot be read any more: after its first error a stream gives the same error
+/// for ever.
+fn readable<T>(requests: Streaming<T>) -> impl Stream<Item = T> {
+    requests.take_while(|request| ready(request.is_ok())).filter_map(|request| ready(request.ok()))
+}
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 

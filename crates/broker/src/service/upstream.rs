@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use futures_util::{StreamExt, stream};
+use futures_util::StreamExt;
 use polymq_kubemq_proto::{QueuesUpstreamRequest, QueuesUpstreamResponse, SendQueueMessageResult};
 use prost::Message as _;
 use tonic::Streaming;
 
-use super::{Answers, in_flight, in_flight_room, unary};
+use super::{Answers, in_flight, in_flight_room, readable, unary};
 use crate::{access::Caller, broker::Shared};
 
 /// Requests of one stream that wait for the disk at once.
@@ -20,10 +20,9 @@ pub(super) fn serve(
     requests: Streaming<QueuesUpstreamRequest>,
 ) -> Answers<QueuesUpstreamResponse> {
     let stopping = shared.stopping.clone();
-    let requests = requests.take_until(stopping.cancelled_owned());
+    let requests = readable(requests).take_until(stopping.cancelled_owned());
     let room = in_flight_room();
     let answers = requests
-        .flat_map(stream::iter)
         .then(move |request| in_flight(Arc::clone(&room), request.encoded_len(), request))
         // Entered one after the other, answered as the disk goes.
         .then(move |(request, room)| {
