@@ -15,6 +15,7 @@ use polymq_core::{
     Address, Capabilities, ChannelKind, Connection, ConsumeOptions, Consumer, Error, ErrorKind, HealthWatch, Listed,
     Message, ProduceOptions, Producer, Result, Settings,
 };
+use polymq_kubemq_proto::PingResult;
 use tokio::{sync::OnceCell, time::timeout};
 
 use crate::{
@@ -103,13 +104,7 @@ impl KubeMqConnection {
     /// [`ErrorKind::Disconnected`] when nobody answers in time, [`ErrorKind::Unauthenticated`] when the token is not good
     /// any more.
     pub async fn server_info(&self) -> Result<ServerInfo> {
-        let about = self.link.ping().await?;
-        Ok(ServerInfo {
-            host: about.host,
-            version: about.version,
-            started: SystemTime::UNIX_EPOCH + Duration::from_secs(about.server_start_time.max(0).unsigned_abs()),
-            up: Duration::from_secs(about.server_up_time_seconds.max(0).unsigned_abs()),
-        })
+        self.link.ping().await.map(ServerInfo::from)
     }
 
     fn config(&self) -> &KubeMqConfig {
@@ -415,6 +410,17 @@ pub struct ServerInfo {
     pub started: SystemTime,
     /// How long ago that was, by its own clock.
     pub up: Duration,
+}
+
+impl From<PingResult> for ServerInfo {
+    fn from(about: PingResult) -> Self {
+        Self {
+            host: about.host,
+            version: about.version,
+            started: SystemTime::UNIX_EPOCH + Duration::from_secs(about.server_start_time.max(0).unsigned_abs()),
+            up: Duration::from_secs(about.server_up_time_seconds.max(0).unsigned_abs()),
+        }
+    }
 }
 
 /// There are no options that only this backend knows.

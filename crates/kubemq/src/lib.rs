@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod backend;
+mod client;
 mod config;
 mod connect;
 mod connection;
@@ -20,6 +21,7 @@ mod transport;
 
 pub use crate::{
     backend::KubeMqBackend,
+    client::{Answered, Ask, KubeMq, Policy},
     config::{Declare, KEYS, KubeMqConfig, Topics},
     connection::{KubeMqConnection, ServerInfo},
     topology::{ChannelInfo, ChannelTraffic, Pattern},
