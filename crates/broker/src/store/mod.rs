@@ -1,0 +1,243 @@
+//! What survives: one SQLite file, written by one thread that commits many callers' changes at once.
+//!
+//! A change is answered after the transaction that holds it is on disk (WAL, `synchronous = FULL`). While one
+//! transaction is synced the next ones gather, so the disk's latency is shared by everybody who waits (group commit).
+//! Keys are integers, channel in the upper bits and sequence in the lower: appending goes to the right edge of the
+//! tree. See the decision note on the broker's storage.
+
+mod change;
+mod error;
+mod reads;
+mod schema;
+mod writer;
+
+pub(crate) use change::{Change, Key, StoredChannel, StoredDelay};
+pub use error::StoreError;
+pub(crate) use error::told;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc},
+    time::Duration,
+};
+
+use rusqlite::{Connection, OpenFlags};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use self::{
+    schema::prepare,
+    writer::{Commit, Writer},
+};
+use crate::{check, folder::Folder, limits::Limits, room::Room};
+
+/// Bytes of messages that may wait for the disk; then senders wait. Also the most that a message may have.
+pub(crate) const WAITING_BYTES: usize = 128 << 20;
+
+/// Leave to hand bytes over.
+#[derive(Debug)]
+pub(crate) struct Admitted(OwnedSemaphorePermit);
+
+/// The store. Clones share it; the last one to go closes it.
+#[derive(Debug, Clone)]
+pub(crate) struct Store(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    commits: Mutex<Option<mpsc::Sender<Commit>>>,
+    waits: Arc<Semaphore>,
+    room: Arc<Room>,
+    reads: Arc<Mutex<Connection>>,
+    writer: Mutex<Option<std::thread::JoinHandle<()>>>,
+    /// What was found to be wrong while the broker serves.
+    damage: OnceLock<StoreError>,
+    /// Transactions that are on disk, and how long they took.
+    done: Arc<Mutex<(u64, Duration)>>,
+    /// Nobody else's until the store is closed.
+    folder: Arc<Mutex<Option<Folder>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Store {
+    /// Opens the file in a folder, or makes both. A damaged file is refused.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Damaged`] when the file's structure is broken, [`StoreError::Failed`] when it cannot be opened.
+    pub(crate) fn open(folder: &Path, limits: &Limits) -> Result<Self, StoreError> {
+        let path = folder.join("broker.sqlite");
+        let failed = |what: &dyn std::fmt::Display| StoreError::Failed { path: path.clone(), what: what.to_string() };
+        std::fs::create_dir_all(folder).map_err(|cause| failed(&cause))?;
+        let owner = Folder::take(folder)?;
+        check::log(&folder.join("broker.sqlite-wal"), owner.synced())?;
+        owner.forget().map_err(|cause| failed(&cause))?;
+        let write = Connection::open(&path).map_err(|cause| failed(&cause))?;
+        prepare(&write, &path, limits)?;
+        let small = std::fs::metadata(&path).is_ok_and(|file| file.len() <= check::AT_ONCE);
+        if small {
+            check::whole(&write, &path)?;
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let read = Connection::open_with_flags(&path, flags).map_err(|cause| failed(&cause))?;
+        let room = Room::new(limits.store_bytes, Some((limits.free_disk, folder.to_owned())));
+        let store = Self::start(path, room, Some(owner), Arc::new(Mutex::new(write)), Arc::new(Mutex::new(read)))?;
+        if !small {
+            store.check_later()?;
+        }
+        Ok(store)
+    }
+
+    /// A store that forgets everything when it goes.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Failed`] when there is no memory for it.
+    pub(crate) fn in_memory(limits: &Limits) -> Result<Self, StoreError> {
+        let path = PathBuf::from("memory");
+        let both = Connection::open_in_memory()
+            .map_err(|cause| StoreError::Failed { path: path.clone(), what: cause.to_string() })?;
+        prepare(&both, &path, limits)?;
+        let both = Arc::new(Mutex::new(both));
+        Self::start(path, Room::new(limits.store_bytes, None), None, Arc::clone(&both), both)
+    }
+
+    fn start(
+        path: PathBuf,
+        room: Room,
+        folder: Option<Folder>,
+        write: Arc<Mutex<Connection>>,
+        reads: Arc<Mutex<Connection>>,
+    ) -> Result<Self, StoreError> {
+        let (commits, waiting) = mpsc::channel::<Commit>();
+        let room = Arc::new(room);
+        room.measure(&lock(&write));
+        let done = Arc::<Mutex<(u64, Duration)>>::default();
+        let folder = Arc::new(Mutex::new(folder));
+        let mut writer = Writer {
+            path: path.clone(),
+            connection: write,
+            room: Arc::clone(&room),
+            owed: Vec::new(),
+            synced: true,
+            done: Arc::clone(&done),
+            folder: Arc::clone(&folder),
+        };
+        let writer = std::thread::Builder::new()
+            .name("polymq-store".into())
+            .spawn(move || writer.run(&waiting))
+            .map_err(|cause| StoreError::Failed { path: path.clone(), what: cause.to_string() })?;
+        let waits = Arc::new(Semaphore::new(WAITING_BYTES));
+        let (commits, writer) = (Mutex::new(Some(commits)), Mutex::new(Some(writer)));
+        Ok(Self(Arc::new(Inner { path, commits, waits, room, reads, writer, damage: OnceLock::new(), done, folder })))
+    }
+
+    /// How full it is.
+    pub(crate) fn room(&self) -> &Room {
+        &self.0.room
+    }
+
+    /// Asked before messages come in: waits until so many bytes may wait for the disk, so that senders wait instead of
+    /// filling the memory.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Full`] and [`StoreError::Limit`] while there is no room, [`StoreError::Closed`].
+    pub(crate) async fn admit(&self, bytes: usize) -> Result<Admitted, StoreError> {
+        let bytes = u32::try_from(bytes.clamp(1, WAITING_BYTES)).unwrap_or(u32::MAX);
+        if let Some(refusal) = self.0.room.refusal() {
+            return Err(refusal);
+        }
+        let permit = Arc::clone(&self.0.waits).acquire_many_owned(bytes).await;
+        permit.map(Admitted).map_err(|_| StoreError::Closed)
+    }
+
+    /// Hands changes over, in the order of calls. `then` is called when they are on disk, or refused, whether anybody
+    /// waits for it or not: from the store's own thread and in the same order, so it must be short.
+    pub(crate) fn commit(
+        &self,
+        changes: Vec<Change>,
+        admitted: Option<Admitted>,
+        then: impl FnOnce(Result<(), StoreError>) + Send + 'static,
+    ) {
+        let admitted = admitted.map(|Admitted(permit)| permit);
+        self.hand_over(Commit { changes, then: Box::new(then), lasting: false, _admitted: admitted });
+    }
+
+    /// As [`Store::commit`], for removals that were promised: on a full disk they wait for room.
+    pub(crate) fn remove(&self, changes: Vec<Change>, then: impl FnOnce(Result<(), StoreError>) + Send + 'static) {
+        self.hand_over(Commit { changes, then: Box::new(then), lasting: true, _admitted: None });
+    }
+
+    fn hand_over(&self, commit: Commit) {
+        let refused = match &*lock(&self.0.commits) {
+            Some(commits) => commits.send(commit).err().map(|mpsc::SendError(commit)| commit),
+            None => Some(commit),
+        };
+        if let Some(commit) = refused {
+            // Never from within the call: callers hold locks that `then` may want.
+            std::thread::spawn(move || (commit.then)(Err(StoreError::Closed)));
+        }
+    }
+
+    /// Stores and waits until it is on disk. When the caller gives up waiting, the changes are stored all the same.
+    ///
+    /// # Errors
+    ///
+    /// As [`StoreError`] says; then none of the changes is stored.
+    pub(crate) async fn store(&self, changes: Vec<Change>) -> Result<(), StoreError> {
+        let (done, waits) = oneshot::channel();
+        self.commit(changes, None, |result| drop(done.send(result)));
+        waits.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// Transactions since the store was opened, and how long they took.
+    pub(crate) fn commits(&self) -> (u64, Duration) {
+        *lock(&self.0.done)
+    }
+
+    /// Whether the thread that writes runs.
+    pub(crate) fn is_alive(&self) -> bool {
+        lock(&self.0.writer).as_ref().is_some_and(|writer| !writer.is_finished())
+    }
+
+    /// What was found to be wrong since the store was opened.
+    pub(crate) fn damage(&self) -> Option<&StoreError> {
+        self.0.damage.get()
+    }
+
+    /// Checks everything in a thread, which ends with the check or with the store.
+    fn check_later(&self) -> Result<(), StoreError> {
+        let store = Arc::downgrade(&self.0);
+        let path = self.0.path.clone();
+        let failed = |cause: &dyn std::fmt::Display| StoreError::Failed { path: path.clone(), what: cause.to_string() };
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut connection = Connection::open_with_flags(&path, flags).map_err(|cause| failed(&cause))?;
+        let alive = Arc::downgrade(&self.0);
+        let stop = move || alive.strong_count() == 0;
+        connection.progress_handler(10_000, Some(stop)).map_err(|cause| failed(&cause))?;
+        let (at, spawned) = (path.clone(), std::thread::Builder::new().name("polymq-check".into()));
+        let spawned = spawned.spawn(move || match check::whole(&connection, &at) {
+            Ok(()) => tracing::info!("the stored messages are as they were written"),
+            Err(cause @ StoreError::Damaged { .. }) => {
+                tracing::error!(%cause, "the store is damaged; what can be read is served");
+                if let Some(inner) = store.upgrade() {
+                    let _ = inner.damage.set(cause);
+                }
+            }
+            Err(cause) => tracing::debug!(%cause, "the check of the store has ended early"),
+        });
+        spawned.map(drop).map_err(|cause| failed(&cause))
+    }
+
+    /// Waits for what was handed over and closes the file. A second call does nothing. Blocks.
+    pub(crate) fn close(&self) {
+        lock(&self.0.commits).take();
+        if let Some(writer) = lock(&self.0.writer).take() {
+            let _ = writer.join();
+        }
+        lock(&self.0.folder).take();
+    }
+}
