@@ -22,6 +22,11 @@ async fn start() -> (Broker, KubeMq) {
     (broker, client)
 }
 
+/// A broker that keeps its data in a folder, at an address where there may have been one before.
+async fn start_again(folder: &std::path::Path, address: &str) -> Broker {
+    Broker::builder().data_dir(folder).listen(address).start().await.expect("a broker")
+}
+
 async fn connect(broker: &Broker) -> KubeMq {
     let settings = Settings::from_url(&format!("kubemq://{}", broker.address())).expect("a URL");
     KubeMq::connect(&settings).await.expect("connect")

@@ -42,6 +42,7 @@ async fn polls_do_not_disturb_each_other() {
     assert!(client.poll("q", 10, SECOND / 10).await.expect("polled").messages().is_empty(), "all are held");
     let [first, second, third] = <[Poll; 3]>::try_from(polls).expect("three");
     drop(second);
+    while waiting(&client, "q").await.len() < 10 {}
     let back = client.poll("q", 10, 5 * SECOND).await.expect("polled");
     assert_eq!(bodies(back.messages()), (10..20).map(|n| n.to_string()).collect::<Vec<_>>());
     assert!(back.messages().iter().all(|m| m.attributes.as_ref().is_some_and(|a| a.receive_count == 1)), "uncounted");

@@ -13,9 +13,9 @@ use std::{
 use polymq_core::ErrorKind;
 use polymq_kubemq::{Answered, Ask, Asked, Reply, RequestKind};
 use polymq_kubemq_proto::{Response, Subscribe, kubemq_client::KubemqClient, subscribe::SubscribeType};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
-use crate::{SECOND, connect, start};
+use crate::{SECOND, connect, start, start_again};
 
 fn ask(channel: &str, timeout: Duration) -> Ask {
     Ask {
@@ -214,6 +214,31 @@ async fn many_requests_run_within_a_limit_and_are_answered_in_order() {
     }
     let most = most.load(Ordering::SeqCst);
     assert!((1..=20).contains(&most), "{most} at a time");
+    broker.stop().await;
+}
+
+/// Of mission row G20: a responder is there again when the broker is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_responder_goes_on_after_a_restart() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let broker = start_again(folder.path(), "127.0.0.1:0").await;
+    let address = broker.address().to_string();
+    let client = connect(&broker).await;
+    let responder = client.respond(RequestKind::Command, "c", "", 1, echo).await.expect("listens");
+    assert!(client.command(ask("c", 30 * SECOND)).await.expect("answered").executed);
+    broker.stop().await;
+    let broker = start_again(folder.path(), &address).await;
+    let other = connect(&broker).await;
+    // Asked before it is there again, a command gets no answer.
+    let asking = async {
+        loop {
+            if let Ok(answer) = other.command(ask("c", SECOND / 5)).await {
+                return answer;
+            }
+        }
+    };
+    assert!(timeout(20 * SECOND, asking).await.expect("in time").executed);
+    responder.stop().await;
     broker.stop().await;
 }
 
