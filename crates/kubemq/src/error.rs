@@ -79,6 +79,8 @@ fn of_text(text: &str) -> ErrorKind {
         // The responder may have done what it was asked for.
         Some(301) => ErrorKind::UnknownOutcome,
         Some(302 | 409) => ErrorKind::Busy,
+        // Its visibility time is over.
+        Some(129) => ErrorKind::Stale,
         Some(101..=138 | 206 | 207) => ErrorKind::InvalidInput,
         _ if text.contains("not found") => ErrorKind::NotFound,
         _ if text.contains("already registered") => ErrorKind::Conflict,
@@ -193,6 +195,7 @@ mod tests {
             ("Error 301: timeout for request message", Kind::UnknownOutcome),
             ("Error 412: access denied to resource", Kind::PermissionDenied),
             ("Error 421: authentication verification failed, expired", Kind::Unauthenticated),
+            ("Error 129: current visibility timer expired", Kind::Stale),
             ("channel not found", Kind::NotFound),
             ("stan: clientID already registered", Kind::Conflict),
             ("something new", Kind::Refused),

@@ -21,7 +21,10 @@ mod transport;
 
 pub use crate::{
     backend::KubeMqBackend,
-    client::{Answered, Ask, KubeMq, Policy},
+    client::{
+        Answered, Ask, Asked, Corrupted, Events, KubeMq, Policy, Poll, Reply, RequestKind, Responder, StartAt,
+        Transaction,
+    },
     config::{Declare, KEYS, KubeMqConfig, Topics},
     connection::{KubeMqConnection, ServerInfo},
     topology::{ChannelInfo, ChannelTraffic, Pattern},

@@ -1,24 +1,12 @@
-//! The typed client against a broker in this process.
+//! Queues without transactions, and policies.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
-use polymq_broker::Broker;
-use polymq_core::{ErrorKind, Message, Settings};
-use polymq_kubemq::{Ask, KubeMq, Pattern, Policy};
+use polymq_core::{ErrorKind, Message};
+use polymq_kubemq::Policy;
 use tokio::time::Instant;
 
-const SECOND: Duration = Duration::from_secs(1);
-
-async fn start() -> (Broker, KubeMq) {
-    let broker = Broker::builder().listen("127.0.0.1:0").start().await.expect("a broker");
-    let settings = Settings::from_url(&format!("kubemq://{}", broker.address())).expect("a URL");
-    let client = KubeMq::connect(&settings).await.expect("connect");
-    (broker, client)
-}
-
-fn bodies(messages: &[polymq_kubemq_proto::QueueMessage]) -> Vec<String> {
-    messages.iter().map(|message| String::from_utf8_lossy(&message.body).into_owned()).collect()
-}
+use crate::{SECOND, bodies, start, waiting};
 
 /// Mission rows G1, C21 and G26.
 #[tokio::test(flavor = "multi_thread")]
@@ -86,42 +74,42 @@ async fn what_is_not_valid_is_refused_before_any_call() {
     }
 }
 
-fn ask(channel: &str, timeout: Duration) -> Ask {
-    Ask {
-        channel: channel.into(),
-        metadata: "what".into(),
-        body: "body".into(),
-        tags: HashMap::new(),
-        timeout,
-        cache: None,
-    }
-}
-
-/// Of mission row G17: nobody answers, and the error comes when the time is over.
+/// Mission row G2: the third reject moves it, with all of its policy.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_without_a_responder_times_out() {
+async fn the_last_reject_moves_a_message_to_its_dead_letters() {
     let (broker, client) = start().await;
-    let asked = Instant::now();
-    let error = client.command(ask("nobody", SECOND)).await.expect_err("nobody answers");
-    assert_eq!(error.kind(), ErrorKind::UnknownOutcome, "{error}");
-    assert!((SECOND..5 * SECOND).contains(&asked.elapsed()), "after {:?}", asked.elapsed());
-    client.ping().await.expect("the connection is as good as before");
-    let cached = Ask { cache: Some(("k".into(), SECOND)), ..ask("nobody", SECOND) };
-    assert_eq!(client.command(cached).await.expect_err("no cache").kind(), ErrorKind::InvalidInput);
+    let policy =
+        Policy { expires_in: Some(60 * SECOND), delay: Some(SECOND), dead_letters: Some((3, "q.dead".into())) };
+    client.send("q", &Message::new("bad").with_id("order-7"), &policy).await.expect("sent");
+    for count in 1..=3 {
+        let held = client.transaction("q", 30 * SECOND, 3 * SECOND).await.expect("asked").expect("a message");
+        let attributes = held.message().attributes.as_ref().expect("attributes");
+        assert_eq!((attributes.receive_count, attributes.expiration_at > 0), (count, true));
+        assert!(waiting(&client, "q.dead").await.is_empty(), "before reject {count}");
+        held.reject().await.expect("rejected");
+    }
+    assert!(waiting(&client, "q").await.is_empty());
+    let dead = client.receive("q.dead", 5, SECOND).await.expect("received");
+    assert_eq!((bodies(&dead), &*dead[0].message_id), (vec!["bad".to_owned()], "order-7"));
+    let attributes = dead[0].attributes.as_ref().expect("attributes");
+    assert_eq!((attributes.re_routed, &*attributes.re_routed_from_queue), (true, "q"));
     broker.stop().await;
 }
 
-/// Channels are made, listed and deleted.
+/// Mission row G1: a batch has a result for each message.
 #[tokio::test(flavor = "multi_thread")]
-async fn channels_are_managed() {
+async fn a_batch_is_sent_in_order() {
     let (broker, client) = start().await;
-    for pattern in [Pattern::Queues, Pattern::EventsStore, Pattern::Events, Pattern::Commands, Pattern::Queries] {
-        client.create_channel(pattern, "mine").await.expect("made");
-        let names = |listed: Vec<polymq_kubemq::ChannelInfo>| listed.into_iter().map(|it| it.name).collect::<Vec<_>>();
-        assert_eq!(names(client.list_channels(pattern, "min").await.expect("listed")), ["mine"], "{pattern:?}");
-        client.delete_channel(pattern, "mine").await.expect("deleted");
-        client.delete_channel(pattern, "mine").await.expect("harmless");
-        assert!(client.list_channels(pattern, "min").await.expect("listed").is_empty(), "{pattern:?}");
-    }
+    let messages: Vec<_> = (0..10).map(|n| Message::new(format!("m{n}"))).collect();
+    let sent = client.send_batch("q", &messages, &Policy::default()).await.expect("sent");
+    assert!(sent.len() == 10 && sent.iter().all(Result::is_ok), "{sent:?}");
+    let expected: Vec<_> = (0..10).map(|n| format!("m{n}")).collect();
+    assert_eq!(bodies(&client.receive("q", 10, SECOND).await.expect("received")), expected);
+    let mixed = [Message::new("good"), Message::new("")];
+    assert_eq!(
+        client.send_batch("q", &mixed, &Policy::default()).await.expect_err("refused").kind(),
+        ErrorKind::InvalidInput
+    );
+    assert!(waiting(&client, "q").await.is_empty(), "none was sent");
     broker.stop().await;
 }

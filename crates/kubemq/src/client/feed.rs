@@ -1,0 +1,104 @@
+//! What a subscription gives, over as many connections as it takes. There is no task: who drops it has ended it.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use futures_util::{StreamExt, TryFutureExt, future::BoxFuture, stream::BoxStream};
+use polymq_core::{ErrorKind, Result};
+use polymq_kubemq_proto::Subscribe;
+use tokio::time::timeout;
+use tonic::{Status, Streaming};
+
+use crate::{
+    error::{self, Effect, native},
+    link::{Link, Live},
+    topology::request_id,
+    transport::Client,
+};
+
+/// Some servers confirm a subscription with its first message only: after this long it counts as there.
+const SILENT: Duration = Duration::from_secs(1);
+
+/// The call that subscribes.
+pub(super) type Call<T> = fn(Client, Subscribe) -> BoxFuture<'static, std::result::Result<Streaming<T>, Status>>;
+
+pub(super) struct Feed<T> {
+    pub(super) link: Arc<Link>,
+    /// How to subscribe, and how again when the connection was lost.
+    pub(super) subscribe: Subscribe,
+    /// The client id of each time is this and something random: of stored events, the server goes on where it was with a
+    /// client that it knows, and counts what was delivered, not what came here.
+    pub(super) renamed: Option<String>,
+    call: Call<T>,
+    open: Option<(Live, BoxStream<'static, std::result::Result<T, Status>>)>,
+}
+
+impl<T: Send + 'static> Feed<T> {
+    /// Subscribes; returns when the server has the subscription.
+    pub(super) async fn start(link: Arc<Link>, subscribe: Subscribe, call: Call<T>) -> Result<Self> {
+        let live = link.live_soon("subscribe").await?;
+        let mut feed = Self { link, subscribe, renamed: None, call, open: None };
+        feed.open(live).await?;
+        Ok(feed)
+    }
+
+    async fn open(&mut self, live: Live) -> Result<()> {
+        if let Some(client_id) = &self.renamed {
+            self.subscribe.client_id = format!("{client_id}-{}", request_id());
+        }
+        let mut opening = (self.call)(live.client.clone(), self.subscribe.clone());
+        let opened = tokio::select! {
+            opened = timeout(SILENT, &mut opening) => opened,
+            () = self.link.over(&live) => return Err(error::disconnected("subscribe", &self.link.reason())),
+        };
+        let items = match opened {
+            Ok(Ok(items)) => items.boxed(),
+            Ok(Err(status)) => {
+                let error = native("subscribe", Effect::Idempotent, status);
+                self.link.failed(&live, &error);
+                return Err(error);
+            }
+            Err(_) => opening.try_flatten_stream().boxed(),
+        };
+        self.open = Some((live, items));
+        Ok(())
+    }
+
+    /// The next one. Subscribes again when the connection was lost; nothing is lost when this future is dropped.
+    pub(super) async fn next(&mut self) -> Result<T> {
+        loop {
+            let Some((live, items)) = &mut self.open else {
+                let live = self.link.live().await?;
+                match self.open(live).await {
+                    Err(error) if error.kind() != ErrorKind::Disconnected => return Err(error),
+                    _ => continue,
+                }
+            };
+            let error = tokio::select! {
+                item = items.next() => match item {
+                    Some(Ok(item)) => {
+                        self.link.answered();
+                        return Ok(item);
+                    }
+                    Some(Err(status)) => native("receive", Effect::Idempotent, status),
+                    None => error::disconnected("receive", "the broker ended the subscription"),
+                },
+                () = self.link.over(live) => error::disconnected("receive", &self.link.reason()),
+            };
+            self.link.failed(live, &error);
+            self.open = None;
+            if error.kind() != ErrorKind::Disconnected {
+                return Err(error);
+            }
+        }
+    }
+}
+
+impl<T> fmt::Debug for Feed<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Feed")
+            .field("channel", &self.subscribe.channel)
+            .field("group", &self.subscribe.group)
+            .field("open", &self.open.is_some())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,91 @@
+//! What the client makes of servers that are not like ours: one in this process that answers some calls in its own way.
+
+use std::{fs::File, io::Read, sync::Arc};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use futures_util::FutureExt;
+use http_body_util::Full;
+use polymq_core::ErrorKind;
+use polymq_kubemq::{Corrupted, InProcess, KubeMq, KubeMqConfig};
+use polymq_kubemq_proto::{
+    PingResult, QueueMessage, QueueMessageAttributes, QueuesInfoResponse, ReceiveQueueMessagesResponse,
+};
+use prost::Message as _;
+
+use crate::SECOND;
+
+/// A server of this version, in whose queues these messages are.
+fn server(version: &'static str, messages: Vec<QueueMessage>) -> InProcess {
+    Arc::new(move |request: http::Request<tonic::body::Body>| {
+        let answer = match request.uri().path().rsplit('/').next() {
+            Some("Ping") => {
+                PingResult { host: "stub".into(), version: version.into(), ..PingResult::default() }.encode_to_vec()
+            }
+            Some("QueuesInfo") => QueuesInfoResponse::default().encode_to_vec(),
+            Some("ReceiveQueueMessages") => {
+                let messages = messages.clone();
+                ReceiveQueueMessagesResponse { messages, ..ReceiveQueueMessagesResponse::default() }.encode_to_vec()
+            }
+            other => panic!("a call that no test makes: {other:?}"),
+        };
+        let mut frame = BytesMut::new();
+        frame.put_u8(0);
+        frame.put_u32(u32::try_from(answer.len()).expect("small"));
+        frame.put_slice(&answer);
+        let body = tonic::body::Body::new(Full::<Bytes>::new(frame.freeze()));
+        let response = http::Response::builder().header("content-type", "application/grpc").header("grpc-status", "0");
+        std::future::ready(response.body(body).expect("a response")).boxed()
+    })
+}
+
+async fn connect(version: &'static str, messages: Vec<QueueMessage>) -> KubeMq {
+    KubeMq::in_process(KubeMqConfig::default(), server(version, messages)).await.expect("connect")
+}
+
+fn message(id: &str, body: &'static str, md5: &str) -> QueueMessage {
+    QueueMessage {
+        message_id: id.into(),
+        channel: "q".into(),
+        body: body.into(),
+        attributes: Some(QueueMessageAttributes { md5_of_body: md5.into(), ..QueueMessageAttributes::default() }),
+        ..QueueMessage::default()
+    }
+}
+
+/// Mission row G12: a body that is not what its MD5 says is found, and no message is lost by that.
+#[tokio::test]
+async fn a_corrupted_body_is_detected() {
+    let md5_of_abc = "900150983cd24fb0d6963f7d28e17f72";
+    let good =
+        vec![message("1", "abc", md5_of_abc), message("2", "abc", &md5_of_abc.to_uppercase()), message("3", "abd", "")];
+    let client = connect("2.4.0", good.clone()).await;
+    assert_eq!(client.receive("q", 3, SECOND).await.expect("received"), good);
+    let mut bad = good.clone();
+    bad.push(message("4", "abd", md5_of_abc));
+    let client = connect("2.4.0", bad.clone()).await;
+    let error = client.receive("q", 4, SECOND).await.expect_err("corrupted");
+    assert!(error.kind() == ErrorKind::Decode && error.to_string().contains("\"4\""), "{error}");
+    let source = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<Corrupted>());
+    let source = source.expect("the messages");
+    assert_eq!((&source.messages, &source.bad), (&bad, &vec![3]));
+}
+
+/// Mission row G26: a version for which this client was not made is warned of, once; others are not.
+#[tokio::test]
+async fn an_unknown_version_warns() {
+    for (version, expected) in [("2.4.0", 0), ("2.99", 0), ("3.0.0", 1), ("unknown", 1), ("", 1)] {
+        let log = tempfile::NamedTempFile::new().expect("a file");
+        let writer: Arc<File> = Arc::new(log.reopen().expect("a file"));
+        let subscriber = tracing_subscriber::fmt().with_writer(writer).with_ansi(false).finish();
+        let client = {
+            let _guard = tracing::subscriber::set_default(subscriber);
+            let client = connect(version, Vec::new()).await;
+            assert_eq!(client.ping().await.expect("ping").version, version);
+            client
+        };
+        drop(client);
+        let mut text = String::new();
+        log.reopen().and_then(|mut file| file.read_to_string(&mut text)).expect("a log");
+        assert_eq!(text.matches("this server's version is not 2.x").count(), expected, "{version}: {text}");
+    }
+}
