@@ -158,11 +158,14 @@ impl Transaction {
         let limit = self.stream.link.config.request_timeout;
         let id = request.request_id.clone();
         self.stream.tell(request).await;
-        match self.stream.hear(operation, Effect::Once, limit).await? {
-            Some(answer) if answer.is_error => Err(refused(operation, &answer.error)),
-            Some(answer) if answer.request_id == id => Ok(()),
-            Some(_) => Err(error::lost(operation, Effect::Once, "the broker answered another request")),
-            None => Err(error::lost(operation, Effect::Once, "the broker ended the stream")),
+        loop {
+            match self.stream.hear(operation, Effect::Once, limit).await? {
+                Some(answer) if answer.is_error => return Err(refused(operation, &answer.error)),
+                Some(answer) if answer.request_id == id => return Ok(()),
+                // Of an extension whose future was dropped.
+                Some(_) => {}
+                None => return Err(error::lost(operation, Effect::Once, "the broker ended the stream")),
+            }
         }
     }
 }
