@@ -72,7 +72,6 @@ pub(crate) fn capabilities(config: &KubeMqConfig) -> Capabilities {
         delayed_retry: delay,
         delayed_send: delay,
         delivery_count: DeliveryCount::Native,
-        native_dead_letter: true,
         confirms: true,
         request_reply: true,
         expiry: Support::Native,

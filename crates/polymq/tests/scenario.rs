@@ -49,6 +49,7 @@ fn main() -> ExitCode {
     let code = libtest_mimic::run(&Arguments::from_args(), trials).exit_code();
     // Nothing static is dropped, and brokers must be stopped.
     lock(&BROKERS).clear();
+    lock(&OWN).take();
     code
 }
 
@@ -68,12 +69,38 @@ fn url(backend: &'static str) -> String {
         "amqp" => format!("amqp://{}", at(Broker::rabbitmq)),
         "kafka" => format!("kafka://admin:secret@{}?session_timeout=6s", at(Broker::kafka)),
         "sqs" => format!("sqs://test:test@{}?poll_wait=1s", at(|| Broker::sqs("ministack"))),
+        "kubemq" => format!("kubemq://{}", lock(&OWN).get_or_insert_with(Own::start).broker.address()),
+        "embedded" => format!("embedded://{}", lock(&OWN).get_or_insert_with(Own::start).folder().display()),
         own => format!("{own}://"),
     }
 }
 
 /// All but memory itself.
-const BACKENDS: [&str; 5] = ["kept", "mqtt", "amqp", "kafka", "sqs"];
+const BACKENDS: [&str; 7] = ["kept", "mqtt", "amqp", "kafka", "sqs", "kubemq", "embedded"];
+
+/// polymq's own broker, in this process, and folders for those inside of programs: one folder a program.
+struct Own {
+    broker: polymq_broker::Broker,
+    folders: Vec<tempfile::TempDir>,
+    _runtime: tokio::runtime::Runtime,
+}
+
+static OWN: Mutex<Option<Own>> = Mutex::new(None);
+
+impl Own {
+    fn start() -> Self {
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let data = tempfile::tempdir().expect("a folder");
+        let builder = polymq_broker::Broker::builder().listen("127.0.0.1:0").data_dir(data.path());
+        let broker = runtime.block_on(builder.start()).expect("the broker starts");
+        Self { broker, folders: vec![data], _runtime: runtime }
+    }
+
+    fn folder(&mut self) -> &Path {
+        self.folders.push(tempfile::tempdir().expect("a folder"));
+        self.folders.last().expect("just made").path()
+    }
+}
 
 /// The same for each backend, at the same time.
 fn on_each<T: Send>(backends: &[&'static str], run: impl Fn(&'static str) -> T + Sync) -> Vec<(&'static str, T)> {
