@@ -24,6 +24,18 @@ const NOTHING: &str = "Error 138";
 
 /// A message that is held, invisible to others, until it is settled or its visibility time is over.
 ///
+/// ```no_run
+/// # use std::time::Duration;
+/// # async fn example(client: polymq_kubemq::KubeMq) -> polymq_core::Result<()> {
+/// let second = Duration::from_secs(1);
+/// if let Some(mut held) = client.transaction("orders", 30 * second, 5 * second).await? {
+///     held.extend(60 * second).await?;
+///     held.ack().await?;
+/// }
+/// # Ok(())
+/// # }
+/// ```
+///
 /// Settling consumes it, so nothing is settled twice:
 ///
 /// ```compile_fail,E0382
