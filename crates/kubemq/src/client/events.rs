@@ -180,7 +180,7 @@ impl Events {
     ///
     /// # Errors
     /// [`ErrorKind::Closed`](polymq_core::ErrorKind::Closed) when the client was dropped or gave up reconnecting, and what the
-    /// broker says.
+    /// broker refuses for good.
     pub async fn next(&mut self) -> Result<EventReceive> {
         let event = self.feed.next().await?;
         if self.resumes {

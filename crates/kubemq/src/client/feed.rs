@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use futures_util::{StreamExt, TryFutureExt, future::BoxFuture, stream::BoxStream};
 use polymq_core::{ErrorKind, Result};
 use polymq_kubemq_proto::Subscribe;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tonic::{Status, Streaming};
 
 use crate::{
@@ -17,6 +17,9 @@ use crate::{
 
 /// Some servers confirm a subscription with its first message only: after this long it counts as there.
 const SILENT: Duration = Duration::from_secs(1);
+
+/// Wait after a subscription that was refused.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// The call that subscribes.
 pub(super) type Call<T> = fn(Client, Subscribe) -> BoxFuture<'static, std::result::Result<Streaming<T>, Status>>;
@@ -63,31 +66,41 @@ impl<T: Send + 'static> Feed<T> {
         Ok(())
     }
 
-    /// The next one. Subscribes again when the connection was lost; nothing is lost when this future is dropped.
+    /// The next one. Subscribes again when the connection was lost, and when the server refuses for now; nothing is lost when
+    /// this future is dropped.
     pub(super) async fn next(&mut self) -> Result<T> {
         loop {
-            let Some((live, items)) = &mut self.open else {
-                let live = self.link.live().await?;
-                match self.open(live).await {
-                    Err(error) if error.kind() != ErrorKind::Disconnected => return Err(error),
-                    _ => continue,
+            let error = match &mut self.open {
+                Some((live, items)) => {
+                    let error = tokio::select! {
+                        item = items.next() => match item {
+                            Some(Ok(item)) => {
+                                self.link.answered();
+                                return Ok(item);
+                            }
+                            Some(Err(status)) => native("receive", Effect::Idempotent, status),
+                            None => error::disconnected("receive", "the broker ended the subscription"),
+                        },
+                        () = self.link.over(live) => error::disconnected("receive", &self.link.reason()),
+                    };
+                    self.link.failed(live, &error);
+                    self.open = None;
+                    error
+                }
+                None => {
+                    let live = self.link.live().await?;
+                    match self.open(live).await {
+                        Ok(()) => continue,
+                        Err(error) => error,
+                    }
                 }
             };
-            let error = tokio::select! {
-                item = items.next() => match item {
-                    Some(Ok(item)) => {
-                        self.link.answered();
-                        return Ok(item);
-                    }
-                    Some(Err(status)) => native("receive", Effect::Idempotent, status),
-                    None => error::disconnected("receive", "the broker ended the subscription"),
-                },
-                () = self.link.over(live) => error::disconnected("receive", &self.link.reason()),
-            };
-            self.link.failed(live, &error);
-            self.open = None;
-            if error.kind() != ErrorKind::Disconnected {
+            if error::is_final(error.kind()) {
                 return Err(error);
+            }
+            if error.kind() != ErrorKind::Disconnected {
+                tracing::warn!(channel = self.subscribe.channel, %error, "cannot subscribe, trying again");
+                sleep(PAUSE).await;
             }
         }
     }

@@ -3,8 +3,7 @@
 //!
 //! Everything that lasts is a value, and ends when the value is dropped: a subscription, a responder, a transaction, a poll.
 //! A call ends when its future is dropped; what was handed over by then may still have its effect. Values do not depend on
-//! each other, but all of them on their client: when it is dropped, they end with
-//! [`ErrorKind::Closed`](polymq_core::ErrorKind::Closed) or [`Disconnected`](polymq_core::ErrorKind::Disconnected).
+//! each other, but all of them on their client: when it is dropped they end too, with an error.
 
 mod channels;
 mod duplex;

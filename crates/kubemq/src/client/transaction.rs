@@ -24,6 +24,18 @@ const NOTHING: &str = "Error 138";
 
 /// A message that is held, invisible to others, until it is settled or its visibility time is over.
 ///
+/// ```no_run
+/// # use std::time::Duration;
+/// # async fn example(client: polymq_kubemq::KubeMq) -> polymq_core::Result<()> {
+/// let second = Duration::from_secs(1);
+/// if let Some(mut held) = client.transaction("orders", 30 * second, 5 * second).await? {
+///     held.extend(60 * second).await?;
+///     held.ack().await?;
+/// }
+/// # Ok(())
+/// # }
+/// ```
+///
 /// Settling consumes it, so nothing is settled twice:
 ///
 /// ```compile_fail,E0382
@@ -158,11 +170,14 @@ impl Transaction {
         let limit = self.stream.link.config.request_timeout;
         let id = request.request_id.clone();
         self.stream.tell(request).await;
-        match self.stream.hear(operation, Effect::Once, limit).await? {
-            Some(answer) if answer.is_error => Err(refused(operation, &answer.error)),
-            Some(answer) if answer.request_id == id => Ok(()),
-            Some(_) => Err(error::lost(operation, Effect::Once, "the broker answered another request")),
-            None => Err(error::lost(operation, Effect::Once, "the broker ended the stream")),
+        loop {
+            match self.stream.hear(operation, Effect::Once, limit).await? {
+                Some(answer) if answer.is_error => return Err(refused(operation, &answer.error)),
+                Some(answer) if answer.request_id == id => return Ok(()),
+                // Of an extension whose future was dropped.
+                Some(_) => {}
+                None => return Err(error::lost(operation, Effect::Once, "the broker ended the stream")),
+            }
         }
     }
 }

@@ -76,6 +76,19 @@ async fn a_message_is_held_longer_when_extended_and_comes_again_when_not() {
     broker.stop().await;
 }
 
+/// Mission row G27: an extension whose future is dropped does not disturb what comes after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_extension_does_not_disturb_the_acknowledgement() {
+    let (broker, client) = start().await;
+    fill(&client, "q", ["a".to_owned()]).await;
+    let mut held = hold(&client, "q", 30 * SECOND).await;
+    // Polled once, so that its request is on its way.
+    assert!(futures_util::poll!(Box::pin(held.extend(30 * SECOND))).is_pending());
+    held.ack().await.expect("acknowledged");
+    assert!(client.transaction("q", SECOND, SECOND).await.expect("asked").is_none());
+    broker.stop().await;
+}
+
 /// Mission row G6. KubeMQ resends a new message: its own server tells where it came from for polls only, see
 /// `moved_messages_tell_where_they_came_from`.
 #[tokio::test(flavor = "multi_thread")]
