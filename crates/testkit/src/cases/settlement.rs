@@ -24,7 +24,7 @@ use polymq_core::{ConsumeOptions, DeliveryCount, ErrorKind, Message, RedeliveryO
 use tokio::time::Instant;
 
 use crate::{
-    Case, Cx, Ledger, PATIENCE,
+    Case, Cx, Ledger,
     case::run,
     drive::{
         bodies, dead_letters, in_order, next, prefetch, publish, quiet, subscribe, subscribe_with, take, take_acked,
@@ -407,7 +407,7 @@ pub async fn out_of_order_acks_kill(cx: Cx) {
         }
     }
     let mut ledger = Ledger::sent(unacknowledged);
-    let deadline = Instant::now() + PATIENCE * 2;
+    let deadline = Instant::now() + cx.harness().recovery();
     while !ledger.is_complete() && Instant::now() < deadline {
         for delivery in subscription.receive(10, Duration::from_secs(1)).await.expect("receive") {
             ledger.see(text(&delivery));
