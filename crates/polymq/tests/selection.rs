@@ -77,7 +77,9 @@ async fn a_mistyped_backend_of_this_project_is_guessed_linked_or_not() {
 fn a_backend_without_its_feature_names_the_feature() {
     // A registry that holds nothing stands for a program without features; how a program that really was built
     // without them answers is shown by the tests of polymq-macros.
-    for (name, feature) in [("amqp", "amqp"), ("AMQPS", "amqp"), ("mqtt", "mqtt"), ("kubemq", "kubemq"), ("embedded", "embedded")] {
+    for (name, feature) in
+        [("amqp", "amqp"), ("AMQPS", "amqp"), ("mqtt", "mqtt"), ("kubemq", "kubemq"), ("embedded", "embedded")]
+    {
         let error = Registry::new().backend(name).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotCompiledIn, "{error}");
         assert!(error.to_string().contains("not compiled in"), "{error}");
