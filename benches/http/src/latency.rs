@@ -42,13 +42,13 @@ pub async fn raw(options: Options) -> Numbers {
 
 pub async fn polymq(options: Options) -> Numbers {
     let (_serving, _running, address) = polymq::serving().await;
-    let (bus, body) = (polymq::bus(address).await, payload(&options));
+    let (bus, body) = (polymq::bus(address).await, Bytes::from(payload(&options)));
     let queue = bus.queue("orders");
     each_millisecond!(options, queue.send_message(Message::new(body.clone())).await.expect("handled"))
 }
 
 pub async fn mq_bridge(options: Options) -> Numbers {
     let publisher = mq_bridge::publisher(mq_bridge::serving().await).await;
-    let body = payload(&options);
-    each_millisecond!(options, publisher.send(CanonicalMessage::new(body.clone(), None)).await.expect("handled"))
+    let body = Bytes::from(payload(&options));
+    each_millisecond!(options, publisher.send(CanonicalMessage::new_bytes(body.clone(), None)).await.expect("handled"))
 }

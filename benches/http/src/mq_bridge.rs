@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use ::bytes::Bytes;
 use harness::{
     Meter, Numbers, Options,
     broker::{LATCH, WINDOW, handled, payload},
@@ -45,10 +46,10 @@ pub async fn serving() -> SocketAddr {
 /// Batches far larger than the window, so that waiting for the end of each costs little.
 async fn send_all(publisher: &HttpPublisher, options: &Options, messages: u64) {
     const BATCH: u64 = 20 * WINDOW as u64;
-    let (body, mut left) = (payload(options), messages);
+    let (body, mut left) = (Bytes::from(payload(options)), messages);
     while left > 0 {
         let count = left.min(BATCH);
-        let batch = (0..count).map(|_| CanonicalMessage::new(body.clone(), None)).collect();
+        let batch = (0..count).map(|_| CanonicalMessage::new_bytes(body.clone(), None)).collect();
         // Bodies of answers come back as a batch that is partial, with nothing in it that failed.
         if let SentBatch::Partial { failed, .. } = publisher.send_batch(batch).await.expect("sent") {
             assert!(failed.is_empty(), "{:?}", failed[0].1);

@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 
+use ::bytes::Bytes;
 use harness::{
     Meter, Numbers, Options,
-    broker::{LATCH, WINDOW},
+    broker::{LATCH, WINDOW, payload},
     service::{self, Frame},
 };
-use polymq_core::{Bus, Channel, Environment, Running, WhenFull};
+use polymq_core::{Bus, Channel, Environment, Message, Running, WhenFull};
 
 use crate::raw;
 
@@ -36,14 +37,21 @@ pub async fn serving() -> (Bus, Running, SocketAddr) {
     (bus, running, address)
 }
 
+/// The body is shared by all messages, as in the loops beside it.
+async fn send_all(queue: &Channel, body: &Bytes, messages: u64) {
+    for result in queue.send_all((0..messages).map(|_| Message::new(body.clone()))).await {
+        result.expect("handled");
+    }
+}
+
 /// Sends with polymq to whoever listens.
 async fn sending(address: SocketAddr, options: &Options) -> Numbers {
     let bus = bus(address).await;
-    let queue = queue(&bus);
+    let (queue, body) = (queue(&bus), Bytes::from(payload(options)));
     LATCH.expect(options.messages() + 2 * WINDOW as u64);
-    service::send_all(&queue, options, 2 * WINDOW as u64).await;
+    send_all(&queue, &body, 2 * WINDOW as u64).await;
     let meter = Meter::start(options);
-    service::send_all(&queue, options, options.messages()).await;
+    send_all(&queue, &body, options.messages()).await;
     let numbers = meter.stop(options.messages());
     bus.close().await.expect("closed");
     numbers

@@ -35,6 +35,8 @@ fn main() {
             "raw-publish-future" => raw::publish_with_futures,
             "raw-consume" => raw::consume,
             "raw-consume-defaults" => raw::consume_with_defaults,
+            "raw-consume-headers" => raw::consume_with_headers,
+            "raw-consume-copies" => raw::consume_with_copies,
             "raw-consume-stream" => raw::consume_stream,
             "raw-latency" => latency::raw,
             "polymq-publish" => polymq::publish,

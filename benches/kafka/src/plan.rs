@@ -42,6 +42,8 @@ pub fn plan(quick: bool) -> Plan {
                 .rows([
                     row("raw-consume", "rdkafka, BaseConsumer polled by a thread, fetch.queue.backoff.ms=2"),
                     row("raw-consume-defaults", "rdkafka, the same with librdkafka's defaults"),
+                    row("raw-consume-headers", "rdkafka, the first one, asking for headers"),
+                    row("raw-consume-copies", "rdkafka, the same with a copy of each body"),
                     row("raw-consume-stream", "rdkafka, StreamConsumer, offsets stored, fetch.queue.backoff.ms=2"),
                     row("polymq-consume", "polymq handler").bar("ratio", ">=", 0.95),
                     row("ruststream-consume", "ruststream-rdkafka #[subscriber], tracked commits"),

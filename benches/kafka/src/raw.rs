@@ -16,7 +16,7 @@ use rdkafka::{
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, CommitMode, Consumer, StreamConsumer},
-    message::{DeliveryResult, Header, OwnedHeaders},
+    message::{DeliveryResult, Header, Headers as _, OwnedHeaders},
     producer::{BaseRecord, FutureProducer, FutureRecord, ProducerContext, ThreadedProducer},
 };
 
@@ -201,18 +201,41 @@ fn consumer_config(options: &Options, group: &str) -> ClientConfig {
 /// As librdkafka comes: a full buffer is looked at again after a second.
 pub async fn consume_with_defaults(options: Options) -> Numbers {
     let config = consumer_config(&options, &topic());
-    consume_by(options, config).await
+    consume_by(options, config, Ask::Body).await
 }
 
 /// The same, looking at it sooner: who knows of that setting is twice as fast.
 pub async fn consume(options: Options) -> Numbers {
     let mut config = consumer_config(&options, &topic());
     config.set("fetch.queue.backoff.ms", "2");
-    consume_by(options, config).await
+    consume_by(options, config, Ask::Body).await
+}
+
+/// The same, asking for each message's headers, as whoever gives them to a handler has to: librdkafka allocates for the
+/// answer, also when it is that there are none.
+pub async fn consume_with_headers(options: Options) -> Numbers {
+    let mut config = consumer_config(&options, &topic());
+    config.set("fetch.queue.backoff.ms", "2");
+    consume_by(options, config, Ask::Headers).await
+}
+
+/// The same, with a copy of each body: librdkafka takes its own back, so whoever lets handlers run elsewhere needs one.
+pub async fn consume_with_copies(options: Options) -> Numbers {
+    let mut config = consumer_config(&options, &topic());
+    config.set("fetch.queue.backoff.ms", "2");
+    consume_by(options, config, Ask::Copies).await
+}
+
+/// What a loop asks of each record.
+#[derive(Clone, Copy, PartialEq, PartialOrd)]
+enum Ask {
+    Body,
+    Headers,
+    Copies,
 }
 
 /// A thread that polls, handles, and commits what it has handled ten times a second.
-async fn consume_by(options: Options, mut config: ClientConfig) -> Numbers {
+async fn consume_by(options: Options, mut config: ClientConfig, ask: Ask) -> Numbers {
     let (topic, group) = (fill(&options).await, topic());
     let consumer: BaseConsumer = config.set("enable.auto.commit", "false").create().expect("a consumer");
     consumer.subscribe(&[&topic]).expect("subscribed");
@@ -231,7 +254,15 @@ async fn consume_by(options: Options, mut config: ClientConfig) -> Numbers {
         while LATCH.remaining() > 0 {
             if let Some(record) = consumer.poll(Duration::from_millis(100)) {
                 let record = record.expect("a record");
-                handled(record.payload().unwrap_or_default());
+                if ask >= Ask::Headers {
+                    std::hint::black_box(record.headers().map(|headers| headers.count()));
+                }
+                let body = record.payload().unwrap_or_default();
+                if ask == Ask::Copies {
+                    handled(std::hint::black_box(&body.to_vec()));
+                } else {
+                    handled(body);
+                }
                 *next.entry(record.partition()).or_default() = record.offset() + 1;
             }
             since += 1;

@@ -95,13 +95,24 @@ impl AmqpConnection {
         }
     }
 
+    /// The connection that consumes, made for the first consumer; none for who comes after [`close`](Connection::close),
+    /// which would not end it any more.
     async fn consume_link(&self) -> Result<Arc<LinkHandle>> {
+        if self.publish.is_closed() {
+            return Err(self.publish.ended("consume"));
+        }
         let start = || async {
             let (config, health) = (Arc::clone(&self.config), Arc::clone(&self.health));
             let started = self.publish.spawn(async move { start(Role::Consume, &config, &health).await });
             started.await.unwrap_or_else(|_| Err(error::closed("consume")))
         };
-        Ok(Arc::clone(self.consume.get_or_try_init(start).await?))
+        let link = Arc::clone(self.consume.get_or_try_init(start).await?);
+        if self.publish.is_closed() {
+            // Who closed meanwhile has not seen it.
+            link.close().await;
+            return Err(self.publish.ended("consume"));
+        }
+        Ok(link)
     }
 
     /// How a call may differ from the settings.
@@ -394,14 +405,17 @@ impl Connection for AmqpConnection {
     }
 
     async fn close(&self) -> Result<()> {
-        let consumers = std::mem::take(&mut *self.consumers.lock().unwrap_or_else(PoisonError::into_inner));
-        futures_util::future::join_all(consumers.into_iter().map(ConsumerHandle::close)).await;
+        let mut consumers = std::mem::take(&mut *self.consumers.lock().unwrap_or_else(PoisonError::into_inner));
+        futures_util::future::join_all(consumers.iter_mut().map(ConsumerHandle::stop)).await;
         // Bounded for a broker that does not answer: what it has not confirmed is answered with "unknown outcome".
         let flushed = timeout(CLOSE_TIMEOUT, self.publishers.flush_all()).await;
+        // Not before the copies of what is retried are confirmed, which acknowledges the originals.
+        consumers.iter().for_each(ConsumerHandle::abandon);
+        // First the one by which a consumer that comes meanwhile knows that it is too late.
+        self.publish.close().await;
         if let Some(consume) = self.consume.get() {
             consume.close().await;
         }
-        self.publish.close().await;
         self.health.closed("closed by this program");
         flushed.map_err(|_| error::timeout("close"))
     }

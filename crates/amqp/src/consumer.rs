@@ -60,9 +60,14 @@ impl ConsumerHandle {
         self.stopped.has_changed().is_err()
     }
 
-    pub(crate) async fn close(mut self) {
+    /// Stops fetching; what was received can still be settled.
+    pub(crate) async fn stop(&mut self) {
         self.shared.start_close();
         wait(&mut self.stopped).await;
+    }
+
+    /// Ends it: what is not settled by now is stale, and the broker delivers it again.
+    pub(crate) fn abandon(&self) {
         self.shared.abandon();
     }
 }
@@ -86,7 +91,14 @@ impl AmqpConsumer {
         let settler = Arc::new(AmqpSettler(Arc::clone(&shared)));
         let (stop, stopped) = watch::channel(false);
         let (ready, first) = oneshot::channel();
-        let task = Task { link: Arc::clone(&link), shared: Arc::clone(&shared), subscription, stop };
+        let task = Task {
+            link: Arc::clone(&link),
+            shared: Arc::clone(&shared),
+            subscription,
+            random: fastrand::u64(..),
+            limit: bound,
+            stop,
+        };
         // Dropped on every early return below, which ends the task.
         let consumer = Self { shared: Arc::clone(&shared), settler, stopped: stopped.clone() };
         let wait = !background || link.is_up();
@@ -121,7 +133,12 @@ impl Consumer for AmqpConsumer {
 
     async fn close(&mut self) -> Result<()> {
         self.shared.start_close();
-        wait(&mut self.stopped).await;
+        let told = async {
+            let _ = self.stopped.wait_for(|stopped| *stopped).await;
+            // The end of the channel is answered after everything that was settled before it was read.
+            while self.shared.is_finished() && self.stopped.changed().await.is_ok() {}
+        };
+        let _ = timeout(CLOSE_TIMEOUT, told).await;
         Ok(())
     }
 }
@@ -136,6 +153,10 @@ struct Task {
     link: Arc<LinkHandle>,
     shared: Arc<Shared>,
     subscription: Subscription,
+    /// Tells queues of its own from those of others.
+    random: u64,
+    /// How long the broker may take to answer.
+    limit: Duration,
     stop: watch::Sender<bool>,
 }
 
@@ -160,7 +181,11 @@ impl Task {
                     break;
                 }
             };
-            match self.link.unless_lost(&live, "consume", self.subscribe(&live)).await {
+            let subscribed = tokio::select! {
+                subscribed = self.link.unless_lost(&live, "consume", self.subscribe(&live)) => subscribed,
+                () = closing(&shared) => break,
+            };
+            match subscribed {
                 Ok((channel, stream, queue)) => {
                     if let Some(ready) = ready.take() {
                         let _ = ready.send(Ok(()));
@@ -208,19 +233,29 @@ impl Task {
         }
     }
 
+    /// Subscribes on a channel of its own, bounded: a queue whose broker is starting may take its time to answer.
     async fn subscribe(&self, live: &Live) -> Result<(Channel, lapin::Consumer, Arc<str>)> {
-        let failed = |error| error::native("consume", error, Stage::Operation);
+        let late = |_| error::timeout("consume");
+        let channel = timeout(self.limit, live.connection.create_channel()).await.map_err(late)?.map_err(failed)?;
+        let subscribed = timeout(self.limit, self.subscribe_on(live, &channel)).await;
+        if subscribed.is_err() {
+            // An answer that comes now would be messages that nobody reads.
+            let _ = channel.close(200, "too late".into()).now_or_never();
+        }
+        let (stream, queue) = subscribed.map_err(late)??;
+        Ok((channel, stream, queue))
+    }
+
+    async fn subscribe_on(&self, live: &Live, channel: &Channel) -> Result<(lapin::Consumer, Arc<str>)> {
         let mut plan = self.subscription.plan.clone();
         if plan.exclusive && plan.binding.is_some() {
             // The queue of a lost connection may live on for a while, so each connection has its own.
-            let random = format!("{:016x}", fastrand::u64(..));
-            plan.name = format!("{}@{}", plan.name, random).into();
+            plan.name = format!("{}@{:016x}-{}", plan.name, self.random, live.generation).into();
         }
         if let Some(binding) = &plan.binding {
             topology::ensure_exchange(&live.connection, &binding.exchange, plan.declare).await?;
         }
         topology::ensure(&live.connection, &plan).await?;
-        let channel = live.connection.create_channel().await.map_err(failed)?;
         channel.basic_qos(self.subscription.prefetch, BasicQosOptions::default()).await.map_err(failed)?;
         // Unique, so that two processes are never taken for one.
         let tag = format!("polymq-{}-{:016x}", std::process::id(), fastrand::u64(..));
@@ -231,7 +266,7 @@ impl Task {
             FieldTable::default(),
         );
         let stream = consume.await.map_err(|error| failed(error).with_channel(&*plan.name))?;
-        Ok((channel, stream, plan.name))
+        Ok((stream, plan.name))
     }
 
     async fn feed(&self, live: &Live, channel: Channel, mut stream: lapin::Consumer, queue: Arc<str>) -> End {
@@ -318,9 +353,14 @@ impl Task {
         if let Some(channel) = &channel {
             message.set_system_header(convert::CHANNEL, channel.to_string());
         }
-        let details = delivery.redelivered.then(|| Box::new(Details { redelivered: true, ..Details::default() }));
-        Incoming { message, token: Token(delivery.delivery_tag), attempt: None, channel, details }
+        let told = delivery.redelivered || channel.is_some();
+        let details = || Box::new(Details { channel, redelivered: delivery.redelivered, ..Details::default() });
+        Incoming { message, token: Token(delivery.delivery_tag), details: told.then(details) }
     }
+}
+
+fn failed(error: lapin::Error) -> Error {
+    error::native("consume", error, Stage::Operation)
 }
 
 async fn closing(shared: &Shared) {

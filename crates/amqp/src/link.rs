@@ -7,7 +7,7 @@ use std::{ops::Deref, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use lapin::{Connection, Event};
-use polymq_core::{ErrorKind, Result};
+use polymq_core::{Error, ErrorKind, Result, Retry};
 use tokio::{
     runtime::Handle,
     sync::{Notify, watch},
@@ -65,7 +65,8 @@ impl Live {
 enum State {
     Down(Arc<str>),
     Up(Live),
-    Closed(Arc<str>),
+    /// `Closed` by this program, `Disconnected` when it was given up; and why.
+    Closed(ErrorKind, Arc<str>),
 }
 
 /// The users' view of a supervised connection.
@@ -122,7 +123,18 @@ impl Link {
         let state = states.wait_for(|state| !matches!(state, State::Down(_))).await;
         match state.map(|state| state.clone()) {
             Ok(State::Up(live)) => Ok(live),
-            Ok(State::Closed(_)) | Ok(State::Down(_)) | Err(_) => Err(error::closed("connect")),
+            Ok(State::Closed(..)) | Ok(State::Down(_)) | Err(_) => Err(self.ended("connect")),
+        }
+    }
+
+    /// What those are told who need a connection when there will be none any more: that this program has closed it, or why
+    /// it was given up.
+    pub(crate) fn ended(&self, operation: &'static str) -> Error {
+        match &*self.state.borrow() {
+            State::Closed(ErrorKind::Disconnected, reason) => {
+                error::disconnected(operation, reason).with_retry(Retry::Never)
+            }
+            _ => error::closed(operation),
         }
     }
 
@@ -165,7 +177,7 @@ impl Link {
     /// Why there is no connection.
     pub(crate) fn reason(&self) -> Arc<str> {
         match &*self.state.borrow() {
-            State::Down(reason) | State::Closed(reason) => Arc::clone(reason),
+            State::Down(reason) | State::Closed(_, reason) => Arc::clone(reason),
             State::Up(_) => "connected".into(),
         }
     }
@@ -182,7 +194,7 @@ impl Link {
 
     /// Ends supervision and connection.
     pub(crate) async fn close(&self) {
-        let before = self.state.send_replace(State::Closed("closed by this program".into()));
+        let before = self.state.send_replace(State::Closed(ErrorKind::Closed, "closed by this program".into()));
         if let State::Up(live) = before {
             // A peer that does not answer must not hold the goodbye up.
             if timeout(CLOSE_TIMEOUT, live.connection.close(200, "closed".into())).await.is_err() {
@@ -219,7 +231,7 @@ impl Link {
     /// Closed is final.
     fn change(&self, next: State) -> bool {
         self.state.send_if_modified(|state| {
-            let open = !matches!(state, State::Closed(_));
+            let open = !matches!(state, State::Closed(..));
             if open {
                 *state = next;
             }
@@ -227,8 +239,9 @@ impl Link {
         })
     }
 
-    fn is_closed(&self) -> bool {
-        matches!(&*self.state.borrow(), State::Closed(_))
+    /// Whether there will be no connection any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        matches!(&*self.state.borrow(), State::Closed(..))
     }
 }
 
@@ -246,7 +259,7 @@ impl Deref for LinkHandle {
 
 impl Drop for LinkHandle {
     fn drop(&mut self) {
-        self.0.change(State::Closed("nobody uses it any more".into()));
+        self.0.change(State::Closed(ErrorKind::Closed, "nobody uses it any more".into()));
     }
 }
 
@@ -322,7 +335,7 @@ async fn watch_over(link: &Link, connection: &Arc<Connection>) -> String {
                 None => return reason,
             },
             () = link.suspect.notified() => {}
-            _ = states.wait_for(|state| matches!(state, State::Closed(_))) => return reason,
+            _ = states.wait_for(|state| matches!(state, State::Closed(..))) => return reason,
             () = sleep(link.config.heartbeat) => {}
         }
     }
@@ -344,7 +357,7 @@ async fn reconnect(link: &Link) -> Option<Wire> {
         };
         let attempt = tokio::select! {
             attempt = attempt => attempt,
-            _ = states.wait_for(|state| matches!(state, State::Closed(_))) => return None,
+            _ = states.wait_for(|state| matches!(state, State::Closed(..))) => return None,
         };
         match attempt {
             Ok(connection) => return Some(connection),
@@ -356,8 +369,8 @@ async fn reconnect(link: &Link) -> Option<Wire> {
                 tracing::debug!(role = link.role.name(), failures, %error, "attempt to connect failed");
                 link.down(error.message());
                 if config.reconnect_limit > 0 && failures >= config.reconnect_limit {
-                    let reason = format!("gave up after {failures} attempts: {}", error.message());
-                    link.change(State::Closed(reason.as_str().into()));
+                    let reason = format!("given up after {failures} attempts: {}", error.message());
+                    link.change(State::Closed(ErrorKind::Disconnected, reason.as_str().into()));
                     link.health.closed(&reason);
                     return None;
                 }

@@ -11,7 +11,6 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     config::{AmqpConfig, Declare},
-    error,
     link::LinkHandle,
     publisher::Publisher,
     settle::Shared,
@@ -155,7 +154,7 @@ impl Publishers {
     pub(crate) fn send(&self, outgoing: Outgoing) {
         let channel = self.of(&outgoing.route);
         if let Err(mpsc::error::SendError(Item::Publish(outgoing))) = channel.send(Item::Publish(outgoing)) {
-            outgoing.answer.complete(Err(error::closed("send")));
+            outgoing.answer.complete(Err(self.link.ended("send")));
         }
     }
 

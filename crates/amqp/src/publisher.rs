@@ -75,7 +75,7 @@ impl Publisher {
         }
         for item in self.waiting.drain(..) {
             if let Item::Publish(outgoing) = item {
-                outgoing.answer.complete(Err(error::closed("send")));
+                outgoing.answer.complete(Err(self.link.ended("send")));
             }
         }
     }

@@ -65,7 +65,7 @@ fn split(token: Token) -> (u64, u64) {
 impl State {
     fn tag(&self, token: Token) -> Option<u64> {
         let (generation, tag) = split(token);
-        (self.channel.is_some() && generation == self.generation).then_some(tag)
+        (self.channel.is_some() && !self.abandoned && generation == self.generation).then_some(tag)
     }
 
     fn flush(&mut self, tick: bool, all: bool) {
@@ -171,9 +171,13 @@ impl Shared {
         self.work.notify_one();
     }
 
-    /// Asks the background task to end, settled or not.
+    /// Hands the last acknowledgements over, and asks the background task to end, settled or not. What is settled from
+    /// now on is stale: the task may take its time.
     pub(crate) fn abandon(&self) {
-        self.lock().abandoned = true;
+        let mut state = self.lock();
+        state.flush(false, true);
+        state.abandoned = true;
+        drop(state);
         self.work.notify_one();
     }
 

@@ -107,20 +107,19 @@ pub(crate) fn delay_step(delay: Duration) -> Duration {
 ///
 /// A queue that exists is taken as it is: another tool may have made it with arguments that we do not know, and
 /// asking for ours would be refused. Only a missing queue is made, and always with the same arguments, whoever of
-/// producer and consumer comes first.
+/// producer and consumer comes first. One that belongs to this connection is always missing, and made whatever the
+/// settings say of the queues that programs share.
 pub(crate) async fn ensure(connection: &Connection, plan: &QueuePlan) -> Result<()> {
-    if plan.declare == Declare::None {
-        return Ok(());
-    }
-    let missing = plan.exclusive || !exists(connection, &plan.name).await?;
-    if missing && plan.declare == Declare::Passive {
-        return Err(not_found("queue", &plan.name));
-    }
-    if plan.declare == Declare::Passive {
-        return Ok(());
-    }
+    let missing = match plan.declare {
+        _ if plan.exclusive => true,
+        Declare::None => return Ok(()),
+        Declare::Auto => !exists(connection, &plan.name).await?,
+        Declare::Passive if exists(connection, &plan.name).await? => return Ok(()),
+        Declare::Passive => return Err(not_found("queue", &plan.name)),
+    };
     let channel = open(connection).await?;
     if let Some(dead_letters) = &plan.dead_letters
+        && plan.declare == Declare::Auto
         && !exists(connection, dead_letters).await?
     {
         create(&channel, dead_letters, plan.queue_type, false, FieldTable::default()).await?;

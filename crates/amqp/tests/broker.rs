@@ -10,9 +10,13 @@ mod basics;
 mod faults;
 #[path = "broker/harness.rs"]
 mod harness;
+#[path = "broker/settling.rs"]
+mod settling;
 #[cfg(feature = "tls")]
 #[path = "broker/tls.rs"]
 mod tls;
+#[path = "broker/topology.rs"]
+mod topology;
 
 use std::process::ExitCode;
 
@@ -49,24 +53,30 @@ fn main() -> ExitCode {
         a_bare_client_reads_ours_and_we_read_its,
         a_login_that_fails_says_why,
         what_is_not_allowed_is_told_apart,
+        an_unroutable_message_is_an_error_and_only_that_one,
+        a_quorum_queue_does_it_all_too,
+        whoever_asks_is_answered_on_a_queue_of_their_own,
+        the_native_connection_is_at_hand,
+        what_is_dropped_ends,
+        a_closed_connection_makes_no_other,
+    );
+    trials.extend(trials!(trial, topology:
         a_missing_queue_is_not_found_or_made,
         a_queue_made_by_another_tool_is_taken_as_it_is,
-        an_unroutable_message_is_an_error_and_only_that_one,
+        each_group_of_a_topic_sees_each_message_once,
+        wildcards_tell_the_concrete_topic_even_after_a_retry,
+        counts_purge_and_delete,
+        what_is_a_consumers_own_is_made_whatever_is_declared,
+    ));
+    trials.extend(trials!(trial, settling:
         a_delayed_message_comes_in_time_and_never_early,
         a_retried_message_counts_its_attempts,
         what_a_foreign_consumer_rejects_is_a_dead_letter,
-        each_group_of_a_topic_sees_each_message_once,
-        wildcards_tell_the_concrete_topic_even_after_a_retry,
         acknowledgements_are_coalesced,
         one_stuck_message_does_not_stop_the_others,
         close_returns_what_was_not_received,
         an_expired_message_is_not_delivered,
-        a_quorum_queue_does_it_all_too,
-        whoever_asks_is_answered_on_a_queue_of_their_own,
-        counts_purge_and_delete,
-        the_native_connection_is_at_hand,
-        what_is_dropped_ends,
-    );
+    ));
     trials.extend(trials!(trial, faults:
         a_deleted_queue_is_made_again_or_final,
         a_deleted_exchange_fails_only_its_own_messages,
@@ -77,12 +87,14 @@ fn main() -> ExitCode {
     ));
     #[cfg(feature = "tls")]
     trials.extend(trials!(trial, tls: connections_are_encrypted_and_certificates_checked));
+    trials.extend(trials!(breaking, settling: a_second_close_waits_for_what_was_settled_since));
     trials.extend(trials!(breaking, faults:
         a_killed_broker_loses_nothing_confirmed,
         a_broker_that_says_nothing_is_found_out,
     ));
     let filter = arguments.filter.clone().unwrap_or_default();
-    let breaks = ["killed", "says_nothing"].iter().any(|word| filter.is_empty() || filter.contains(word));
+    let breaks =
+        ["killed", "says_nothing", "second_close"].iter().any(|word| filter.is_empty() || filter.contains(word));
     if !arguments.list {
         harness::SHARED.get_or_init(|| harness::Broker::start("shared"));
         if breaks {

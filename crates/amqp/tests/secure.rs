@@ -7,19 +7,15 @@
 
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     time::Duration,
 };
 
 use polymq_amqp::AmqpBackend;
 use polymq_core::{Backend, Bus, ConsumeOptions, Environment, ErrorKind, Message, Registry};
-use polymq_testkit::{Broker, BrokerControl, Certificates, Proxy, eventually};
+use polymq_testkit::{Broker, BrokerControl, Certificates, Proxy, eventually, free_port};
 
 const PATIENCE: Duration = Duration::from_secs(30);
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port()
-}
 
 async fn connect(url: &str, settings: &[(&str, String)]) -> polymq_core::Result<Bus> {
     let mut registry = Registry::new();

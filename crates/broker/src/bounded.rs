@@ -23,25 +23,11 @@ pub(crate) fn channel<T>(most: usize, bytes: usize) -> (Sender<T>, Receiver<T>) 
 }
 
 impl<T> Sender<T> {
-    fn size(&self, size: usize) -> u32 {
-        u32::try_from(size.clamp(1, self.bytes)).unwrap_or(u32::MAX)
-    }
-
-    /// Waits for room; `false` when nobody receives any more.
-    pub(crate) async fn send(&self, item: T, size: usize) -> bool {
-        let Ok(permit) = Arc::clone(&self.room).acquire_many_owned(self.size(size)).await else { return false };
-        self.items.send((item, permit)).await.is_ok()
-    }
-
     /// `false` when there is no room.
     pub(crate) fn try_send(&self, item: T, size: usize) -> bool {
-        let permit = Arc::clone(&self.room).try_acquire_many_owned(self.size(size));
+        let size = u32::try_from(size.clamp(1, self.bytes)).unwrap_or(u32::MAX);
+        let permit = Arc::clone(&self.room).try_acquire_many_owned(size);
         permit.is_ok_and(|permit| self.items.try_send((item, permit)).is_ok())
-    }
-
-    /// Until nobody receives any more.
-    pub(crate) async fn closed(&self) {
-        self.items.closed().await;
     }
 }
 

@@ -28,6 +28,7 @@ use crate::{
     store::Store,
     tls::TlsFiles,
     tokens::TokenAlgorithm,
+    under_way::{Counting, UnderWay},
 };
 
 /// The version that SDKs see: they look for 2.x.
@@ -47,6 +48,7 @@ pub(crate) struct Shared {
     pub(crate) access: Arc<Access>,
     pub(crate) store: Store,
     pub(crate) counts: Counts,
+    pub(crate) under_way: Arc<UnderWay>,
     started: (Instant, SystemTime),
 }
 
@@ -219,7 +221,7 @@ impl Builder {
         let server = Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
             .max_concurrent_streams(self.limits.streams)
-            .add_service(service)
+            .add_service(Counting { service, under_way: Arc::clone(&shared.under_way) })
             .serve_with_incoming_shutdown(accept(listener, door), shared.stopping.clone().cancelled_owned());
         let server = tokio::spawn(server);
         tracing::info!(%address, http = ?http_address, data_dir = ?self.data_dir, "broker listens");
@@ -267,6 +269,7 @@ impl Builder {
             access,
             store: store.clone(),
             counts: counts.clone(),
+            under_way: UnderWay::new(self.limits.requests),
             started: (Instant::now(), SystemTime::now()),
         });
         let timed = Arc::clone(&shared);
@@ -376,6 +379,12 @@ impl Broker {
             Err(cause) => tracing::error!(%cause, "certificates, keys and rules stay as they were"),
         }
         read
+    }
+
+    /// Waits until the broker cannot go on and must be started anew: a sync to the disk has failed, so it stores and gives
+    /// nothing any more. Nothing that was answered is lost by that. Never ends otherwise.
+    pub async fn failed(&self) -> BrokerError {
+        self.store.failure().await.into()
     }
 
     /// Refuses new calls, ends streams, gives back what is lent, and closes the store when everything is on disk. What was

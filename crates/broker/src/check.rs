@@ -32,8 +32,17 @@ pub(crate) fn whole(connection: &Connection, path: &Path) -> Result<(), StoreErr
     if found != "ok" {
         return Err(damaged(path, found));
     }
+    for (table, key, one) in [("messages", "key", "message"), ("delayed", "id", "delayed message")] {
+        sums(connection, path, (table, key, one))?;
+    }
+    Ok(())
+}
+
+/// Compares the checksums of one table.
+fn sums(connection: &Connection, path: &Path, (table, key, one): (&str, &str, &str)) -> Result<(), StoreError> {
+    let told = |cause: rusqlite::Error| told(path, &cause);
     // In pieces: while somebody reads, the engine's log can only grow.
-    let sql = "SELECT key, sum, value FROM messages WHERE key > ?1 ORDER BY key LIMIT 4096";
+    let sql = &format!("SELECT {key}, sum, value FROM {table} WHERE {key} > ?1 ORDER BY {key} LIMIT 4096");
     let mut select = connection.prepare(sql).map_err(told)?;
     let mut after = i64::MIN;
     loop {
@@ -43,7 +52,7 @@ pub(crate) fn whole(connection: &Connection, path: &Path) -> Result<(), StoreErr
             let (key, sum): (i64, u32) = (row.get(0).map_err(told)?, row.get(1).map_err(told)?);
             let value = row.get_ref(2).map_err(told)?;
             if value.as_blob().map(checksum) != Ok(sum) {
-                return Err(damaged(path, format!("message {key} is not what was stored")));
+                return Err(damaged(path, format!("{one} {key} is not what was stored")));
             }
             last = Some(key);
         }

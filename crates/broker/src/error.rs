@@ -1,14 +1,14 @@
-//! Why a broker cannot start.
+//! Why a broker cannot start, or go on.
 
 use std::path::PathBuf;
 
 use crate::store::StoreError;
 
-/// Why a broker cannot start.
+/// Why a broker cannot start, or go on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BrokerError {
-    /// The data cannot be opened.
+    /// The data cannot be opened, or not be written any more.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A file that an option names cannot be used.

@@ -8,6 +8,7 @@ use std::{
     fs::File,
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 use crate::{check, store::StoreError};
@@ -21,11 +22,23 @@ pub(crate) struct Synced {
     pub(crate) frames: u32,
 }
 
+/// How long the engine's log is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Log {
+    /// Which one, as in [`Synced`].
+    salts: [u8; 8],
+    /// Pages in it.
+    pub(crate) pages: u32,
+    /// Pages that are in the engine's file already.
+    pub(crate) folded: u32,
+}
+
 #[derive(Debug)]
 pub(crate) struct Folder {
     lock: File,
-    /// Where the engine keeps how long its log is.
-    index: PathBuf,
+    /// Where the engine keeps how long its log is; there from its first look on. It stays open: to close it would let go
+    /// of the locks that the engine has on it.
+    index: (PathBuf, OnceLock<File>),
 }
 
 /// Where the record is, after a word that says that there is data.
@@ -49,7 +62,7 @@ impl Folder {
         if used && std::fs::metadata(&data).is_ok_and(|data| data.len() == 0) {
             return Err(StoreError::Damaged { path: data, what: "it is empty, and it was not".to_owned() });
         }
-        Ok(Self { lock, index: folder.join("broker.sqlite-shm") })
+        Ok(Self { lock, index: (folder.join("broker.sqlite-shm"), OnceLock::new()) })
     }
 
     /// What was known when the last broker ended, unless that one has ended well.
@@ -63,26 +76,41 @@ impl Folder {
         (u32::from_le_bytes(sum) == check::checksum(&record[..12]) && frames > 0).then_some(Synced { salts, frames })
     }
 
-    /// Nothing is known of the log from now on.
+    /// Nothing is known of the log from now on, also after a power cut: only then may it be made shorter.
     pub(crate) fn forget(&self) -> io::Result<()> {
-        self.write([0; 16])
+        self.write([0; 16])?;
+        self.lock.sync_data()
     }
 
-    /// Everything that is in the log now is on disk. When that cannot be noted, less is known after a crash.
-    pub(crate) fn remember(&self) {
-        let noted = (|| {
-            // The head of the engine's index of its log: frames at 16, salts at 32.
-            let mut head = [0; 40];
-            File::open(&self.index)?.read_exact(&mut head)?;
-            let mut record = [0; 16];
-            record[..8].copy_from_slice(&head[32..40]);
-            let frames = u32::from_ne_bytes([head[16], head[17], head[18], head[19]]);
-            record[8..12].copy_from_slice(&frames.to_le_bytes());
-            let sum = check::checksum(&record[..12]);
-            record[12..].copy_from_slice(&sum.to_le_bytes());
-            self.write(record)
+    /// How long the log is now. `None` when that cannot be read.
+    pub(crate) fn log(&self) -> Option<Log> {
+        let (path, index) = &self.index;
+        let read = (|| {
+            let mut index = match index.get() {
+                Some(index) => index,
+                None => {
+                    let opened = File::open(path)?;
+                    index.get_or_init(|| opened)
+                }
+            };
+            // The head of the engine's index: pages at 16, salts at 32, folded pages after its copy, at 96.
+            let mut head = [0; 100];
+            index.seek(SeekFrom::Start(0))?;
+            index.read_exact(&mut head)?;
+            let number = |at| part(&head, at).map_or(0, u32::from_ne_bytes);
+            Ok(Log { salts: part(&head, 32).unwrap_or_default(), pages: number(16), folded: number(96) })
         })();
-        if let Err(cause) = noted {
+        read.map_err(|cause: io::Error| tracing::debug!(%cause, "how long the log is cannot be read")).ok()
+    }
+
+    /// So much of the log is on disk. When that cannot be noted, less is known after a crash.
+    pub(crate) fn remember(&self, log: Log) {
+        let mut record = [0; 16];
+        record[..8].copy_from_slice(&log.salts);
+        record[8..12].copy_from_slice(&log.pages.to_le_bytes());
+        let sum = check::checksum(&record[..12]);
+        record[12..].copy_from_slice(&sum.to_le_bytes());
+        if let Err(cause) = self.write(record) {
             tracing::debug!(%cause, "how far the log is on disk cannot be noted");
         }
     }

@@ -3,7 +3,7 @@
 //! | path | answer |
 //! |---|---|
 //! | `/health/live` | 200 while the broker can work at all, 503 when it should be started anew |
-//! | `/health/ready` | 200 while calls are taken, 503 while it stops; the body says how the store is |
+//! | `/health/ready` | 200 while calls are taken, 503 while it stops or when the store has failed; the body says how that is |
 //! | `/metrics` | the text format of Prometheus, without names of clients |
 //!
 //! A full or damaged store is ready: it gives what it has, and receiving is what makes room.
@@ -48,6 +48,8 @@ async fn live(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
 async fn ready(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     let (code, status) = if shared.stopping.is_cancelled() {
         (StatusCode::SERVICE_UNAVAILABLE, "stopping")
+    } else if shared.store.failed().is_some() {
+        (StatusCode::SERVICE_UNAVAILABLE, "the store writes no more: start the broker anew")
     } else {
         (StatusCode::OK, "ready")
     };
@@ -55,6 +57,7 @@ async fn ready(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     let store = json!({
         "bytes": room.used(),
         "refuses": room.refusal().map(|why| why.to_string()),
+        "failed": shared.store.failed().map(|why| why.to_string()),
         "damage": shared.store.damage().map(|why| why.to_string()),
     });
     (code, Json(json!({ "status": status, "store": store })))
@@ -95,6 +98,8 @@ fn text(shared: &Shared) -> String {
     figures.one("denied_total", "counter", "Requests that no rule allows.", counts.denied.now());
     figures.one("events_lost_total", "counter", "Events lost for subscribers that were slow.", counts.lost.now());
     figures.one("transactions", "gauge", "Polls with messages that are not settled.", shared.transactions.count());
+    let under_way = shared.under_way.now();
+    figures.one("requests_bytes", "gauge", "Bytes of requests that are coming in or worked on.", under_way);
     figures.one("store_bytes", "gauge", "Bytes that are stored.", room.used());
     figures.one("store_full", "gauge", "1 while messages are refused for want of room.", u8::from(room.is_full()));
     let damaged = u8::from(shared.store.damage().is_some());

@@ -1,7 +1,4 @@
-//! An embeddable, durable message broker that speaks KubeMQ's gRPC protocol.
-//!
-//! A send is answered when it is on disk. Queues keep order, redeliver what was not acknowledged, and keep dead
-//! letters; delays, expirations and counts survive a restart, also one that nobody planned.
+#![doc = include_str!("../README.md")]
 
 mod access;
 mod bounded;
@@ -18,15 +15,18 @@ mod log;
 mod names;
 mod queue;
 mod queues;
+mod readers;
 mod refusal;
 mod requests;
 mod retention;
 mod room;
+mod row;
 mod rules;
 mod service;
 mod store;
 mod tls;
 mod tokens;
+mod under_way;
 
 pub use broker::{Broker, Builder, InProcess};
 pub use error::{BrokerError, Result};

@@ -1,6 +1,8 @@
 //! What the broker allows, in one place.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
+
+use crate::refusal::Refusal;
 
 /// What is beyond these is refused; with the protocol's error where it has one. The defaults are KubeMQ's where it has
 /// them.
@@ -18,7 +20,7 @@ pub struct Limits {
     pub visibility: Duration,
     /// Most deliveries of a message; a message that asks for none gets these.
     pub receive_count: i32,
-    /// Bytes of a message.
+    /// Bytes of a message, an event or a request: of metadata, body and tags.
     pub message: usize,
     /// Messages of a queue, without delayed ones; then sending to it is refused. Many that send at once can exceed it a little.
     pub queue_count: Option<u64>,
@@ -30,6 +32,8 @@ pub struct Limits {
     pub event_count: Option<u64>,
     /// Bytes of a channel's stored events that are kept; then the oldest ones go.
     pub event_bytes: Option<u64>,
+    /// How long is remembered where a reader of stored events was that does not come back.
+    pub reader_age: Option<Duration>,
     /// Bytes of all that is stored; then sending is refused, and receiving and settling go on. In memory, too.
     pub store_bytes: Option<u64>,
     /// Bytes of the disk that are kept free for settling: with less, sending is refused.
@@ -50,6 +54,8 @@ pub struct Limits {
     pub connections: usize,
     /// Calls and streams of one connection at a time; more wait at their client.
     pub streams: u32,
+    /// Bytes of requests of all connections that have come in part or are worked on; what needs more is refused.
+    pub requests: usize,
 }
 
 impl Default for Limits {
@@ -67,6 +73,7 @@ impl Default for Limits {
             event_age: Some(Duration::from_secs(24 * 3600)),
             event_count: None,
             event_bytes: None,
+            reader_age: Some(Duration::from_secs(30 * 24 * 3600)),
             store_bytes: None,
             free_disk: 64 << 20,
             channels: 100_000,
@@ -77,7 +84,27 @@ impl Default for Limits {
             cache: 64 << 20,
             connections: 10_000,
             streams: 2_000,
+            requests: 1 << 30,
         }
+    }
+}
+
+impl Limits {
+    /// Whether something may be sent. What is passed on, such as an event to a queue, has the same size there.
+    pub(crate) fn check_size(
+        &self,
+        metadata: &str,
+        body: &[u8],
+        tags: &HashMap<String, String>,
+    ) -> Result<(), Refusal> {
+        let tags: usize = tags.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let (size, most) = (metadata.len() + body.len() + tags, self.message);
+        if size <= most {
+            return Ok(());
+        }
+        Err(Refusal::because(format_args!(
+            "the message has {size} bytes, this broker takes {most} at most: send less, or raise the limit"
+        )))
     }
 }
 

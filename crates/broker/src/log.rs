@@ -4,22 +4,25 @@
 //! gap or duplicate, and a slow reader costs no memory. Where a reader is, is kept by its client id or its group.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use polymq_kubemq_proto::{Event, EventReceive, Subscribe, subscribe::EventsStoreType};
 use prost::Message as _;
 use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     limits::Limits,
     names,
     queue::now,
     queues::Numbers,
+    readers::{self, Reader, Readers},
     refusal::Refusal,
     retention::{self, Kept},
+    row::Row,
     store::{Change, Key, Store, StoreError, StoredChannel},
 };
 
@@ -33,35 +36,33 @@ pub(crate) struct Log {
     pub(crate) id: u32,
     pub(crate) name: String,
     store: Store,
+    pub(crate) row: Row,
     /// The next sequence to give. Held while an event is handed to the store.
     next: Mutex<u64>,
     /// Everything before it is on disk.
     stored: watch::Sender<u64>,
-    /// Members of a group share one cursor; the names of who reads without one.
-    readers: Mutex<Readers>,
+    /// It was deleted: who reads it is told.
+    gone: CancellationToken,
+    pub(crate) readers: Mutex<Readers>,
     /// How much there is, for retention.
     pub(crate) kept: Kept,
 }
 
-#[derive(Debug, Default)]
-struct Readers {
-    alone: HashSet<String>,
-    groups: HashMap<String, Arc<tokio::sync::Mutex<u64>>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Log {
-    fn new(store: Store, stored: StoredChannel) -> Self {
+    fn new(store: Store, row: Row, stored: StoredChannel) -> Self {
         Self {
             kept: Kept::new(&stored),
             id: stored.id,
             name: stored.name,
             store,
+            row,
             next: Mutex::new(stored.next),
             stored: watch::Sender::new(stored.next),
+            gone: CancellationToken::new(),
             readers: Mutex::default(),
         }
     }
@@ -94,7 +95,7 @@ impl Log {
                 Change::Next { channel: self.id, sequence: sequence + 1 },
             ];
             let log = Arc::clone(self);
-            self.store.commit(changes, Some(admitted), move |result| {
+            self.row.commit(&self.store, changes, Some(admitted), move |result| {
                 if result.is_ok() {
                     log.kept.add(size);
                     log.stored.send_replace(sequence + 1);
@@ -107,6 +108,11 @@ impl Log {
 
     pub(crate) fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// Whether somebody reads under a name at present.
+    pub(crate) fn is_read_by(&self, reader: &str) -> bool {
+        lock(&self.readers).has(reader)
     }
 
     /// Events that were stored since the channel was made.
@@ -124,7 +130,8 @@ impl Log {
             EventsStoreType::StartNewOnly => end,
             EventsStoreType::StartFromFirst => 1,
             EventsStoreType::StartFromLast => self.store.last(self.id)?.unwrap_or(end),
-            EventsStoreType::StartAtSequence => positive(Refusal::start_sequence())?.unsigned_abs(),
+            // Beyond the end is the end: a reader of a channel that was deleted and made anew asks for that.
+            EventsStoreType::StartAtSequence => positive(Refusal::start_sequence())?.unsigned_abs().min(end),
             EventsStoreType::StartAtTime => self.at(1, nanoseconds(positive(Refusal::start_time())?))?,
             EventsStoreType::StartAtTimeDelta => {
                 let back = positive(Refusal::start_delta())?.saturating_mul(1_000_000_000);
@@ -162,7 +169,11 @@ impl Log {
     }
 
     /// Waits until there are events from a sequence on.
-    async fn wait(&self, from: u64) -> Result<Vec<EventReceive>, StoreError> {
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read, or was deleted.
+    pub(crate) async fn wait(&self, from: u64) -> Result<Vec<EventReceive>, StoreError> {
         let mut stored = self.stored.subscribe();
         loop {
             if *stored.borrow_and_update() > from {
@@ -171,63 +182,10 @@ impl Log {
                     return Ok(found);
                 }
             }
-            if stored.changed().await.is_err() {
-                return Err(StoreError::Closed);
+            tokio::select! {
+                _ = stored.changed() => {}
+                () = self.gone.cancelled() => return Err(StoreError::Gone),
             }
-        }
-    }
-}
-
-/// A subscription to a log.
-#[derive(Debug)]
-pub(crate) struct Reader {
-    log: Arc<Log>,
-    /// By what its position is kept.
-    name: String,
-    alone: bool,
-    cursor: Arc<tokio::sync::Mutex<u64>>,
-}
-
-impl Reader {
-    /// Hands events over in order; `give` tells whether the subscriber took them. A position counts as reached when it did.
-    pub(crate) async fn read<F, G>(&self, mut give: F) -> Result<(), StoreError>
-    where
-        F: FnMut(EventReceive) -> G,
-        G: Future<Output = bool>,
-    {
-        loop {
-            let from = *self.cursor.lock().await;
-            let waits = self.log.wait(from).await?;
-            // Members of a group take turns, an event each, so that they share.
-            for event in waits {
-                let mut cursor = self.cursor.lock().await;
-                if event.sequence < *cursor {
-                    continue;
-                }
-                let next = event.sequence + 1;
-                if !give(event).await {
-                    return Ok(());
-                }
-                *cursor = next;
-                let position = Change::Position { channel: self.log.id, reader: self.name.clone(), next };
-                self.log.store.commit(vec![position], None, drop);
-                drop(cursor);
-                if !self.alone {
-                    tokio::task::yield_now().await;
-                }
-            }
-        }
-    }
-}
-
-impl Drop for Reader {
-    fn drop(&mut self) {
-        let mut readers = lock(&self.log.readers);
-        if self.alone {
-            readers.alone.remove(&self.name);
-        } else if Arc::strong_count(&self.cursor) == 2 {
-            // The list's and ours: the last member goes.
-            readers.groups.remove(&self.name);
         }
     }
 }
@@ -238,7 +196,7 @@ pub(crate) struct Logs {
     store: Store,
     limits: Limits,
     numbers: Arc<Numbers>,
-    logs: Mutex<HashMap<String, Arc<Log>>>,
+    logs: Arc<Mutex<HashMap<String, Arc<Log>>>>,
 }
 
 impl Logs {
@@ -246,9 +204,9 @@ impl Logs {
         let logs = stored
             .into_iter()
             .filter(|channel| channel.kind == EVENTS_STORE)
-            .map(|channel| (channel.name.clone(), Arc::new(Log::new(store.clone(), channel))))
+            .map(|channel| (channel.name.clone(), Arc::new(Log::new(store.clone(), Row::of(&channel), channel))))
             .collect();
-        Self { store, limits, numbers, logs: Mutex::new(logs) }
+        Self { store, limits, numbers, logs: Arc::new(Mutex::new(logs)) }
     }
 
     /// The log of a name; it is made when there is none, up to the limit of channels.
@@ -260,19 +218,30 @@ impl Logs {
         if logs.len() >= self.limits.channels {
             return Err(Refusal::channels(self.limits.channels));
         }
-        let id = self.numbers.next();
-        self.store.commit(vec![Change::Channel { id, kind: EVENTS_STORE, name: name.to_owned() }], None, drop);
-        let stored =
-            StoredChannel { id, kind: EVENTS_STORE, name: name.to_owned(), next: 1, count: 0, bytes: 0, first: None };
-        let log = Arc::new(Log::new(self.store.clone(), stored));
+        let (row, channel) = Row::make(&self.store, self.numbers.next(), EVENTS_STORE, name);
+        let log = Arc::new(Log::new(self.store.clone(), row, channel));
         logs.insert(name.to_owned(), Arc::clone(&log));
         Ok(log)
     }
 
-    /// Removes a log with everything in it; `false` when there is none.
+    /// Removes a log with everything in it; `false` when there is none. It has its name until that is on disk, so that no
+    /// other one can be stored before.
     pub(crate) async fn remove(&self, name: &str) -> Result<bool, StoreError> {
-        let Some(log) = lock(&self.logs).remove(name) else { return Ok(false) };
-        self.store.store(vec![Change::RemoveChannel(log.id)]).await?;
+        let Some(log) = lock(&self.logs).get(name).cloned() else { return Ok(false) };
+        let (done, waits) = oneshot::channel();
+        let logs = Arc::clone(&self.logs);
+        log.row.clone().remove(&self.store, move |result| {
+            let mut all = lock(&logs);
+            if result.is_ok() && all.get(&log.name).is_some_and(|found| Arc::ptr_eq(found, &log)) {
+                all.remove(&log.name);
+            }
+            drop(all);
+            if result.is_ok() {
+                log.gone.cancel();
+            }
+            let _ = done.send(result);
+        });
+        waits.await.unwrap_or(Err(StoreError::Closed))?;
         Ok(true)
     }
 
@@ -283,10 +252,24 @@ impl Logs {
         all
     }
 
+    /// The log of a name, when there is one.
+    pub(crate) fn find(&self, name: &str) -> Option<Arc<Log>> {
+        lock(&self.logs).get(name).cloned()
+    }
+
     /// Lets go what has had its time, until the broker stops.
     pub(crate) async fn keep_time(&self) {
+        let (started, mut looked) = (Instant::now(), Instant::now());
         loop {
             tokio::time::sleep(retention::EVERY).await;
+            if let Some(age) = self.limits.reader_age
+                && looked.elapsed() >= readers::often(age)
+            {
+                looked = Instant::now();
+                if let Err(cause) = readers::forget_old(&self.store, &self.all(), age, started.elapsed()) {
+                    tracing::error!(%cause, "readers that did not come back cannot be forgotten; trying again");
+                }
+            }
             for log in self.all() {
                 match retention::trim(&log, &self.limits).await {
                     Ok(()) => {}
@@ -300,7 +283,7 @@ impl Logs {
     }
 
     /// Subscribes: where its client or its group was, else where it asks.
-    pub(crate) fn subscribe(&self, subscribe: &Subscribe) -> Result<Reader, Refusal> {
+    pub(crate) async fn subscribe(&self, subscribe: &Subscribe) -> Result<Reader, Refusal> {
         if subscribe.client_id.is_empty() {
             return Err(Refusal::no_client());
         }
@@ -308,24 +291,7 @@ impl Logs {
         names::check_client(&subscribe.client_id, &subscribe.group)?;
         let log = self.get(&subscribe.channel)?;
         let start = log.start(subscribe)?;
-        let alone = subscribe.group.is_empty();
-        let name = if alone { format!("client {}", subscribe.client_id) } else { format!("group {}", subscribe.group) };
-        let next = log.store.position(log.id, &name)?.unwrap_or(start);
-        let mut readers = lock(&log.readers);
-        let cursor = if alone {
-            if !readers.alone.insert(name.clone()) {
-                return Err(Refusal::because("stan: clientID already registered"));
-            }
-            Arc::new(tokio::sync::Mutex::new(next))
-        } else {
-            let cursor = readers.groups.entry(name.clone());
-            Arc::clone(cursor.or_insert_with(|| Arc::new(tokio::sync::Mutex::new(next))))
-        };
-        drop(readers);
-        // Where a new reader begins is remembered at once: "new only" means from now on, also when it comes back.
-        let position = Change::Position { channel: log.id, reader: name.clone(), next };
-        self.store.commit(vec![position], None, drop);
-        Ok(Reader { log, name, alone, cursor })
+        Reader::begin(log, readers::name(&subscribe.client_id, &subscribe.group), start).await
     }
 }
 

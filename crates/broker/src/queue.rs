@@ -4,21 +4,31 @@
 //! message can be received once it is on disk. Sequences are given and handed to the store under one lock, so the
 //! order on disk is the order of the sequences.
 
+mod lent;
+mod purge;
+mod take;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use lent::Lent;
+pub(crate) use take::Taken;
+
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
+use bytes::Bytes;
 use polymq_kubemq_proto::{QueueMessage, QueueMessageAttributes, QueueMessagePolicy};
 use prost::Message as _;
-use tokio::{
-    sync::{Notify, oneshot},
-    time::{Instant, timeout_at},
-};
+use tokio::sync::Notify;
 
 use crate::store::{Admitted, Change, Key, Store, StoreError, StoredChannel};
-use crate::{limits::Limits, refusal::Refusal};
+use crate::{limits::Limits, refusal::Refusal, row::Row};
 
 /// Messages and bytes that are read from the disk at once.
 const PAGE: (usize, usize) = (256, 1 << 20);
@@ -60,11 +70,14 @@ pub(crate) struct QueueStats {
 pub(crate) struct Queue {
     pub(crate) id: u32,
     pub(crate) name: String,
-    store: Store,
+    pub(crate) store: Store,
+    pub(crate) row: Row,
     /// Bytes that one receive gives.
     answer: usize,
     state: Mutex<State>,
     arrived: Notify,
+    /// Messages that those who wait would take.
+    wanted: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -73,8 +86,6 @@ struct State {
     next: u64,
     /// Everything before it that is on disk can be taken.
     visible: u64,
-    /// Everything before it was discarded.
-    purged: u64,
     /// Waiting messages from here on are on disk only.
     cursor: u64,
     /// What waits before the cursor.
@@ -86,6 +97,8 @@ struct State {
     stats: QueueStats,
     /// Number and bytes of what is on its way to the disk.
     entering: (u64, u64),
+    /// It was deleted: nothing comes any more.
+    gone: bool,
 }
 
 #[derive(Debug)]
@@ -95,100 +108,8 @@ struct Waiting {
     message: QueueMessage,
 }
 
-/// A message that was taken and is not settled. Dropped unsettled, it is given back to its place.
-#[derive(Debug)]
-pub(crate) struct Lent {
-    queue: Arc<Queue>,
-    waiting: Option<Waiting>,
-}
-
-impl Lent {
-    /// The message as a receiver sees it.
-    pub(crate) fn message(&self) -> QueueMessage {
-        self.waiting.as_ref().map(|waiting| waiting.message.clone()).unwrap_or_default()
-    }
-
-    pub(crate) fn sequence(&self) -> u64 {
-        self.waiting.as_ref().map_or(0, |waiting| waiting.sequence)
-    }
-
-    /// Its bytes as stored.
-    pub(crate) fn size(&self) -> usize {
-        self.waiting.as_ref().map_or(0, |waiting| waiting.size)
-    }
-
-    pub(crate) fn queue(&self) -> &Arc<Queue> {
-        &self.queue
-    }
-
-    /// Removes it for good. When that cannot be stored, it comes again after a restart.
-    pub(crate) fn remove(self) {
-        Self::remove_all(vec![self]);
-    }
-
-    /// Removes messages of one queue for good, in one step.
-    pub(crate) fn remove_all(messages: Vec<Self>) {
-        let Some(queue) = messages.first().map(|lent| Arc::clone(&lent.queue)) else { return };
-        let mut changes = Vec::with_capacity(messages.len());
-        let mut state = queue.lock();
-        for mut lent in messages {
-            if let Some(waiting) = lent.waiting.take() {
-                state.forget(waiting.sequence);
-                changes.push(Change::Remove(Key::new(queue.id, waiting.sequence), waiting.size));
-            }
-        }
-        drop(state);
-        let store = queue.store.clone();
-        store.remove(changes, move |result| {
-            if let Err(cause) = result {
-                let queue = &queue.name;
-                tracing::error!(queue, %cause, "messages that were acknowledged could not be removed and may come again");
-            }
-        });
-    }
-
-    /// Puts what `change` makes of it at the tail of a queue, in one step with its removal here. When that fails, it is
-    /// back at its place.
-    pub(crate) async fn move_to(
-        mut self,
-        target: &Arc<Queue>,
-        change: impl FnOnce(&mut QueueMessage),
-    ) -> Result<(), StoreError> {
-        let Some(waiting) = self.waiting.take() else { return Ok(()) };
-        let mut message = waiting.message.clone();
-        change(&mut message);
-        let source = Arc::clone(&self.queue);
-        let removal = Change::Remove(Key::new(source.id, waiting.sequence), waiting.size);
-        let (done, waits) = oneshot::channel();
-        target.put(vec![message], vec![removal], None, move |result| {
-            match &result {
-                Ok(()) => source.lock().forget(waiting.sequence),
-                Err(_) => source.give_back(waiting),
-            }
-            let _ = done.send(result);
-        });
-        waits.await.unwrap_or(Err(StoreError::Closed))
-    }
-}
-
-impl Drop for Lent {
-    fn drop(&mut self) {
-        if let Some(waiting) = self.waiting.take() {
-            self.queue.give_back(waiting);
-        }
-    }
-}
-
-/// What a receive gave.
-#[derive(Debug, Default)]
-pub(crate) struct Taken {
-    pub(crate) messages: Vec<Lent>,
-    /// Messages that were found to be expired.
-    pub(crate) expired: u64,
-}
-
 impl Queue {
-    pub(crate) fn new(store: Store, answer: usize, stored: StoredChannel) -> Self {
+    pub(crate) fn new(store: Store, row: Row, answer: usize, stored: StoredChannel) -> Self {
         let first = stored.first.unwrap_or(stored.next);
         let stats = QueueStats {
             messages: stored.count,
@@ -200,15 +121,24 @@ impl Queue {
         let state = State {
             next: stored.next,
             visible: stored.next,
-            purged: 0,
             cursor: first,
             ahead: VecDeque::new(),
             back: BTreeMap::new(),
             held: BTreeMap::new(),
             stats,
             entering: (0, 0),
+            gone: false,
         };
-        Self { id: stored.id, name: stored.name, store, answer, state: Mutex::new(state), arrived: Notify::new() }
+        Self {
+            id: stored.id,
+            name: stored.name,
+            store,
+            row,
+            answer,
+            state: Mutex::new(state),
+            arrived: Notify::new(),
+            wanted: AtomicUsize::new(0),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -271,7 +201,7 @@ impl Queue {
         with.push(Change::Next { channel: self.id, sequence: state.next });
         let queue = Arc::clone(self);
         // Under the lock: the store takes changes in the order of sequences.
-        self.store.commit(with, admitted, move |result| {
+        self.row.commit(&self.store, with, admitted, move |result| {
             queue.entered(result.is_ok(), waiting);
             then(result);
         });
@@ -279,10 +209,11 @@ impl Queue {
 
     /// Messages are on disk and can be taken, or could not be stored.
     fn entered(&self, stored: bool, messages: Vec<Waiting>) {
+        let wanted = self.wanted.load(Ordering::Relaxed).min(PAGE.0);
         let mut state = self.lock();
-        for waiting in messages {
+        for mut waiting in messages {
             state.entering = (state.entering.0 - 1, state.entering.1 - waiting.size as u64);
-            if !stored || waiting.sequence < state.purged {
+            if !stored {
                 continue;
             }
             state.visible = waiting.sequence + 1;
@@ -290,8 +221,10 @@ impl Queue {
             state.stats.bytes += waiting.size as u64;
             state.stats.incoming += 1;
             state.stats.incoming_bytes += waiting.size as u64;
-            // Who reads at the tail gets it without reading the disk.
-            if waiting.sequence == state.cursor && state.ahead.len() < PAGE.0 && waiting.size < PAGE.1 / 16 {
+            // Who waits for it gets it without reading the disk. Nothing is kept for nobody, nor all of the request that
+            // it came with, of which its body is a part.
+            if waiting.sequence == state.cursor && state.ahead.len() < wanted && waiting.size < PAGE.1 / 16 {
+                waiting.message.body = Bytes::copy_from_slice(&waiting.message.body);
                 state.cursor += 1;
                 state.ahead.push_back(waiting);
             }
@@ -301,132 +234,10 @@ impl Queue {
         self.arrived.notify_one();
     }
 
-    /// Takes up to `most` messages, waiting for the first one until the deadline.
-    pub(crate) async fn take(self: &Arc<Self>, most: usize, deadline: Instant) -> Result<Taken, StoreError> {
-        let mut expired = 0;
-        loop {
-            let arrived = self.arrived.notified();
-            tokio::pin!(arrived);
-            arrived.as_mut().enable();
-            let mut taken = self.take_now(most)?;
-            expired += taken.expired;
-            if !taken.messages.is_empty() {
-                taken.expired = expired;
-                return Ok(taken);
-            }
-            if timeout_at(deadline, arrived).await.is_err() {
-                return Ok(Taken { messages: Vec::new(), expired });
-            }
-        }
-    }
-
-    /// Takes what is there.
-    pub(crate) fn take_now(self: &Arc<Self>, most: usize) -> Result<Taken, StoreError> {
-        let mut taken = Taken::default();
-        let mut gone = Vec::new();
-        let mut bytes = 0;
-        let mut state = self.lock();
-        while taken.messages.len() < most {
-            let Some(mut waiting) = self.next_waiting(&mut state)? else { break };
-            if self.expire(&mut state, &waiting, &mut gone) {
-                taken.expired += 1;
-                continue;
-            }
-            bytes += waiting.size;
-            if bytes > self.answer && !taken.messages.is_empty() {
-                state.back.insert(waiting.sequence, waiting);
-                break;
-            }
-            waiting.message.attributes.get_or_insert_default().receive_count += 1;
-            state.held.insert(waiting.sequence, waiting.size);
-            state.stats.outgoing += 1;
-            state.stats.outgoing_bytes += waiting.size as u64;
-            taken.messages.push(Lent { queue: Arc::clone(self), waiting: Some(waiting) });
-        }
-        let more = state.has_waiting();
-        state.stats.active_at = now() / 1_000_000;
-        drop(state);
-        if !gone.is_empty() {
-            self.store.remove(gone, drop);
-        }
-        if more {
-            self.arrived.notify_one();
-        }
-        Ok(taken)
-    }
-
-    /// Discards everything that waits; what is lent stays. Tells how many.
-    pub(crate) async fn purge(self: &Arc<Self>) -> Result<u64, StoreError> {
-        let (done, waits) = oneshot::channel();
-        let count = {
-            let mut state = self.lock();
-            let count = state.stats.messages - state.held.len() as u64;
-            let held: usize = state.held.values().sum();
-            let change = Change::RemoveRange {
-                from: Key::new(self.id, 0),
-                to: Key::new(self.id, state.next),
-                except: state.held.keys().copied().collect(),
-            };
-            state.ahead.clear();
-            state.back.clear();
-            state.cursor = state.next;
-            state.visible = state.next;
-            state.purged = state.next;
-            state.stats.messages = state.held.len() as u64;
-            state.stats.bytes = held as u64;
-            self.store.commit(vec![change], None, |result| drop(done.send(result)));
-            count
-        };
-        waits.await.unwrap_or(Err(StoreError::Closed))?;
-        Ok(count)
-    }
-
-    fn next_waiting(&self, state: &mut State) -> Result<Option<Waiting>, StoreError> {
-        if let Some(entry) = state.back.first_entry() {
-            return Ok(Some(entry.remove()));
-        }
-        if state.ahead.is_empty() && state.cursor < state.visible {
-            for (sequence, value) in self.store.read(self.id, state.cursor, PAGE.0, PAGE.1)? {
-                state.cursor = sequence + 1;
-                let size = value.len();
-                match QueueMessage::decode(&*value) {
-                    Ok(message) => state.ahead.push_back(Waiting { sequence, size, message }),
-                    Err(cause) => {
-                        tracing::error!(queue = self.name, sequence, %cause, "a stored message cannot be read; it is passed over");
-                    }
-                }
-            }
-            // Nothing on disk from the cursor on: what was visible was discarded or has expired.
-            if state.ahead.is_empty() {
-                state.cursor = state.cursor.max(state.visible);
-            }
-        }
-        Ok(state.ahead.pop_front())
-    }
-
-    fn expire(&self, state: &mut State, waiting: &Waiting, gone: &mut Vec<Change>) -> bool {
-        let at = waiting.message.attributes.as_ref().map_or(0, |attributes| attributes.expiration_at);
-        if at == 0 || at > now() {
-            return false;
-        }
-        gone.push(Change::Remove(Key::new(self.id, waiting.sequence), waiting.size));
-        state.stats.messages = state.stats.messages.saturating_sub(1);
-        state.stats.bytes = state.stats.bytes.saturating_sub(waiting.size as u64);
-        state.stats.expired += 1;
-        true
-    }
-
-    /// Back to its place, as if it had never been taken.
-    fn give_back(&self, mut waiting: Waiting) {
-        let mut state = self.lock();
-        if state.held.remove(&waiting.sequence).is_some() {
-            if let Some(attributes) = &mut waiting.message.attributes {
-                attributes.receive_count -= 1;
-            }
-            state.back.insert(waiting.sequence, waiting);
-        }
-        drop(state);
-        self.arrived.notify_one();
+    /// It was deleted: who waits here waits for nothing.
+    pub(crate) fn end(&self) {
+        self.lock().gone = true;
+        self.arrived.notify_waiters();
     }
 }
 

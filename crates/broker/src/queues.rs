@@ -1,5 +1,8 @@
 //! Every queue by its name, what is delayed, and what a message may ask for.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::HashMap,
     sync::{
@@ -19,6 +22,7 @@ use crate::{
     names,
     queue::{Lent, Queue, fresh, now},
     refusal::Refusal,
+    row::Row,
     store::{Change, Store, StoreError, StoredChannel},
 };
 
@@ -52,7 +56,7 @@ pub(crate) struct Queues {
     queues: Mutex<HashMap<String, Arc<Queue>>>,
     delays: AtomicU64,
     /// Something was delayed.
-    delayed: Notify,
+    delayed: Arc<Notify>,
 }
 
 impl Queues {
@@ -66,10 +70,12 @@ impl Queues {
         let queues = stored
             .into_iter()
             .filter(|channel| channel.kind == QUEUES)
-            .map(|channel| (channel.name.clone(), Arc::new(Queue::new(store.clone(), limits.answer, channel))))
+            .map(|channel| {
+                (channel.name.clone(), Arc::new(Queue::new(store.clone(), Row::of(&channel), limits.answer, channel)))
+            })
             .collect();
         let delays = AtomicU64::new(last + 1);
-        Ok(Self { store, limits, numbers, queues: Mutex::new(queues), delays, delayed: Notify::new() })
+        Ok(Self { store, limits, numbers, queues: Mutex::new(queues), delays, delayed: Arc::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Queue>>> {
@@ -96,12 +102,8 @@ impl Queues {
         if let Some(queue) = queues.get(name) {
             return Arc::clone(queue);
         }
-        let id = self.numbers.next();
-        // Nobody has to wait: what is put into it is stored after it.
-        self.store.commit(vec![Change::Channel { id, kind: QUEUES, name: name.to_owned() }], None, drop);
-        let stored =
-            StoredChannel { id, kind: QUEUES, name: name.to_owned(), next: 1, count: 0, bytes: 0, first: None };
-        let queue = Arc::new(Queue::new(self.store.clone(), self.limits.answer, stored));
+        let (row, channel) = Row::make(&self.store, self.numbers.next(), QUEUES, name);
+        let queue = Arc::new(Queue::new(self.store.clone(), row, self.limits.answer, channel));
         queues.insert(name.to_owned(), Arc::clone(&queue));
         queue
     }
@@ -113,10 +115,24 @@ impl Queues {
         all
     }
 
-    /// Removes a queue with everything in it; `false` when there is none.
-    pub(crate) async fn remove(&self, name: &str) -> Result<bool, StoreError> {
-        let Some(queue) = self.lock().remove(name) else { return Ok(false) };
-        self.store.store(vec![Change::RemoveChannel(queue.id)]).await?;
+    /// Removes a queue with everything in it; `false` when there is none. It has its name until that is on disk, so that
+    /// no other one can be stored before.
+    pub(crate) async fn remove(self: &Arc<Self>, name: &str) -> Result<bool, StoreError> {
+        let Some(queue) = self.lock().get(name).cloned() else { return Ok(false) };
+        let (done, waits) = oneshot::channel();
+        let queues = Arc::clone(self);
+        queue.row.clone().remove(&self.store, move |result| {
+            let mut all = queues.lock();
+            if result.is_ok() && all.get(&queue.name).is_some_and(|found| Arc::ptr_eq(found, &queue)) {
+                all.remove(&queue.name);
+            }
+            drop(all);
+            if result.is_ok() {
+                queue.end();
+            }
+            let _ = done.send(result);
+        });
+        waits.await.unwrap_or(Err(StoreError::Closed))?;
         Ok(true)
     }
 
@@ -156,7 +172,6 @@ impl Queues {
             let waits = self.hand_over(&mut step, &mut results).await;
             stored.push((step.places, waits));
         }
-        let queues = Arc::clone(self);
         Box::pin(async move {
             for (places, waits) in stored {
                 let result = match waits {
@@ -170,9 +185,6 @@ impl Queues {
                         Err(refusal) => refuse(&mut results[at], refusal),
                     }
                 }
-            }
-            if results.iter().any(|result| result.delayed_to != 0) {
-                queues.delayed.notify_one();
             }
             results
         })
@@ -193,6 +205,37 @@ impl Queues {
         Ok(bytes)
     }
 
+    /// Puts a message in the place of a lent one, in one step. What may not be sent leaves the lent one lent; when the store
+    /// fails, it is back at its place.
+    pub(crate) async fn replace(
+        &self,
+        held: &mut Option<Lent>,
+        mut message: QueueMessage,
+        may: impl Fn(&QueueMessage) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        if message.message_id.is_empty() {
+            message.message_id = message_id();
+        }
+        let mut result = SendQueueMessageResult::default();
+        let bytes = may(&message).and_then(|()| self.accept(&mut message, &mut result))?;
+        let _admitted = self.store.admit(bytes).await?;
+        let queue = self.get(&message.channel)?;
+        if let (_, Some(refusal)) = queue.check_room(&self.limits, std::slice::from_ref(&message)) {
+            return Err(refusal);
+        }
+        let Some(lent) = held.take() else { return Ok(()) };
+        if result.delayed_to == 0 {
+            return Ok(lent.move_to(&queue, |held| *held = message).await?);
+        }
+        let delay = self.delay(&queue, result.delayed_to, &message);
+        Ok(lent.delay_to(&queue, delay, Arc::clone(&self.delayed)).await?)
+    }
+
+    fn delay(&self, queue: &Queue, due: i64, message: &QueueMessage) -> Change {
+        let id = self.delays.fetch_add(1, Ordering::Relaxed);
+        Change::Delay { id, channel: queue.id, due, value: message.encode_to_vec() }
+    }
+
     /// Gives a step to the store, as much of it as its queue may have; what comes back tells when it is on disk.
     async fn hand_over(
         &self,
@@ -210,14 +253,13 @@ impl Queues {
         if step.due == 0 {
             queue.put(std::mem::take(&mut step.messages), Vec::new(), Some(admitted), then);
         } else {
-            let due = step.due;
-            let delays = step.messages.drain(..).map(|message| Change::Delay {
-                id: self.delays.fetch_add(1, Ordering::Relaxed),
-                channel: queue.id,
-                due,
-                value: message.encode_to_vec(),
+            let delays = step.messages.drain(..).map(|message| self.delay(&queue, step.due, &message));
+            let delayed = Arc::clone(&self.delayed);
+            queue.row.commit(&self.store, delays.collect(), Some(admitted), move |result| {
+                // Whether the sender still waits or not.
+                delayed.notify_one();
+                then(result);
             });
-            self.store.commit(delays.collect(), Some(admitted), then);
         }
         Ok(waits)
     }
@@ -231,13 +273,7 @@ impl Queues {
         if message.metadata.is_empty() && message.body.is_empty() {
             return Err(Refusal::empty_message());
         }
-        let size = message.encoded_len();
-        if size > self.limits.message {
-            return Err(Refusal::because(format_args!(
-                "the message has {size} bytes, this broker takes {} at most: send less, or raise the limit",
-                self.limits.message
-            )));
-        }
+        self.limits.check_size(&message.metadata, &message.body, &message.tags)?;
         let none = QueueMessagePolicy::default();
         let policy = message.policy.as_ref().unwrap_or(&none);
         let expiration = within(policy.expiration_seconds, self.limits.expiration).ok_or_else(Refusal::expiration)?;
@@ -248,14 +284,12 @@ impl Queues {
         if !policy.max_receive_queue.is_empty() {
             names::check_queue(&policy.max_receive_queue)?;
         }
-        Ok((Asked { expiration, delay }, size))
+        Ok((Asked { expiration, delay }, message.encoded_len()))
     }
 
     /// A delivery failed: to the tail again, counted, or to the dead letters when that was the last one allowed.
     pub(crate) async fn reject(&self, lent: Lent) -> Result<(), StoreError> {
-        let message = lent.message();
-        let count = message.attributes.as_ref().map_or(0, |attributes| attributes.receive_count);
-        let policy = message.policy.unwrap_or_default();
+        let (count, policy) = lent.policy();
         let most = if policy.max_receive_count > 0 { policy.max_receive_count } else { self.limits.receive_count };
         if count < most {
             let queue = Arc::clone(lent.queue());
@@ -267,8 +301,7 @@ impl Queues {
                 count,
                 "a message has failed for good and is dropped: it has no dead-letter queue"
             );
-            lent.remove();
-            return Ok(());
+            return lent.remove().await;
         }
         let target = self.always(&policy.max_receive_queue);
         let source = lent.queue().name.clone();
@@ -276,10 +309,10 @@ impl Queues {
     }
 
     /// To another queue, as new.
-    pub(crate) async fn requeue(&self, lent: Lent, target: &str, rerouted: bool) -> Result<(), StoreError> {
-        let target = self.always(target);
+    pub(crate) async fn requeue(&self, lent: Lent, target: &str, rerouted: bool) -> Result<(), Refusal> {
+        let target = self.get(target)?;
         let source = lent.queue().name.clone();
-        let expiration = lent.message().policy.map_or(0, |policy| policy.expiration_seconds);
+        let expiration = lent.policy().1.expiration_seconds;
         lent.move_to(&target, |message| {
             fresh(message, Duration::from_secs(expiration.max(0).unsigned_abs().into()));
             if rerouted && let Some(attributes) = &mut message.attributes {
@@ -287,7 +320,8 @@ impl Queues {
                 attributes.re_routed_from_queue = source;
             }
         })
-        .await
+        .await?;
+        Ok(())
     }
 
     /// Moves what is due into its queues, until the broker stops.
@@ -323,8 +357,9 @@ impl Queues {
                 let undelay = Change::Undelay(delay.id);
                 let (done, waits) = oneshot::channel();
                 let then = |result| drop(done.send(result));
-                match (by_id.get(&delay.channel), QueueMessage::decode(&*delay.value)) {
-                    (Some(queue), Ok(mut message)) => {
+                let message = delay.value.and_then(|value| QueueMessage::decode(&*value).ok());
+                match (by_id.get(&delay.channel), message) {
+                    (Some(queue), Some(mut message)) => {
                         let policy = message.policy.get_or_insert_default();
                         policy.delay_seconds = 0;
                         let expiration = policy.expiration_seconds.max(0).unsigned_abs();
@@ -332,7 +367,7 @@ impl Queues {
                         queue.put(vec![message], vec![undelay], None, then);
                     }
                     (queue, message) => {
-                        let (known, readable) = (queue.is_some(), message.is_ok());
+                        let (known, readable) = (queue.is_some(), message.is_some());
                         tracing::error!(
                             id = delay.id,
                             known,

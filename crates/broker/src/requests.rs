@@ -24,8 +24,7 @@ pub(crate) struct Requests {
     pub(crate) queries: Listeners<Request>,
     waiting: Mutex<HashMap<String, oneshot::Sender<Response>>>,
     cache: Mutex<Cache>,
-    /// Bytes of the cache.
-    most: usize,
+    limits: Limits,
 }
 
 #[derive(Debug, Default)]
@@ -66,12 +65,12 @@ impl Requests {
             queries: Listeners::new(limits.waiting, lost.clone()),
             waiting: Mutex::default(),
             cache: Mutex::default(),
-            most: limits.cache,
+            limits: limits.clone(),
         }
     }
 
     /// Checks a request in the protocol's order.
-    pub(crate) fn check(request: &Request) -> Result<RequestType, Refusal> {
+    fn check(&self, request: &Request) -> Result<RequestType, Refusal> {
         let kind = request.request_type_data();
         if kind == RequestType::Unknown {
             return Err(Refusal::request_type());
@@ -86,6 +85,7 @@ impl Requests {
         if request.metadata.is_empty() && request.body.is_empty() {
             return Err(Refusal::empty_request());
         }
+        self.limits.check_size(&request.metadata, &request.body, &request.tags)?;
         if !request.cache_key.is_empty() && request.cache_ttl <= 0 {
             return Err(Refusal::cache_ttl());
         }
@@ -94,7 +94,7 @@ impl Requests {
 
     /// Waits for the first answer; without one in time, or without a responder, the time-out is the answer.
     pub(crate) async fn ask(&self, mut request: Request) -> Result<Response, Refusal> {
-        let kind = Self::check(&request)?;
+        let kind = self.check(&request)?;
         if request.request_id.is_empty() {
             request.request_id = uuid::Uuid::new_v4().to_string();
         }
@@ -155,7 +155,7 @@ impl Requests {
         let mut cache = lock(&self.cache);
         cache.remove(&key);
         let (now, size) = (Instant::now(), Cache::size(&key, response));
-        let full = |cache: &Cache| cache.answers.len() >= CACHED || cache.bytes + size > self.most;
+        let full = |cache: &Cache| cache.answers.len() >= CACHED || cache.bytes + size > self.limits.cache;
         if full(&cache) {
             cache.answers.retain(|_, (until, _)| *until > now);
             cache.bytes = cache.answers.iter().map(|(key, (_, response))| Cache::size(key, response)).sum();

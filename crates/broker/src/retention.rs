@@ -58,7 +58,7 @@ impl Kept {
 /// Removes what is beyond the limits from one log.
 pub(crate) async fn trim(log: &Arc<Log>, limits: &Limits) -> Result<(), StoreError> {
     while let Some((from, to, count, bytes)) = beyond(log, limits)? {
-        let range = Change::RemoveRange { from: Key::new(log.id, from), to: Key::new(log.id, to), except: Vec::new() };
+        let range = Change::RemoveRange { from: Key::new(log.id, from), to: Key::new(log.id, to) };
         log.store().store(vec![range]).await?;
         log.kept.with(|state| {
             state.first = to;

@@ -40,6 +40,11 @@ impl Room {
         self.is_full.load(Ordering::Relaxed)
     }
 
+    /// Whether each transaction may change the answer.
+    pub(crate) fn is_tight(&self) -> bool {
+        self.limit.is_some() || self.is_full()
+    }
+
     /// Why nothing may come in at present.
     pub(crate) fn refusal(&self) -> Option<StoreError> {
         if !self.is_full() {

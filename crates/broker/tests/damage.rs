@@ -10,6 +10,7 @@ use std::{
 
 use common::*;
 use polymq_broker::{Broker, BrokerError};
+use polymq_kubemq_proto::{QueueMessage, QueueMessagePolicy};
 use tempfile::TempDir;
 
 async fn start(folder: &Path) -> Result<Broker, BrokerError> {
@@ -87,6 +88,70 @@ async fn receive_peek(client: &mut Client) -> usize {
         *message.body == *format!("{number} {}", "x".repeat(500)).as_bytes()
     };
     answer.messages.iter().enumerate().filter(|found| right((found.0, found.1))).count()
+}
+
+fn later() -> QueueMessage {
+    let policy = QueueMessagePolicy { delay_seconds: 1000, ..QueueMessagePolicy::default() };
+    QueueMessage { policy: Some(policy), ..message("orders", "y".repeat(500)) }
+}
+
+/// A folder with a delayed message, of a broker that was stopped.
+async fn delayed() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = start(folder.path()).await.unwrap();
+    let mut caller = client(&broker).await;
+    assert!(!send(&mut caller, later()).await.is_error);
+    drop(caller);
+    broker.stop().await;
+    folder
+}
+
+#[tokio::test]
+async fn a_flipped_byte_of_a_delayed_message_is_found() {
+    let folder = delayed().await;
+    let file = folder.path().join("broker.sqlite");
+    let whole = std::fs::read(&file).unwrap();
+    let body = whole.windows(20).rposition(|window| window == [b'y'; 20]).unwrap() as u64;
+    flip(&file, body);
+    let why = refused(folder.path(), "broker.sqlite").await;
+    assert!(why.contains("delayed message 1 is not what was stored"), "{why}");
+    flip(&file, body);
+    start(folder.path()).await.unwrap().stop().await;
+}
+
+#[tokio::test]
+async fn a_delayed_message_that_is_damaged_while_the_broker_runs_is_not_given() {
+    let folder = delayed().await;
+    let broker = start(folder.path()).await.unwrap();
+    let mut caller = client(&broker).await;
+    let file = rusqlite::Connection::open(folder.path().join("broker.sqlite")).unwrap();
+    assert_eq!(file.execute("UPDATE delayed SET due = 0, value = CAST(substr(value, 2) AS BLOB)", []).unwrap(), 1);
+    // The clock looks when something is delayed.
+    assert!(!send(&mut caller, later()).await.is_error);
+    let left = || file.query_row("SELECT count(*) FROM delayed", [], |row| row.get::<_, u64>(0)).unwrap();
+    while left() > 1 {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert!(receive(&mut caller, "orders", 1).await.is_empty());
+    drop(caller);
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn delayed_messages_of_the_release_before_get_their_checksums() {
+    let folder = delayed().await;
+    let file = rusqlite::Connection::open(folder.path().join("broker.sqlite")).unwrap();
+    let sum = || file.query_row("SELECT sum FROM delayed", [], |row| row.get::<_, u32>(0)).unwrap();
+    let before = sum();
+    file.execute_batch("ALTER TABLE delayed DROP COLUMN sum; PRAGMA user_version = 3").unwrap();
+    start(folder.path()).await.unwrap().stop().await;
+    assert_eq!(sum(), before);
+    file.execute_batch("UPDATE delayed SET due = 0").unwrap();
+    let broker = start(folder.path()).await.unwrap();
+    let mut caller = client(&broker).await;
+    assert_eq!(receive(&mut caller, "orders", 1).await, ["y".repeat(500)]);
+    drop(caller);
+    broker.stop().await;
 }
 
 #[tokio::test]

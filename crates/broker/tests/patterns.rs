@@ -40,7 +40,7 @@ fn subscribe(kind: SubscribeType, channel: &str, group: &str, client: &str) -> S
 
 async fn next(stream: &mut Streaming<EventReceive>) -> String {
     let event =
-        tokio::time::timeout(Duration::from_secs(5), stream.message()).await.expect("in time").unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(20), stream.message()).await.expect("in time").unwrap().unwrap();
     String::from_utf8(event.body.to_vec()).unwrap()
 }
 
@@ -153,11 +153,11 @@ async fn requests_are_answered_or_time_out_and_queries_are_cached() {
         cache_ttl: i32::from(!key.is_empty()) * 60,
         ..Request::default()
     };
-    let first = client.send_request(ask(5000, "key")).await.unwrap().into_inner();
+    let first = client.send_request(ask(60_000, "key")).await.unwrap().into_inner();
     assert_eq!((&*first.body, first.cache_hit, first.executed), (&b"answer 1"[..], false, true));
-    let hit = client.send_request(ask(5000, "key")).await.unwrap().into_inner();
+    let hit = client.send_request(ask(60_000, "key")).await.unwrap().into_inner();
     assert_eq!((&*hit.body, hit.cache_hit), (&b"answer 1"[..], true));
-    let fresh = client.send_request(ask(5000, "")).await.unwrap().into_inner();
+    let fresh = client.send_request(ask(60_000, "")).await.unwrap().into_inner();
     assert_eq!((&*fresh.body, fresh.cache_hit), (&b"answer 2"[..], false));
 
     let started = Instant::now();
@@ -177,7 +177,7 @@ async fn channels_are_made_listed_and_removed_by_queries() {
             client_id: "test".into(),
             channel: "kubemq.cluster.internal.requests".into(),
             metadata: operation.into(),
-            timeout: 10_000,
+            timeout: 60_000,
             tags: tags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
             ..Request::default()
         };

@@ -28,7 +28,7 @@ async fn ping(broker: &Broker, certificates: &Certificates, ca: &str, shows: Opt
         tls = tls.identity(Identity::from_pem(pem("pem"), pem("key")));
     }
     let channel = Channel::from_shared(format!("https://{}", broker.address())).unwrap();
-    let channel = channel.tls_config(tls).unwrap().connect_timeout(Duration::from_secs(5)).connect_lazy();
+    let channel = channel.tls_config(tls).unwrap().connect_timeout(Duration::from_secs(20)).connect_lazy();
     let answer = KubemqClient::new(channel).ping(Empty {}).await;
     answer.map(|answer| answer.into_inner().version).map_err(|status| status.to_string())
 }

@@ -64,7 +64,7 @@ async fn memory_and_the_start_do_not_grow_with_what_is_stored() {
         disk(folder.path()) >> 20,
         resident().unwrap_or(0) >> 20
     );
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(took < Duration::from_secs(30), "{took:?}");
     let mut caller = client(&broker).await;
     let info = caller.queues_info(QueuesInfoRequest::default()).await.unwrap().into_inner().info.unwrap();
     assert_eq!(info.queues[0].messages, (messages / BATCH * BATCH) as i64);

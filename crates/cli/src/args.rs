@@ -9,7 +9,7 @@ use polymq::Address;
 #[derive(Debug, Parser)]
 #[command(name = "polymq", version, after_help = AFTER_HELP, arg_required_else_help = true)]
 pub(crate) struct Args {
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "For every command")]
     pub(crate) connection: Connection,
 
     /// One JSON object a line, for machines.
@@ -253,7 +253,7 @@ pub(crate) struct Consume {
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     pub(crate) timeout: Option<Duration>,
 
-    /// Returns the messages to the broker at the end instead of acknowledging them.
+    /// Returns the messages to the broker at the end instead of acknowledging them; needs --max.
     #[arg(long, requires = "max")]
     pub(crate) keep: bool,
 

@@ -48,6 +48,8 @@ pub(crate) struct Options {
 }
 
 const AFTER_HELP: &str = "\
+--backend, --url, --set and --prefix are for the other commands and refused here.
+
 It prints one line when it listens. SIGINT or SIGTERM: takes no further calls, gives back what is lent, writes what
 was accepted, and ends with 0; a second signal ends it at once. Logs go to stderr from level warn on; see --log.
 
@@ -55,7 +57,7 @@ The user's data folder is $XDG_DATA_HOME or ~/.local/share, and %APPDATA% on Win
 
 Exit codes:
   0  stopped as asked
-  1  failed: the data folder cannot be used, its data are damaged, or a second signal came
+  1  failed: the data folder cannot be used, its data are damaged, the disk fails, or a second signal came
   2  wrong usage
   3  wrong configuration: a file that an option names cannot be used
   4  cannot listen: the address is taken or not of this machine
@@ -181,6 +183,10 @@ struct Most {
     #[arg(long, value_name = "BYTES", value_parser = size)]
     keep_events_size: Option<u64>,
 
+    /// How long the place of a reader that stays away is kept; "forever" for no limit.
+    #[arg(long, value_name = "DURATION", default_value = "30days", value_parser = age)]
+    keep_readers: Age,
+
     /// Bytes of messages in one answer; one message may have more.
     #[arg(long, value_name = "BYTES", default_value = "4032KiB", value_parser = size)]
     max_answer: u64,
@@ -200,6 +206,10 @@ struct Most {
     /// Bytes of cached answers to queries.
     #[arg(long, value_name = "BYTES", default_value = "64MiB", value_parser = size)]
     max_cache: u64,
+
+    /// Bytes of requests of all connections that come in or are worked on.
+    #[arg(long, value_name = "BYTES", default_value = "1GiB", value_parser = size)]
+    max_requests_size: u64,
 }
 
 /// How long something is kept; `None` is for ever.
@@ -239,11 +249,13 @@ impl From<Most> for Limits {
             event_age: most.keep_events.0,
             event_count: most.keep_events_count,
             event_bytes: most.keep_events_size,
+            reader_age: most.keep_readers.0,
             answer: number(most.max_answer),
             held_count: most.max_held as usize,
             held_bytes: number(most.max_held_size),
             waiting: number(most.max_waiting),
             cache: number(most.max_cache),
+            requests: number(most.max_requests_size),
         }
     }
 }
@@ -291,6 +303,7 @@ pub(crate) async fn run(connection: &Connection, options: Options, output: &Outp
     tokio::select! {
         () = asked => {}
         () = reloads(&broker, hangups) => {}
+        cause = broker.failed() => return Err(cause.into()),
     }
     tokio::select! {
         () = broker.stop() => Ok(Exit::Done),

@@ -114,7 +114,7 @@ fn options_of_security_are_given_on_and_their_files_read_anew() {
 
     std::fs::write(&rules, "[[rule]]").unwrap();
     broker.signal("HUP").unwrap();
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
     while !broker.logs().contains("stay as they were") {
         assert!(std::time::Instant::now() < deadline, "{}", broker.logs());
         std::thread::sleep(std::time::Duration::from_millis(20));
@@ -133,4 +133,63 @@ fn a_folder_that_another_broker_uses() {
     fails(&options, 1, &[data.to_str().unwrap(), "in use by another broker"]);
     assert!(broker.stop("TERM").unwrap().success());
     assert!(Broker::start(folder.path(), &options[..2]).is_ok(), "as soon as that one has ended");
+}
+
+/// `strace` has the system refuse each thread's syncs from the fifth on. It stands aside: the process is the broker.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_disk_that_fails_a_sync_ends_it_with_the_cause() {
+    use polymq_kubemq_proto::{QueueMessage, ReceiveQueueMessagesRequest, kubemq_client::KubemqClient};
+    use tonic::transport::Channel;
+
+    async fn connect(broker: &Broker) -> KubemqClient<Channel> {
+        let channel = Channel::from_shared(format!("http://{}", broker.address)).unwrap();
+        KubemqClient::new(channel.connect().await.unwrap())
+    }
+
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let options = ["--data-dir", data.to_str().unwrap()];
+    let mut strace = Command::new("strace");
+    strace.args(["-D", "-f", "-qq", "-e", "trace=fdatasync", "-e", "signal=none"]);
+    strace.args(["-e", "inject=fdatasync:error=EIO:when=5+", "-o"]).arg(folder.path().join("trace"));
+    strace.arg(env!("CARGO_BIN_EXE_polymq"));
+    let mut broker = Broker::start_under(strace, folder.path(), &options).expect("scripts/brokers install");
+    let mut client = connect(&broker).await;
+    let mut answered = 0;
+    loop {
+        let body = answered.to_string().into();
+        let message =
+            QueueMessage { client_id: "test".into(), channel: "orders".into(), body, ..QueueMessage::default() };
+        match client.send_queue_message(message).await {
+            Ok(sent) if !sent.get_ref().is_error && answered < 4 => answered += 1,
+            Ok(sent) => {
+                assert!(sent.get_ref().error.contains("cannot be synced"), "{sent:?}, after {answered}");
+                break;
+            }
+            // It has ended before it could say so.
+            Err(_) => break,
+        }
+    }
+    assert!(answered >= 2, "{answered}");
+    assert_eq!(broker.ends().unwrap().code(), Some(1), "{}", broker.logs());
+    let logs = broker.logs();
+    let sentence = logs.lines().find(|line| line.contains("error: ")).unwrap_or(&logs);
+    assert!(sentence.contains("broker.sqlite: what was written last cannot be synced: Input/output error"), "{logs}");
+
+    let mut broker = Broker::start(folder.path(), &options).unwrap();
+    let mut client = connect(&broker).await;
+    let request = ReceiveQueueMessagesRequest {
+        client_id: "test".into(),
+        channel: "orders".into(),
+        max_number_of_messages: 10,
+        wait_time_seconds: 1,
+        ..ReceiveQueueMessagesRequest::default()
+    };
+    let received = client.receive_queue_messages(request).await.unwrap().into_inner();
+    let found: Vec<_> = received.messages.iter().map(|message| String::from_utf8_lossy(&message.body)).collect();
+    let expected: Vec<_> = (0..answered).map(|number| number.to_string()).collect();
+    assert!(found.iter().zip(&expected).all(|(found, sent)| found == sent) && found.len() >= answered, "{found:?}");
+    drop(client);
+    assert!(broker.stop("TERM").unwrap().success());
 }

@@ -212,11 +212,11 @@ fn quickstart_and_dead_letters(url: &str, bare: impl Fn(&str)) {
     service.expect(["billed order 78 for 5.00"]);
     service.stop();
 
-    let letters = lines(url, &["dead-letters", "list", "orders", "--timeout", "3s"]);
+    let letters = lines(url, &["dead-letters", "list", "orders", "--timeout", "10s"]);
     assert!(letters.len() == 3 && letters.iter().all(|letter| letter.contains("undecodable")), "{letters:#?}");
-    let two = lines(url, &["dead-letters", "replay", "orders", "--timeout", "3s", "--max", "2"]);
+    let two = lines(url, &["dead-letters", "replay", "orders", "--timeout", "30s", "--max", "2"]);
     assert_eq!(two, ["2 sent back to queue orders"]);
-    let replayed = lines(url, &["dead-letters", "replay", "orders", "--timeout", "3s"]);
+    let replayed = lines(url, &["dead-letters", "replay", "orders", "--timeout", "30s", "--max", "1"]);
     assert_eq!(replayed, ["1 sent back to queue orders"]);
     let back = lines(url, &["consume", "orders", "--max", "3", "--timeout", "20s"]);
     assert_eq!(back, ["{\"id\":"; 3]);
@@ -274,10 +274,13 @@ impl Drop for Service {
     }
 }
 
-/// Builds the example once.
+/// The example, built once, here or by `scripts/test`.
 fn quickstart() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
+        if let Some(built) = std::env::var_os("POLYMQ_QUICKSTART").filter(|built| !built.is_empty()) {
+            return built.into();
+        }
         let target = Path::new(env!("CARGO_BIN_EXE_polymq")).ancestors().nth(2).unwrap();
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let built = Command::new(cargo)

@@ -120,6 +120,26 @@ fn send_reads_files() {
     fails(&run("send orders body --file /nowhere"), 2, &["--file"]);
 }
 
+/// Looking takes nothing, however often.
+#[cfg(feature = "embedded")]
+#[test]
+fn j18_peek_shows_what_waits_and_takes_nothing() {
+    let folder = std::env::temp_dir().join(format!("polymq-cli-peek-{}", std::process::id()));
+    let url = format!("embedded://{}", folder.display());
+    let on = |line: &str| {
+        let output = polymq().args(line.split_whitespace()).args(["--url", &url]).output().unwrap();
+        assert!(output.status.success(), "{line}: {}", stderr(&output));
+        stdout(&output).to_owned()
+    };
+    on("send orders first");
+    on("send orders second");
+    for line in ["peek orders", "peek orders", "consume orders --max 2"] {
+        let shown = on(line);
+        assert!(shown.contains("first") && shown.contains("second"), "{line}: {shown}");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
 /// What has nothing to show on a fresh broker says so, with its exit code; a plan and what is made of it are printed.
 #[test]
 fn administration_without_a_broker() {

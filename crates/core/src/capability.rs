@@ -114,6 +114,9 @@ pub struct Capabilities {
     pub kinds_apart: bool,
     /// Named groups that share the messages of a topic.
     pub groups: bool,
+    /// What is sent to a topic reaches who is there at that moment, at most once: a send completes without the broker's answer,
+    /// and a group misses what is sent while none of its members is there.
+    pub at_most_once_topics: bool,
     /// A new group sees messages that were sent before it.
     pub replay: bool,
     /// Order while nothing fails.

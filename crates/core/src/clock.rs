@@ -24,10 +24,11 @@ pub fn set_clock_forward(seconds: i64) {
 /// delayed delivery are tested in milliseconds.
 #[must_use]
 pub fn now() -> SystemTime {
-    let std_now = std::time::Instant::now();
+    // In this order: in production both read the same clock, and a thread that is stopped between the two must not see the
+    // future, or what is delayed would come too early. A paused test clock stands still while the process works, or runs
+    // ahead when it is advanced.
     let tokio_now = tokio::time::Instant::now().into_std();
-    // In production both read the same clock and differ by nanoseconds. A paused test clock stands still while the
-    // process works, or runs ahead when it is advanced.
+    let std_now = std::time::Instant::now();
     let wall = match tokio_now.checked_duration_since(std_now) {
         Some(ahead) => SystemTime::now() + ahead,
         None => SystemTime::now() - std_now.duration_since(tokio_now),

@@ -18,7 +18,8 @@ use crate::{Error, ErrorKind, Result};
 
 /// A future that costs nothing when the answer is at hand: an in-process backend answers without allocating.
 ///
-/// What was handed over goes on when a completion is dropped; only the answer is lost.
+/// What was handed over goes on when a completion is dropped; only the answer is lost. One made with
+/// [`future`](Self::future) ends with it instead.
 #[must_use = "the operation is handed over, but its answer is only in this future"]
 pub struct Completion<T>(State<T>);
 
@@ -38,7 +39,9 @@ impl<T: Send + 'static> Completion<T> {
         Self(State::Ready(Some(result)))
     }
 
-    /// The answer is what this future gives.
+    /// The answer is what this future gives. It is polled by whoever waits for the answer and by nobody else: nothing happens
+    /// before, and dropping the completion ends it where it is. What must go on by itself is a task with
+    /// [`queued`](Self::queued).
     pub fn future(future: impl Future<Output = Result<T>> + Send + 'static) -> Self {
         Self(State::Future(Box::pin(future)))
     }

@@ -1,6 +1,12 @@
 //! What a backend implements to receive and to settle.
 
-use std::{fmt, sync::Arc, time::Duration, time::SystemTime};
+use std::{
+    fmt,
+    future::poll_fn,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, SystemTime},
+};
 
 use async_trait::async_trait;
 
@@ -17,17 +23,49 @@ pub struct Incoming {
     pub message: Message,
     /// What settles it.
     pub token: Token,
-    /// The attempt number that the broker counts, 1-based; without it the header of the message counts.
-    pub attempt: Option<u32>,
-    /// The concrete channel name, where it differs from the consumed one (wildcards).
-    pub channel: Option<Arc<str>>,
-    /// What the broker tells about the delivery, where it tells something.
+    /// What the broker tells about the delivery, where it tells something. Boxed: every move of a delivery has its price.
     pub details: Option<Box<Details>>,
+}
+
+// What is received is moved several times; growing it costs every backend, and in memory most of all.
+const _: () = assert!(size_of::<Incoming>() <= 120);
+
+impl Incoming {
+    /// A message about which the broker tells nothing.
+    #[inline]
+    #[must_use]
+    pub fn new(message: Message, token: Token) -> Self {
+        Self { message, token, details: None }
+    }
+
+    /// The number of this attempt, 1-based: the broker's count where it counts, the header of the copy otherwise.
+    #[inline]
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        let counted = self.details.as_ref().and_then(|details| details.attempt);
+        counted.unwrap_or_else(|| self.message.header_attempt()).max(1)
+    }
+
+    /// The concrete channel name, where it differs from the consumed one.
+    #[inline]
+    #[must_use]
+    pub fn channel(&self) -> Option<&str> {
+        self.details.as_ref()?.channel.as_deref()
+    }
+
+    /// The details, made where there are none.
+    pub fn details_mut(&mut self) -> &mut Details {
+        self.details.get_or_insert_default()
+    }
 }
 
 /// What the broker itself knows about a delivery.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Details {
+    /// The attempt number that the broker counts, 1-based; without it the header of the message counts.
+    pub attempt: Option<u32>,
+    /// The concrete channel name, where it differs from the consumed one (wildcards).
+    pub channel: Option<Arc<str>>,
     /// When the broker took the message.
     pub broker_time: Option<SystemTime>,
     /// Its sequence number or offset.
@@ -52,12 +90,47 @@ pub trait Consumer: Send + fmt::Debug + 'static {
     /// goes on waiting; an error is final (the channel was deleted, permission was withdrawn, the consumer was closed).
     async fn receive(&mut self, max: usize, into: &mut Vec<Incoming>) -> Result<()>;
 
+    /// The same without a future of its own, which takes an allocation; `None`: only [`receive`](Self::receive) is there.
+    /// A poll that was pending and is not repeated is ended by [`stop_receiving`](Self::stop_receiving).
+    fn poll_receive(&mut self, cx: &mut Context<'_>, max: usize, into: &mut Vec<Incoming>) -> Option<Poll<Result<()>>> {
+        let _ = (cx, max, into);
+        None
+    }
+
+    /// What the last poll waits for is not awaited any more.
+    fn stop_receiving(&mut self) {}
+
     /// What settles the deliveries of this consumer; outlives it.
     fn settler(&self) -> Arc<dyn Settler>;
 
     /// Stops fetching, returns to the broker what was fetched and not received, and flushes acknowledgements.
     /// Deliveries that were received can still be settled or released afterwards; a second call flushes what was.
     async fn close(&mut self) -> Result<()>;
+}
+
+/// Waits for messages as [`Consumer::receive`] does, in the way that costs less.
+pub(crate) async fn receive(consumer: &mut dyn Consumer, max: usize, into: &mut Vec<Incoming>) -> Result<()> {
+    let polled = {
+        let waiting = Waiting(consumer);
+        poll_fn(|cx| match waiting.0.poll_receive(cx, max, into) {
+            Some(received) => received.map(Some),
+            None => Poll::Ready(None),
+        })
+        .await
+    };
+    match polled {
+        Some(received) => received,
+        None => consumer.receive(max, into).await,
+    }
+}
+
+/// Dropping it ends the wait.
+struct Waiting<'a>(&'a mut dyn Consumer);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.stop_receiving();
+    }
 }
 
 /// Settles deliveries. Every method may be called from any task and must not block.

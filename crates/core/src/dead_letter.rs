@@ -55,13 +55,25 @@ pub(crate) fn dead_letter(original: &Message, obituary: Obituary<'_>) -> Message
     copy
 }
 
+/// The copy with as little as can be said of it.
+pub(crate) fn brief_dead_letter(original: &Message, reason: &str, source: &Address) -> Message {
+    let mut copy = original.clone().without_expires_at().without_deliver_at();
+    copy.clear_system_headers();
+    copy.set_system_header(REASON, cut(reason, 100));
+    copy.set_system_header(SOURCE, source.to_string());
+    copy
+}
+
 /// The text as a header value: control characters become spaces and it is cut to 1 KiB, so that an error's
 /// text can never make the dead letter itself impossible to send.
 pub(crate) fn header_text(text: &str) -> String {
-    const MAX: usize = 1024;
-    let mut cut = String::with_capacity(text.len().min(MAX));
+    cut(text, 1024)
+}
+
+fn cut(text: &str, max: usize) -> String {
+    let mut cut = String::with_capacity(text.len().min(max));
     for c in text.chars() {
-        if cut.len() + c.len_utf8() > MAX {
+        if cut.len() + c.len_utf8() > max {
             break;
         }
         cut.push(if c.is_control() { ' ' } else { c });
@@ -113,6 +125,6 @@ pub async fn replay_dead_letters(bus: &Bus, source: &Address, max: usize, patien
         Ok(())
     }
     .await;
-    letters.close().await?;
-    outcome.map(|()| replayed)
+    let closed = letters.close().await;
+    outcome.and(closed).map(|()| replayed)
 }

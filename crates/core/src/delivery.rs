@@ -4,7 +4,7 @@ use std::{fmt, mem, sync::Arc, time::Duration};
 
 use crate::{
     Address, Bus, Capabilities, Channel, Details, Error, Incoming, Message, Result, Retry, Sends, Settler, Support,
-    dead_letter::{FIRST_ERROR, Obituary, dead_letter, header_text},
+    dead_letter::{FIRST_ERROR, Obituary, brief_dead_letter, dead_letter, header_text},
     request::{ReplyAddress, Trace},
 };
 
@@ -20,6 +20,14 @@ pub(crate) struct Origin {
     pub(crate) dead_letters: Option<Channel>,
 }
 
+impl Origin {
+    /// Says where settling has failed. The name of the backend is the connection's, also where that is built on another.
+    #[cold]
+    fn locate(&self, error: Error) -> Error {
+        error.with_backend(self.backend).with_operation("settle").with_channel(self.address.name())
+    }
+}
+
 /// A received message. Settle it with one of [`ack`](Self::ack), [`retry`](Self::retry), [`reject`](Self::reject) and
 /// [`drop_message`](Self::drop_message); each takes the delivery, so that settling twice does not compile, and
 /// gives it back inside the error when it fails. A delivery that is dropped unsettled returns to the broker, with a warning.
@@ -32,9 +40,19 @@ struct Inner {
     settled: bool,
 }
 
+impl Inner {
+    async fn ack_and_send(&self, messages: &[(Channel, Message)]) -> Result<()> {
+        let mut ready = Vec::new();
+        for (channel, message) in messages {
+            ready.push(channel.ready(message.clone()).await?);
+        }
+        self.origin.settler.ack_and_send(self.incoming.token, ready).await
+    }
+}
+
 impl Delivery {
     pub(crate) fn new(incoming: Incoming, origin: Arc<Origin>) -> Self {
-        let attempt = attempt_of(&incoming);
+        let attempt = incoming.attempt();
         Self(Box::new(Inner { incoming, attempt, origin, settled: false }))
     }
 
@@ -63,7 +81,7 @@ impl Delivery {
     /// The concrete name of the channel: with wildcards, the name that was sent to.
     #[must_use]
     pub fn channel(&self) -> &str {
-        self.0.incoming.channel.as_deref().unwrap_or(self.0.origin.address.name())
+        self.0.incoming.channel().unwrap_or(self.0.origin.address.name())
     }
 
     /// What the broker itself tells about the delivery.
@@ -129,21 +147,17 @@ impl Delivery {
     }
 
     pub(crate) async fn ack_with(self, messages: &[(Channel, Message)]) -> Result<(), SettleError> {
-        let mut ready = Vec::new();
+        if self.0.origin.transactional {
+            let settled = self.0.ack_and_send(messages).await;
+            messages.iter().for_each(|(channel, _)| channel.count_sent(&settled));
+            return self.settled(settled);
+        }
         for (channel, message) in messages {
-            let handed = match self.0.origin.transactional {
-                true => channel.ready(message.clone()).await.map(|message| ready.push(message)),
-                false => channel.send_message(message.clone()).await.map(drop),
-            };
-            if let Err(error) = handed {
+            if let Err(error) = channel.send_message(message.clone()).await {
                 return Err(self.failed(error));
             }
         }
-        if !self.0.origin.transactional {
-            return self.ack().await;
-        }
-        let settled = self.0.origin.settler.ack_and_send(self.0.incoming.token, ready).await;
-        self.settled(settled)
+        self.ack().await
     }
 
     /// Another attempt, no earlier than `after` from now.
@@ -184,7 +198,10 @@ impl Delivery {
                 self.0.settled = true;
                 Ok(())
             }
-            Err(error) => Err(self.failed(error)),
+            Err(error) => {
+                let error = self.0.origin.locate(error);
+                Err(self.failed(error))
+            }
         }
     }
 
@@ -197,18 +214,29 @@ impl Delivery {
     }
 
     pub(crate) async fn bury(self, reason: &str, last_error: Option<&str>) -> Result<(), SettleError> {
+        let origin = Arc::clone(&self.0.origin);
+        let obituary = Obituary {
+            reason,
+            source: &origin.address,
+            group: origin.group.as_deref(),
+            attempts: self.0.attempt,
+            last_error,
+        };
+        self.bury_as(reason, |message| dead_letter(message, obituary)).await
+    }
+
+    /// The same with no more than the reason, cut short, and the source: for a message that is too large with all of it.
+    pub(crate) async fn bury_briefly(self, reason: &str) -> Result<(), SettleError> {
+        let origin = Arc::clone(&self.0.origin);
+        self.bury_as(reason, |message| brief_dead_letter(message, reason, &origin.address)).await
+    }
+
+    async fn bury_as(self, reason: &str, letter: impl FnOnce(&Message) -> Message) -> Result<(), SettleError> {
         let Some(channel) = &self.0.origin.dead_letters else {
             let rejected = self.0.origin.settler.reject(self.0.incoming.token, reason).await;
             return self.settled(rejected);
         };
-        let obituary = Obituary {
-            reason,
-            source: &self.0.origin.address,
-            group: self.0.origin.group.as_deref(),
-            attempts: self.0.attempt,
-            last_error,
-        };
-        match channel.send_as_is(dead_letter(&self.0.incoming.message, obituary)).await {
+        match channel.send_as_is(letter(&self.0.incoming.message)).await {
             Ok(_) => self.ack().await,
             Err(error) => Err(self.failed(error)),
         }
@@ -233,7 +261,8 @@ impl Delivery {
         if !self.0.origin.capabilities.leases {
             return Err(Error::unsupported(self.0.origin.backend, "lease extension"));
         }
-        self.0.origin.settler.extend(self.0.incoming.token, by).await
+        let extended = self.0.origin.settler.extend(self.0.incoming.token, by).await;
+        extended.map_err(|error| self.0.origin.locate(error))
     }
 
     /// Returns the message to the broker without a warning.
@@ -244,14 +273,10 @@ impl Delivery {
 
     #[cold]
     fn failed(self, error: Error) -> SettleError {
+        // What was to be sent with it may have failed on another backend, which keeps its name.
         let error = error.with_operation("settle").with_channel(self.0.origin.address.name());
         SettleError { error, delivery: self }
     }
-}
-
-/// The broker's count where it counts, the header of the copy otherwise.
-pub(crate) fn attempt_of(incoming: &Incoming) -> u32 {
-    incoming.attempt.unwrap_or_else(|| incoming.message.header_attempt()).max(1)
 }
 
 /// Refuses what the backend declares that it cannot do.

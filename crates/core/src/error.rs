@@ -122,8 +122,7 @@ impl Error {
     /// The backend declares that it cannot do `what`.
     #[cold]
     pub fn unsupported(backend: impl Into<Cow<'static, str>>, what: impl fmt::Display) -> Self {
-        let backend = backend.into();
-        Self::new(ErrorKind::Unsupported, format!("the {backend} backend cannot do this: {what}")).with_backend(backend)
+        Self::new(ErrorKind::Unsupported, format!("the backend cannot do this: {what}")).with_backend(backend)
     }
 
     /// The handle was closed before `operation`.

@@ -32,9 +32,12 @@ mod registry;
 mod request;
 mod runner;
 mod service;
+mod sieve;
 mod subscription;
 mod table;
+mod tally;
 mod topology;
+pub mod watch;
 
 pub use polymq_serializers as serializers;
 
@@ -46,7 +49,7 @@ pub use crate::{
         UNLABELLED_VARIABLE, URL_VARIABLE,
     },
     capability::{Capabilities, Delay, DeliveryCount, Order, RedeliveryOrder, Support, Wildcards},
-    channel::{Channel, WhenFull},
+    channel::{Channel, SendStats, WhenFull},
     clock::{due_in, now, set_clock_forward, time_left, until},
     completion::{Completer, Completion},
     config::{Environment, Secret, Settings},
@@ -74,6 +77,7 @@ pub use crate::{
     service::{BIND_VARIABLE, run_service},
     subscription::Subscription,
     table::{QueueEntry, QueueTable, Scalar},
+    tally::{Tally, Ticket},
     topology::{Step, StepKind, StepState, Topology, TopologyPlan},
 };
 

@@ -37,7 +37,6 @@ impl Outgoing {
     }
 
     pub(crate) fn extend(&mut self, messages: impl Iterator<Item = Message>) {
-        let token = Token::default();
-        self.0.extend(messages.map(|message| Incoming { message, token, attempt: None, channel: None, details: None }));
+        self.0.extend(messages.map(|message| Incoming::new(message, Token::default())));
     }
 }

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 
 use crate::{
     Address, Capabilities, ChannelKind, Connection, ConsumeOptions, Consumer, HealthWatch, Incoming, Listed, Message,
-    ProduceOptions, Producer, Result, Settler, Stats, request::REPLY_QUEUE,
+    ProduceOptions, Producer, Result, Stats, request::REPLY_QUEUE, sieve::Sieve,
 };
 
 /// Between the prefix and the name, where the broker has no separator of its own for levels of names.
@@ -91,7 +91,8 @@ impl Connection for Prefixed {
         Ok(match address.kind() {
             ChannelKind::Queue => consumer,
             ChannelKind::Topic => {
-                Box::new(Stripped { consumer, prefix: Arc::clone(&self.prefix), received: Vec::new() })
+                let prefix = Arc::clone(&self.prefix);
+                Box::new(Sieve::new(consumer, move |incoming| Some(strip(incoming, &prefix))))
             }
         })
     }
@@ -156,35 +157,12 @@ impl fmt::Debug for Prefixed {
     }
 }
 
-/// Tells concrete names of topics (wildcards) as the program knows them.
-#[derive(Debug)]
-struct Stripped {
-    consumer: Box<dyn Consumer>,
-    prefix: Arc<str>,
-    received: Vec<Incoming>,
-}
-
-#[async_trait]
-impl Consumer for Stripped {
-    async fn receive(&mut self, max: usize, into: &mut Vec<Incoming>) -> Result<()> {
-        // Cancel-safe: what a call that was given up has fetched stays here.
-        if self.received.is_empty() {
-            self.consumer.receive(max, &mut self.received).await?;
-        }
-        into.extend(self.received.drain(..).map(|incoming| {
-            let stripped = incoming.channel.as_deref().and_then(|name| name.strip_prefix(&*self.prefix));
-            Incoming { channel: stripped.map(Arc::from), ..incoming }
-        }));
-        Ok(())
+/// The concrete name of a topic (wildcards) as the program knows it.
+fn strip(mut incoming: Incoming, prefix: &str) -> Incoming {
+    if let Some(details) = &mut incoming.details
+        && let Some(name) = &details.channel
+    {
+        details.channel = name.strip_prefix(prefix).map(Arc::from);
     }
-
-    fn settler(&self) -> Arc<dyn Settler> {
-        self.consumer.settler()
-    }
-
-    async fn close(&mut self) -> Result<()> {
-        let settler = self.consumer.settler();
-        self.received.drain(..).for_each(|incoming| settler.release(incoming.token, incoming.message));
-        self.consumer.close().await
-    }
+    incoming
 }

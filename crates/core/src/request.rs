@@ -182,7 +182,7 @@ impl Answering {
         if known.len() >= KEPT_REPLY_QUEUES {
             known.remove(0);
         }
-        let channel = Channel::new(Arc::clone(bus.parts()), Address::queue(name)).temporary();
+        let channel = Channel::for_replies(Arc::clone(bus.parts()), Address::queue(name));
         known.push((name.to_owned(), channel.clone()));
         channel
     }
@@ -191,7 +191,7 @@ impl Answering {
 /// The requests of one bus that wait for their replies.
 #[derive(Debug, Default)]
 pub(crate) struct Requests {
-    inbox: tokio::sync::Mutex<Option<Arc<Inbox>>>,
+    inbox: Arc<tokio::sync::Mutex<Option<Arc<Inbox>>>>,
     late: Arc<AtomicU64>,
 }
 
@@ -202,28 +202,32 @@ impl Requests {
     }
 
     async fn inbox(&self, parts: &Arc<Parts>) -> Result<Arc<Inbox>> {
-        let mut inbox = self.inbox.lock().await;
-        match &*inbox {
-            Some(open) if !open.waiting.is_ended() => Ok(Arc::clone(open)),
-            _ => Ok(Arc::clone(inbox.insert(Arc::new(Inbox::open(parts, Arc::clone(&self.late)).await?)))),
+        let mut inbox = Arc::clone(&self.inbox).lock_owned().await;
+        if let Some(open) = inbox.as_ref().filter(|open| !open.waiting.is_ended()) {
+            return Ok(Arc::clone(open));
         }
+        let (parts, late) = (Arc::clone(parts), Arc::clone(&self.late));
+        // In a task: it goes on when whoever asks gives up, because nobody else knows the name of a queue that is half made.
+        let opening = tokio::spawn(async move {
+            if let Some(ended) = inbox.take() {
+                let parts = Arc::clone(&parts);
+                tokio::spawn(async move { ended.end(&parts, Instant::now() + DELETE_FOR).await });
+            }
+            Ok(Arc::clone(inbox.insert(Arc::new(Inbox::open(&parts, late).await?))))
+        });
+        opening.await.unwrap_or_else(|error| {
+            // Its runtime has ended: whoever asks again opens another one.
+            Err(Error::new(ErrorKind::Disconnected, "opening the reply queue broke off").with_source(error))
+        })
     }
 
     /// Ends the reply queue; those who wait learn that there will be no reply.
     pub(crate) async fn close(&self, parts: &Parts) {
-        let Some(inbox) = self.inbox.lock().await.take() else { return };
-        inbox.stop.cancel();
-        let deleting = async {
-            if let Some(task) = inbox.task.lock().await.take() {
-                // A task that broke off has closed its consumer as well as it could.
-                let _ = task.await;
-            }
-            parts.connection.delete(&inbox.address, None).await
-        };
-        match tokio::time::timeout(DELETE_FOR, deleting).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(queue = inbox.address.name(), %error, "the reply queue was not deleted"),
-            Err(_) => tracing::debug!(queue = inbox.address.name(), "the reply queue was not deleted in time"),
+        let deadline = Instant::now() + DELETE_FOR;
+        match tokio::time::timeout_at(deadline, async { self.inbox.lock().await.take() }).await {
+            Ok(Some(inbox)) => inbox.end(parts, deadline).await,
+            Ok(None) => {}
+            Err(_) => tracing::debug!("the reply queue was not opened in time, and cannot be deleted"),
         }
     }
 }
@@ -246,9 +250,26 @@ impl Inbox {
         let (consumer, _) = subscription::open(parts, address.clone(), &options).await?;
         let (waiting, stop) =
             (Arc::new(Waiting { senders: Mutex::new(Some(HashMap::new())), late }), CancellationToken::new());
-        let task = tokio::spawn(deliver(consumer, Arc::clone(&waiting), stop.clone()));
+        let task = tokio::spawn(deliver(consumer, Delivering(Arc::clone(&waiting)), stop.clone()));
         let _stop_when_dropped = stop.clone().drop_guard();
         Ok(Self { address, waiting, stop, task: tokio::sync::Mutex::new(Some(task)), _stop_when_dropped })
+    }
+
+    /// Receives no more, and deletes the queue.
+    async fn end(&self, parts: &Parts, deadline: Instant) {
+        self.stop.cancel();
+        let deleting = async {
+            if let Some(task) = self.task.lock().await.take() {
+                // A task that broke off has closed its consumer as well as it could.
+                let _ = task.await;
+            }
+            parts.connection.delete(&self.address, None).await
+        };
+        match tokio::time::timeout_at(deadline, deleting).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(queue = self.address.name(), %error, "the reply queue was not deleted"),
+            Err(_) => tracing::debug!(queue = self.address.name(), "the reply queue was not deleted in time"),
+        }
     }
 }
 
@@ -299,8 +320,18 @@ impl Drop for Place {
     }
 }
 
+/// As long as replies are delivered. The task that does it runs where the first request was made, and is dropped when that
+/// runtime ends.
+struct Delivering(Arc<Waiting>);
+
+impl Drop for Delivering {
+    fn drop(&mut self) {
+        *lock(&self.0.senders) = None;
+    }
+}
+
 /// Gives replies to those who wait, as long as the queue lives.
-async fn deliver(mut consumer: Box<dyn Consumer>, waiting: Arc<Waiting>, stop: CancellationToken) {
+async fn deliver(mut consumer: Box<dyn Consumer>, delivering: Delivering, stop: CancellationToken) {
     let settler = consumer.settler();
     let mut received = Vec::new();
     loop {
@@ -312,28 +343,27 @@ async fn deliver(mut consumer: Box<dyn Consumer>, waiting: Arc<Waiting>, stop: C
         for incoming in received.drain(..) {
             // One that comes again finds nobody waiting.
             drop(settler.ack(incoming.token));
-            waiting.arrived(incoming.message);
+            delivering.0.arrived(incoming.message);
         }
         if let Err(error) = outcome {
             tracing::warn!(%error, "the reply queue has ended; the next request makes another");
             break;
         }
     }
-    *lock(&waiting.senders) = None;
+    drop(delivering);
     if let Err(error) = consumer.close().await {
         tracing::debug!(%error, "the reply queue was not closed");
     }
 }
 
-/// Sends a request and waits for its reply, within the channel's time-out.
-pub(crate) async fn request(channel: &Channel, message: Message, limit: Duration) -> Result<Reply> {
+/// Sends a request and waits for its reply, all of it within the channel's time-out.
+pub(crate) async fn request(channel: &Channel, message: Message, limit: Duration, deadline: Instant) -> Result<Reply> {
     let parts = channel.parts();
     if !parts.capabilities.request_reply {
         return Err(Error::unsupported(parts.connection.backend(), "request and reply"));
     }
-    let deadline = Instant::now() + limit;
     let (reply, from) = if parts.capabilities.direct {
-        (channel.exchange(message).await?, channel.address().clone())
+        (channel.exchange(deadline, message).await?, channel.address().clone())
     } else {
         let inbox = match tokio::time::timeout_at(deadline, parts.requests.inbox(parts)).await {
             Ok(inbox) => inbox?,
@@ -343,7 +373,7 @@ pub(crate) async fn request(channel: &Channel, message: Message, limit: Duration
         let ended = || Error::new(ErrorKind::UnknownOutcome, "the reply queue ended before the reply came");
         let (reply, _place) = inbox.waiting.enter(&id).ok_or_else(ended)?;
         let name = inbox.address.name().to_owned();
-        channel.send_message(message.with_reply_to(name).with_correlation_id(id)).await?;
+        channel.send_until(deadline, message.with_reply_to(name).with_correlation_id(id)).await?;
         match tokio::time::timeout_at(deadline, reply).await {
             Ok(reply) => (reply.map_err(|_| ended())?, inbox.address.clone()),
             Err(_) => {

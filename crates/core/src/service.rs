@@ -38,7 +38,14 @@ where
             stopped = &mut stopping => stopped.map_err(Failure::from),
             outcome = &mut main => match outcome {
                 Ok(()) => stopping.await.map_err(Failure::from),
-                Err(failure) => running.stop().await.map_err(Failure::from).and(Err(failure)),
+                Err(failure) => {
+                    // By the same future, which may be stopping already, and which a second signal forces.
+                    running.stop_soon();
+                    if let Err(error) = stopping.await {
+                        tracing::error!(%error, "not stopped in order");
+                    }
+                    Err(failure)
+                }
             },
         }
     };

@@ -6,11 +6,11 @@ use futures_util::stream::{self, Stream};
 
 use crate::{
     Address, Capabilities, Channel, ChannelKind, ConsumeOptions, Consumer, Delivery, Error, ErrorKind, Incoming, Order,
-    Result, Start, bus::Parts, delivery::Origin, filter::Filtered,
+    Result, Start, bus::Parts, consumer::receive, delivery::Origin, filter::filtered,
 };
 
 /// The most messages that [`Subscription::next`] takes from the backend at once.
-const AHEAD: usize = 64;
+const AHEAD: usize = 128;
 
 /// A live subscription. Messages are fetched ahead, at most the prefetch; it goes on by itself after a lost connection.
 #[derive(Debug)]
@@ -91,7 +91,7 @@ impl Subscription {
             if self.buffer.is_empty() && self.received.capacity() == 0 {
                 self.received = mem::take(&mut self.buffer).into();
             }
-            self.consumer.receive(max, &mut self.received).await.map_err(|error| locate(error, &self.origin))?;
+            receive(&mut *self.consumer, max, &mut self.received).await.map_err(|error| locate(error, &self.origin))?;
         }
         if self.buffer.is_empty() {
             self.buffer = mem::take(&mut self.received).into();
@@ -125,7 +125,7 @@ pub(crate) async fn open(
         error.with_backend(connection.backend()).with_operation("consume").with_channel(address.name())
     })?;
     // A broker that filters leaves nothing to do here; a filter of an earlier consumer may still be in force there.
-    let consumer = Filtered::around(consumer, &options.kinds);
+    let consumer = filtered(consumer, &options.kinds);
     let origin = Origin {
         settler: consumer.settler(),
         group: options.group.clone(),

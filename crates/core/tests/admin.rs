@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::{Log, Order, bus, order};
 use polymq_core::{
     Address, Bus, ConsumeOptions, ConsumerFactory, ConsumerRunner, DeadLetters, Environment, ErrorKind, FailurePolicy,
-    Kinds, Message, State, StepState, Topology,
+    Kinds, Message, RetryMode, State, StepState, Topology,
 };
 
 const SOON: Duration = Duration::from_secs(5);
@@ -61,6 +61,38 @@ async fn d18_a_retry_is_a_step_of_its_own() {
     assert!(stepper.step(Duration::from_secs(600)).await.expect("the second"));
     assert!(!stepper.step(QUIET).await.expect("no third"));
     assert_eq!(bus.queue("orders.dlq").stats(None).await.expect("counts").ready, 1);
+}
+
+/// A pause ends the loop of steps with an error, and the next step goes on: nobody else could resume it.
+#[tokio::test(start_paused = true)]
+async fn a_step_that_pauses_says_so() {
+    async fn fails(order: Order, attempt: polymq_core::Attempt, log: State<Log>) -> Result<(), polymq_core::Failure> {
+        log.add(format!("{} {}", order.id, attempt.0));
+        Err(polymq_core::Failure::new("the database is down"))
+    }
+    for mode in [RetryMode::Redeliver, RetryMode::InPlace] {
+        let bus = bus(&format!("step-paused-{mode:?}")).await;
+        let mut consumers = ConsumerFactory::new(&bus);
+        let policy = FailurePolicy { pause_after_failures: Some(2), max_attempts: 4, mode, ..FailurePolicy::default() };
+        let log = Log::default();
+        consumers.state(log.clone()).route("orders", fails).policy(policy);
+        let mut stepper = ConsumerRunner::new(consumers).stepper().await.expect("subscribes");
+        bus.queue("orders").send(&order(1)).await.expect("sent");
+        for paused_at in [2, 4] {
+            let error = loop {
+                match tokio::time::timeout(2 * SOON, stepper.step(SOON)).await.expect("a step ends") {
+                    Ok(came) => assert!(came && log.entries().len() < paused_at, "a step did nothing"),
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!((error.kind(), error.channel()), (ErrorKind::Handler, Some("orders")), "{error}");
+            assert_eq!(log.entries().len(), paused_at);
+        }
+        assert_eq!(log.entries(), ["1 1", "1 2", "1 3", "1 4"], "{mode:?}");
+        assert!(!stepper.step(QUIET).await.expect("no fifth"));
+        assert_eq!(bus.queue("orders.dlq").stats(None).await.expect("counts").ready, 1);
+        stepper.close().await.expect("closed");
+    }
 }
 
 /// H8: everything that the handlers need is made by one call, and nothing by the second.

@@ -300,13 +300,27 @@ async fn j13_health_readiness_and_metrics_over_http() {
         let probe = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         probe.local_addr().expect("bound").to_string()
     };
-    let running = ConsumerRunner::new(consumers).bind(&address).start().await.expect("starts");
+    let mut more = ConsumerFactory::new(&bus);
+    more.route("others", async |_: Order| ());
+    // Two factories on one bus are one connection.
+    let runner = ConsumerRunner::new(consumers).and(more).bind(&address);
+    let running = runner.start().await.expect("starts");
     bus.queue("orders").send(&order(1)).await.expect("sent");
+    bus.queue("orders")
+        .send_message(polymq_core::Message::new("x").with_header("no\nheader", "x"))
+        .await
+        .expect_err("refused");
     log.wait(1).await;
     let ready = get(&address, "/ready").await;
     assert!(ready.starts_with("HTTP/1.1 200") && ready.contains("\"state\":\"up\""), "{ready}");
     let metrics = get(&address, "/metrics").await;
     assert!(metrics.contains("polymq_handled_total{subscription=\"orders\"} 1"), "{metrics}");
+    let to = "{backend=\"memory\",kind=\"queue\",channel=\"orders\"}";
+    for line in ["sent_total{} 1", "send_failed_total{} 1", "send_unknown_total{} 0"] {
+        let line = format!("\npolymq_{}\n", line.replace("{}", to));
+        assert_eq!(metrics.matches(&line).count(), 1, "{line} in {metrics}");
+    }
+    assert!(ready.contains("\"queue orders\":{\"accepted\":1,\"failed\":1,\"unknown\":0}"), "{ready}");
     bus.close().await.expect("closes");
     let ready = get(&address, "/ready").await;
     assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("\"state\":\"closed\""), "{ready}");

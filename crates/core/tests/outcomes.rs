@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use common::{Log, Order, assert_empty, bus, dead_letter, letters, order};
 use polymq_core::{
-    AckMode, Attempt, Backoff, Batch, Body, ConsumeOptions, ConsumerFactory, ConsumerRunner, Context, Failure,
-    FailurePolicy, Message, Outcome, RetryMode, State, blocking,
+    AckMode, Answer, Attempt, Backoff, Batch, Body, ConsumeOptions, ConsumerFactory, ConsumerRunner, Context,
+    ErrorKind, Failure, FailurePolicy, Message, Outcome, RetryMode, Sends, State, blocking,
     dead_letter::{ATTEMPTS, FIRST_ERROR, LAST_ERROR, REASON, SOURCE},
 };
 use tokio::time::Instant;
@@ -333,4 +333,59 @@ async fn a_raw_body_needs_no_content_type() {
     bus.queue("raw").send_message(Message::new(vec![0xff, 0x00])).await.expect("sent");
     assert_eq!(log.wait(1).await, ["[255, 0]"]);
     running.stop().await.expect("stops");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_panics_where_it_is_encoded_cannot_be_sent() {
+    struct Panics;
+    impl serde::Serialize for Panics {
+        fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+            panic!("no such value")
+        }
+    }
+    let bus = bus("encode-panic").await;
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers.route("answers", async || Answer(Panics));
+    consumers.route("sends", async || Sends::new().to("elsewhere", Panics));
+    let running = ConsumerRunner::new(consumers).start().await.expect("starts");
+    for (queue, what) in [("answers", "its answer"), ("sends", "what it sends")] {
+        bus.queue(queue).send(&order(1)).await.expect("sent");
+        let mut letters = letters(&bus, queue).await;
+        let received = letters.receive(1, Duration::from_secs(60)).await.expect("works");
+        let reason = received.first().and_then(|letter| letter.message().system_headers().get(REASON));
+        let reason = reason.unwrap_or_else(|| panic!("no dead letter of {queue}"));
+        assert!(reason.starts_with(what) && reason.ends_with("encoding it panicked: no such value"), "{reason}");
+        for letter in received {
+            letter.ack().await.expect("acked");
+        }
+    }
+    running.stop().await.expect("stops");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acknowledged_message_that_failed_counts_as_dropped_and_who_asked_is_told() {
+    for mode in [AckMode::OnReceipt, AckMode::Always] {
+        let bus = bus(&format!("dropped-{mode:?}")).await;
+        let mut consumers = ConsumerFactory::new(&bus);
+        async fn fails(_: Order) -> Result<(), Failure> {
+            Err(Failure::new("no stock"))
+        }
+        consumers.route("orders", fails).ack_mode(mode);
+        let running = ConsumerRunner::new(consumers).start().await.expect("starts");
+        let error = bus.request("orders", &order(1)).await.expect_err("it failed");
+        assert_eq!(error.kind(), ErrorKind::Handler, "{mode:?}: {error}");
+        assert!(error.to_string().contains("no stock"), "{error}");
+        let undecodable = Message::new("{").with_content_type("application/json");
+        bus.queue("orders").send_message(undecodable).await.expect("sent");
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        running.stop().await.expect("stops");
+        assert_empty(&bus, "orders").await;
+        let stats = running.stats("orders").expect("known");
+        let (failed, undecodable) = (stats.failed, stats.undecodable);
+        assert_eq!(
+            (failed, undecodable, stats.retried, stats.dead_lettered, stats.dropped),
+            (1, 1, 0, 0, 2),
+            "{mode:?}"
+        );
+    }
 }

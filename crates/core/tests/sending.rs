@@ -14,9 +14,10 @@ use std::{
 use async_trait::async_trait;
 use common::{bus, order};
 use polymq_core::{
-    Address, Backend, Backoff, Bus, Capabilities, Completion, Connection, ConsumeOptions, Consumer, Environment, Error,
-    ErrorKind, HealthReporter, HealthWatch, Identity, Key, Message, ProduceOptions, Producer, Receipt, Registry,
-    Result, Retry, SENDER_CLIENT, SENDER_COMPONENT, SENDER_VERSION, Settings, WhenFull,
+    Address, Answer, Backend, Backoff, Bus, Capabilities, Completion, Connection, ConsumeOptions, Consumer,
+    ConsumerFactory, ConsumerRunner, Environment, Error, ErrorKind, Failure, FailurePolicy, HealthReporter,
+    HealthWatch, Identity, Key, Message, ProduceOptions, Producer, Receipt, Registry, Result, Retry, SENDER_CLIENT,
+    SENDER_COMPONENT, SENDER_VERSION, SendStats, Settings, WhenFull,
 };
 
 /// What the stub does with a message.
@@ -30,6 +31,8 @@ enum Behaviour {
     CutsAfterReceipt,
     /// Answers after a second.
     Slow,
+    /// Is built on another backend, whose errors name that one.
+    Borrowed,
 }
 
 #[derive(Debug)]
@@ -52,6 +55,9 @@ struct StubProducer(Behaviour, Arc<State>);
 #[async_trait]
 impl Producer for StubProducer {
     fn send(&self, message: Message) -> Completion<Receipt> {
+        if self.0 == Behaviour::Borrowed {
+            return Completion::ready(Err(of_another("refused")));
+        }
         let (completer, completion) = Completion::queued();
         let id = message.id().cloned().expect("an id was given");
         let (behaviour, state) = (self.0, Arc::clone(&self.1));
@@ -78,7 +84,7 @@ impl Producer for StubProducer {
                 // Dropping the completer after the hand-over is what a lost connection does.
                 Behaviour::CutsAfterReceipt if first => return,
                 Behaviour::Slow => tokio::time::sleep(Duration::from_secs(1)).await,
-                Behaviour::CutsAfterReceipt | Behaviour::Stuck => {}
+                Behaviour::CutsAfterReceipt | Behaviour::Stuck | Behaviour::Borrowed => {}
             }
             state.in_flight.fetch_sub(1, Ordering::SeqCst);
             completer.complete(Ok(Receipt { id, broker_id: Some("7".into()) }));
@@ -87,11 +93,21 @@ impl Producer for StubProducer {
     }
 
     async fn flush(&self) -> Result<()> {
-        Ok(())
+        if self.0 == Behaviour::Borrowed { Err(of_another("not flushed")) } else { Ok(()) }
     }
 
     async fn close(&self) -> Result<()> {
-        Ok(())
+        self.flush().await
+    }
+}
+
+fn of_another(what: &'static str) -> Error {
+    Error::new(ErrorKind::Refused, what).with_backend("another")
+}
+
+impl Stub {
+    fn answer(&self) -> Result<()> {
+        if self.behaviour == Behaviour::Borrowed { Err(of_another("asked")) } else { Ok(()) }
     }
 }
 
@@ -111,6 +127,10 @@ impl Connection for Stub {
         self.health.watch()
     }
 
+    fn check_address(&self, address: &Address) -> Result<()> {
+        if address.name().contains('?') { Err(of_another("a name with a question mark")) } else { Ok(()) }
+    }
+
     async fn producer(&self, _: &Address, _: &ProduceOptions) -> Result<Box<dyn Producer>> {
         Ok(Box::new(StubProducer(self.behaviour, Arc::clone(&self.state))))
     }
@@ -120,19 +140,19 @@ impl Connection for Stub {
     }
 
     async fn declare(&self, _: &Address, _: &ConsumeOptions) -> Result<()> {
-        Ok(())
+        self.answer()
     }
 
     async fn delete(&self, _: &Address, _: Option<&str>) -> Result<()> {
-        Ok(())
+        self.answer()
     }
 
     async fn ping(&self) -> Result<()> {
-        Ok(())
+        self.answer()
     }
 
     async fn close(&self) -> Result<()> {
-        Ok(())
+        self.answer()
     }
 }
 
@@ -305,7 +325,7 @@ async fn a10_an_option_that_the_backend_cannot_honour_is_refused() {
     let later = queue.message(&order(1)).expect("encodes").deliver_in(Duration::from_secs(5));
     let error = queue.send_message(later).await.expect_err("no delay");
     assert_eq!(error.kind(), ErrorKind::Unsupported);
-    assert!(error.to_string().contains("the stub backend cannot do this"), "{error}");
+    assert!(error.to_string().starts_with("stub: send \"orders\": the backend cannot do this: "), "{error}");
     let options = ConsumeOptions { group: Some("g".into()), ..ConsumeOptions::default() };
     let error = bus.topic("t").subscribe(options).await.expect_err("no topics");
     assert_eq!(error.kind(), ErrorKind::Unsupported);
@@ -343,4 +363,107 @@ async fn l4_after_close_everything_is_a_typed_error() {
     assert_eq!(subscription.next().await.expect_err("closed").kind(), ErrorKind::Closed);
     assert_eq!(delivery.ack().await.expect_err("closed").error().kind(), ErrorKind::Closed);
     assert_eq!(queue.subscribe(ConsumeOptions::default()).await.expect_err("closed").kind(), ErrorKind::Closed);
+}
+
+fn stats(accepted: u64, failed: u64, unknown: u64) -> SendStats {
+    SendStats { accepted, failed, unknown }
+}
+
+#[tokio::test]
+async fn j14_every_message_counts_once_by_its_answer() {
+    let bus = bus("j14").await;
+    let queue = bus.queue("orders");
+    let bad = || Message::new("x").with_header("no\nheader", "x");
+    queue.send(&order(1)).await.expect("sent");
+    queue.with_timeout(Duration::from_secs(1)).send(&order(2)).await.expect("sent by another handle");
+    queue.send_message(bad()).await.expect_err("refused");
+    assert_eq!(queue.sent(), stats(2, 1, 0));
+
+    let batch = (0..300).map(|n| if n % 100 == 7 { bad() } else { Message::new("y") });
+    let refused = queue.send_all(batch).await.iter().filter(|result| result.is_err()).count();
+    assert_eq!((queue.sent(), refused), (stats(2 + 297, 1 + 3, 0), 3));
+
+    queue.enqueue(Message::new("z")).await.expect("handed over").await.expect("sent");
+    drop(queue.enqueue(Message::new("z")).await.expect("handed over"));
+    drop(queue.enqueue(bad()).await.expect_err("refused"));
+    assert_eq!(queue.sent(), stats(301, 5, 0));
+
+    bus.topic("orders").send(&order(3)).await.expect("sent");
+    bus.queue("not sent to").stats(None).await.ok();
+    let all = [(Address::queue("orders"), stats(301, 5, 0)), (Address::topic("orders"), stats(1, 0, 0))];
+    assert_eq!(bus.sent(), all.into_iter().collect());
+    assert_eq!(queue.stats(None).await.expect("counts").ready, 301, "what is counted as accepted is there");
+}
+
+#[tokio::test]
+async fn j14_copies_of_the_runner_are_not_sent_by_the_program() {
+    let bus = bus("j14-copies").await;
+    let mut consumers = ConsumerFactory::new(&bus);
+    let twice = FailurePolicy { max_attempts: 2, backoff: Backoff::fixed(Duration::ZERO), ..FailurePolicy::default() };
+    consumers.route("orders", async |_: Message| Err::<(), _>(Failure::new("as the test wants"))).policy(twice);
+    consumers.route("questions", async |n: u64| Ok::<_, Error>(Answer(n * 2)));
+    let running = ConsumerRunner::new(consumers).start().await.expect("starts");
+    bus.queue("orders").send(&order(1)).await.expect("sent");
+    let answer: u64 = bus.request("questions", &4_u64).await.expect("answered").decode().expect("a number");
+    assert_eq!(answer, 8);
+    common::dead_letter(&bus, "orders").await.ack().await.expect("acked");
+    running.stop().await.expect("stops");
+    let sent: Vec<_> = bus.sent().into_iter().map(|(address, stats)| (address.to_string(), stats)).collect();
+    let once = |name: &str| (name.to_owned(), stats(1, 0, 0));
+    assert_eq!(sent, [once("queue orders"), once("queue polymq-replies"), once("queue questions")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn j14_what_is_not_certain_is_counted_apart() {
+    let second = Duration::from_secs(1);
+    let (bus, _) = stub(Behaviour::Stuck).await;
+    bus.queue("orders").with_timeout(second).send(&order(1)).await.expect_err("not sent");
+    assert_eq!(bus.queue("orders").sent(), stats(0, 1, 0), "certainly not sent");
+
+    let (bus, _) = stub(Behaviour::Silent).await;
+    let queue = bus.queue("orders").with_timeout(second);
+    queue.send(&order(1)).await.expect_err("no answer");
+    drop(queue.enqueue(queue.message(&order(2)).expect("encodes")).await.expect("handed over"));
+    tokio::time::sleep(2 * second).await;
+    assert_eq!(queue.sent(), stats(0, 0, 2));
+
+    let (bus, _) = stub(Behaviour::CutsAfterReceipt).await;
+    let queue = bus.queue("orders").with_repeats(3, Backoff::fixed(Duration::from_millis(10)));
+    let message = queue.message(&order(1)).expect("encodes").with_id("order-1");
+    queue.send_message(message).await.expect("sent at the second attempt");
+    assert_eq!(queue.sent(), stats(1, 0, 0), "one message, however often it was tried");
+
+    let (bus, _) = stub(Behaviour::Slow).await;
+    let queue = bus.queue("orders").with_window(8, WhenFull::Wait);
+    let given_up = Duration::from_millis(2500);
+    tokio::time::timeout(second / 2, queue.send(&order(1))).await.expect_err("given up");
+    assert_eq!(queue.sent(), stats(0, 0, 1));
+    let messages = (0..40).map(|id| queue.message(&order(id)).expect("encodes"));
+    tokio::time::timeout(given_up, queue.send_all(messages)).await.expect_err("given up");
+    assert_eq!(queue.sent(), stats(16, 0, 1 + 8), "two windows were answered, one was not, the rest never left");
+}
+
+#[tokio::test]
+async fn j17_errors_name_the_backend_that_was_chosen() {
+    let (bus, _) = stub(Behaviour::Borrowed).await;
+    let queue = bus.queue("orders");
+    let message = || Message::new("x");
+    let mut errors = vec![
+        queue.send_message(message()).await.expect_err("refused"),
+        queue.with_repeats(1, Backoff::default()).send_message(message()).await.expect_err("refused"),
+        queue.enqueue(message()).await.expect("handed over").await.expect_err("refused"),
+        queue.flush().await.expect_err("refused"),
+        queue.delete(None).await.expect_err("refused"),
+        queue.declare(ConsumeOptions::default()).await.expect_err("refused"),
+        bus.queue("orders?").send_message(message()).await.expect_err("refused"),
+        bus.queue("orders?").subscribe(ConsumeOptions::default()).await.expect_err("refused"),
+        bus.ping().await.expect_err("refused"),
+        bus.flush().await.expect_err("refused"),
+        queue.close().await.expect_err("refused"),
+        bus.close().await.expect_err("refused"),
+    ];
+    errors.extend(queue.send_all([message(), message()]).await.into_iter().map(|result| result.expect_err("refused")));
+    for error in errors {
+        assert_eq!(error.backend(), Some("stub"), "{error}");
+    }
 }

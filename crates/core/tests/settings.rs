@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use polymq_core::{
-    Environment, ErrorKind, Registry, Secret, Settings,
+    Bus, Environment, ErrorKind, Registry, Secret, Settings,
     config::{Origin, redact_url},
 };
 use serde::Deserialize;
@@ -28,6 +28,13 @@ enum Mode {
     #[default]
     Classic,
     Quorum,
+}
+
+/// Read, and never looked at.
+#[derive(Debug, Deserialize)]
+struct HasKey {
+    #[allow(dead_code)]
+    key_pin: u16,
 }
 
 fn refused(settings: &Settings) -> String {
@@ -107,6 +114,22 @@ fn j8_secrets_are_in_no_error_and_no_debug_output() {
     for url in ["amqp://me:s3cr3t@host/v", "amqp://host?token=s3cr3t", "me:s3cr3t@host", "amqp//me:s3cr3t@host"] {
         assert!(!redact_url(url).contains("s3cr3t"), "{}", redact_url(url));
     }
+    // What is no URL, for more than one reason.
+    for (url, shown) in [
+        ("kafka://b1:9092,b2:9092?pass=s3cr3t", "kafka://b1:9092,b2:9092?***"),
+        ("kafka://me:s3cr3t@b1:9092,b2:9092?token=s3cr3t", "***@b1:9092,b2:9092?***"),
+        ("kafka://b1:9092,b2:9092#s3cr3t", "kafka://b1:9092,b2:9092?***"),
+        ("amqp://me:s3c?r3t@host", "***"),
+        ("kafka://b1:1,b2:2?user=a@b&pass=s3cr3t", "***"),
+        ("amqp//me:s3c@r3t@host", "***@host"),
+    ] {
+        assert_eq!(redact_url(url), shown, "{url}");
+    }
+    let variables = Environment::from_iter([("POLYMQ_URL", "memory://b1:9092,b2:9092?pass=s3cr3t")]);
+    let error = Bus::builder().environment(variables).check().expect_err("no URL");
+    assert!(!format!("{error} {error:?}").contains("s3cr3t"), "{error}");
+    let error = Settings::new().with("key_pin", "s3cr3t").parse::<HasKey>("toy").expect_err("no number").to_string();
+    assert!(error.contains("\"key_pin\"") && !error.contains("s3cr3t"), "{error}");
     let error = Settings::from_url("://me:s3cr3t@host").expect_err("no URL");
     assert!(!format!("{error} {error:?}").contains("s3cr3t"));
 }

@@ -1,5 +1,6 @@
 //! A service that is its own broker is killed with SIGKILL at any moment: what was answered is there, and what was
-//! acknowledged long before does not come again. Meanwhile no other process gets its folder.
+//! acknowledged long before does not come again. Meanwhile no other process gets its folder. One that closes its bus and
+//! ends has acknowledged everything.
 
 use std::{
     collections::BTreeSet,
@@ -14,7 +15,10 @@ use polymq_core::{Bus, Delivery, ErrorKind, Message, Subscription};
 use polymq_embedded as _;
 
 const FOLDER: &str = "POLYMQ_TEST_FOLDER";
+/// Set for a service that ends by itself.
+const ENDS: &str = "POLYMQ_TEST_ENDS";
 const ROUNDS: usize = 3;
+const MESSAGES: usize = 64;
 
 async fn connect(folder: &Path) -> polymq_core::Result<Bus> {
     Bus::connect(&format!("embedded://{}", folder.display())).await
@@ -38,6 +42,25 @@ async fn serve(folder: &Path) {
     }
 }
 
+/// The service that ends: takes what it has sent, closes, and is gone at once.
+async fn end(folder: &Path) -> ! {
+    let bus = connect(folder).await.expect("opened");
+    let queue = bus.queue("done");
+    let mut subscription = queue.subscribe(Default::default()).await.expect("subscribed");
+    for _ in 0..MESSAGES {
+        queue.send_message(Message::new("x")).await.expect("sent");
+    }
+    let mut taken = 0;
+    while taken < MESSAGES {
+        for delivery in subscription.receive(256, Duration::from_secs(10)).await.expect("received") {
+            delivery.ack().await.expect("acknowledged");
+            taken += 1;
+        }
+    }
+    bus.close().await.expect("closed");
+    std::process::exit(0);
+}
+
 /// Different in every process and for every number.
 fn number(n: u64) -> u128 {
     (u128::from(std::process::id()) << 64) | u128::from(n)
@@ -48,11 +71,11 @@ fn start(folder: &Path) -> Child {
     Command::new(itself).env(FOLDER, folder).stdout(Stdio::piped()).spawn().expect("the test starts again as a service")
 }
 
-/// Takes everything that waits.
+/// Takes everything that waits: nothing more comes for a while, which a busy machine does not take for its work.
 async fn all(subscription: &mut Subscription) -> Vec<String> {
     let mut bodies = Vec::new();
     loop {
-        let taken = subscription.receive(256, Duration::from_secs(1)).await.expect("received");
+        let taken = subscription.receive(256, Duration::from_secs(5)).await.expect("received");
         if taken.is_empty() {
             return bodies;
         }
@@ -113,6 +136,20 @@ fn killed_service_loses_nothing() {
     println!("{} sent, 0 lost; {} acknowledged, {} of them again", sent.len(), acked.len(), again.len());
 }
 
+fn a_service_that_ends_has_acknowledged() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for _ in 0..ROUNDS {
+        let itself = std::env::current_exe().expect("a path");
+        let ended = Command::new(itself).env(FOLDER, folder.path()).env(ENDS, "").status().expect("started");
+        assert!(ended.success(), "{ended}");
+    }
+    let again = block_on(async {
+        let bus = connect(folder.path()).await.expect("opened");
+        all(&mut bus.queue("done").subscribe(Default::default()).await.expect("subscribed")).await
+    });
+    assert!(again.is_empty(), "{} of {} were acknowledged and came again", again.len(), ROUNDS * MESSAGES);
+}
+
 fn block_on<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -124,12 +161,21 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
 
 fn main() -> ExitCode {
     if let Ok(folder) = std::env::var(FOLDER) {
+        if std::env::var_os(ENDS).is_some() {
+            block_on(end(Path::new(&folder)));
+        }
         block_on(serve(Path::new(&folder)));
         return ExitCode::SUCCESS;
     }
-    let trial = Trial::test("killed_service_loses_nothing", || {
-        killed_service_loses_nothing();
-        Ok(())
+    let tests: [(&str, fn()); 2] = [
+        ("killed_service_loses_nothing", killed_service_loses_nothing),
+        ("a_service_that_ends_has_acknowledged", a_service_that_ends_has_acknowledged),
+    ];
+    let trials = tests.map(|(name, test)| {
+        Trial::test(name, move || {
+            test();
+            Ok(())
+        })
     });
-    libtest_mimic::run(&Arguments::from_args(), vec![trial]).exit_code()
+    libtest_mimic::run(&Arguments::from_args(), trials.into()).exit_code()
 }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 use polymq_core::{Error, ErrorKind, HealthReporter, Message, Result};
 use reqwest::{Client, Request, redirect::Policy};
+use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -25,6 +26,8 @@ pub(crate) struct Link {
     pub(crate) client: Client,
     pub(crate) config: HttpConfig,
     pub(crate) health: HealthReporter,
+    /// Where the connection was made: the caller's may end soon.
+    pub(crate) runtime: Handle,
     /// Requests on their way.
     pub(crate) tasks: TaskTracker,
     token: Shown,
@@ -33,16 +36,22 @@ pub(crate) struct Link {
 
 impl Link {
     pub(crate) fn new(config: HttpConfig) -> Result<Self> {
+        let runtime = Handle::try_current().map_err(|error| {
+            refuse("the connection is made outside of a Tokio runtime")
+                .with_hint("make it where async code runs")
+                .with_source(error)
+        })?;
         let health = HealthReporter::new();
         // There is no connection that could be up or down before it is used.
         health.up();
         let (client, token) = (client(&config)?, Shown::new(&config)?);
-        Ok(Self { client, config, health, tasks: TaskTracker::new(), token, closed: AtomicBool::new(false) })
+        let tasks = TaskTracker::new();
+        Ok(Self { client, config, health, runtime, tasks, token, closed: AtomicBool::new(false) })
     }
 
-    /// Takes no more; `false` when it was closed before.
-    pub(crate) fn close(&self) -> bool {
-        !self.closed.swap(true, Ordering::AcqRel)
+    /// Takes no more.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
     }
 
     /// Waits until every request has been answered, or its time has passed.
@@ -62,12 +71,17 @@ impl Link {
         Limits { bytes, idle: self.config.idle_timeout, whole: self.config.body_timeout }
     }
 
-    /// Sends one request and reads the answer, within its limits. `Err` tells what a status other than 2xx means.
-    pub(crate) async fn exchange(&self, mut request: Request) -> Result<Answered> {
+    /// The token, for a place that it is [meant for](HttpConfig::shows_token_to).
+    pub(crate) fn show_token(&self, headers: &mut HeaderMap) -> Result<()> {
         if let Some(token) = self.token.header()? {
-            request.headers_mut().insert(header::AUTHORIZATION, token);
+            headers.insert(header::AUTHORIZATION, token);
         }
-        let response = match self.client.execute(request).await {
+        Ok(())
+    }
+
+    /// Sends one request and reads the answer, within its limits. `Err` tells what a status other than 2xx means.
+    pub(crate) async fn exchange(&self, request: Request) -> Result<Answered> {
+        let mut response = match self.client.execute(request).await {
             Ok(response) => response,
             Err(problem) => {
                 let problem = error::native(problem);
@@ -77,15 +91,19 @@ impl Link {
                 return Err(problem);
             }
         };
-        let response: http::Response<reqwest::Body> = response.into();
-        let (parts, body) = response.into_parts();
-        let status = parts.status;
+        let status = response.status();
         if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::PROXY_AUTHENTICATION_REQUIRED) {
             // Somebody answers, but nothing that is sent gets through.
             self.health.down(format_args!("the server refuses the credentials ({status})"));
         } else {
             self.health.up();
         }
+        if status.is_success() && response.content_length() == Some(0) {
+            // Most answers: there is nothing to read.
+            return Ok(Answered { headers: std::mem::take(response.headers_mut()), body: Bytes::new() });
+        }
+        let response: http::Response<reqwest::Body> = response.into();
+        let (parts, body) = response.into_parts();
         if !status.is_success() {
             // Only its first words are of interest.
             let (read, _) = body::read(body, self.limits(64 * 1024), None).await.unwrap_or_default();
@@ -129,6 +147,7 @@ fn client(config: &HttpConfig) -> Result<Client> {
         .user_agent(concat!("polymq/", env!("CARGO_PKG_VERSION")))
         // A message belongs to the place that it was sent to: another place may be anybody's.
         .redirect(Policy::none())
+        .timeout(limit(LIKELY_TIMEOUT))
         .connect_timeout(config.connect_timeout)
         .pool_idle_timeout(config.idle_timeout)
         .tcp_nodelay(true)
@@ -147,8 +166,21 @@ fn client(config: &HttpConfig) -> Result<Client> {
     builder.build().map_err(|error| refuse("the HTTP client cannot be made").with_source(error))
 }
 
+/// That of producers which are not told otherwise: the client's own, so that their requests need not say it.
+pub(crate) const LIKELY_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// How long one request may take in all.
 pub(crate) fn limit(timeout: Duration) -> Duration {
     // Longer than the handle waits, which tells its own story when the time has passed.
     timeout + Duration::from_millis(100)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn most_requests_need_no_time_limit_of_their_own() {
+        assert_eq!(LIKELY_TIMEOUT, polymq_core::ProduceOptions::default().timeout);
+    }
 }

@@ -5,6 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use http::Method;
 use polymq_core::{Error, ErrorKind, Key, Result, Secret, Settings, config::duration};
 use serde::Deserialize;
+use url::Url;
 
 use crate::{
     NAME,
@@ -26,7 +27,11 @@ pub const KEYS: &[Key] = &[
     key("method", "POST", "the method of requests; consumers answer 405 to others"),
     key("content_type", "", "the content type of messages that have none"),
     key("endpoints", "", "base URLs, separated by commas: a topic is sent to each of them instead of to the url"),
-    key("token", "", "bearer token that is sent with each request"),
+    key(
+        "token",
+        "",
+        "bearer token that is sent to url and endpoints, and to no other server; a login in a URL goes before it",
+    ),
     key("token_file", "", "file of the token instead, read anew for each request: a rotated one is used at once"),
     key("accept_token", "", "bearer token that consumers ask of their senders; without it, anyone may send"),
     key("accept_token_file", "", "file of such tokens instead, one a line, read anew for each request"),
@@ -180,7 +185,8 @@ impl HttpConfig {
 
     fn check(&self) -> Result<()> {
         let some = |duration: Duration| !duration.is_zero();
-        let rules: [(&str, bool, &str); 15] = [
+        let given = |token: &Option<Secret>| token.as_ref().is_none_or(|token| !token.expose().trim().is_empty());
+        let rules: [(&str, bool, &str); 17] = [
             ("connect_timeout", some(self.connect_timeout), "expected more than nothing"),
             ("header_timeout", some(self.header_timeout), "expected more than nothing"),
             ("idle_timeout", some(self.idle_timeout), "expected more than nothing"),
@@ -191,6 +197,8 @@ impl HttpConfig {
             ("max_buffered", self.max_buffered >= self.max_payload, "expected at least max_payload"),
             ("max_requests", (1..=1 << 20).contains(&self.max_requests), "expected 1 to 1048576"),
             ("method", method(&self.method).is_ok(), "expected an HTTP method such as POST, PUT or GET"),
+            ("token", given(&self.token), "expected a token; leave the setting out to send none"),
+            ("accept_token", given(&self.accept_token), "expected a token; leave the setting out to let anyone in"),
             ("token_file", self.token_file.is_none() || self.token.is_none(), "expected without token"),
             (
                 "accept_token_file",
@@ -224,6 +232,21 @@ impl HttpConfig {
             return Ok(vec![self.target()?]);
         }
         listed.split(',').map(|text| Target::parse(text.trim(), self)).collect()
+    }
+
+    /// Whether requests to this URL show the token: to the servers that the settings name, where the URL has no login of
+    /// its own. Other places are told by options of a channel and may be anybody's.
+    pub(crate) fn shows_token_to(&self, url: &Url) -> Result<bool> {
+        let has_login = !url.username().is_empty() || url.password().is_some();
+        if has_login || !self.has_token() {
+            return Ok(false);
+        }
+        let known = std::iter::once(self.target()?).chain(self.topic_targets()?);
+        Ok(known.into_iter().any(|target| target.url().origin() == url.origin()))
+    }
+
+    pub(crate) fn has_token(&self) -> bool {
+        self.token.is_some() || self.token_file.is_some()
     }
 
     /// Where consumers listen.
@@ -268,6 +291,9 @@ mod tests {
             ("http://localhost?listen=nowhere", "expected host:port"),
             ("http://localhost?endpoints=ftp://x", "expected http:// or https://"),
             ("http://localhost?cert_file=a.pem", "\"key_file\" is not valid"),
+            ("http://localhost?token=", "\"token\" is not valid"),
+            ("http://localhost?accept_token=", "\"accept_token\" is not valid"),
+            ("http://localhost?accept_token=%20", "\"accept_token\" is not valid"),
             ("http://localhost?token=a&token_file=b", "\"token_file\" is not valid"),
             ("http://localhost?accept_token=a&accept_token_file=b", "\"accept_token_file\" is not valid"),
             ("http://localhost?max_buffered=1", "\"max_buffered\" is not valid"),

@@ -1,13 +1,22 @@
 //! A connection: a client for its producers, and a server that its first consumer starts.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use async_trait::async_trait;
 use polymq_core::{
     Address, Capabilities, Connection, ConsumeOptions, Consumer, Error, ErrorKind, HealthWatch, ProduceOptions,
     Producer, Result, Settings,
 };
-use tokio::sync::Mutex;
+use tokio::{
+    sync::{Mutex, OnceCell},
+    time::timeout,
+};
 
 use crate::{
     NAME, backend,
@@ -26,17 +35,28 @@ pub struct HttpConnection {
     link: Arc<Link>,
     capabilities: Capabilities,
     listener: Mutex<Option<Arc<Listener>>>,
+    /// Whether everything was answered when it was closed.
+    closed: OnceCell<bool>,
+    /// Whether the first one who closed has heard so.
+    told: AtomicBool,
 }
 
 impl HttpConnection {
-    /// Reads the settings. HTTP has no connection to keep: nobody is asked yet whether anybody is there.
+    /// Reads the settings. HTTP has no connection to keep: nobody is asked yet whether anybody is there. What it does is
+    /// done in the Tokio runtime that this is called in.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`].
+    /// [`ErrorKind::Config`], also outside of a runtime.
     pub fn connect(settings: &Settings) -> Result<Self> {
         let config = HttpConfig::parse(settings)?;
         let capabilities = backend::capabilities(&config);
-        Ok(Self { link: Arc::new(Link::new(config)?), capabilities, listener: Mutex::default() })
+        Ok(Self {
+            link: Arc::new(Link::new(config)?),
+            capabilities,
+            listener: Mutex::default(),
+            closed: OnceCell::new(),
+            told: AtomicBool::new(false),
+        })
     }
 
     /// Where consumers listen; `None` before there is one.
@@ -53,10 +73,30 @@ impl HttpConnection {
     async fn listener(&self) -> Result<Arc<Listener>> {
         let mut listener = self.listener.lock().await;
         self.link.check_open("consume")?;
-        match &*listener {
-            Some(listener) => Ok(Arc::clone(listener)),
-            None => Ok(Arc::clone(listener.insert(Arc::new(Listener::bind(&self.link.config).await?)))),
+        if let Some(listener) = &*listener {
+            return Ok(Arc::clone(listener));
         }
+        let link = Arc::clone(&self.link);
+        let binding = self.link.runtime.spawn(async move { Listener::bind(&link.config).await });
+        // It is lost when its runtime has ended.
+        let bound = binding.await.map_err(|_| Error::closed("consume").with_backend(NAME))??;
+        Ok(Arc::clone(listener.insert(Arc::new(bound))))
+    }
+
+    /// Sends those away who wait here, and waits for the answers that are awaited here; whether all of them came.
+    async fn wind_up(&self) -> bool {
+        self.link.close();
+        // It stays: who closes after a close that was cancelled waits for its end too.
+        let listener = self.listener.lock().await.clone();
+        let ending = async {
+            if let Some(listener) = listener {
+                listener.close().await;
+            }
+        };
+        // At a time: what this process has sent to itself is answered by the end of its consumers.
+        let ((), flushed) = tokio::join!(ending, timeout(self.link.config.drain_timeout, self.link.flush()));
+        self.link.health.closed("closed by this program");
+        flushed.is_ok()
     }
 }
 
@@ -123,8 +163,12 @@ impl Connection for HttpConnection {
     async fn ping(&self) -> Result<()> {
         self.link.check_open("ping")?;
         let url = self.link.config.target()?.url();
+        let shows_token = self.link.config.shows_token_to(&url)?;
         let asked = self.link.client.request(http::Method::OPTIONS, url).timeout(self.link.config.connect_timeout);
-        let asked = asked.build().map_err(crate::error::native)?;
+        let mut asked = asked.build().map_err(crate::error::native)?;
+        if shows_token {
+            self.link.show_token(asked.headers_mut())?;
+        }
         match self.link.exchange(asked).await {
             Ok(_) => Ok(()),
             Err(error) => match error.kind() {
@@ -137,18 +181,14 @@ impl Connection for HttpConnection {
     }
 
     async fn close(&self) -> Result<()> {
-        if !self.link.close() {
+        // Who closes at the same time waits for the same end.
+        let answered = *self.closed.get_or_init(|| self.wind_up()).await;
+        if answered || self.told.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
-        let listener = self.listener.lock().await.take();
-        let ending = async {
-            if let Some(listener) = listener {
-                listener.close().await;
-            }
-        };
-        // At a time: what this process has sent to itself is answered by the end of its consumers.
-        tokio::join!(ending, self.link.flush());
-        self.link.health.closed("closed by this program");
-        Ok(())
+        Err(Error::new(ErrorKind::Timeout, "not everything that was sent was answered in time")
+            .with_backend(NAME)
+            .with_operation("close")
+            .with_hint("raise drain_timeout, or flush before"))
     }
 }

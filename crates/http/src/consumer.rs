@@ -12,14 +12,14 @@ use crate::{NAME, listener::Listener, settle::Share};
 pub(crate) struct HttpConsumer {
     share: Arc<Share>,
     received: mpsc::UnboundedReceiver<Incoming>,
-    /// Somebody must serve the requests.
-    _listener: Arc<Listener>,
+    /// Serves the requests.
+    listener: Arc<Listener>,
     closed: bool,
 }
 
 impl HttpConsumer {
     pub(crate) fn new(share: Arc<Share>, received: mpsc::UnboundedReceiver<Incoming>, listener: Arc<Listener>) -> Self {
-        Self { share, received, _listener: listener, closed: false }
+        Self { share, received, listener, closed: false }
     }
 
     fn stop(&mut self) {
@@ -54,6 +54,7 @@ impl Consumer for HttpConsumer {
 
     async fn close(&mut self) -> Result<()> {
         self.stop();
+        self.listener.written(self.share.flush()).await;
         Ok(())
     }
 }

@@ -1,8 +1,8 @@
 //! A message as HTTP headers and back: CloudEvents 1.0, HTTP protocol binding, binary mode. The body is never touched.
 
-use std::{borrow::Cow, time::SystemTime};
+use std::{borrow::Cow, fmt::Write, time::SystemTime};
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 use polymq_core::{Error, ErrorKind, Message, Result, SYSTEM_PREFIX};
@@ -32,10 +32,15 @@ pub(crate) fn to_headers(message: &Message, headers: &mut HeaderMap) -> Result<(
             headers.insert(const { HeaderName::from_static($name) }, $value)
         };
     }
+    // Id and time, which nearly every message has, in one piece of memory.
+    let mut texts = BytesMut::with_capacity(80);
     if let Some(id) = message.id() {
         let value = match id.as_uuid() {
             // Nothing in it has to be encoded.
-            Some(uuid) => header_value(uuid.to_string())?,
+            Some(uuid) => {
+                texts.put_slice(uuid.hyphenated().encode_lower(&mut [0; 36]).as_bytes());
+                shared(&mut texts)?
+            }
             None => encoded(&id.to_string())?,
         };
         put!(ID, value);
@@ -58,11 +63,13 @@ pub(crate) fn to_headers(message: &Message, headers: &mut HeaderMap) -> Result<(
     if let Some(value) = message.reply_to() {
         put!(REPLY_TO, encoded(value)?);
     }
-    if let Some(value) = message.time().and_then(timestamp) {
-        put!(TIME, header_value(value)?);
+    if let Some(time) = message.time() {
+        put_time(&mut texts, time);
+        put!(TIME, shared(&mut texts)?);
     }
-    if let Some(value) = message.expires_at().and_then(timestamp) {
-        put!(EXPIRES, header_value(value)?);
+    if let Some(at) = message.expires_at().filter(|at| *at >= SystemTime::UNIX_EPOCH) {
+        put_time(&mut texts, at);
+        put!(EXPIRES, shared(&mut texts)?);
     }
     if let Some(value) = message.content_type() {
         let value = HeaderValue::from_str(value).map_err(|_| {
@@ -192,8 +199,14 @@ fn is_of_http(name: &str) -> bool {
     ) || ["sec-", "if-", "x-forwarded-", "access-control-"].iter().any(|prefix| name.starts_with(prefix))
 }
 
-fn timestamp(time: SystemTime) -> Option<String> {
-    (time >= SystemTime::UNIX_EPOCH).then(|| humantime::format_rfc3339(time).to_string())
+fn put_time(texts: &mut BytesMut, time: SystemTime) {
+    // It has room for all there is to write.
+    let _ = write!(texts, "{}", humantime::format_rfc3339(time));
+}
+
+/// What was written since the last call.
+fn shared(texts: &mut BytesMut) -> Result<HeaderValue> {
+    header_value(texts.split().freeze())
 }
 
 /// All values of a header; several are one list (RFC 9110, section 5.3).
@@ -224,8 +237,8 @@ fn header_name(name: &str) -> Result<HeaderName> {
         .map_err(|_| Error::new(ErrorKind::InvalidInput, format!("{name:?} is no name of a header")).with_backend(NAME))
 }
 
-fn header_value(value: String) -> Result<HeaderValue> {
-    HeaderValue::from_maybe_shared(Bytes::from(value))
+fn header_value(value: impl Into<Bytes>) -> Result<HeaderValue> {
+    HeaderValue::from_maybe_shared(value.into())
         .map_err(|_| Error::new(ErrorKind::InvalidInput, "a text is no value of a header").with_backend(NAME))
 }
 

@@ -10,6 +10,7 @@ mod connection;
 mod consumer;
 mod convert;
 mod error;
+mod lanes;
 mod listener;
 mod producer;
 mod server;
@@ -18,6 +19,7 @@ mod target;
 #[cfg(feature = "tls")]
 mod tls;
 mod token;
+mod written;
 
 pub use crate::{
     backend::HttpBackend,

@@ -19,12 +19,13 @@ use tokio_util::{sync::CancellationToken, sync::DropGuard, task::TaskTracker};
 use crate::{
     config::{HttpConfig, refuse},
     server::Server,
+    written::Buffered,
 };
 
 /// What the first bytes of HTTP/2 without TLS are; no request of HTTP/1 begins with them (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI ";
 
-/// A bound address that is served until this is dropped.
+/// A bound address that is served until this is dropped, in the runtime that has bound it.
 pub(crate) struct Listener {
     address: SocketAddr,
     pub(crate) server: Arc<Server>,
@@ -67,6 +68,13 @@ impl Listener {
 
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Waits for answers that are on their way, no longer than the drain time-out.
+    pub(crate) async fn written(&self, flush: impl Future<Output = ()>) {
+        if tokio::time::timeout(self.drain_timeout, flush).await.is_err() {
+            tracing::warn!(address = %self.address, "answers of a consumer that ends were not taken in time");
+        }
     }
 
     /// Tells senders that wait to come again, and ends when they know, or the drain time-out has passed.
@@ -164,9 +172,14 @@ async fn begins_http2(stream: &TcpStream) -> std::io::Result<bool> {
 impl Serving {
     async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, stream: S, is_http2: bool) {
         let server = Arc::clone(&self.server);
+        let buffered = Buffered::default();
+        let stream = TokioIo::new(buffered.stream(stream));
         let service = service_fn(move |request: Request<Incoming>| {
-            let server = Arc::clone(&server);
-            async move { Ok::<_, Infallible>(server.serve(request).await) }
+            let (server, buffered) = (Arc::clone(&server), buffered.clone());
+            async move {
+                let (response, ticket) = server.serve(request).await;
+                Ok::<_, Infallible>(response.map(|bytes| buffered.body(bytes, ticket)))
+            }
         });
         // Both have this shape, and no common trait.
         macro_rules! run {
@@ -187,7 +200,6 @@ impl Serving {
                 }
             }};
         }
-        let stream = TokioIo::new(stream);
         if is_http2 {
             run!(
                 http2::Builder::new(TokioExecutor::new())

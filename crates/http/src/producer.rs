@@ -3,34 +3,35 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::future::join_all;
 use http::{HeaderMap, HeaderValue, Method, header};
+use http_body_util::Full;
 use polymq_core::{
     Address, ChannelKind, Completion, Error, ErrorKind, Message, ProduceOptions, Producer, Receipt, Result, Retry,
+    Tally,
 };
 use reqwest::Request;
-use tokio::runtime::Handle;
-use tokio_util::task::TaskTracker;
 use url::Url;
 
 use crate::{
     NAME,
-    client::{Answered, Link, limit},
-    config,
+    client::{Answered, LIKELY_TIMEOUT, Link, limit},
+    config::{self, Http2},
+    lanes::{Job, Lanes},
 };
 
 /// The producer of one channel: one place for a queue, one or more for a topic.
 #[derive(Debug)]
 pub(crate) struct HttpProducer {
     link: Arc<Link>,
-    runtime: Handle,
     kind: ChannelKind,
     targets: Vec<Target>,
     method: Method,
     content_type: Option<HeaderValue>,
     timeout: Duration,
     /// Those of its requests that are on their way.
-    tasks: TaskTracker,
+    tally: Tally,
+    lanes: Lanes,
     closed: std::sync::atomic::AtomicBool,
 }
 
@@ -39,15 +40,32 @@ pub(crate) struct HttpProducer {
 struct Target {
     url: Url,
     headers: HeaderMap,
+    shows_token: bool,
+    /// Spoken to in HTTP/1, where a request that got no answer is never made again by the client.
+    is_http1: bool,
 }
 
 impl Target {
     /// Credentials in the URL become a header, as a browser does it.
     fn new(link: &Link, method: &Method, url: Url) -> Result<Self> {
+        let shows_token = link.config.shows_token_to(&url)?;
         let request = link.client.request(method.clone(), url).build().map_err(crate::error::native)?;
-        Ok(Self { url: request.url().clone(), headers: request.headers().clone() })
+        let (url, mut headers) = (request.url().clone(), request.headers().clone());
+        let is_http1 = link.config.http2 == Http2::Off || url.scheme() == "http" && link.config.http2 != Http2::Only;
+        // Written once, where the client would write the same for each request. In HTTP/2 it is no header.
+        if url.scheme() == "http" && is_http1 {
+            let host = url.host_str().unwrap_or_default();
+            let authority = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+            if let Ok(value) = HeaderValue::try_from(authority) {
+                headers.insert(header::HOST, value);
+            }
+        }
+        Ok(Self { url, headers, shows_token, is_http1 })
     }
 }
+
+/// Headers that most requests have: host, id, time and the two of the client. Made for all of them at once.
+const USUAL_HEADERS: usize = 5;
 
 impl HttpProducer {
     pub(crate) fn new(link: Arc<Link>, address: &Address, options: &ProduceOptions) -> Result<Self> {
@@ -83,17 +101,14 @@ impl HttpProducer {
             Error::new(ErrorKind::InvalidInput, "the option \"content_type\" is no media type").with_backend(NAME)
         })?;
         let targets = targets.into_iter().map(|url| Target::new(&link, &method, url)).collect::<Result<_>>()?;
-        let tasks = TaskTracker::new();
-        // It may be waited for at any time.
-        tasks.close();
         Ok(Self {
-            runtime: Handle::current(),
             kind: address.kind(),
             targets,
             method,
             content_type,
             timeout: options.timeout,
-            tasks,
+            tally: Tally::default(),
+            lanes: Lanes::new(&link),
             closed: false.into(),
             link,
         })
@@ -101,18 +116,26 @@ impl HttpProducer {
 
     fn to(&self, target: &Target, message: &Message) -> Result<Request> {
         let mut request = Request::new(self.method.clone(), target.url.clone());
-        if !target.headers.is_empty() {
-            request.headers_mut().clone_from(&target.headers);
-        }
-        *request.timeout_mut() = Some(limit(self.timeout));
         let headers = request.headers_mut();
+        headers.reserve(USUAL_HEADERS);
+        headers.extend(target.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
+        if self.timeout != LIKELY_TIMEOUT {
+            *request.timeout_mut() = Some(limit(self.timeout));
+        }
+        let headers = request.headers_mut();
+        if target.shows_token {
+            self.link.show_token(headers)?;
+        }
         crate::convert::to_headers(message, headers)?;
         if let Some(content_type) = &self.content_type
             && message.content_type().is_none()
         {
             headers.insert(header::CONTENT_TYPE, content_type.clone());
         }
-        *request.body_mut() = Some(message.payload().clone().into());
+        let payload = message.payload().clone();
+        // Of a body that can be sent again the client keeps a copy, with one of all headers.
+        let body = if target.is_http1 { reqwest::Body::wrap(Full::new(payload)) } else { payload.into() };
+        *request.body_mut() = Some(body);
         Ok(request)
     }
 
@@ -124,24 +147,26 @@ impl HttpProducer {
     }
 
     /// Hands over what is to be done: it goes on whatever becomes of the completion.
-    fn hand_over<T: Send + 'static>(&self, sending: BoxFuture<'static, Result<T>>) -> Completion<T> {
+    fn hand_over<T: Send + 'static>(&self, sending: impl Future<Output = Result<T>> + Send + 'static) -> Completion<T> {
         let (completer, completion) = Completion::queued();
-        let place = self.tasks.token();
+        let place = self.tally.ticket();
         let task = async move {
             let _place = place;
             if completer.hand_over() {
                 completer.complete(sending.await);
             }
         };
-        self.link.tasks.spawn_on(task, &self.runtime);
+        self.link.tasks.spawn_on(task, &self.link.runtime);
         completion
     }
 
     fn send_to_one(&self, target: &Target, message: &Message) -> Result<Completion<Receipt>> {
-        let (request, link) = (self.to(target, message)?, Arc::clone(&self.link));
+        let request = self.to(target, message)?;
+        let (completer, completion) = Completion::queued();
         let id = message.id().cloned().unwrap_or_default();
-        let sending = async move { link.exchange(request).await.map(|_| Receipt { id, broker_id: None }) };
-        Ok(self.hand_over(Box::pin(sending)))
+        let places = (self.tally.ticket(), self.link.tasks.token());
+        self.lanes.make(Job { request, id, completer, places });
+        Ok(completion)
     }
 
     fn send_to_all(&self, message: &Message) -> Result<Completion<Receipt>> {
@@ -151,7 +176,7 @@ impl HttpProducer {
             let answers = join_all(requests.into_iter().map(|request| link.exchange(request))).await;
             all_of(answers).map(|()| Receipt { id, broker_id: None })
         };
-        Ok(self.hand_over(Box::pin(sending)))
+        Ok(self.hand_over(sending))
     }
 }
 
@@ -193,14 +218,14 @@ impl Producer for HttpProducer {
         match self.check().and_then(|()| self.to(target, &message)) {
             Ok(request) => {
                 let link = Arc::clone(&self.link);
-                self.hand_over(Box::pin(async move { link.exchange(request).await?.message() }))
+                self.hand_over(async move { link.exchange(request).await?.message() })
             }
             Err(error) => Completion::ready(Err(error)),
         }
     }
 
     async fn flush(&self) -> Result<()> {
-        self.tasks.wait().await;
+        self.tally.flush().await;
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
-use polymq_core::{Address, ChannelKind, Error, ErrorKind, Message, Result};
+use polymq_core::{Address, ChannelKind, Error, ErrorKind, Message, Result, Ticket};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::{
@@ -19,14 +19,14 @@ use crate::{
     answer::{Answer, come_again, problem},
     body::{self, Limits},
     convert,
-    settle::Share,
+    settle::{Share, Told},
     token::Asked,
 };
 
 /// The paths that are consumed, and the limits of requests.
 #[derive(Debug)]
 pub(crate) struct Server {
-    routes: Mutex<HashMap<String, Route>>,
+    routes: Mutex<Routes>,
     requests: Semaphore,
     /// Bytes of bodies that there is room for.
     room: Semaphore,
@@ -35,6 +35,13 @@ pub(crate) struct Server {
     token: Asked,
     /// When the first path was added.
     begun: OnceLock<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Routes {
+    of: HashMap<String, Route>,
+    /// There will be no more consumers.
+    ended: bool,
 }
 
 #[derive(Debug)]
@@ -59,14 +66,17 @@ impl Server {
         })
     }
 
-    fn routes(&self) -> MutexGuard<'_, HashMap<String, Route>> {
+    fn routes(&self) -> MutexGuard<'_, Routes> {
         self.routes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a consumer of a path.
+    /// Adds a consumer of a path; none after the [end](Self::end).
     pub(crate) fn add(&self, path: String, address: &Address, method: Method, share: Arc<Share>) -> Result<()> {
         let mut routes = self.routes();
-        let route = routes.entry(path).or_insert_with(|| Route {
+        if routes.ended {
+            return Err(Error::closed("consume").with_backend(NAME));
+        }
+        let route = routes.of.entry(path).or_insert_with(|| Route {
             method: method.clone(),
             kind: address.kind(),
             shares: Vec::new(),
@@ -101,15 +111,20 @@ impl Server {
 
     /// Tells every sender that waits to come again.
     pub(crate) fn end(&self) {
-        self.routes().values().flat_map(|route| &route.shares).for_each(|share| share.end());
+        let mut routes = self.routes();
+        routes.ended = true;
+        routes.of.values().flat_map(|route| &route.shares).for_each(|share| share.end());
     }
 
-    /// Answers one request.
-    pub(crate) async fn serve(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        self.handle(request).await.unwrap_or_else(|refusal| *refusal)
+    /// Answers one request. The ticket is dropped when the answer is written: its consumer may wait for that.
+    pub(crate) async fn serve(&self, request: Request<Incoming>) -> (Response<Full<Bytes>>, Option<Ticket>) {
+        match self.handle(request).await {
+            Ok(Told { answer, ticket }) => (answer.into_response(self.busy_retry), ticket),
+            Err(refusal) => (*refusal, None),
+        }
     }
 
-    async fn handle(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Box<Response<Full<Bytes>>>> {
+    async fn handle(&self, request: Request<Incoming>) -> Result<Told, Box<Response<Full<Bytes>>>> {
         let refuse = |status, why: &str| Box::new(problem(status, why));
         let Ok(_place) = self.requests.try_acquire() else {
             return Err(Box::new(come_again("too many requests are being served", self.busy_retry)));
@@ -131,8 +146,7 @@ impl Server {
         let message = message.map_err(|why| refuse(StatusCode::BAD_REQUEST, &why))?;
         let answered = self.offer(&path, message)?;
         // Dropped when the sender goes away, and then settling says so.
-        let answer = answered.await.unwrap_or(Answer::Released);
-        Ok(answer.into_response(self.busy_retry))
+        Ok(answered.await.unwrap_or(Told { answer: Answer::Released, ticket: None }))
     }
 
     fn authenticate(&self, given: Option<&HeaderValue>) -> Result<(), Box<Response<Full<Bytes>>>> {
@@ -153,12 +167,12 @@ impl Server {
     /// Before the body is read: whether anybody takes it.
     fn check_route(&self, path: &str, method: &Method) -> Result<(), Box<Response<Full<Bytes>>>> {
         let routes = self.routes();
-        let Some(route) = routes.get(path) else {
+        let Some(route) = routes.of.get(path) else {
             let why = "no queue is consumed under this path";
-            let is_starting = self.is_starting();
-            return Err(Box::new(match is_starting {
-                true => come_again(&format!("{why} yet"), self.busy_retry),
-                false => problem(StatusCode::NOT_FOUND, why),
+            return Err(Box::new(if self.is_starting() {
+                come_again(&format!("{why} yet"), self.busy_retry)
+            } else {
+                problem(StatusCode::NOT_FOUND, why)
             }));
         };
         if route.method == *method {
@@ -172,10 +186,10 @@ impl Server {
     }
 
     /// Gives the message to the next consumer of the path that has room.
-    fn offer(&self, path: &str, mut message: Message) -> Result<oneshot::Receiver<Answer>, Box<Response<Full<Bytes>>>> {
+    fn offer(&self, path: &str, mut message: Message) -> Result<oneshot::Receiver<Told>, Box<Response<Full<Bytes>>>> {
         let mut routes = self.routes();
         let mut why = "its consumer has ended";
-        if let Some(route) = routes.get_mut(path) {
+        if let Some(route) = routes.of.get_mut(path) {
             for _ in 0..route.shares.len() {
                 route.next = (route.next + 1) % route.shares.len();
                 match route.shares[route.next].offer(message) {

@@ -7,7 +7,9 @@ use std::{
     time::Duration,
 };
 
-use polymq_core::{Completion, ConsumeOptions, Error, ErrorKind, Incoming, Message, Result, Settler, Token};
+use polymq_core::{
+    Completion, ConsumeOptions, Error, ErrorKind, Incoming, Message, Result, Settler, Tally, Ticket, Token,
+};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{NAME, answer::Answer};
@@ -17,6 +19,8 @@ pub(crate) struct Share {
     prefetch: usize,
     prefetch_bytes: usize,
     slots: Mutex<Slots>,
+    /// Answers that are not written yet.
+    unwritten: Tally,
 }
 
 struct Slots {
@@ -33,8 +37,14 @@ struct Slots {
 
 /// A request without an answer.
 struct Open {
-    answer: oneshot::Sender<Answer>,
+    answer: oneshot::Sender<Told>,
     bytes: usize,
+}
+
+/// What a sender is told; the ticket is dropped when it is written.
+pub(crate) struct Told {
+    pub(crate) answer: Answer,
+    pub(crate) ticket: Option<Ticket>,
 }
 
 /// A message that was not taken.
@@ -57,7 +67,7 @@ impl Share {
         let (to_consumer, received) = mpsc::unbounded_channel();
         let slots = Slots { open: HashMap::new(), bytes: 0, next: 0, to_consumer, closed: false, ended: false };
         let (prefetch, prefetch_bytes) = (options.prefetch, options.prefetch_bytes);
-        (Self { prefetch, prefetch_bytes, slots: Mutex::new(slots) }, received)
+        (Self { prefetch, prefetch_bytes, slots: Mutex::new(slots), unwritten: Tally::default() }, received)
     }
 
     fn slots(&self) -> MutexGuard<'_, Slots> {
@@ -65,7 +75,7 @@ impl Share {
     }
 
     /// Hands a message over; the receiver gives the answer, or ends when there will be none.
-    pub(crate) fn offer(&self, message: Message) -> Result<oneshot::Receiver<Answer>, Box<NotTaken>> {
+    pub(crate) fn offer(&self, message: Message) -> Result<oneshot::Receiver<Told>, Box<NotTaken>> {
         let not_taken = |message, why| Err(Box::new(NotTaken { message, why }));
         let mut slots = self.slots();
         if slots.closed {
@@ -80,7 +90,7 @@ impl Share {
         let bytes = message.payload().len();
         slots.open.insert(token, Open { answer, bytes });
         slots.bytes += bytes;
-        let incoming = Incoming { message, token: Token(token), ..Incoming::default() };
+        let incoming = Incoming::new(message, Token(token));
         if let Err(refused) = slots.to_consumer.send(incoming) {
             slots.take(Token(token));
             return not_taken(refused.0.message, "its consumer has ended");
@@ -114,11 +124,16 @@ impl Share {
         (slots.closed, slots.ended) = (true, true);
         for (_, open) in slots.open.drain() {
             // Whoever waits no more needs no answer.
-            let _ = open.answer.send(Answer::Released);
+            let _ = open.answer.send(Told { answer: Answer::Released, ticket: None });
         }
         slots.bytes = 0;
         // The consumer's receive ends.
         slots.to_consumer = mpsc::unbounded_channel().0;
+    }
+
+    /// Waits until what was settled before is written, or can never be.
+    pub(crate) async fn flush(&self) {
+        self.unwritten.flush().await;
     }
 
     fn settle(&self, token: Token, answer: Answer) -> Completion<()> {
@@ -128,7 +143,8 @@ impl Share {
         }
         let open = slots.take(token);
         drop(slots);
-        let told = open.is_some_and(|open| open.answer.send(answer).is_ok());
+        let told = Told { answer, ticket: Some(self.unwritten.ticket()) };
+        let told = open.is_some_and(|open| open.answer.send(told).is_ok());
         Completion::ready(if told { Ok(()) } else { Err(stale()) })
     }
 }

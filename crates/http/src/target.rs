@@ -15,7 +15,14 @@ use crate::{
 pub(crate) struct Target(Url);
 
 impl Target {
+    /// An address of the settings, which is shown the token.
     pub(crate) fn parse(text: &str, config: &HttpConfig) -> Result<Self> {
+        let target = Self::read(text)?;
+        target.check_clear_text(config.has_token(), config)?;
+        Ok(target)
+    }
+
+    fn read(text: &str) -> Result<Self> {
         let invalid = || {
             refuse(format!(
                 "{:?} is no address to send to, expected http:// or https://host:port/path",
@@ -31,15 +38,20 @@ impl Target {
                 .with_backend(NAME)
                 .with_hint("add the feature \"tls\" of polymq-http"));
         }
-        let secret = url.password().is_some() || config.token.is_some() || config.token_file.is_some();
-        if secret && url.scheme() == "http" && !is_local(&url) && !config.allow_plaintext_remote {
+        Ok(Self(url))
+    }
+
+    fn check_clear_text(&self, shows_token: bool, config: &HttpConfig) -> Result<()> {
+        let Self(url) = self;
+        let secret = url.password().is_some() || shows_token;
+        if secret && url.scheme() == "http" && !is_local(url) && !config.allow_plaintext_remote {
             return Err(refuse(format!(
                 "credentials would travel in clear text to {:?}",
                 url.host_str().unwrap_or("")
             ))
             .with_hint("use an https:// URL, or set allow_plaintext_remote=true for a network that you trust"));
         }
-        Ok(Self(url))
+        Ok(())
     }
 
     /// The URL itself.
@@ -60,7 +72,9 @@ impl Target {
     /// The URL that an option of a channel names: whole, or a path at the same server.
     pub(crate) fn endpoint(&self, text: &str, config: &HttpConfig) -> Result<Url> {
         if !text.starts_with('/') {
-            return Self::parse(text, config).map(|target| target.0);
+            let target = Self::read(text)?;
+            target.check_clear_text(config.shows_token_to(&target.0)?, config)?;
+            return Ok(target.0);
         }
         let joined = self.0.join(text).map_err(|_| refuse(format!("the endpoint {text:?} is no path")))?;
         Ok(joined)

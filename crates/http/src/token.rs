@@ -40,7 +40,7 @@ impl Shown {
 
 fn bearer(key: &str, token: &str) -> Result<HeaderValue> {
     let value = HeaderValue::from_str(&format!("Bearer {token}")).ok().filter(|_| !token.is_empty());
-    let mut value = value.ok_or_else(|| refuse(format!("setting {key:?} is not valid, expected visible ASCII")))?;
+    let mut value = value.ok_or_else(|| refuse(format!("setting {key:?} is not valid, expected a token of ASCII")))?;
     value.set_sensitive(true);
     Ok(value)
 }
@@ -58,7 +58,7 @@ impl Asked {
         Ok(match (&config.accept_token, &config.accept_token_file) {
             (Some(token), _) => Self::Given(token.clone()),
             (None, Some(path)) => {
-                read("accept_token_file", path)?;
+                accepted(path)?;
                 Self::Of(path.clone())
             }
             (None, None) => Self::Nothing,
@@ -67,17 +67,24 @@ impl Asked {
 
     /// Whether a request with this header may come in.
     pub(crate) fn admits(&self, authorization: Option<&HeaderValue>) -> Result<bool> {
-        let given = authorization.and_then(|value| value.as_bytes().strip_prefix(b"Bearer ")).unwrap_or_default();
-        Ok(match self {
-            Self::Nothing => true,
-            Self::Given(token) => is_same(given, token.expose().as_bytes()),
-            Self::Of(path) => {
-                let tokens = read("accept_token_file", path)?;
-                let mut tokens = tokens.lines().map(str::trim).filter(|token| !token.is_empty());
-                tokens.any(|token| is_same(given, token.as_bytes()))
-            }
+        let given = authorization.and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+        Ok(match (self, given) {
+            (Self::Nothing, _) => true,
+            (_, None) => false,
+            (Self::Given(token), Some(given)) => is_same(given, token.expose().as_bytes()),
+            (Self::Of(path), Some(given)) => accepted(path)?.lines().any(|token| is_same(given, token.as_bytes())),
         })
     }
+}
+
+/// The tokens of a file, one a line; a file without any is a mistake, and nobody comes in meanwhile.
+fn accepted(path: &Path) -> Result<String> {
+    let text = read("accept_token_file", path)?;
+    let tokens: Vec<&str> = text.lines().map(str::trim).filter(|token| !token.is_empty()).collect();
+    if tokens.is_empty() {
+        return Err(refuse("setting \"accept_token_file\" names a file that has no token in it, expected one a line"));
+    }
+    Ok(tokens.join("\n"))
 }
 
 fn read(key: &str, path: &Path) -> Result<String> {

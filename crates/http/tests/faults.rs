@@ -7,37 +7,23 @@ mod gateway;
 #[allow(missing_docs, unreachable_pub)]
 mod peer;
 
-use std::{
-    net::{SocketAddr, TcpListener},
-    process::ExitCode,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use gateway::Gateway;
 use polymq_core::Backend;
 use polymq_http::HttpBackend;
-use polymq_testkit::{BrokerControl, Deletion, Harness, Heartbeat, Passwords, Suite, Switch, Tool};
+use polymq_testkit::{BrokerControl, Deletion, Harness, Heartbeat, Passwords, Suite, Switch, Tool, free_port};
 
 #[derive(Debug)]
 struct Http {
     gateway: Gateway,
-    given: Mutex<Vec<u16>>,
 }
 
 impl Http {
     /// A place of its own for a consumer; the gateway knows it by the first part of the path.
     fn place(&self, kind: &str, at: SocketAddr) -> String {
-        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
-        let port = loop {
-            let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-            let port = listener.local_addr().expect("an address").port();
-            if !given.contains(&port) {
-                break port;
-            }
-        };
-        given.push(port);
+        let port = free_port();
         format!("http://{at}/{kind}/{port}?listen=127.0.0.1:{port}/{kind}/{port}&busy_retry=10ms")
     }
 }
@@ -109,6 +95,6 @@ impl Switch for Http {
 }
 
 fn main() -> ExitCode {
-    let start = |_| Http { gateway: Gateway::start(), given: Mutex::default() };
+    let start = |_| Http { gateway: Gateway::start() };
     Suite::new("http_direct", start).only_faults().and_mutants_of(&["F14_throttled"]).main()
 }

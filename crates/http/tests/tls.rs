@@ -87,7 +87,7 @@ async fn listening(
 
 async fn send(settings: Settings) -> Result<()> {
     let connection = HttpConnection::connect(&settings)?;
-    let options = ProduceOptions { timeout: Duration::from_secs(10), ..ProduceOptions::default() };
+    let options = ProduceOptions { timeout: Duration::from_secs(30), ..ProduceOptions::default() };
     let producer = connection.producer(&Address::queue("orders"), &options).await?;
     producer.send(Message::new("x").with_id("1")).await.map(drop)
 }
@@ -166,9 +166,7 @@ struct OpenSsl(Child, SocketAddr);
 
 impl OpenSsl {
     async fn start(files: &Certificates, version: &str) -> Self {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = free.local_addr().expect("an address");
-        drop(free);
+        let address = SocketAddr::from(([127, 0, 0, 1], polymq_testkit::free_port()));
         let process = Command::new("openssl")
             .args(["s_server", "-www", "-cert", &files.path("server.pem"), "-key", &files.path("server.key")])
             .args(["-accept", &address.to_string(), version, "-cipher", "ALL:@SECLEVEL=0"])
@@ -177,7 +175,7 @@ impl OpenSsl {
             .stderr(Stdio::null())
             .spawn()
             .expect("this test needs the openssl command");
-        eventually(Duration::from_secs(10), || async {
+        eventually(Duration::from_secs(30), || async {
             tokio::net::TcpStream::connect(address).await.map(drop).map_err(|error| error.to_string())
         })
         .await;

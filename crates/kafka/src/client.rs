@@ -139,22 +139,30 @@ pub(crate) fn consumer(config: &KafkaConfig, group: &str, prefetch: usize, bytes
     client
         .set("group.id", group)
         .set("session.timeout.ms", millis(session))
-        // Other members wait for this one to notice that they have come.
-        .set("heartbeat.interval.ms", millis((session / 10).clamp(Duration::from_millis(100), Duration::from_secs(3))))
-        .set("max.poll.interval.ms", millis(session.max(Duration::from_secs(300))))
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
         // Where a group begins is committed before it begins; what has no position is new, such as a new partition.
         .set("auto.offset.reset", "earliest")
-        .set("allow.auto.create.topics", "false")
+        .set("allow.auto.create.topics", "false");
+    let heartbeat = (session / 10).clamp(Duration::from_millis(100), Duration::from_secs(3));
+    for (name, value) in [
+        // Other members wait for this one to notice that they have come.
+        ("heartbeat.interval.ms", millis(heartbeat)),
+        ("max.poll.interval.ms", millis(session.max(Duration::from_secs(300)))),
         // Enough that a fast handler never waits for a request that is on its way, whatever the prefetch is; each
         // takes some hundred bytes beside its body.
-        .set("queued.min.messages", prefetch.saturating_mul(4).clamp(MIN_QUEUED, MAX_QUEUED).to_string())
-        .set("queued.max.messages.kbytes", kilobytes.to_string())
+        ("queued.min.messages", prefetch.saturating_mul(4).clamp(MIN_QUEUED, MAX_QUEUED).to_string()),
+        ("queued.max.messages.kbytes", kilobytes.to_string()),
         // How often a full buffer is looked at. A fast handler empties it in less than librdkafka's own second.
-        .set("fetch.queue.backoff.ms", "2")
-        .set("receive.message.max.bytes", (config.max_payload + 64 * 1024 * 1024).to_string());
+        ("fetch.queue.backoff.ms", "2".to_owned()),
+        ("receive.message.max.bytes", (config.max_payload + 64 * 1024 * 1024).to_string()),
+    ] {
+        // What somebody has chosen among the options stays.
+        if client.get(name).is_none() {
+            client.set(name, value);
+        }
+    }
     Ok(client)
 }
 

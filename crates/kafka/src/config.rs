@@ -1,10 +1,9 @@
-//! The settings of this backend, and the place that they lead to.
+//! The settings of this backend.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
-use polymq_core::{Error, ErrorKind, Key, Result, Secret, Settings, config::duration};
+use polymq_core::{Key, Result, Secret, Settings, config::duration};
 use serde::Deserialize;
-use url::Url;
 
 use crate::{NAME, error};
 
@@ -30,7 +29,11 @@ pub const KEYS: &[Key] = &[
     key("retention", "", "how long new topics keep messages; the broker's default where this is empty"),
     key("commit_interval", "100ms", "how long finished messages may wait for their positions to be committed"),
     key("revoke_wait", "5s", "how long a partition that goes to another consumer waits for handlers that run"),
-    key("declare", "auto", "auto makes topics that are missing, passive only checks that they are there"),
+    key(
+        "declare",
+        "auto",
+        "auto makes topics that are missing, passive only checks that they are there (but makes those for replies)",
+    ),
     key("max_payload", "1000000", "largest body in bytes; new topics are made to take it"),
     key("allow_plaintext_remote", "false", "allow credentials without TLS to a host that is not this one"),
     key("ca_file", "", "PEM file of the authority that signed the brokers' certificates, instead of the system's"),
@@ -38,7 +41,7 @@ pub const KEYS: &[Key] = &[
     key("key_file", "", "PEM file of this client's key"),
     key("key_pass", "", "password of the key file"),
     key("name", "polymq", "the client id, shown in the broker's logs, metrics and quotas"),
-    key("options", "", "further settings of librdkafka: name=value;name=value"),
+    key("options", "", "further settings of librdkafka: name=value;name=value; what polymq sets itself is refused"),
 ];
 
 const fn key(name: &'static str, default: &'static str, help: &'static str) -> Key {
@@ -173,11 +176,51 @@ pub enum Declare {
     Passive,
 }
 
+/// What of the client library is not an option, by all of its names, and the setting of polymq instead. A name that ends
+/// with a dot stands for all that begin with it.
+const OURS: &[(&str, &str)] = &[
+    ("bootstrap.servers", "servers"),
+    ("metadata.broker.list", "servers"),
+    ("security.protocol", "url"),
+    ("sasl.username", "user"),
+    ("sasl.password", "pass"),
+    ("sasl.", "mechanism"),
+    ("socket.timeout.ms", "heartbeat"),
+    ("session.timeout.ms", "session_timeout"),
+    ("transaction.timeout.ms", "session_timeout"),
+    ("delivery.timeout.ms", "delivery_timeout"),
+    ("message.timeout.ms", "delivery_timeout"),
+    ("linger.ms", "linger"),
+    ("queue.buffering.max.ms", "linger"),
+    ("compression.type", "compression"),
+    ("compression.codec", "compression"),
+    ("message.max.bytes", "max_payload"),
+    ("queue.buffering.max.messages", ""),
+    ("queue.buffering.max.kbytes", ""),
+    ("partitioner", ""),
+    // A certificate is always checked.
+    ("enable.ssl.certificate.verification", ""),
+    ("ssl.endpoint.identification.algorithm", ""),
+    ("enable.idempotence", ""),
+    ("acks", ""),
+    ("request.required.acks", ""),
+    ("transactional.id", ""),
+    ("group.id", ""),
+    ("group.protocol", ""),
+    ("partition.assignment.strategy", ""),
+    ("enable.auto.commit", ""),
+    ("enable.auto.offset.store", ""),
+    ("auto.offset.reset", ""),
+    ("allow.auto.create.topics", ""),
+    ("plugin.library.paths", ""),
+];
+
 impl KafkaConfig {
     /// Reads and checks settings; no connection is made.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] naming the key and the expectation, [`ErrorKind::NotCompiledIn`] for `kafkas`
+    /// [`ErrorKind::Config`](polymq_core::ErrorKind::Config) naming the key and the expectation,
+    /// [`ErrorKind::NotCompiledIn`](polymq_core::ErrorKind::NotCompiledIn) for `kafkas`
     /// without the feature `tls`.
     pub fn parse(settings: &Settings) -> Result<Self> {
         let config: Self = settings.parse(NAME)?;
@@ -226,22 +269,6 @@ impl KafkaConfig {
 
     /// The further settings of the client library. What polymq relies on is not among them.
     pub(crate) fn options(&self) -> Result<Vec<(&str, &str)>> {
-        const OURS: &[&str] = &[
-            "bootstrap.servers",
-            "metadata.broker.list",
-            "security.protocol",
-            "group.id",
-            "group.protocol",
-            "enable.auto.commit",
-            "enable.auto.offset.store",
-            "auto.offset.reset",
-            "enable.idempotence",
-            "acks",
-            "request.required.acks",
-            "partition.assignment.strategy",
-            "transactional.id",
-            "plugin.library.paths",
-        ];
         let text = self.options.as_ref().map_or("", Secret::expose);
         let pairs = text.split(';').map(str::trim).filter(|pair| !pair.is_empty());
         pairs
@@ -250,155 +277,58 @@ impl KafkaConfig {
                     return Err(error::config("setting \"options\" is not valid, expected name=value;name=value"));
                 };
                 let (name, value) = (name.trim(), value.trim());
-                if OURS.contains(&name) || name.starts_with("sasl.") {
-                    return Err(error::config(format!(
-                        "option {name:?} is polymq's own; use the settings of this backend"
-                    )));
+                match OURS.iter().find(|(ours, _)| name == *ours || (name.starts_with(ours) && ours.ends_with('.'))) {
+                    None => Ok((name, value)),
+                    Some((_, "")) => Err(error::config(format!(
+                        "option {name:?} is polymq's own: what it promises depends on it, so it cannot be set"
+                    ))),
+                    Some((_, setting)) => Err(error::config(format!("option {name:?} is polymq's own"))
+                        .with_hint(format!("use the setting {setting:?}"))),
                 }
-                Ok((name, value))
             })
             .collect()
-    }
-
-    /// Where these settings lead, and as whom.
-    pub(crate) fn endpoint(&self) -> Result<Endpoint> {
-        let endpoint = match &self.url {
-            Some(url) => self.read_url(url.expose())?,
-            None => self.with_defaults(Endpoint::default()),
-        };
-        endpoint.check(self)?;
-        Ok(endpoint)
-    }
-
-    fn read_url(&self, text: &str) -> Result<Endpoint> {
-        let invalid = || {
-            error::config("setting \"url\" is not valid, expected kafka:// or kafkas://user:password@host:port")
-                .with_hint("write special characters in user and password as %XX, and further brokers in \"servers\"")
-        };
-        let url = Url::parse(text).map_err(|_| invalid())?;
-        if !matches!(url.path(), "" | "/") {
-            return Err(invalid());
-        }
-        let decoded = |text: &str| percent_decoded(text).ok_or_else(invalid);
-        let host = url.host_str().filter(|host| !host.is_empty());
-        let found = Endpoint {
-            tls: url.scheme() == "kafkas",
-            servers: host.map(|host| format!("{}:{}", host, url.port().unwrap_or(9092))),
-            user: if url.username().is_empty() { None } else { Some(decoded(url.username())?) },
-            pass: url.password().map(decoded).transpose()?.map(Secret::new),
-        };
-        Ok(self.with_defaults(found))
-    }
-
-    /// What the URL says is whole: keys only fill what it leaves out, so that a stray variable cannot add the brokers
-    /// of another cluster.
-    fn with_defaults(&self, found: Endpoint) -> Endpoint {
-        Endpoint {
-            servers: found.servers.or_else(|| self.servers.clone()),
-            user: found.user.or_else(|| self.user.clone()),
-            pass: found.pass.or_else(|| self.pass.clone()),
-            ..found
-        }
-    }
-}
-
-fn percent_decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, tail)) = rest.split_first() {
-        if *first == b'%' {
-            let (digits, tail) = tail.split_at_checked(2)?;
-            bytes.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
-            rest = tail;
-        } else {
-            bytes.push(*first);
-            rest = tail;
-        }
-    }
-    String::from_utf8(bytes).ok()
-}
-
-/// Brokers and a login.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Endpoint {
-    pub(crate) tls: bool,
-    servers: Option<String>,
-    pub(crate) user: Option<String>,
-    pub(crate) pass: Option<Secret>,
-}
-
-impl Endpoint {
-    fn check(&self, settings: &KafkaConfig) -> Result<()> {
-        let needs_tls = self.tls || (self.user.is_some() && settings.mechanism != Mechanism::Plain);
-        if needs_tls && !cfg!(feature = "tls") {
-            return Err(Error::new(ErrorKind::NotCompiledIn, "kafkas and SCRAM need TLS, which is not compiled in")
-                .with_backend(NAME)
-                .with_hint("add the feature \"tls\" of polymq-kafka"));
-        }
-        for server in self.servers().split(',') {
-            let Some((host, port)) = server.trim().rsplit_once(':') else {
-                return Err(error::config(format!("broker {server:?} has no port, expected host:port")));
-            };
-            if host.is_empty() || port.parse::<u16>().is_err() {
-                return Err(error::config(format!("broker {server:?} is not valid, expected host:port")));
-            }
-            if self.user.is_some() && !self.tls && !is_loopback(host) && !settings.allow_plaintext_remote {
-                return Err(error::config(format!("credentials would travel in clear text to {host:?}")).with_hint(
-                    "use a kafkas:// URL, or set allow_plaintext_remote=true for a network that you trust",
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    pub(crate) fn servers(&self) -> &str {
-        self.servers.as_deref().unwrap_or("localhost:9092")
-    }
-}
-
-fn is_loopback(host: &str) -> bool {
-    match host.trim_matches(['[', ']']).parse::<IpAddr>() {
-        Ok(address) => address.is_loopback(),
-        Err(_) => host.eq_ignore_ascii_case("localhost") || host.to_ascii_lowercase().ends_with(".localhost"),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client;
 
-    fn read(url: &str) -> Result<Endpoint> {
-        KafkaConfig::parse(&Settings::from_url(url)?)?.endpoint()
-    }
-
-    fn sentence(url: &str) -> String {
-        read(url).map_or_else(|error| error.to_string(), |found| panic!("accepted as {found:?}"))
-    }
-
+    /// Each is in the clients as it was given, or refused with the name of the setting that does the same.
     #[test]
-    fn urls_lead_somewhere() {
-        let found = read("kafka://app:s%40cret@127.0.0.1:19092").expect("valid");
-        assert_eq!((found.servers(), found.user.as_deref()), ("127.0.0.1:19092", Some("app")));
-        assert_eq!(found.pass.as_ref().map(Secret::expose), Some("s@cret"));
-        assert_eq!(read("kafka://").expect("valid").servers(), "localhost:9092");
-        assert_eq!(read("kafka://one").expect("valid").servers(), "one:9092");
-        assert_eq!(read("kafka:///?servers=a:1,b:2").expect("valid").servers(), "a:1,b:2");
-        // The URL is whole: a variable does not add the brokers of another cluster.
-        assert_eq!(read("kafka://one:1?servers=two:2").expect("valid").servers(), "one:1");
-    }
-
-    #[test]
-    fn what_is_wrong_is_said() {
-        assert!(sentence("kafka://host:9092/orders").contains("expected kafka://"));
-        assert!(sentence("kafka:///?servers=one").contains("\"one\" has no port"));
-        assert!(sentence("kafka://app:secret@broker.example:9092").contains("clear text to \"broker.example\""));
-        assert!(sentence("kafka://localhost?partitions=0").contains("expected 1 to 100000"));
-        assert!(sentence("kafka://localhost?options=acks%3D0").contains("polymq's own"));
-        assert!(sentence("kafka://localhost?hartbeat=1s").contains("heartbeat"));
-        assert!(sentence("kafka://localhost?pass=x").contains("together with user"));
-        for url in ["kafka://app:secret@broker.example:9092", "kafka://app:secret@localhost:9092/x"] {
-            assert!(!sentence(url).contains("secret"));
+    fn no_option_is_replaced_in_silence() {
+        let own = KafkaConfig::default();
+        let clients = |config: &KafkaConfig| {
+            let made = [
+                client::producer(config),
+                client::transactional(config, "id"),
+                client::consumer(config, "group", 1, 1),
+            ];
+            made.map(|made| made.expect("valid"))
+        };
+        let ours = clients(&own);
+        let names: std::collections::BTreeSet<&str> =
+            ours.iter().flat_map(|made| made.config_map().into_keys()).collect();
+        let aliases = ["message.timeout.ms", "queue.buffering.max.ms", "compression.codec", "acks", "sasl.username"];
+        let mut kept = 0;
+        for name in names.iter().copied().chain(aliases) {
+            match KafkaConfig::parse(&Settings::new().with("options", format!("{name}=4711"))) {
+                Ok(config) => {
+                    for made in clients(&config) {
+                        assert_eq!(made.get(name), Some("4711"), "{name}");
+                    }
+                    kept += 1;
+                }
+                Err(error) => {
+                    assert!(error.to_string().contains(name), "{error}");
+                    let setting = error.hint().and_then(|hint| hint.split('"').nth(1));
+                    let known = |setting: &str| KEYS.iter().any(|key| setting == key.name);
+                    assert!(setting.map_or_else(|| error.to_string().contains("cannot be set"), known), "{error:?}");
+                }
+            }
         }
+        assert!(kept > 10 && names.len() > 30, "{kept} of {names:?}");
     }
 
     #[test]
@@ -410,12 +340,5 @@ mod tests {
         }
         let parsed = KafkaConfig::parse(&all).expect("the documented defaults are valid");
         assert_eq!(format!("{parsed:?}"), format!("{:?}", KafkaConfig::default()));
-    }
-
-    #[cfg(not(feature = "tls"))]
-    #[test]
-    fn tls_that_is_not_there_is_not_ignored() {
-        let error = read("kafkas://localhost:9093").expect_err("not compiled in");
-        assert_eq!(error.kind(), ErrorKind::NotCompiledIn);
     }
 }

@@ -41,12 +41,17 @@ impl Consumer for KafkaConsumer {
 
     async fn close(&mut self) -> Result<()> {
         self.hub.part(self.share);
-        // The last one commits and leaves the group, unless it still has messages to settle.
-        if !self.hub.is_in_use() {
-            let mut ended = self.hub.ended();
-            // Bounded for a broker that does not answer.
-            let _ = timeout(CLOSE_TIMEOUT, ended.wait_for(|ended| *ended)).await;
-        }
+        // The last one leaves the group; where others go on, or messages are to be settled yet, only a commit is awaited: this
+        // process may end now.
+        let (committed, mut ended) = (self.hub.committed(), self.hub.ended());
+        let done = async {
+            tokio::select! {
+                _ = committed => {}
+                _ = ended.wait_for(|ended| *ended) => {}
+            }
+        };
+        // Bounded for a broker that does not answer.
+        let _ = timeout(CLOSE_TIMEOUT, done).await;
         Ok(())
     }
 }

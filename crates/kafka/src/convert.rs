@@ -6,6 +6,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use polymq_core::{Message, MessageId};
 use rdkafka::message::{Header, Headers as _, OwnedHeaders};
 
@@ -75,10 +76,19 @@ pub(crate) fn headers(message: &Message, due: Option<SystemTime>) -> Option<Owne
     headers
 }
 
-/// The message of a record, and how long it has to wait still if it has to. Whatever a foreign producer left out or
-/// wrote in another way, it is a message.
-pub(crate) fn message(record: &impl rdkafka::message::Message) -> (Message, Option<Duration>) {
-    let mut message = Message::new(record.payload().map(bytes::Bytes::copy_from_slice).unwrap_or_default());
+/// When the broker took a record, or its producer made it, as the topic is set up: milliseconds since 1970.
+pub(crate) fn taken_at(record: &impl rdkafka::message::Message) -> Option<u64> {
+    u64::try_from(record.timestamp().to_millis()?).ok()
+}
+
+/// The message of a record with this body that was [`taken_at`] then, and how long it has to wait still if it has to.
+/// Whatever a foreign producer left out or wrote in another way, it is a message.
+pub(crate) fn message(
+    record: &impl rdkafka::message::Message,
+    body: Bytes,
+    taken_at: Option<u64>,
+) -> (Message, Option<Duration>) {
+    let mut message = Message::new(body);
     if let Some(key) = record.key().and_then(|key| std::str::from_utf8(key).ok()) {
         message = message.with_key(key.to_owned());
     }
@@ -118,10 +128,7 @@ pub(crate) fn message(record: &impl rdkafka::message::Message) -> (Message, Opti
         }
     }
     let made = || message.id().and_then(made_at).map(|since| SystemTime::UNIX_EPOCH + since);
-    let taken = || {
-        let millis = u64::try_from(record.timestamp().to_millis()?).ok()?;
-        Some(SystemTime::UNIX_EPOCH + Duration::from_millis(millis))
-    };
+    let taken = || Some(SystemTime::UNIX_EPOCH + Duration::from_millis(taken_at?));
     if let Some(time) = time.or_else(made).or_else(taken) {
         message = message.with_time(time);
     }
@@ -159,6 +166,10 @@ mod tests {
         message
     }
 
+    fn read(record: &OwnedMessage) -> (Message, Option<Duration>) {
+        message(record, Bytes::copy_from_slice(record.payload().unwrap_or_default()), taken_at(record))
+    }
+
     fn pairs(headers: Option<&OwnedHeaders>) -> Vec<(String, String)> {
         let text = |value: Option<&[u8]>| String::from_utf8(value.expect("a value").to_vec()).expect("text");
         headers.into_iter().flat_map(|headers| headers.iter()).map(|h| (h.key.to_owned(), text(h.value))).collect()
@@ -193,7 +204,7 @@ mod tests {
         let golden: Vec<_> = golden.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         let record = record(&full(), None);
         assert_eq!(pairs(record.headers()), golden);
-        assert_eq!(message(&record), (full(), None));
+        assert_eq!(read(&record), (full(), None));
     }
 
     #[test]
@@ -202,24 +213,24 @@ mod tests {
         let sent = Message::new("").with_id(UUID).with_time(time);
         let written = record(&sent, None);
         assert_eq!(pairs(written.headers()), [("ce_id".to_owned(), UUID.to_owned())]);
-        assert_eq!(message(&written).0, sent);
+        assert_eq!(read(&written).0, sent);
         let own = sent.with_time(time + Duration::from_nanos(1_000_001));
-        assert_eq!(message(&record(&own, None)).0, own);
+        assert_eq!(read(&record(&own, None)).0, own);
     }
 
     #[test]
     fn a_delay_is_told_and_taken_away_again() {
         let wait = Duration::from_secs(60);
-        let (read, left) = message(&record(&full(), Some(polymq_core::now() + wait)));
-        assert_eq!(read, full());
+        let (found, left) = read(&record(&full(), Some(polymq_core::now() + wait)));
+        assert_eq!(found, full());
         assert!(left.is_some_and(|left| left > wait / 2 && left <= wait + Duration::from_millis(1)), "{left:?}");
     }
 
     #[test]
     fn a_record_without_anything_is_a_message() {
         let bare = OwnedMessage::new(None, None, "orders".into(), Timestamp::CreateTime(5_000), 0, 7, None);
-        let (read, due) = message(&bare);
-        assert_eq!(read, Message::new("").with_time(SystemTime::UNIX_EPOCH + Duration::from_secs(5)));
+        let (found, due) = read(&bare);
+        assert_eq!(found, Message::new("").with_time(SystemTime::UNIX_EPOCH + Duration::from_secs(5)));
         assert_eq!(due, None);
         assert!(headers(&Message::new("x"), None).is_none());
     }
@@ -235,16 +246,16 @@ mod tests {
         let key = Some(vec![0, 159, 146]);
         let bare =
             OwnedMessage::new(Some(b"x".to_vec()), key, "t".into(), Timestamp::NotAvailable, 0, 7, Some(foreign));
-        let (read, _) = message(&bare);
-        assert_eq!(read.headers().iter().collect::<Vec<_>>(), [("ce_source", "/shop")]);
-        assert_eq!((read.key(), read.version(), read.time()), (None, None, None));
+        let (found, _) = read(&bare);
+        assert_eq!(found.headers().iter().collect::<Vec<_>>(), [("ce_source", "/shop")]);
+        assert_eq!((found.key(), found.version(), found.time()), (None, None, None));
     }
 
     #[test]
     fn a_header_of_the_name_of_the_content_type_stays_itself() {
         for name in ["content-type", "Content-Type"] {
             let sent = full().with_header(name, "text/plain");
-            assert_eq!(message(&record(&sent, None)).0, sent, "{name}");
+            assert_eq!(read(&record(&sent, None)).0, sent, "{name}");
         }
     }
 }

@@ -1,13 +1,18 @@
 #![doc = include_str!("../README.md")]
 
+mod admin;
 mod backend;
+mod bodies;
 mod client;
 mod config;
 mod connection;
 mod consumer;
+mod context;
 mod convert;
+mod endpoint;
 mod error;
 mod hub;
+mod joining;
 mod link;
 mod partition;
 mod poller;
@@ -15,7 +20,7 @@ mod position;
 mod producer;
 mod publisher;
 mod settle;
-mod tally;
+mod stats;
 mod topology;
 mod transactions;
 

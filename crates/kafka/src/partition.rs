@@ -139,7 +139,12 @@ impl Partition {
 
     /// The message is done.
     pub(crate) fn finish(&mut self, offset: i64) -> Option<Entry> {
-        let entry = self.entry(offset)?;
+        self.finish_if(offset, |_| true)
+    }
+
+    /// The same, if it is where it must be.
+    pub(crate) fn finish_if(&mut self, offset: i64, is_right: impl Fn(Place) -> bool) -> Option<Entry> {
+        let entry = self.entry(offset).filter(|entry| is_right(entry.place))?;
         let before = *entry;
         entry.place = Place::Finished;
         self.finished += 1;

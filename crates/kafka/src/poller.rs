@@ -1,32 +1,28 @@
 //! The thread of a [`Hub`]: fetches within the prefetch, hears of rebalances, commits what is finished.
 
 use std::{
-    sync::{
-        Arc, Mutex, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
-use polymq_core::{Details, Error, ErrorKind, Incoming, Result};
+use polymq_core::{Error, ErrorKind, Result};
 use rdkafka::{
-    ClientContext, Offset, TopicPartitionList,
-    config::RDKafkaLogLevel,
-    consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol},
+    consumer::{CommitMode, Consumer},
     error::{KafkaError, KafkaResult},
     message::{BorrowedMessage, Message as _},
-    types::{RDKafkaErrorCode as Code, RDKafkaRespErr},
 };
 use tokio::sync::oneshot;
 
 use crate::{
+    bodies::Bodies,
     client,
     config::KafkaConfig,
+    context::{Context, Native},
     convert, error,
     hub::{Fetched, Hub, Turn},
     link::{Link, lock},
-    position::Position,
+    position::{Position, begin_at},
     publisher::configuration,
     topology,
 };
@@ -37,121 +33,6 @@ const TICK: Duration = Duration::from_millis(50);
 /// fetched; without it, a rebalance of the group waits for this long.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-pub(crate) type Native = BaseConsumer<Context>;
-
-/// What the client library calls back.
-pub(crate) struct Context {
-    hub: Weak<Hub>,
-    link: Arc<Link>,
-    config: Arc<KafkaConfig>,
-    /// Whether there is a delay topic.
-    has_delay: bool,
-    /// Whether it is being read here.
-    has_companions: AtomicBool,
-    /// What it told that ends the consumer.
-    end: Mutex<Option<Error>>,
-}
-
-impl Context {
-    /// Of a consumer that asks and never reads.
-    pub(crate) fn asking(link: &Arc<Link>, config: &Arc<KafkaConfig>) -> Self {
-        Self {
-            hub: Weak::new(),
-            link: Arc::clone(link),
-            config: Arc::clone(config),
-            has_delay: false,
-            has_companions: AtomicBool::new(false),
-            end: Mutex::new(None),
-        }
-    }
-}
-
-impl ClientContext for Context {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
-        client::log(level, facility, line);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.link.observe(&error, reason);
-        let kind = error::code(&error).map_or(ErrorKind::Other, error::kind);
-        if kind == ErrorKind::PermissionDenied || error::code(&error) == Some(Code::Fatal) {
-            lock(&self.end).get_or_insert_with(|| error::native("consume", error));
-        }
-    }
-}
-
-impl ConsumerContext for Context {
-    // One call for what the group shares and what goes with it: after the first one the client library goes on.
-    fn rebalance(&self, consumer: &Native, event: RDKafkaRespErr, list: &mut TopicPartitionList) {
-        let is_assignment = event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
-        let hub = self.hub.upgrade();
-        let all = hub.as_deref().map_or_else(|| list.clone(), |hub| self.with_companions(hub, list, is_assignment));
-        if let Some(hub) = hub.as_deref().filter(|_| !is_assignment) {
-            self.revoke(hub, consumer, &all);
-        }
-        let is_cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
-        let changed = match (is_assignment, is_cooperative) {
-            (true, true) => consumer.incremental_assign(&all),
-            (true, false) => consumer.assign(&all),
-            (false, true) => consumer.incremental_unassign(&all),
-            (false, false) => consumer.unassign(),
-        };
-        if let Err(error) = changed {
-            tracing::error!(%error, partitions = ?all, "partitions cannot be taken over or given away");
-        }
-        if let Some(hub) = hub.filter(|_| is_assignment) {
-            self.assigned(&hub, consumer, &all);
-        }
-    }
-}
-
-impl Context {
-    /// These, and the partitions of the delay topic if they go with them: whoever has the first partition of the topic
-    /// reads them. The group itself shares only the topic, or one member might get nothing but delayed messages.
-    fn with_companions(&self, hub: &Hub, list: &TopicPartitionList, is_assignment: bool) -> TopicPartitionList {
-        let mut all = list.clone();
-        if let Some(delay) = hub.names.delay.as_deref().filter(|_| self.has_delay)
-            && list.find_partition(&hub.names.topic, 0).is_some()
-            && self.has_companions.swap(is_assignment, Ordering::AcqRel) != is_assignment
-        {
-            for partition in topology::DELAY_PARTITIONS {
-                all.add_partition(delay, partition);
-            }
-        }
-        all
-    }
-
-    fn revoke(&self, hub: &Hub, consumer: &Native, list: &TopicPartitionList) {
-        tracing::debug!(topic = %hub.names.topic, partitions = list.count(), "revoked");
-        // Lost in silence: others have it already, and nothing can be committed.
-        let lost = consumer.assignment_lost();
-        let changes = hub.revoking(list, if lost { Duration::ZERO } else { self.config.revoke_wait });
-        if let Some(transactions) = hub.transactions().filter(|_| !lost) {
-            hub.not_committed(&changes);
-            transactions.commit(Some(self.config.connect_timeout));
-        } else if !lost
-            && changes.count() > 0
-            && self.link.is_up_or_closing()
-            && let Err(error) = consumer.commit(&changes, CommitMode::Sync)
-        {
-            tracing::warn!(topic = %hub.names.topic, %error, "positions of partitions that go are not committed");
-        }
-        hub.revoked(list);
-    }
-
-    fn assigned(&self, hub: &Hub, consumer: &Native, list: &TopicPartitionList) {
-        tracing::debug!(topic = %hub.names.topic, partitions = list.count(), "assigned");
-        match consumer.committed_offsets(list.clone(), self.config.connect_timeout) {
-            Ok(found) => hub.assigned(&found, true),
-            Err(error) => {
-                // Only what is finished beyond the position is not known: it may come twice.
-                tracing::warn!(topic = %hub.names.topic, %error, "positions cannot be read");
-                hub.assigned(list, false);
-            }
-        }
-    }
-}
-
 /// What a hub reads, and from where.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
@@ -161,12 +42,11 @@ pub(crate) struct Plan {
     pub(crate) start: Position,
     /// Where the group begins now, whatever its position was.
     pub(crate) seek: Option<Position>,
-    pub(crate) has_delay: bool,
     /// What handlers send is committed with the positions.
     pub(crate) transactional: bool,
 }
 
-/// Starts the thread; `ready` hears when it reads.
+/// Starts the thread; `ready` hears when it reads. Without the thread the hub has ended.
 pub(crate) fn start(
     hub: Arc<Hub>,
     config: Arc<KafkaConfig>,
@@ -174,13 +54,17 @@ pub(crate) fn start(
     plan: Plan,
     ready: oneshot::Sender<Result<()>>,
 ) -> Result<()> {
+    let ended = |hub: &Hub, error: Error| {
+        hub.fail(error.kind(), error.message());
+        hub.set_ended();
+        error
+    };
+    let reading = Arc::clone(&hub);
     let run = move || {
-        let mut poller = match Poller::begin(&hub, config, link, &plan) {
+        let mut poller = match Poller::begin(&reading, config, link, &plan) {
             Ok(poller) => poller,
             Err(error) => {
-                hub.fail(error.kind(), error.message());
-                hub.set_ended();
-                let _ = ready.send(Err(error));
+                let _ = ready.send(Err(ended(&reading, error)));
                 return;
             }
         };
@@ -189,7 +73,9 @@ pub(crate) fn start(
         poller.leave();
     };
     let spawned = thread::Builder::new().name("polymq-kafka".into()).spawn(run);
-    spawned.map(drop).map_err(|error| Error::new(ErrorKind::Other, "no thread can be started").with_source(error))
+    spawned
+        .map(drop)
+        .map_err(|error| ended(&hub, Error::new(ErrorKind::Other, "no thread can be started").with_source(error)))
 }
 
 struct Poller {
@@ -198,18 +84,20 @@ struct Poller {
     link: Arc<Link>,
     native: Arc<Native>,
     batch: Vec<Fetched>,
+    bodies: Bodies,
     is_paused: bool,
     /// Since when there is no room.
     full_since: Option<Instant>,
     committed: Instant,
+    /// When a delay topic was looked for.
+    looked: Instant,
 }
 
 impl Poller {
     fn begin(hub: &Arc<Hub>, config: Arc<KafkaConfig>, link: Arc<Link>, plan: &Plan) -> Result<Self> {
         let own = format!("polymq-{:016x}", fastrand::u64(..));
         let group = hub.names.group.as_deref().unwrap_or(&own);
-        let context =
-            Context { hub: Arc::downgrade(hub), has_delay: plan.has_delay, ..Context::asking(&link, &config) };
+        let context = Context::receiving(hub, &link, &config);
         let settings = client::consumer(&config, group, plan.prefetch, plan.bytes)?;
         let native: Native = settings.create_with_context(context).map_err(configuration)?;
         let (topic, timeout) = (&*hub.names.topic, config.connect_timeout);
@@ -234,9 +122,11 @@ impl Poller {
             link,
             native,
             batch: Vec::new(),
+            bodies: Bodies::default(),
             is_paused: false,
             full_since: None,
             committed: Instant::now(),
+            looked: Instant::now(),
         })
     }
 
@@ -272,6 +162,7 @@ impl Poller {
                 }
             }
             self.commit();
+            self.look();
         }
     }
 
@@ -282,9 +173,18 @@ impl Poller {
             wait = wait.min(due.saturating_duration_since(now));
         }
         let mut failure = None;
+        // Most records are of the topic of the one before, whose name need not be looked at again.
+        let mut latest = None;
         while self.batch.len() < room {
             match self.native.poll(wait) {
-                Some(Ok(record)) => self.batch.push(fetched(&record, &self.hub)),
+                Some(Ok(record)) => {
+                    let is_delay = match latest {
+                        Some((topic, is_delay)) if topic == record.topic_ptr() => is_delay,
+                        _ => record.topic() != &*self.hub.names.topic,
+                    };
+                    latest = Some((record.topic_ptr(), is_delay));
+                    self.batch.push(fetched(&record, is_delay, &mut self.bodies));
+                }
                 Some(Err(error)) => {
                     failure = Some(error);
                     break;
@@ -362,9 +262,27 @@ impl Poller {
         }
     }
 
+    /// Now and then looks for a delay topic where there was none.
+    fn look(&mut self) {
+        let context = self.native.context();
+        if context.may_lack_companions(&self.hub)
+            && self.looked.elapsed() >= self.config.heartbeat
+            && self.link.is_up_or_closing()
+        {
+            context.find_companions(&self.hub, &self.native);
+            self.looked = Instant::now();
+        }
+    }
+
     /// Tells the broker what is finished, without waiting: librdkafka repeats what fails on the way, and the next commit
     /// says it all again.
     fn commit(&mut self) {
+        let flushing = self.hub.flushing();
+        if !flushing.is_empty() {
+            self.commit_all();
+            // Who has given up does not need to know.
+            return flushing.into_iter().for_each(|waiting| _ = waiting.send(()));
+        }
         if self.hub.names.group.is_none() || self.committed.elapsed() < self.config.commit_interval {
             return;
         }
@@ -382,20 +300,32 @@ impl Poller {
         }
     }
 
-    /// Commits what is left, hears that it is committed, and leaves the group.
-    fn leave(self) {
-        let topic = &*self.hub.names.topic;
-        let changes = self.hub.all_changes();
+    /// Commits what is finished, and hears that it is committed.
+    fn commit_all(&self) {
         if let Some(transactions) = self.hub.transactions() {
-            self.hub.not_committed(&changes);
-            transactions.commit(Some(self.config.connect_timeout));
-        } else if self.hub.names.group.is_some()
-            && changes.count() > 0
-            && self.link.is_up_or_closing()
+            return transactions.commit(Some(self.config.connect_timeout));
+        }
+        if self.hub.names.group.is_none() || !self.link.is_up_or_closing() {
+            return;
+        }
+        // Also what was committed without waiting.
+        let changes = self.hub.all_changes();
+        if changes.count() > 0
             && let Err(error) = self.native.commit(&changes, CommitMode::Sync)
         {
-            tracing::warn!(topic, %error, "the last positions are not committed");
+            tracing::warn!(topic = %self.hub.names.topic, %error, "positions are not committed");
+            self.hub.not_committed(&changes);
         }
+    }
+
+    /// Commits what is left, and leaves the group.
+    fn leave(self) {
+        if self.hub.transactions().is_some() {
+            // What was handed over already is written yet.
+            self.commit_all();
+        }
+        self.hub.seal();
+        self.commit_all();
         drop(self.hub.set_native(None));
         let Self { hub, native, .. } = self;
         // Leaves the group. Where somebody counts messages just now, that ends first.
@@ -404,65 +334,16 @@ impl Poller {
     }
 }
 
-fn fetched(record: &BorrowedMessage<'_>, hub: &Hub) -> Fetched {
-    let (message, left) = convert::message(record);
+fn fetched(record: &BorrowedMessage<'_>, is_delay: bool, bodies: &mut Bodies) -> Fetched {
+    let taken_at = convert::taken_at(record);
+    let (message, left) = convert::message(record, bodies.keep(record.payload().unwrap_or_default()), taken_at);
     let left = left.filter(|left| !left.is_zero());
-    let broker_time = record.timestamp().to_millis().and_then(|millis| u64::try_from(millis).ok());
-    let details = Details {
-        broker_time: broker_time.map(|millis| std::time::SystemTime::UNIX_EPOCH + Duration::from_millis(millis)),
-        sequence: u64::try_from(record.offset()).ok(),
-        partition: Some(record.partition()),
-        ..Details::default()
-    };
     Fetched {
-        is_delay: record.topic() != &*hub.names.topic,
+        is_delay,
         partition: record.partition(),
         offset: record.offset(),
-        incoming: Incoming { message, details: Some(Box::new(details)), ..Incoming::default() },
+        taken_at,
+        message,
         due: left.map(|left| Instant::now() + left),
-    }
-}
-
-/// Commits where a group begins, unless it has a position: from now on it misses nothing. Blocks.
-pub(crate) fn begin_at(
-    native: &Native,
-    names: &topology::Names,
-    start: Position,
-    seek: Option<Position>,
-    timeout: Duration,
-) -> Result<()> {
-    if names.is_queue && seek.is_none() {
-        // The oldest message, which is where a group without a position begins.
-        return Ok(());
-    }
-    let topic = &*names.topic;
-    let failed = |error| error::native("consume", error).with_channel(topic);
-    let partitions = topology::existing(native.client(), topic, timeout)?;
-    let known = native.committed_offsets(topology::list(topic, &partitions), timeout).map_err(failed)?;
-    let has_position = |partition: &i32| {
-        known.find_partition(topic, *partition).is_some_and(|found| matches!(found.offset(), Offset::Offset(_)))
-    };
-    let wanted: Vec<i32> = match seek {
-        Some(_) => partitions,
-        None => partitions.into_iter().filter(|partition| !has_position(partition)).collect(),
-    };
-    if wanted.is_empty() {
-        return Ok(());
-    }
-    let list = seek.unwrap_or(start).offsets(native, topic, &wanted, timeout)?;
-    match native.commit(&list, CommitMode::Sync) {
-        Ok(()) => Ok(()),
-        // The group has members; the first of them has said where it begins.
-        Err(KafkaError::ConsumerCommit(
-            Code::UnknownMemberId | Code::IllegalGeneration | Code::RebalanceInProgress,
-        )) => match seek {
-            None => Ok(()),
-            Some(_) => Err(Error::new(ErrorKind::Conflict, "the group has consumers, so its position cannot be set")
-                .with_backend(crate::NAME)
-                .with_operation("consume")
-                .with_channel(topic)
-                .with_hint("stop them first")),
-        },
-        Err(error) => Err(failed(error)),
     }
 }

@@ -2,14 +2,19 @@
 
 use std::time::{Duration, SystemTime};
 
-use polymq_core::Result;
+use polymq_core::{Error, ErrorKind, Result};
 use rdkafka::{
     Offset, TopicPartitionList,
-    client::ClientContext,
-    consumer::{BaseConsumer, Consumer, ConsumerContext},
+    consumer::{CommitMode, Consumer},
+    error::KafkaError,
+    types::RDKafkaErrorCode as Code,
 };
 
-use crate::error;
+use crate::{
+    context::Native,
+    error,
+    topology::{self, Names},
+};
 
 /// A place in a topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,9 +51,9 @@ impl Position {
     }
 
     /// The offsets of this place. Blocks.
-    pub(crate) fn offsets<C: ConsumerContext + ClientContext>(
+    pub(crate) fn offsets(
         self,
-        consumer: &BaseConsumer<C>,
+        consumer: &Native,
         topic: &str,
         partitions: &[i32],
         timeout: Duration,
@@ -80,6 +85,50 @@ impl Position {
             found.add_partition_offset(topic, *partition, Offset::Offset(offset)).map_err(failed)?;
         }
         Ok(found)
+    }
+}
+
+/// Commits where a group begins, unless it has a position: from now on it misses nothing. Blocks.
+pub(crate) fn begin_at(
+    native: &Native,
+    names: &Names,
+    start: Position,
+    seek: Option<Position>,
+    timeout: Duration,
+) -> Result<()> {
+    if names.is_queue && seek.is_none() {
+        // The oldest message, which is where a group without a position begins.
+        return Ok(());
+    }
+    let topic = &*names.topic;
+    let failed = |error| error::native("consume", error).with_channel(topic);
+    let partitions = topology::existing(native.client(), topic, timeout)?;
+    let known = native.committed_offsets(topology::list(topic, &partitions), timeout).map_err(failed)?;
+    let has_position = |partition: &i32| {
+        known.find_partition(topic, *partition).is_some_and(|found| matches!(found.offset(), Offset::Offset(_)))
+    };
+    let wanted: Vec<i32> = match seek {
+        Some(_) => partitions,
+        None => partitions.into_iter().filter(|partition| !has_position(partition)).collect(),
+    };
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let list = seek.unwrap_or(start).offsets(native, topic, &wanted, timeout)?;
+    match native.commit(&list, CommitMode::Sync) {
+        Ok(()) => Ok(()),
+        // The group has members; the first of them has said where it begins.
+        Err(KafkaError::ConsumerCommit(
+            Code::UnknownMemberId | Code::IllegalGeneration | Code::RebalanceInProgress,
+        )) => match seek {
+            None => Ok(()),
+            Some(_) => Err(Error::new(ErrorKind::Conflict, "the group has consumers, so its position cannot be set")
+                .with_backend(crate::NAME)
+                .with_operation("consume")
+                .with_channel(topic)
+                .with_hint("stop them first")),
+        },
+        Err(error) => Err(failed(error)),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Sending: a handle on the one client of the connection.
 
 use std::{
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -9,18 +10,20 @@ use std::{
 };
 
 use async_trait::async_trait;
-use polymq_core::{Completion, Error, Message, Producer, Receipt, Result};
+use polymq_core::{Completion, Error, Message, Producer, Receipt, Result, Tally, Ticket};
 use tokio::time::timeout;
 
 use crate::{
     error,
     publisher::{Answer, Outgoing, Publisher},
-    tally::{Tally, Ticket},
     topology,
 };
 
 /// How long closing waits for answers.
 pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often withdrawn messages are looked for while somebody waits for a flush.
+const SWEEP_EVERY: Duration = Duration::from_millis(500);
 
 /// A producer to one topic of Kafka.
 #[derive(Debug)]
@@ -50,6 +53,17 @@ impl KafkaProducer {
         Ok((Outgoing { message, topic, partition, due, answer }, completion))
     }
 
+    /// Waits for the answers of everything sent by now; what is withdrawn meanwhile gets none.
+    async fn answered(&self) {
+        let mut answered = pin!(self.tally.flush());
+        loop {
+            self.publisher.sweep();
+            if timeout(SWEEP_EVERY, answered.as_mut()).await.is_ok() {
+                return;
+            }
+        }
+    }
+
     fn refused(&self, error: Error) -> Completion<Receipt> {
         Completion::ready(Err(error.with_operation("send").with_channel(&*self.topic)))
     }
@@ -68,7 +82,7 @@ impl Producer for KafkaProducer {
     }
 
     async fn flush(&self) -> Result<()> {
-        self.tally.flush().await;
+        self.answered().await;
         Ok(())
     }
 
@@ -77,6 +91,6 @@ impl Producer for KafkaProducer {
             return Ok(());
         }
         // Bounded: what waits for a connection may wait for ever.
-        timeout(CLOSE_TIMEOUT, self.tally.flush()).await.map_err(|_| error::timeout("close").with_channel(&*self.topic))
+        timeout(CLOSE_TIMEOUT, self.answered()).await.map_err(|_| error::timeout("close").with_channel(&*self.topic))
     }
 }

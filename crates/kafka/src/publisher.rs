@@ -10,7 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use polymq_core::{Completer, Error, ErrorKind, Message, MessageId, Receipt, Result, Token};
+use polymq_core::{Completer, Error, ErrorKind, Message, MessageId, Receipt, Result, Ticket, Token};
 use rdkafka::{
     ClientContext,
     client::Client,
@@ -27,7 +27,6 @@ use crate::{
     convert, error,
     hub::Hub,
     link::{Link, Wake, lock},
-    tally::Ticket,
 };
 
 /// A topic that every Kafka in use has; what the broker says about it does not matter, only that it answers.
@@ -35,6 +34,9 @@ pub(crate) const PROBE: &str = "__consumer_offsets";
 
 /// How soon a broker answers that is there: when it takes longer after a connection was lost, that is told.
 const ANSWER: Duration = Duration::from_secs(1);
+
+/// How many withdrawn messages may lie about before they are looked for.
+const SWEEP_FROM: usize = 1024;
 
 pub(crate) type Native = BaseProducer<Context>;
 
@@ -78,16 +80,22 @@ impl Answer {
         }
     }
 
+    fn is_abandoned(&self) -> bool {
+        match self {
+            Self::Send { completer, .. } => completer.is_abandoned(),
+            Self::Retry { completer, .. } => completer.is_abandoned(),
+        }
+    }
+
     fn accepted(self, partition: i32, offset: i64) {
         match self {
             Self::Send { completer, id, .. } => {
-                let broker_id = Some(format!("{partition}@{offset}").into_boxed_str());
-                completer.complete(Ok(Receipt { id, broker_id }));
+                completer.complete(Ok(Receipt { id, broker_id: Some(broker_id(partition, offset)) }));
             }
             Self::Retry { completer, hub, token } => {
-                // Where the partition is gone meanwhile, the message comes twice: the successor is safe.
-                let _ = hub.ack(&[token]);
-                completer.complete(Ok(()));
+                // Where the partition is gone meanwhile, the message comes again beside its successor.
+                let done = hub.ack(&[token]);
+                completer.complete(done.map_err(|error| error.with_operation("retry").with_channel(&*hub.names.topic)));
             }
         }
     }
@@ -98,6 +106,12 @@ impl Answer {
             Self::Retry { completer, .. } => completer.complete(Err(error.with_operation("retry"))),
         }
     }
+}
+
+/// Where a message is: `0@4711`. Formatted by the standard library, it took longer than all else that a report does.
+fn broker_id(partition: i32, offset: i64) -> Box<str> {
+    let (mut first, mut second) = (itoa::Buffer::new(), itoa::Buffer::new());
+    [first.format(partition), "@", second.format(offset)].concat().into_boxed_str()
 }
 
 /// A message on its way out.
@@ -120,6 +134,15 @@ struct Gate {
     native: Option<Arc<Native>>,
     open: bool,
     waiting: VecDeque<Outgoing>,
+    sweep_at: usize,
+}
+
+impl Gate {
+    /// Drops withdrawn messages, so that an outage of an hour does not hold an hour of messages.
+    fn sweep(&mut self) {
+        self.waiting.retain(|outgoing| !outgoing.answer.is_abandoned());
+        self.sweep_at = (self.waiting.len() * 2).max(SWEEP_FROM);
+    }
 }
 
 impl Publisher {
@@ -130,7 +153,7 @@ impl Publisher {
         first: oneshot::Sender<Result<()>>,
     ) -> Result<Arc<Self>> {
         let native = create(&config, &link)?;
-        let gate = Gate { native: Some(native), open: false, waiting: VecDeque::new() };
+        let gate = Gate { native: Some(native), open: false, waiting: VecDeque::new(), sweep_at: SWEEP_FROM };
         let publisher = Arc::new(Self { config, link, gate: Mutex::new(gate) });
         let watcher = Arc::clone(&publisher);
         thread::Builder::new()
@@ -151,8 +174,18 @@ impl Publisher {
             }
             // In order: nothing overtakes what waits.
             Some(native) if gate.open => write(native, outgoing),
-            Some(_) => gate.waiting.push_back(outgoing),
+            Some(_) => {
+                gate.waiting.push_back(outgoing);
+                if gate.waiting.len() >= gate.sweep_at {
+                    gate.sweep();
+                }
+            }
         }
+    }
+
+    /// Drops what was withdrawn while it waited here, for which nobody needs to wait.
+    pub(crate) fn sweep(&self) {
+        lock(&self.gate).sweep();
     }
 
     /// The client itself.

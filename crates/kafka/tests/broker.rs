@@ -6,6 +6,8 @@
 
 mod common;
 
+#[path = "broker/closing.rs"]
+mod closing;
 #[cfg(feature = "tls")]
 #[path = "broker/encryption.rs"]
 mod encryption;
@@ -59,20 +61,32 @@ fn main() -> ExitCode {
         two_processes_share_by_partitions_and_nothing_is_handled_twice,
         a_partition_that_goes_waits_for_its_handlers,
         what_is_out_when_a_partition_goes_is_stale,
+        a_partition_that_went_away_while_it_was_paused_is_read_again,
+        a_consumer_that_is_given_up_while_it_is_made_is_in_nobodys_way,
         a_retry_in_one_group_is_no_message_to_another,
         a_group_begins_where_it_is_told_to,
         a_declared_group_misses_nothing,
         the_prefetch_is_bounded_in_bytes,
     );
+    trials.extend(trials!(closing:
+        nothing_is_acknowledged_after_a_close,
+        a_close_that_was_dropped_is_waited_for,
+        nobody_begins_to_consume_while_the_connection_closes,
+        a_closed_consumer_has_committed,
+        a_message_is_retried_or_acknowledged,
+    ));
     trials.extend(trials!(topics:
         h7_topics_are_made_as_they_are_wanted,
         h7_more_copies_than_brokers_are_an_error,
         a_topic_made_by_another_tool_is_taken_as_it_is,
+        a_delay_topic_that_is_made_later_is_read,
+        requests_are_answered_where_topics_are_only_checked,
         a_deleted_topic_ends_its_consumers,
     ));
     trials.extend(trials!(records:
         keys_choose_the_partition_as_other_clients_do,
         b15_closing_flushes_what_was_not_awaited,
+        what_is_withdrawn_in_an_outage_is_gone,
         a_foreign_record_may_hold_anything,
         delayed_messages_are_in_the_delay_topic_until_they_are_due,
         clients_of_your_own_have_the_same_login,

@@ -63,6 +63,7 @@ pub(crate) fn capabilities(config: &KubeMqConfig) -> Capabilities {
         queues: true,
         topics: true,
         groups: true,
+        at_most_once_topics: !stored,
         replay: stored,
         wildcards: (!stored).then_some(Wildcards { one: "*", many: ">", separator: "." }),
         kinds_apart: true,

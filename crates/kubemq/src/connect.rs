@@ -30,12 +30,19 @@ pub(crate) enum Target {
 /// Connects, asks who is there, and whether the token is good.
 pub(crate) async fn connect(config: &KubeMqConfig, target: &Target, token: &Token) -> Result<(Client, PingResult)> {
     let attempt = async {
-        let client = match target {
-            Target::InProcess(service) => Transport::in_process(Arc::clone(service)).client(),
+        let (client, tls) = match target {
+            Target::InProcess(service) => (Transport::in_process(Arc::clone(service)).client(), false),
             Target::Network => network(config, token).await?,
         };
-        let about = ask(&client).await?;
-        Ok((client, about))
+        match ask(&client).await {
+            Ok(about) => Ok((client, about)),
+            // From TLS 1.3 on, that is how a client learns that its certificate was not accepted.
+            Err(error) if tls && error.kind() == ErrorKind::Disconnected => Err(error.with_hint(
+                "a broker that asks for certificates ends the connection of a client that it does not know: check cert_file \
+                 and key_file",
+            )),
+            Err(error) => Err(error),
+        }
     };
     match timeout(config.connect_timeout, attempt).await {
         Ok(connected) => connected,
@@ -66,7 +73,8 @@ pub(crate) fn check_version(about: &PingResult) {
     }
 }
 
-async fn network(config: &KubeMqConfig, token: &Token) -> Result<Client> {
+/// A connection, and whether it is encrypted.
+async fn network(config: &KubeMqConfig, token: &Token) -> Result<(Client, bool)> {
     let place = config.place()?;
     let value = place.token.as_ref().map(|token| HeaderValue::from_str(token.expose().trim())).transpose();
     let value = value.map_err(|_| error::config("the token holds characters that no token has"))?;
@@ -85,9 +93,13 @@ async fn network(config: &KubeMqConfig, token: &Token) -> Result<Client> {
     let endpoint = if place.tls { with_tls(endpoint, config, place.host())? } else { endpoint };
     let channel = endpoint.connect().await.map_err(|cause| {
         let reason = reason(&cause);
-        error::disconnected("connect", &format!("{}: {reason}", place.host())).with_source(cause)
+        let error = error::disconnected("connect", &format!("{}: {reason}", place.host())).with_source(cause);
+        match place.tls && reason.contains("certificate") {
+            true => error.with_hint("check ca_file and server_name"),
+            false => error,
+        }
     })?;
-    Ok(Transport::network(channel, token.clone()).client())
+    Ok((Transport::network(channel, token.clone()).client(), place.tls))
 }
 
 #[cfg(feature = "tls")]
@@ -127,7 +139,7 @@ fn reason(error: &dyn std::error::Error) -> String {
 /// The error of a first attempt, with what to do about it.
 pub(crate) fn first(error: Error, config: &KubeMqConfig) -> Error {
     match (error.kind(), config.place()) {
-        (ErrorKind::Disconnected, Ok(place)) => error
+        (ErrorKind::Disconnected, Ok(place)) if error.hint().is_none() => error
             .with_backend(NAME)
             .with_hint(format!("is a broker listening at {}? `polymq broker` starts one", place.uri())),
         _ => error,

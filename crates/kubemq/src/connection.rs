@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, SystemTime},
@@ -46,13 +46,21 @@ pub struct KubeMqConnection {
     queues: OnceLock<Arc<Outbox<ToQueues>>>,
     stored: OnceLock<Arc<Outbox<ToTopics<true>>>>,
     plain: OnceLock<Arc<Outbox<ToTopics<false>>>>,
-    consumers: Mutex<Vec<ConsumerHandle>>,
-    listeners: Mutex<Vec<Weak<Heard>>>,
-    movers: Mutex<Vec<Weak<Mover>>>,
+    readers: Mutex<Readers>,
     /// Whether everything was answered when it was closed.
     closed: OnceCell<bool>,
     /// Whether the first one who closed has heard so.
     told: AtomicBool,
+}
+
+/// What is consumed.
+#[derive(Debug, Clone, Default)]
+struct Readers {
+    consumers: Vec<ConsumerHandle>,
+    listeners: Vec<Weak<Heard>>,
+    movers: Vec<Weak<Mover>>,
+    /// Those who close have seen all there are: none is added.
+    closed: bool,
 }
 
 impl KubeMqConnection {
@@ -90,9 +98,7 @@ impl KubeMqConnection {
             queues: OnceLock::new(),
             stored: OnceLock::new(),
             plain: OnceLock::new(),
-            consumers: Mutex::default(),
-            listeners: Mutex::default(),
-            movers: Mutex::default(),
+            readers: Mutex::default(),
             closed: OnceCell::new(),
             told: AtomicBool::new(false),
         })
@@ -124,11 +130,13 @@ impl KubeMqConnection {
     async fn ensure_queue(&self, operation: &'static str, queue: &str, declare: bool) -> Result<()> {
         let link: &Link = &self.link;
         let live = link.live_soon(operation).await?;
-        if topology::queue_exists(link, &live, queue).await? {
-            return Ok(());
-        }
-        if !declare {
-            return Err(error::not_found(operation, format_args!("the queue {queue:?}")));
+        match topology::queue_exists(link, &live, queue).await {
+            Ok(true) => return Ok(()),
+            Ok(false) if !declare => return Err(error::not_found(operation, format_args!("the queue {queue:?}"))),
+            Ok(false) => {}
+            // An older server does not tell what there is.
+            Err(error) if declare && error.kind() == ErrorKind::Unsupported => {}
+            Err(error) => return Err(error),
         }
         match topology::create(link, &live, Pattern::Queues, queue).await {
             // It is made when it is used.
@@ -157,18 +165,28 @@ impl KubeMqConnection {
         }
     }
 
-    async fn consume_queue(&self, queue: Arc<str>, mover: Option<Mover>, prefetch: usize) -> Box<dyn Consumer> {
+    fn readers(&self) -> MutexGuard<'_, Readers> {
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn consume_queue(&self, queue: Arc<str>, mover: Option<Mover>, prefetch: usize) -> Result<Box<dyn Consumer>> {
         let shared = Shared::new(queue, Arc::clone(&self.client_id), Arc::clone(self.queues()), prefetch);
-        let consumer = KubeMqConsumer::start(self.link.link(), shared, mover.map(Arc::new));
-        let mut consumers = self.consumers.lock().unwrap_or_else(PoisonError::into_inner);
-        consumers.retain(|consumer| !consumer.is_gone());
-        consumers.push(consumer.handle());
-        if let Some(mover) = consumer.mover() {
-            let mut movers = self.movers.lock().unwrap_or_else(PoisonError::into_inner);
-            movers.retain(|mover| mover.strong_count() > 0);
-            movers.push(Arc::downgrade(mover));
+        let mut consumer = KubeMqConsumer::start(self.link.link(), shared, mover.map(Arc::new));
+        let closed = {
+            let mut readers = self.readers();
+            readers.consumers.retain(|consumer| !consumer.is_gone());
+            readers.movers.retain(|mover| mover.strong_count() > 0);
+            if !readers.closed {
+                readers.consumers.push(consumer.handle());
+                readers.movers.extend(consumer.mover().map(Arc::downgrade));
+            }
+            readers.closed
+        };
+        if closed {
+            consumer.close().await?;
+            return Err(error::closed("consume"));
         }
-        Box::new(consumer)
+        Ok(Box::new(consumer))
     }
 
     async fn listen(&self, topic: &Address, options: &ConsumeOptions) -> Result<Box<dyn Consumer>> {
@@ -177,9 +195,12 @@ impl KubeMqConnection {
         let reading =
             Reading { topic: topic.shared_name(), group, store, start: options.start, prefetch: options.prefetch };
         let (listener, heard) = Listener::start(self.link.link(), reading, self.config().connect_timeout).await?;
-        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
-        listeners.retain(|listener| listener.strong_count() > 0);
-        listeners.push(Arc::downgrade(&heard));
+        let mut readers = self.readers();
+        if readers.closed {
+            return Err(error::closed("consume"));
+        }
+        readers.listeners.retain(|listener| listener.strong_count() > 0);
+        readers.listeners.push(Arc::downgrade(&heard));
         Ok(Box::new(listener))
     }
 
@@ -201,21 +222,29 @@ impl KubeMqConnection {
     }
 
     /// The queue that holds what an address, or a group's share of it, holds.
-    fn queue_of(address: &Address, group: Option<&str>) -> Result<String> {
-        match (address.kind(), group) {
-            (ChannelKind::Queue, _) => Ok(address.name().to_owned()),
-            (ChannelKind::Topic, Some(group)) => Ok(names::of_group(address.name(), group)),
-            (ChannelKind::Topic, None) => Err(Error::unsupported(NAME, "looking into a topic without naming a group")),
+    fn queue_of(&self, address: &Address, group: Option<&str>) -> Result<String> {
+        match (address.kind(), group, self.config().topics) {
+            (ChannelKind::Queue, ..) => Ok(address.name().to_owned()),
+            (ChannelKind::Topic, _, Topics::Events) => {
+                Err(Error::unsupported(NAME, "looking into a topic that keeps nothing (topics=events)"))
+            }
+            (ChannelKind::Topic, Some(group), _) => Ok(names::of_group(address.name(), group)),
+            (ChannelKind::Topic, None, _) => {
+                Err(Error::unsupported(NAME, "looking into a topic without naming a group"))
+            }
         }
     }
 
-    /// Returns what is held and flushes what was handed over; whether all of it was answered.
+    /// Returns what is held and flushes what was handed over; whether all of it was answered. Whoever does it again, because
+    /// the first one was given up, waits for the same.
     async fn wind_up(&self) -> bool {
-        let consumers = std::mem::take(&mut *self.consumers.lock().unwrap_or_else(PoisonError::into_inner));
+        let Readers { consumers, listeners, movers, .. } = {
+            let mut readers = self.readers();
+            readers.closed = true;
+            readers.clone()
+        };
         join_all(consumers.into_iter().map(ConsumerHandle::close)).await;
-        let listeners = std::mem::take(&mut *self.listeners.lock().unwrap_or_else(PoisonError::into_inner));
         listeners.iter().filter_map(Weak::upgrade).for_each(|heard| heard.abandon());
-        let movers = std::mem::take(&mut *self.movers.lock().unwrap_or_else(PoisonError::into_inner));
         let movers: Vec<_> = movers.iter().filter_map(Weak::upgrade).collect();
         join_all(movers.iter().map(|mover| mover.close())).await;
         // Bounded for a broker that does not answer: what it has not answered is answered with "unknown outcome".
@@ -250,7 +279,7 @@ impl Connection for KubeMqConnection {
     }
 
     fn health(&self) -> HealthWatch {
-        self.link.health.watch()
+        self.link.health()
     }
 
     fn check_address(&self, address: &Address) -> Result<()> {
@@ -259,6 +288,8 @@ impl Connection for KubeMqConnection {
 
     async fn producer(&self, address: &Address, options: &ProduceOptions) -> Result<Box<dyn Producer>> {
         no_extra(&options.extra)?;
+        // Events have patterns, but nothing is sent to one.
+        names::check(address, Topics::Store)?;
         // While the first connection is still being made, the first message makes what is to be made. A queue where
         // somebody awaits a reply is that one's to make.
         if !options.temporary && (self.link.is_up() || !self.config().connect_retry) {
@@ -285,11 +316,11 @@ impl Connection for KubeMqConnection {
         self.declare(address, options).await.map_err(|error| error.with_operation("consume"))?;
         let topic = address.name();
         match (address.kind(), &options.group, self.config().topics) {
-            (ChannelKind::Queue, ..) => Ok(self.consume_queue(address.shared_name(), None, options.prefetch).await),
+            (ChannelKind::Queue, ..) => self.consume_queue(address.shared_name(), None, options.prefetch).await,
             (ChannelKind::Topic, Some(group), Topics::Store) => {
                 let mover = Mover::start(self.link.link(), Arc::clone(self.queues()), topic, group);
                 let queue = names::of_group(topic, group).into();
-                Ok(self.consume_queue(queue, Some(mover), options.prefetch).await)
+                self.consume_queue(queue, Some(mover), options.prefetch).await
             }
             (ChannelKind::Topic, ..) => self.listen(address, options).await.map_err(|error| error.with_channel(topic)),
         }
@@ -302,9 +333,9 @@ impl Connection for KubeMqConnection {
         match (address.kind(), &options.group) {
             (ChannelKind::Queue, _) => self.ensure_queue("declare", address.name(), declare).await.map_err(located)?,
             (ChannelKind::Topic, group) => {
+                group.as_deref().map_or(Ok(()), names::check_group).map_err(located)?;
                 self.ensure_topic("declare", address.name(), declare).await.map_err(located)?;
                 if let (Some(group), Topics::Store) = (group, self.config().topics) {
-                    names::check_group(group).map_err(located)?;
                     let live = self.link.live_soon("declare").await?;
                     let position = names::of_position(address.name(), group);
                     if declare {
@@ -344,26 +375,31 @@ impl Connection for KubeMqConnection {
     async fn exists(&self, address: &Address, group: Option<&str>) -> Result<bool> {
         let live = self.link.live_soon("exists").await?;
         let name = address.name();
-        let found = match (address.kind(), group) {
-            (ChannelKind::Queue, _) => topology::queue_exists(&self.link, &live, name).await,
-            (ChannelKind::Topic, Some(group)) => {
+        let found = match (address.kind(), group, self.config().topics) {
+            (ChannelKind::Queue, ..) => topology::queue_exists(&self.link, &live, name).await,
+            // What is not kept needs not be made: it is there for whoever names it.
+            (ChannelKind::Topic, _, Topics::Events) => Ok(true),
+            (ChannelKind::Topic, Some(group), _) => {
                 topology::queue_exists(&self.link, &live, &names::of_position(name, group)).await
             }
-            (ChannelKind::Topic, None) => topology::exists(&self.link, &live, Pattern::EventsStore, name).await,
+            (ChannelKind::Topic, None, _) => topology::exists(&self.link, &live, Pattern::EventsStore, name).await,
         };
         found.map_err(|error| error.with_channel(name))
     }
 
     async fn list(&self) -> Result<Vec<Listed>> {
         let live = self.link.live_soon("list").await?;
+        let kept = self.config().topics == Topics::Store;
         let mut listed = Vec::new();
         for queue in topology::list(&self.link, &live, Pattern::Queues, "").await? {
-            if let Some((address, group)) = names::of_queue(&queue.name) {
+            if let Some((address, group)) = names::of_queue(&queue.name).filter(|(_, group)| kept || group.is_none()) {
                 listed.push(Listed { address, group, stats: None });
             }
         }
-        for topic in topology::list(&self.link, &live, Pattern::EventsStore, "").await? {
-            if names::is_topic(&topic.name) {
+        let of_topics = if kept { Pattern::EventsStore } else { Pattern::Events };
+        for topic in topology::list(&self.link, &live, of_topics, "").await? {
+            // Patterns that somebody listens to are no topics.
+            if names::is_topic(&topic.name) && !topic.name.contains(['*', '>']) {
                 listed.push(Listed { address: Address::topic(topic.name), group: None, stats: None });
             }
         }
@@ -372,7 +408,7 @@ impl Connection for KubeMqConnection {
 
     async fn peek(&self, address: &Address, group: Option<&str>, max: usize) -> Result<Vec<Message>> {
         let located = |error: Error| error.with_channel(address.name());
-        let queue = Self::queue_of(address, group)?;
+        let queue = self.queue_of(address, group)?;
         self.ensure_queue("peek", &queue, false).await.map_err(located)?;
         let live = self.link.live_soon("peek").await?;
         topology::peek(&self.link, &live, &queue, max).await.map_err(located)

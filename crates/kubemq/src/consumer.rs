@@ -379,6 +379,7 @@ fn read(mut message: QueueMessage, transaction: &Arc<str>) -> (Incoming, Held) {
     let count = u32::try_from(attributes.receive_count).unwrap_or(1).max(1);
     let message = Wire::from(message).message();
     let details = Details {
+        attempt: Some(message.header_attempt().saturating_add(count - 1)),
         broker_time: u64::try_from(attributes.timestamp)
             .ok()
             .filter(|time| *time > 0)
@@ -387,13 +388,7 @@ fn read(mut message: QueueMessage, transaction: &Arc<str>) -> (Incoming, Held) {
         redelivered: count > 1,
         ..Details::default()
     };
-    let incoming = Incoming {
-        attempt: Some(message.header_attempt().saturating_add(count - 1)),
-        message,
-        token: Token::default(),
-        channel: None,
-        details: Some(Box::new(details)),
-    };
+    let incoming = Incoming { message, token: Token::default(), details: Some(Box::new(details)) };
     let held = Held::new(transaction, &incoming, (attributes.sequence.cast_signed(), count), policy);
     (incoming, held)
 }

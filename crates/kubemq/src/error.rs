@@ -48,6 +48,7 @@ fn hinted(error: Error) -> Error {
     let hint = match error.kind() {
         ErrorKind::Unauthenticated => "check the token",
         ErrorKind::PermissionDenied => "allow this client to use the channel, in the rules of the broker",
+        ErrorKind::Unsupported => "this server does not know the call; KubeMQ has all of them from version 2.2 on",
         _ => return error.with_backend(NAME),
     };
     error.with_backend(NAME).with_hint(hint)
@@ -67,6 +68,15 @@ fn text(status: &Status) -> String {
     }
 }
 
+/// In what polymq's broker says when it has no room at present, or when the channel is just being deleted.
+const NOT_NOW: [&str; 5] = [
+    "the disk is full",
+    "the store has reached its limit",
+    "the most this broker allows",
+    "wait already",
+    "the channel was deleted",
+];
+
 /// KubeMQ's number of an error.
 fn number(text: &str) -> Option<u32> {
     text.trim().strip_prefix("Error ")?.split(':').next()?.parse().ok()
@@ -84,8 +94,18 @@ fn of_text(text: &str) -> ErrorKind {
         Some(101..=138 | 206 | 207) => ErrorKind::InvalidInput,
         _ if text.contains("not found") => ErrorKind::NotFound,
         _ if text.contains("already registered") => ErrorKind::Conflict,
+        _ if text.contains("bytes, this broker takes") => ErrorKind::TooLarge,
+        // What was written may be on disk, and nobody can know.
+        _ if text.contains("cannot be synced") => ErrorKind::UnknownOutcome,
+        // There is room again when somebody has received, settled or made some.
+        _ if NOT_NOW.iter().any(|part| text.contains(part)) => ErrorKind::Busy,
         _ => ErrorKind::Refused,
     }
+}
+
+/// A subscription has ended with its channel. What is read under that name from now on is another one, from its beginning.
+pub(crate) fn is_of_deleting(error: &Error) -> bool {
+    error.message().contains("the channel was deleted")
 }
 
 /// Nobody was reached, so nothing was written.
@@ -198,6 +218,17 @@ mod tests {
             ("Error 129: current visibility timer expired", Kind::Stale),
             ("channel not found", Kind::NotFound),
             ("stan: clientID already registered", Kind::Conflict),
+            ("the message has 11 bytes, this broker takes 10 at most: send less, or raise the limit", Kind::TooLarge),
+            (
+                "queue \"q\" has 5 messages, the most this broker allows: receive some first, or raise the limit",
+                Kind::Busy,
+            ),
+            ("this stream holds 5 messages of 9 bytes, the most this broker allows: settle some first", Kind::Busy),
+            ("1000 polls of this stream wait already: wait for their answers first", Kind::Busy),
+            ("the disk is full: free space in the data directory; nothing was stored", Kind::Busy),
+            ("the store has reached its limit of 9 bytes: receive messages, or raise the limit", Kind::Busy),
+            ("the channel was deleted meanwhile; who sends to it makes it anew", Kind::Busy),
+            ("cannot store in x: the log beside it cannot be synced: Input/output error", Kind::UnknownOutcome),
             ("something new", Kind::Refused),
         ] {
             assert_eq!(refused("send", text).kind(), expected, "{text}");

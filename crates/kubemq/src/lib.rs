@@ -13,6 +13,7 @@ mod link;
 mod listener;
 mod names;
 mod outbox;
+mod position;
 mod producer;
 mod settle;
 mod shared;

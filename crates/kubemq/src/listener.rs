@@ -21,19 +21,15 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use tonic::{Status, Streaming};
-
 use crate::{
     convert::Wire,
     error::{self, Effect, native},
-    link::{Link, Live},
+    link::{Items, Link, Live},
     topology::request_id,
 };
 
 /// Wait after a subscription that was refused.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Some servers confirm a subscription with its first event only: after this long it counts as there.
-const SILENT: Duration = Duration::from_secs(1);
 
 /// What is read, and how.
 #[derive(Debug, Clone)]
@@ -119,7 +115,7 @@ impl Heard {
         }
         for _ in 0..max.max(1) {
             let Some(incoming) = state.buffer.pop_front() else { break };
-            state.held.insert(incoming.token, incoming.attempt.unwrap_or(1));
+            state.held.insert(incoming.token, incoming.attempt());
             into.push(incoming);
         }
         Some(Ok(()))
@@ -152,7 +148,9 @@ impl Heard {
     }
 
     fn again(&self, message: &Message, attempt: u32, after: Duration) {
-        let incoming = Incoming { message: message.clone(), attempt: Some(attempt), ..Incoming::default() };
+        let details = Details { attempt: Some(attempt), ..Details::default() };
+        let incoming =
+            Incoming { details: Some(Box::new(details)), ..Incoming::new(message.clone(), Token::default()) };
         if after.is_zero() {
             return self.push(incoming);
         }
@@ -270,7 +268,11 @@ impl Task {
                 Ok(live) => live,
                 Err(error) => return heard.fail(&error),
             };
-            let error = match self.subscribe(&live).await {
+            let subscribed = tokio::select! {
+                subscribed = self.subscribe(&live) => subscribed,
+                () = closing(&heard) => return,
+            };
+            let error = match subscribed {
                 Ok(events) => {
                     if let Some(ready) = ready.take() {
                         let _ = ready.send(Ok(()));
@@ -283,6 +285,11 @@ impl Task {
                 Err(error) => error,
             };
             self.link.failed(&live, &error);
+            if error::is_of_deleting(&error) {
+                // Whatever the topic has when it is made anew is new.
+                (self.last, self.reading.start) = (0, Start::Earliest);
+                self.client_id = format!("{}-{}", self.link.client_id, request_id());
+            }
             if let Some(ready) = ready.take_if(|_| error.kind() != ErrorKind::Disconnected) {
                 let _ = ready.send(Err(error::copy(&error)));
                 return;
@@ -300,10 +307,7 @@ impl Task {
         }
     }
 
-    async fn subscribe(
-        &mut self,
-        live: &Live,
-    ) -> Result<impl Future<Output = std::result::Result<Streaming<EventReceive>, Status>> + use<>> {
+    async fn subscribe(&mut self, live: &Live) -> Result<Items<EventReceive>> {
         let (kind, value) = match (self.reading.store, self.last, self.reading.start) {
             (false, ..) => (EventsStoreType::Undefined, 0),
             (true, 0, Start::New) => (EventsStoreType::StartNewOnly, 0),
@@ -324,24 +328,13 @@ impl Task {
             events_store_type_value: value,
         };
         let mut client = live.client.clone();
-        let mut opening =
-            Box::pin(async move { client.subscribe_to_events(subscribe).await.map(tonic::Response::into_inner) });
-        match timeout(SILENT, &mut opening).await {
-            Ok(Ok(events)) => Ok(futures_util::future::Either::Left(std::future::ready(Ok(events)))),
-            Ok(Err(status)) => Err(native("consume", Effect::Idempotent, status)),
-            Err(_) => Ok(futures_util::future::Either::Right(opening)),
-        }
+        let opening = async move { client.subscribe_to_events(subscribe).await };
+        self.link.subscribe(live, "consume", opening).await
     }
 
     /// Reads until the subscription ends; `None`: closed.
-    async fn read(
-        &mut self,
-        live: &Live,
-        opening: impl Future<Output = std::result::Result<Streaming<EventReceive>, Status>>,
-    ) -> Option<Error> {
+    async fn read(&mut self, live: &Live, mut events: Items<EventReceive>) -> Option<Error> {
         let heard = Arc::clone(&self.heard);
-        tokio::pin!(opening);
-        let mut events: Option<Streaming<EventReceive>> = None;
         loop {
             if heard.is_closing() {
                 return None;
@@ -349,7 +342,7 @@ impl Task {
             let due = heard.due();
             let room = heard.has_room();
             tokio::select! {
-                event = next(&mut events), if room => match event {
+                event = events.next(), if room => match event {
                     Some(Ok(event)) => {
                         self.link.answered();
                         self.last = event.sequence;
@@ -357,10 +350,6 @@ impl Task {
                     }
                     Some(Err(status)) => return Some(native("receive", Effect::Idempotent, status)),
                     None => return Some(error::disconnected("receive", "the broker ended the subscription")),
-                },
-                opened = &mut opening, if events.is_none() => match opened {
-                    Ok(opened) => events = Some(opened),
-                    Err(status) => return Some(native("consume", Effect::Idempotent, status)),
                 },
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
                 () = heard.work.notified() => {}
@@ -371,7 +360,8 @@ impl Task {
 
     fn incoming(&self, event: EventReceive) -> Incoming {
         let channel = (*event.channel != *self.reading.topic).then(|| Arc::from(event.channel.as_str()));
-        let details = Details {
+        let mut details = Details {
+            channel,
             broker_time: u64::try_from(event.timestamp)
                 .ok()
                 .filter(|time| *time > 0)
@@ -380,16 +370,8 @@ impl Task {
             ..Details::default()
         };
         let message = Wire::from(event).message();
-        let attempt = Some(message.header_attempt());
-        Incoming { message, token: Token::default(), attempt, channel, details: Some(Box::new(details)) }
-    }
-}
-
-/// The next event of a stream that may not be open yet.
-async fn next(events: &mut Option<Streaming<EventReceive>>) -> Option<std::result::Result<EventReceive, Status>> {
-    match events {
-        Some(events) => events.next().await,
-        None => std::future::pending().await,
+        details.attempt = Some(message.header_attempt());
+        Incoming { message, token: Token::default(), details: Some(Box::new(details)) }
     }
 }
 

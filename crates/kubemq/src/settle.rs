@@ -47,7 +47,7 @@ impl Settler for KubeMqSettler {
             Ok(held) => held,
             Err(error) => return Completion::ready(Err(error)),
         };
-        if after.is_zero() && held.system == message.system_headers().len() {
+        if after.is_zero() && held.system == *message.system_headers() {
             let verb = match attempt.checked_sub(held.attempt) {
                 Some(0) if held.count == 1 => Some(Verb::Requeue),
                 Some(1) if held.count < MANY => Some(Verb::Nack),
@@ -73,11 +73,11 @@ impl Drop for KubeMqSettler {
 /// Back to the queue without counting an attempt: in its place where the server can, as new where that is the same, else a
 /// copy goes back that says how many attempts there were.
 pub(crate) fn release(shared: &Arc<Shared>, held: Held, message: Message) {
-    if shared.returns() && held.system == message.system_headers().len() {
+    if shared.returns() && held.system == *message.system_headers() {
         shared.order(Verb::Return, held);
         return;
     }
-    if held.count == 1 && held.system == message.system_headers().len() {
+    if held.count == 1 && held.system == *message.system_headers() {
         shared.order(Verb::Requeue, held);
         return;
     }
@@ -106,9 +106,10 @@ fn copy(
         let shared = Arc::clone(shared);
         move |sent: polymq_core::Result<()>| match (sent, answer) {
             (Ok(()), answer) => {
-                shared.order(Verb::Ack, held);
+                // Where its stream has ended, the message comes again beside its copy.
+                let told = shared.order(Verb::Ack, held);
                 if let Some((_, answer)) = answer {
-                    answer.complete(Ok(()));
+                    answer.complete(if told { Ok(()) } else { Err(crate::error::stale()) });
                 }
             }
             (Err(error), Some((token, answer))) => {

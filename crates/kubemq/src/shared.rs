@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use polymq_core::{Error, Incoming, Message, Result, Token};
+use polymq_core::{Error, Headers, Incoming, Message, Result, Token};
 use polymq_kubemq_proto::QueueMessagePolicy;
 use tokio::sync::Notify;
 
@@ -23,8 +23,8 @@ pub(crate) struct Held {
     pub(crate) attempt: u32,
     /// The broker's own count of its deliveries.
     pub(crate) count: u32,
-    /// How many of polymq's own headers it came with: when there are more, a return must carry them.
-    pub(crate) system: usize,
+    /// polymq's own headers as it came with them: others, a return must carry.
+    pub(crate) system: Headers,
     /// What its sender wants to happen after so many deliveries, if anything.
     pub(crate) policy: Option<Box<QueueMessagePolicy>>,
     generation: u64,
@@ -408,9 +408,9 @@ impl Held {
         Self {
             transaction: Arc::clone(transaction),
             sequence,
-            attempt: incoming.attempt.unwrap_or(1),
+            attempt: incoming.attempt(),
             count,
-            system: incoming.message.system_headers().len(),
+            system: incoming.message.system_headers().clone(),
             policy: policy.filter(|policy| !policy.max_receive_queue.is_empty()).map(Box::new),
             generation: 0,
         }

@@ -4,7 +4,7 @@
 //! KubeMQ makes what is used. Making, deleting and listing are queries to a channel of the server's own; older servers
 //! do not answer them.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::atomic::Ordering, time::Duration};
 
 use polymq_core::{Error, ErrorKind, Message, Result};
 use polymq_kubemq_proto::{
@@ -24,6 +24,8 @@ const ADMIN: &str = "kubemq.cluster.internal.requests";
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a look into a queue, or emptying it, waits for messages: servers know no less.
 const WAIT_SECONDS: i32 = 1;
+/// What to know when the server does not answer them.
+const UNMANAGED: &str = "this server does not manage channels; the Community server does not";
 /// The most messages that a look may ask for.
 const PEEK: usize = 1024;
 
@@ -105,9 +107,17 @@ pub(crate) async fn exists(link: &Link, live: &Live, pattern: Pattern, name: &st
     Ok(list(link, live, pattern, name).await?.iter().any(|channel| channel.name == name))
 }
 
-/// Makes a channel; harmless when it exists.
+/// Makes a channel; harmless when it exists. A server that does not do that takes its whole time to say so, which is waited for
+/// once a connection.
 pub(crate) async fn create(link: &Link, live: &Live, pattern: Pattern, name: &str) -> Result<()> {
-    ask(link, live, "declare", "create-channel", pattern, [("channel", name)]).await.map(drop)
+    if live.unmanaged.load(Ordering::Relaxed) {
+        return Err(Error::unsupported(crate::NAME, "managing channels over this server").with_hint(UNMANAGED));
+    }
+    let made = ask(link, live, "declare", "create-channel", pattern, [("channel", name)]).await.map(drop);
+    if made.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unsupported) {
+        live.unmanaged.store(true, Ordering::Relaxed);
+    }
+    made
 }
 
 /// Deletes a channel and what it holds; harmless when it does not exist.
@@ -154,9 +164,7 @@ async fn ask(
     let limit = ADMIN_TIMEOUT + link.config.connect_timeout;
     let answer = link.call(live, operation, Effect::Idempotent, limit, client.send_request(request)).await;
     let answer = answer.map_err(|error| match error.kind() {
-        ErrorKind::UnknownOutcome => error
-            .with_kind(ErrorKind::Unsupported)
-            .with_hint("this server does not manage channels; the Community server does not"),
+        ErrorKind::UnknownOutcome => error.with_kind(ErrorKind::Unsupported).with_hint(UNMANAGED),
         _ => error,
     })?;
     if answer.executed && answer.error.is_empty() {

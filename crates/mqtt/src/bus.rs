@@ -9,13 +9,14 @@ use std::{
     time::Duration,
 };
 
-use polymq_core::{ConsumeOptions, Error, ErrorKind, Result};
+use polymq_core::{ConsumeOptions, Error, ErrorKind, Result, Tally};
 use rumqttc::v5::mqttbytes::{
     QoS,
     v5::{Filter, Publish},
 };
 use tokio::{
-    sync::watch,
+    runtime::Handle,
+    sync::{oneshot, watch},
     time::{sleep, timeout},
 };
 
@@ -46,6 +47,10 @@ pub(crate) struct Bus {
     watches_gone: AtomicBool,
     /// The generation of the link that sends, zero without a connection.
     pub(crate) generation: watch::Sender<u32>,
+    /// Copies of messages that retries send, until the original is given up too.
+    pub(crate) copies: Tally,
+    /// The one that has connected, where everything runs: others may end sooner.
+    pub(crate) runtime: Handle,
 }
 
 impl Bus {
@@ -63,6 +68,8 @@ impl Bus {
             stop: watch::Sender::new(false),
             watches_gone: AtomicBool::new(false),
             generation: watch::Sender::new(0),
+            copies: Tally::default(),
+            runtime: Handle::current(),
             config,
         });
         let options = LinkOptions {
@@ -76,7 +83,7 @@ impl Bus {
             after: 0,
         };
         let events = Main { bus: Arc::downgrade(&bus), generation: bus.generation.clone() };
-        let (link, first) = Link::start(Arc::clone(&bus.config), options, bus.board.member(), events);
+        let (link, first) = bus.start(options, events);
         bus.claims.attach(link.clone());
         let _ = bus.main.set(link);
         if !bus.config.connect_retry {
@@ -84,6 +91,11 @@ impl Bus {
             connected.map_err(|cause| cause.with_operation("connect"))?;
         }
         Ok(bus)
+    }
+
+    /// One more link; the receiver answers its first attempt to connect.
+    pub(crate) fn start(&self, options: LinkOptions, events: impl Events) -> (Link, oneshot::Receiver<Result<()>>) {
+        Link::start(&self.runtime, Arc::clone(&self.config), options, self.board.member(), events)
     }
 
     /// The link that sends.
@@ -111,7 +123,7 @@ impl Bus {
         row: Durable,
         name: Arc<str>,
         options: &ConsumeOptions,
-    ) -> Result<(Arc<Hub>, Seat)> {
+    ) -> Result<(Kept, Seat)> {
         if !self.watches_gone.swap(true, Ordering::AcqRel) {
             // Without it, sessions that were left behind are found a minute later.
             if let Err(cause) = self.claims.watch_gone().await {
@@ -122,26 +134,26 @@ impl Bus {
         let mut kept = cell.lock().await;
         if let Some(running) = &*kept {
             if let Some(seat) = running.hub.join(options.prefetch, options.prefetch_bytes) {
-                return Ok((Arc::clone(&running.hub), seat));
+                return Ok((running.clone(), seat));
             }
             running.closed().await;
         }
         *kept = None;
         let (hub, seat) = Hub::with_consumer(name, options);
-        let started = keeper::start(Arc::clone(self), Arc::clone(&hub), Source::Row(row), options.declare).await?;
-        *kept = Some(started);
-        Ok((hub, seat))
+        let started = keeper::start(Arc::clone(self), hub, Source::Row(row), options.declare).await?;
+        *kept = Some(started.clone());
+        Ok((started, seat))
     }
 
     /// A subscription of its own, that ends with its consumer.
-    pub(crate) async fn own(self: &Arc<Self>, name: Arc<str>, options: &ConsumeOptions) -> Result<(Arc<Hub>, Seat)> {
+    pub(crate) async fn own(self: &Arc<Self>, name: Arc<str>, options: &ConsumeOptions) -> Result<(Kept, Seat)> {
         let (hub, seat) = Hub::with_consumer(name, options);
         let client_id = format!("{}-{:08x}", self.client_id, fastrand::u32(..));
-        let kept = keeper::start(Arc::clone(self), Arc::clone(&hub), Source::Own(client_id), true).await?;
+        let kept = keeper::start(Arc::clone(self), hub, Source::Own(client_id), true).await?;
         let mut own = lock(&self.own);
-        own.retain(|kept| !*kept.closed.borrow());
-        own.push(kept);
-        Ok((hub, seat))
+        own.retain(|kept| !kept.is_closed());
+        own.push(kept.clone());
+        Ok((kept, seat))
     }
 
     /// Makes session 0 of a row, which holds messages while nobody consumes.
@@ -186,7 +198,7 @@ impl Bus {
         };
         let present = Arc::new(AtomicBool::new(false));
         let events = Visitor(Arc::clone(&present));
-        let (link, first) = Link::start(Arc::clone(&self.config), options, self.board.member(), events);
+        let (link, first) = self.start(options, events);
         first.await.unwrap_or_else(|_| Err(error(ErrorKind::Closed, "the connection was closed")))?;
         Ok((link, present.load(Ordering::Acquire)))
     }
@@ -195,7 +207,7 @@ impl Bus {
         let cell = lock(&self.kept).get(row).cloned();
         let Some(cell) = cell else { return false };
         let kept = cell.lock().await;
-        kept.as_ref().is_some_and(|kept| !*kept.closed.borrow())
+        kept.as_ref().is_some_and(|kept| !kept.is_closed())
     }
 
     /// After a reconnect: what was declared exists again before anything is sent to it.
@@ -222,17 +234,16 @@ impl Bus {
             Some(cell) => cell.lock().await.clone(),
             None => None,
         };
-        if let Some(Kept { hub, .. }) = &kept {
-            hub.look();
-        }
         // Our own consumer comes back by itself, at about the same time.
-        while let Some(Kept { hub, closed }) = &kept
-            && !*closed.borrow()
+        while let Some(kept) = &kept
+            && !kept.is_closed()
         {
-            if hub.is_subscribed() {
+            // While enough is here, the answer to its subscription would wait unread behind messages.
+            kept.hub.look();
+            sleep(Duration::from_millis(20)).await;
+            if kept.hub.is_subscribed() {
                 return Ok(());
             }
-            sleep(Duration::from_millis(20)).await;
         }
         self.declare_row(row, true).await
     }

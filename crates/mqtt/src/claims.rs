@@ -4,8 +4,9 @@
 //! before it connects as that session. Each session has a topic that only its user is subscribed to, with a connection
 //! of its own, and a topic `<topic>/ask` for those who want it:
 //!
-//! 1. Subscribe to "ask" and publish "claim" there. All subscribers see one order: the first claim goes on, the others
-//!    come back in a moment.
+//! 1. Publish "look" to "ask", subscribe to it and publish "claim" there, in one go. All subscribers see one order: the first
+//!    claim goes on, the others come back in a moment. Whoever claimed before we subscribed is seen by the answer to "look",
+//!    and says "busy" to our claim.
 //! 2. Publish to the session's topic. Under MQTT 5, "no matching subscribers" says that nobody has it. Whoever has it
 //!    answers "held" on "ask", or "busy" when it only looks at the session and is gone in a moment. No answer within
 //!    [`PATIENCE`] counts as nobody.
@@ -49,6 +50,9 @@ const PATIENCE_V311: Duration = Duration::from_millis(700);
 /// Behind the topic of a session, the topic of those who want it.
 const ASK: &str = "/ask";
 
+/// How long someone who asked before us may take to say so; it may also be one who has been told to come back.
+const OBJECTION: Duration = Duration::from_millis(500);
+
 /// Before asking again when someone looks at a session.
 const VISIT: Duration = Duration::from_millis(50);
 
@@ -59,7 +63,7 @@ pub(crate) struct Claims {
     instance: String,
     gone_topic: String,
     operation_timeout: Duration,
-    patience: Duration,
+    protocol: Protocol,
     link: OnceLock<Link>,
     known: Mutex<HashMap<String, State>>,
     gone: watch::Sender<u64>,
@@ -100,7 +104,7 @@ impl Claims {
             instance: format!("{:016x}", fastrand::u64(..)),
             gone_topic: topology::gone_topic(config),
             operation_timeout: config.operation_timeout,
-            patience: if config.protocol == Protocol::V5 { PATIENCE } else { PATIENCE_V311 },
+            protocol: config.protocol,
             link: OnceLock::new(),
             known: Mutex::default(),
             gone: watch::Sender::new(0),
@@ -142,12 +146,14 @@ impl Claims {
     /// Claims the session of `topic`; `None` when someone has it.
     pub(crate) async fn claim(self: &Arc<Self>, topic: &str, purpose: Purpose) -> Result<Option<Claim>> {
         let ask = async {
+            let mut pause = VISIT;
             loop {
                 match self.ask(topic, purpose).await? {
                     Asked::Ours(claim) => return Ok(Some(claim)),
                     Asked::Taken => return Ok(None),
-                    Asked::Busy => sleep(VISIT.mul_f64(0.5 + fastrand::f64())).await,
+                    Asked::Busy => sleep(pause.mul_f64(0.5 + fastrand::f64())).await,
                 }
+                pause = (pause * 2).min(OBJECTION);
             }
         };
         timeout(self.operation_timeout, ask).await.unwrap_or_else(|_| {
@@ -170,26 +176,37 @@ impl Claims {
         let claim = Claim { topic: topic.to_owned(), claims: Arc::downgrade(self) };
         let link = self.link()?;
         let ask = format!("{topic}{ASK}");
+        let look = link.send_urgent(self.control(&ask, "look", QoS::AtLeastOnce));
         let subscribe = link.subscribe(Filter::new(&*ask, QoS::AtMostOnce));
         let question = link.send_urgent(self.control(&ask, "claim", QoS::AtLeastOnce));
-        let (subscribed, asked) = tokio::join!(subscribe, question);
+        let (looked, subscribed, asked) = tokio::join!(look, subscribe, question);
+        let alone = looked.map_err(refused).and_then(allowed)? == PubAckReason::NoMatchingSubscribers;
         subscribed.and(asked).map_err(refused).and_then(allowed)?;
         if verdicts.recv().await != Some(Verdict::First) {
             return Ok(Asked::Busy);
         }
         let asked = link.send_urgent(self.control(topic, "claim", QoS::AtLeastOnce)).await.map_err(refused);
         let nobody = allowed(asked?)? == PubAckReason::NoMatchingSubscribers;
-        if !nobody {
-            match timeout(self.patience, verdicts.recv()).await {
+        let objection = match (nobody, self.protocol) {
+            (false, Protocol::V5) => Some(PATIENCE),
+            (false, Protocol::V311) => Some(PATIENCE_V311),
+            (true, Protocol::V5) if !alone => Some(OBJECTION),
+            (true, _) => None,
+        };
+        match objection {
+            Some(wait) => match timeout(wait, verdicts.recv()).await {
                 Ok(Some(Verdict::Taken)) => return Ok(Asked::Taken),
                 Ok(_) => return Ok(Asked::Busy),
                 Err(_) => tracing::debug!(topic, "nobody answers for this session"),
-            }
-        } else if verdicts.try_recv().is_ok() {
+            },
             // Someone who asked before is about to subscribe.
-            return Ok(Asked::Busy);
+            None if verdicts.try_recv().is_ok() => return Ok(Asked::Busy),
+            None => {}
         }
         link.subscribe(Filter::new(topic, QoS::AtMostOnce)).await.map_err(refused)?;
+        if verdicts.try_recv().is_ok() {
+            return Ok(Asked::Busy);
+        }
         self.lock().insert(topic.to_owned(), State::Ours(purpose));
         link.unsubscribe_and_forget(ask);
         Ok(Asked::Ours(claim))

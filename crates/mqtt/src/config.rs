@@ -30,7 +30,7 @@ pub const KEYS: &[Key] = &[
     key("reconnect_initial", "100ms", "wait before the second attempt to reconnect; doubles, with jitter"),
     key("reconnect_max", "10s", "longest wait between attempts to reconnect"),
     key("reconnect_limit", "0", "give up after this many failed attempts in a row; 0 never gives up"),
-    key("operation_timeout", "10s", "bound of a subscription, a declaration, a ping and of closing"),
+    key("operation_timeout", "10s", "bound of a subscription, a declaration, a ping and of each step of closing"),
     key("receive_maximum", "65535", "most messages the broker may lend one connection, whatever the prefetch"),
     key("max_payload", "16777216", "largest body in bytes"),
     key("allow_plaintext_remote", "false", "allow credentials without TLS to a host that is not this one"),

@@ -1,8 +1,8 @@
 //! The connection that users hold: one link for sending, and one for each queue that is consumed.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use tokio::time::timeout;
+use tokio::{sync::OnceCell, time::timeout};
 
 use crate::{
     NAME,
@@ -24,12 +24,14 @@ use polymq_core::{
 pub(crate) struct MqttConnection {
     bus: Arc<Bus>,
     capabilities: Capabilities,
+    /// What came of closing, for the first one who asks.
+    closed: OnceCell<Mutex<Option<Error>>>,
 }
 
 impl MqttConnection {
     pub(crate) async fn connect(config: MqttConfig) -> Result<Self> {
         let capabilities = topology::capabilities(&config);
-        Ok(Self { bus: Bus::connect(config).await?, capabilities })
+        Ok(Self { bus: Bus::connect(config).await?, capabilities, closed: OnceCell::new() })
     }
 
     fn row(&self, address: &Address, group: Option<&str>) -> Option<Durable> {
@@ -50,6 +52,52 @@ impl MqttConnection {
         match self.row(dead_letters, None) {
             Some(row) => self.bus.declare_row(&row, false).await,
             None => Ok(()),
+        }
+    }
+
+    /// Ends everything. Cancelled, it may be begun again.
+    async fn wind_up(&self) -> Result<()> {
+        let bus = &self.bus;
+        // Each gives its original up. One that is not sent in time is told so by itself.
+        let copies = async {
+            bus.copies.flush().await;
+            Ok(())
+        };
+        let _ = bus.bounded("close", copies).await;
+        bus.stop.send_replace(true);
+        let mut kept: Vec<_> = lock(&bus.own).clone();
+        let cells: Vec<_> = lock(&bus.kept).values().cloned().collect();
+        // At once, also while another consumer is still being made.
+        let ended = Error::closed("receive");
+        kept.iter().for_each(|kept| kept.hub.fail(&ended));
+        for cell in &cells {
+            cell.try_lock().iter().flat_map(|kept| kept.iter()).for_each(|kept| kept.hub.fail(&ended));
+        }
+        let consumers = async {
+            for cell in cells {
+                kept.extend(cell.lock().await.clone());
+            }
+            // At once: a keeper may wait for the broker before it sees that it must stop.
+            kept.iter().for_each(|kept| kept.hub.fail(&Error::closed("receive")));
+            for kept in kept {
+                kept.closed().await;
+            }
+            Ok(())
+        };
+        let consumers = bus.bounded("close", consumers).await;
+        let link = bus.link()?;
+        // Without a connection there is nothing to wait for but the connection.
+        if link.waiting() > 0 || bus.board.is_up() {
+            let _ = bus.bounded("close", link.flush_sends()).await;
+        }
+        let unsent = link.close(false).await;
+        bus.board.close();
+        consumers?;
+        match unsent {
+            0 => Ok(()),
+            _ => {
+                Err(error(ErrorKind::Disconnected, format!("{unsent} messages were not sent")).with_operation("close"))
+            }
         }
     }
 
@@ -181,35 +229,8 @@ impl Connection for MqttConnection {
     }
 
     async fn close(&self) -> Result<()> {
-        if self.bus.stop.send_replace(true) {
-            return Ok(());
-        }
-        let bus = &self.bus;
-        let mut kept: Vec<_> = std::mem::take(&mut *lock(&bus.own));
-        let cells: Vec<_> = lock(&bus.kept).drain().map(|(_, cell)| cell).collect();
-        let consumers = async {
-            for cell in cells {
-                kept.extend(cell.lock().await.take());
-            }
-            for kept in kept {
-                kept.closed().await;
-            }
-            Ok(())
-        };
-        let consumers = bus.bounded("close", consumers).await;
-        let link = bus.link()?;
-        // Without a connection there is nothing to wait for but the connection.
-        if link.waiting() > 0 || bus.board.is_up() {
-            let _ = bus.bounded("close", link.flush_sends()).await;
-        }
-        let unsent = link.close(false).await;
-        bus.board.close();
-        consumers?;
-        match unsent {
-            0 => Ok(()),
-            _ => {
-                Err(error(ErrorKind::Disconnected, format!("{unsent} messages were not sent")).with_operation("close"))
-            }
-        }
+        // Who closes at the same time waits for the same end.
+        let ended = || async { Mutex::new(self.wind_up().await.err()) };
+        lock(self.closed.get_or_init(ended).await).take().map_or(Ok(()), Err)
     }
 }

@@ -6,13 +6,13 @@ use async_trait::async_trait;
 use polymq_core::{Consumer, Error, Incoming, Result, Settler};
 use tokio::time::timeout;
 
-use crate::{NAME, bus::Bus, hub::Hub, settle::MqttSettler, stock::Seat};
+use crate::{NAME, bus::Bus, keeper::Kept, settle::MqttSettler, stock::Seat};
 
 /// A consumer: its share of what a hub brings.
 #[derive(Debug)]
 pub(crate) struct MqttConsumer {
     bus: Arc<Bus>,
-    hub: Arc<Hub>,
+    kept: Kept,
     seat: Seat,
     settler: Arc<MqttSettler>,
     open: bool,
@@ -20,14 +20,14 @@ pub(crate) struct MqttConsumer {
 
 impl MqttConsumer {
     /// The hub counts this consumer already.
-    pub(crate) fn new(bus: Arc<Bus>, (hub, seat): (Arc<Hub>, Seat), republish: bool) -> Self {
-        let settler = Arc::new(MqttSettler::new(&bus, &hub, republish));
-        Self { bus, hub, seat, settler, open: true }
+    pub(crate) fn new(bus: Arc<Bus>, (kept, seat): (Kept, Seat), republish: bool) -> Self {
+        let settler = Arc::new(MqttSettler::new(&bus, &kept.hub, republish));
+        Self { bus, kept, seat, settler, open: true }
     }
 
     fn leave(&mut self) {
         if std::mem::replace(&mut self.open, false) {
-            self.hub.leave(&self.seat);
+            self.kept.hub.leave(&self.seat);
         }
     }
 }
@@ -36,9 +36,9 @@ impl MqttConsumer {
 impl Consumer for MqttConsumer {
     async fn receive(&mut self, max: usize, into: &mut Vec<Incoming>) -> Result<()> {
         if !self.open {
-            return Err(Error::closed("receive").with_backend(NAME).with_channel(&*self.hub.name));
+            return Err(Error::closed("receive").with_backend(NAME).with_channel(&*self.kept.hub.name));
         }
-        self.hub.receive(&self.seat, max, into).await
+        self.kept.hub.receive(&self.seat, max, into).await
     }
 
     fn settler(&self) -> Arc<dyn Settler> {
@@ -46,11 +46,17 @@ impl Consumer for MqttConsumer {
     }
 
     async fn close(&mut self) -> Result<()> {
-        if self.open {
-            self.leave();
-            // What cannot be written in time is delivered again.
-            let _ = timeout(self.bus.config.operation_timeout, self.hub.flush()).await;
-        }
+        self.leave();
+        // Also the second time: what was settled since the first is told before the process may end.
+        let told = async {
+            self.kept.hub.flush().await;
+            // The broker has read it all when it has answered the goodbye, which waits for what consumers still hold.
+            if self.kept.hub.close_if_done() {
+                self.kept.closed().await;
+            }
+        };
+        // What cannot be told in time is delivered again.
+        let _ = timeout(self.bus.config.operation_timeout, told).await;
         Ok(())
     }
 }

@@ -92,6 +92,17 @@ impl Hub {
         }
     }
 
+    /// A connection says goodbye next. What was acknowledged before that is written first; from now on its deliveries are
+    /// stale, since the broker delivers them again.
+    pub(crate) fn retire(&self, number: u16) {
+        let mut state = self.lock();
+        let Some(lender) = state.lenders.get_mut(&number) else { return };
+        lender.lost();
+        // A reconnect in between does not count.
+        lender.serial += 1;
+        self.forget(&mut state, number);
+    }
+
     /// Forgets a connection and what it brought and nobody took.
     pub(crate) fn remove_lender(&self, number: u16) {
         let mut state = self.lock();
@@ -152,7 +163,7 @@ impl Hub {
         let mut state = self.lock();
         if state.stock.is_full() {
             state.looking =
-                state.lenders.iter().filter(|(_, lender)| lender.subscribed).map(|(number, _)| *number).collect();
+                state.lenders.iter().filter(|(_, lender)| lender.generation > 0).map(|(number, _)| *number).collect();
             self.weigh(&state);
         }
     }
@@ -190,8 +201,10 @@ impl Hub {
         self.ready.notify_one();
     }
 
-    pub(crate) fn prefetch(&self) -> usize {
-        self.lock().stock.prefetch()
+    /// What the consumers together want in flight, and how many retries wait beside it.
+    pub(crate) fn wanted(&self) -> (usize, usize) {
+        let state = self.lock();
+        (state.stock.prefetch(), state.stock.aside())
     }
 
     /// Ends every consumer with this error.
@@ -199,6 +212,7 @@ impl Hub {
         let mut state = self.lock();
         state.failed.get_or_insert_with(|| (error.kind(), error.message().to_owned()));
         self.weigh(&state);
+        state.stock.wake_all();
         drop(state);
         self.ready.notify_waiters();
         self.changed.notify_one();
@@ -210,8 +224,7 @@ impl Hub {
             let freed = seat.freed.notified();
             tokio::pin!(freed);
             freed.as_mut().enable();
-            if self.lock().stock.room(seat) == 0 {
-                // Only a delivery that is settled changes that; it also keeps the consumer from failing early.
+            if self.lock().must_wait(seat) {
                 freed.await;
                 continue;
             }
@@ -268,6 +281,7 @@ impl Hub {
         let current = self.is_current(token);
         if current {
             self.lock().stock.set_aside(token);
+            self.changed.notify_one();
         }
         current
     }
@@ -344,7 +358,10 @@ impl Hub {
         let channel = convert::concrete_topic(&publish, &self.name);
         let (message, details) = convert::from_publish(publish);
         let wait = convert::due_in(&message);
-        let incoming = Incoming { message, token: Token::default(), attempt: None, channel, details };
+        let mut incoming = Incoming { message, token: Token::default(), details };
+        if channel.is_some() {
+            incoming.details_mut().channel = channel;
+        }
         let mut state = self.lock();
         if state.failed.is_some() {
             return;
@@ -358,6 +375,7 @@ impl Hub {
         self.weigh(&state);
         drop(state);
         let Some(wait) = wait else { return };
+        self.changed.notify_one();
         let hub = Arc::downgrade(self);
         tokio::spawn(async move {
             sleep(wait).await;
@@ -398,6 +416,11 @@ impl Hub {
 }
 
 impl State {
+    /// Whether a consumer holds all that it may, which only a delivery that is settled changes, or the end.
+    fn must_wait(&self, seat: &Seat) -> bool {
+        self.failed.is_none() && self.stock.room(seat) == 0
+    }
+
     /// Whether what came from there can be acknowledged.
     fn knows(&self, origin: Origin) -> bool {
         self.lenders.get(&origin.lender).is_some_and(|lender| lender.knows(origin.generation))

@@ -8,7 +8,10 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use polymq_core::{ErrorKind, Result};
-use rumqttc::v5::mqttbytes::{QoS, v5::Filter};
+use rumqttc::v5::mqttbytes::{
+    QoS,
+    v5::{Filter, RetainForwardRule},
+};
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until, timeout},
@@ -17,6 +20,7 @@ use tokio::{
 use crate::{
     bus::Bus,
     claims::{Claim, Purpose},
+    config::Protocol,
     error::error,
     hub::Hub,
     lends::{Ended, Fate, Lends},
@@ -35,12 +39,17 @@ const QUIET: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub(crate) struct Kept {
     pub(crate) hub: Arc<Hub>,
-    pub(crate) closed: watch::Receiver<bool>,
+    /// The keeper has the other end, and sends nothing.
+    keeper: watch::Receiver<()>,
 }
 
 impl Kept {
+    pub(crate) fn is_closed(&self) -> bool {
+        self.keeper.has_changed().is_err()
+    }
+
     pub(crate) async fn closed(&self) {
-        let _ = self.closed.clone().wait_for(|closed| *closed).await;
+        while self.keeper.clone().changed().await.is_ok() {}
     }
 }
 
@@ -76,6 +85,9 @@ struct Keeper {
 
 impl Drop for Keeper {
     fn drop(&mut self) {
+        // Also when the runtime of the connection ends: nobody may wait for what does not come.
+        self.hub.fail(&polymq_core::Error::closed("receive"));
+        self.hub.close_if_done();
         // The connections and the hub hold each other.
         self.hub.clear();
     }
@@ -86,13 +98,15 @@ pub(crate) async fn start(bus: Arc<Bus>, hub: Arc<Hub>, source: Source, create: 
     let mut keeper =
         Keeper { bus, hub: Arc::clone(&hub), source, own: None, left_behind: Vec::new(), empty: BTreeSet::new() };
     keeper.take(create).await?;
-    let (done, closed) = watch::channel(false);
-    tokio::spawn(async move {
+    let (done, closed) = watch::channel(());
+    let runtime = keeper.bus.runtime.clone();
+    runtime.spawn(async move {
         keeper.run().await;
         keeper.let_go().await;
-        let _ = done.send(true);
+        drop(keeper);
+        drop(done);
     });
-    Ok(Kept { hub, closed })
+    Ok(Kept { hub, keeper: closed })
 }
 
 impl Keeper {
@@ -161,14 +175,17 @@ impl Keeper {
                 self.left_behind.push(session);
                 continue;
             }
-            session.link.close(false).await;
-            self.hub.remove_lender(session.lender);
             self.empty.insert(session.number);
+            self.end(session, false).await;
         }
     }
 
-    /// The consumers of this process together want more in flight than the connection was made for.
+    /// The consumers of this process together want more in flight than the connection was made for, or as many retries wait
+    /// that the broker would lend nothing beside them. MQTT 3.1.1 has no such bound.
     async fn widen(&mut self) {
+        if self.bus.config.protocol == Protocol::V311 {
+            return;
+        }
         let wanted = self.receive_maximum();
         let Some(own) = self.own.as_mut().filter(|own| own.receive_maximum < wanted) else { return };
         let Some((events, after)) = self.hub.hand_over(own.lender, Some(self.bus.generation.subscribe())) else {
@@ -210,7 +227,7 @@ impl Keeper {
             let Some(claim) = self.bus.claims.claim(&row.claim(number), Purpose::Hold).await? else { continue };
             let session = self.open(number, Some(claim)).await?;
             if number == 0 && !create && !session.fate.session_present() {
-                self.end(session).await;
+                self.end(session, true).await;
                 return Err(error(ErrorKind::NotFound, "no session holds messages of this channel")
                     .with_hint("declare it, or send to it with declare"));
             }
@@ -227,13 +244,8 @@ impl Keeper {
                 Ok(())
             }
             Err(cause) => {
-                match session.fate.session_present() {
-                    true => {
-                        session.link.close(false).await;
-                        self.hub.remove_lender(session.lender);
-                    }
-                    false => self.end(session).await,
-                }
+                let is_new = !session.fate.session_present();
+                self.end(session, is_new).await;
                 Err(cause)
             }
         }
@@ -251,7 +263,7 @@ impl Keeper {
             let session = self.open(number, Some(claim)).await?;
             if !session.fate.session_present() {
                 // The row ends here.
-                self.end(session).await;
+                self.end(session, true).await;
                 return Ok(());
             }
             session.claim.iter().for_each(Claim::hold);
@@ -302,7 +314,7 @@ impl Keeper {
             },
             // Mosquitto does not write a session to disk that was opened with a clean start. Under 3.1.1 a session
             // that is not clean never expires, so one of our own has to be.
-            clean_start: own && self.bus.config.protocol == crate::config::Protocol::V311,
+            clean_start: own && self.bus.config.protocol == Protocol::V311,
             session_expiry: if own { OWN_SESSION } else { self.bus.config.session_expiry },
             receive_maximum,
             will: None,
@@ -310,8 +322,7 @@ impl Keeper {
             first_must_succeed: true,
             after,
         };
-        let health = self.bus.board.member();
-        let (link, first) = Link::start(Arc::clone(&self.bus.config), options, health, events);
+        let (link, first) = self.bus.start(options, events);
         self.hub.attach(lender, link.clone());
         let connected = first.await.unwrap_or_else(|_| Err(error(ErrorKind::Closed, "the connection was closed")));
         if let Err(cause) = connected {
@@ -322,7 +333,10 @@ impl Keeper {
     }
 
     async fn subscribe(&self, session: &Session, filter: String) -> Result<()> {
-        self.answered(session.link.subscribe(Filter::new(filter, QoS::AtLeastOnce))).await
+        let mut filter = Filter::new(filter, QoS::AtLeastOnce);
+        // Subscribing again over a wider connection brings no retained message a second time.
+        filter.retain_forward_rule = RetainForwardRule::OnNewSubscribe;
+        self.answered(session.link.subscribe(filter)).await
     }
 
     /// Waits for an answer, which may be behind more messages than are read for now: then it comes later.
@@ -334,9 +348,10 @@ impl Keeper {
         }
     }
 
-    /// Ends a session that was empty.
-    async fn end(&self, session: Session) {
-        session.link.close(true).await;
+    /// Lets a session go; with `forget`, the broker forgets it too.
+    async fn end(&self, session: Session, forget: bool) {
+        self.hub.retire(session.lender);
+        session.link.close(forget).await;
         self.hub.remove_lender(session.lender);
     }
 
@@ -355,16 +370,19 @@ impl Keeper {
                 }
                 _ => {}
             }
-            session.link.close(filter.is_none()).await;
-            self.hub.remove_lender(session.lender);
+            self.end(session, filter.is_none()).await;
         }
         if filter.is_some() {
             self.bus.claims.say_gone();
         }
     }
 
+    /// How much the broker may lend: what the consumers want, and as much again as waits for its time. By powers of two, so
+    /// that the connection is made again seldom.
     fn receive_maximum(&self) -> u16 {
-        u16::try_from(self.hub.prefetch().max(1)).unwrap_or(u16::MAX).min(self.bus.config.receive_maximum)
+        let (prefetch, aside) = self.hub.wanted();
+        let beside = if aside == 0 { 0 } else { aside.next_power_of_two() };
+        u16::try_from(prefetch.max(1).saturating_add(beside)).unwrap_or(u16::MAX).min(self.bus.config.receive_maximum)
     }
 
     async fn bounded(&self, operation: impl Future<Output = Result<()>>) -> Result<()> {

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod backend;
+mod backlog;
 mod bus;
 mod claims;
 mod config;

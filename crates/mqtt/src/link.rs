@@ -6,7 +6,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU32, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -15,9 +15,12 @@ use std::{
 use bytes::Bytes;
 use polymq_core::{Error, ErrorKind, Result};
 use rumqttc::v5::mqttbytes::v5::{Filter, PubAckReason, Publish};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, oneshot},
+};
 
-use crate::{config::MqttConfig, error::error, health::Member, slots::Answer, supervisor};
+use crate::{backlog::Backlog, config::MqttConfig, error::error, health::Member, slots::Answer, supervisor};
 
 /// What tells a link's connections from others.
 #[derive(Debug, Clone)]
@@ -103,7 +106,7 @@ pub(crate) enum Sending {
 }
 
 pub(crate) enum Command {
-    /// Jumps the queue of messages and the gate; for the few messages of the protocol between consumers.
+    /// Jumps the queue of messages and the gate, and waits for room in the window only; for the few messages of the protocol between consumers.
     Message(Box<Outgoing>),
     Ack {
         generation: u32,
@@ -129,19 +132,22 @@ pub(crate) struct Link {
     max_packet: Arc<AtomicU32>,
     /// Messages that the task has not taken yet.
     waiting: Arc<AtomicUsize>,
+    given_up: Arc<OnceLock<String>>,
 }
 
 /// The task's end of a link.
 pub(crate) struct Ends {
-    pub(crate) sends: mpsc::UnboundedReceiver<Sending>,
+    pub(crate) sends: Backlog,
     pub(crate) commands: mpsc::UnboundedReceiver<Command>,
     pub(crate) max_packet: Arc<AtomicU32>,
-    pub(crate) waiting: Arc<AtomicUsize>,
+    /// Why there will be no connection any more, where the program has not closed it.
+    pub(crate) given_up: Arc<OnceLock<String>>,
 }
 
 impl Link {
     /// Starts a link; the receiver answers the first attempt to connect.
     pub(crate) fn start(
+        runtime: &Handle,
         config: Arc<MqttConfig>,
         options: LinkOptions,
         health: Member,
@@ -152,9 +158,16 @@ impl Link {
         let (first, answer) = oneshot::channel();
         let max_packet = Arc::new(AtomicU32::new(u32::MAX));
         let waiting = Arc::<AtomicUsize>::default();
-        let link = Self { sends, commands, max_packet: Arc::clone(&max_packet), waiting: Arc::clone(&waiting) };
-        let ends = Ends { sends: sends_rx, commands: commands_rx, max_packet, waiting };
-        tokio::spawn(supervisor::run(config, options, health, events, ends, first));
+        let given_up = Arc::<OnceLock<String>>::default();
+        let link = Self {
+            sends,
+            commands,
+            max_packet: Arc::clone(&max_packet),
+            waiting: Arc::clone(&waiting),
+            given_up: Arc::clone(&given_up),
+        };
+        let ends = Ends { sends: Backlog::new(sends_rx, waiting), commands: commands_rx, max_packet, given_up };
+        runtime.spawn(supervisor::run(config, options, health, events, ends, first));
         (link, answer)
     }
 
@@ -162,23 +175,23 @@ impl Link {
     pub(crate) fn send(&self, message: Outgoing) {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         if let Err(mpsc::error::SendError(Sending::Message(message))) = self.sends.send(Sending::Message(message)) {
-            message.answer.fail(Error::closed("send").with_backend(crate::NAME));
+            message.answer.fail(ended(self.given_up.get()));
         }
     }
 
-    /// Sends at once or not at all, and tells the broker's answer.
+    /// Sends before all others, over this connection or not at all, and tells the broker's answer.
     pub(crate) async fn send_urgent(&self, publish: Publish) -> Result<PubAckReason> {
         let (answer, answered) = oneshot::channel();
         self.command(Command::Message(Box::new(Outgoing { publish, answer: Answer::Reason(answer) })));
         answered.await.unwrap_or_else(|_| Err(gone()))
     }
 
-    /// Sends at once or not at all; nobody waits.
+    /// The same; nobody waits.
     pub(crate) fn send_and_forget(&self, publish: Publish) {
         self.command(Command::Message(Box::new(Outgoing { publish, answer: Answer::Nobody })));
     }
 
-    /// Waits until every message sent before is answered.
+    /// Waits until every message sent before is answered or withdrawn.
     pub(crate) async fn flush_sends(&self) -> Result<()> {
         let (done, waits) = oneshot::channel();
         let _ = self.sends.send(Sending::Flush(done));
@@ -258,4 +271,12 @@ impl std::fmt::Debug for Link {
 #[cold]
 fn gone() -> Error {
     error(ErrorKind::Closed, "the connection was closed")
+}
+
+/// What a send is told when there will be no connection any more.
+pub(crate) fn ended(given_up: Option<&String>) -> Error {
+    match given_up {
+        Some(reason) => error(ErrorKind::Disconnected, format!("given up: {reason}")),
+        None => Error::closed("send").with_backend(crate::NAME),
+    }
 }

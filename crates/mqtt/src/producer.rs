@@ -119,9 +119,7 @@ impl Producer for MqttProducer {
     }
 
     async fn close(&self) -> Result<()> {
-        if self.closed.swap(true, Ordering::AcqRel) {
-            return Ok(());
-        }
+        self.closed.store(true, Ordering::Release);
         let limit = self.bus.config.operation_timeout;
         match timeout(limit, self.flush()).await {
             // The connection was closed before, which has flushed it.

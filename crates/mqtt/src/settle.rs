@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use polymq_core::{ATTEMPT, Completion, ErrorKind, Message, Result, Settler, Token};
 use rumqttc::v5::mqttbytes::QoS;
-use tokio::time::sleep;
+use tokio::{runtime::Handle, time::sleep};
 
 use crate::{
     bus::Bus,
@@ -25,6 +25,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct MqttSettler {
     bus: Weak<Bus>,
+    /// The connection's: who settles may be a thread without one, or of one that ends soon.
+    runtime: Handle,
     hub: Arc<Hub>,
     /// How a retry sends a message again; `None` where that would reach others too, or lose the attempt number.
     republish: Option<Style>,
@@ -39,7 +41,8 @@ impl MqttSettler {
             retain: false,
             protocol: bus.config.protocol,
         };
-        Self { bus: Arc::downgrade(bus), hub: Arc::clone(hub), republish: republish.then_some(style) }
+        let republish = republish.then_some(style);
+        Self { bus: Arc::downgrade(bus), runtime: bus.runtime.clone(), hub: Arc::clone(hub), republish }
     }
 }
 
@@ -56,6 +59,7 @@ impl Settler for MqttSettler {
     fn retry(&self, token: Token, message: &Message, attempt: u32, after: Duration) -> Completion<()> {
         let retry = Retry {
             bus: self.bus.clone(),
+            runtime: self.runtime.clone(),
             hub: Arc::clone(&self.hub),
             token,
             message: message.clone(),
@@ -70,8 +74,10 @@ impl Settler for MqttSettler {
         }
         let (completer, completion) = Completion::queued();
         let _ = completer.hand_over();
-        tokio::spawn(async move {
+        let ticket = self.bus.upgrade().map(|bus| bus.copies.ticket());
+        self.runtime.spawn(async move {
             completer.complete(retry.republish(&style).await);
+            drop(ticket);
         });
         completion
     }
@@ -79,6 +85,7 @@ impl Settler for MqttSettler {
 
 struct Retry {
     bus: Weak<Bus>,
+    runtime: Handle,
     hub: Arc<Hub>,
     token: Token,
     message: Message,
@@ -120,14 +127,14 @@ impl Retry {
     /// Hands the original out again when its time has come. The broker keeps it until it is acknowledged, so that
     /// from here on another attempt is certain.
     fn stay(self) -> Result<()> {
-        let Self { hub, token, message, attempt, after, .. } = self;
+        let Self { runtime, hub, token, message, attempt, after, .. } = self;
         if after.is_zero() {
             return if hub.again(token, message, Some(attempt), false) { Ok(()) } else { Err(stale()) };
         }
         if !hub.set_aside(token) {
             return Err(stale());
         }
-        tokio::spawn(async move {
+        runtime.spawn(async move {
             sleep(after).await;
             hub.again(token, message, Some(attempt), false);
         });

@@ -52,8 +52,6 @@ struct Held {
     seat: Option<u32>,
     size: usize,
     /// What it needs besides the message when it is handed out again.
-    attempt: Option<u32>,
-    channel: Option<Arc<str>>,
     details: Option<Box<Details>>,
 }
 
@@ -81,6 +79,11 @@ impl Stock {
         self.shares.remove(&seat.number);
     }
 
+    /// Everybody looks again, whether there is room or not.
+    pub(crate) fn wake_all(&self) {
+        self.shares.values().for_each(|share| share.freed.notify_one());
+    }
+
     pub(crate) fn consumers(&self) -> usize {
         self.shares.len()
     }
@@ -88,6 +91,11 @@ impl Stock {
     /// What the consumers together want in flight.
     pub(crate) fn prefetch(&self) -> usize {
         self.shares.values().map(|share| share.prefetch).sum()
+    }
+
+    /// Retries that wait for their time. They take no consumer's place, but the broker counts them as lent.
+    pub(crate) fn aside(&self) -> usize {
+        self.delayed.len() + self.held.values().filter(|held| held.seat.is_none()).count()
     }
 
     /// Whether more than the consumers asked for is here: the broker has not kept to the receive maximum (mosquitto
@@ -130,8 +138,6 @@ impl Stock {
                 origin,
                 seat: Some(seat.number),
                 size: incoming.message.payload().len(),
-                attempt: incoming.attempt,
-                channel: incoming.channel.clone(),
                 details: incoming.details.clone(),
             };
             self.held.insert(incoming.token, held);
@@ -176,8 +182,11 @@ impl Stock {
         let Some(held) = self.held.remove(&token) else { return };
         self.free(held.seat);
         self.bytes = self.bytes - held.size + message.payload().len();
-        let Held { origin, attempt: before, channel, details, .. } = held;
-        let incoming = Incoming { message, token, attempt: attempt.or(before), channel, details };
+        let Held { origin, details, .. } = held;
+        let mut incoming = Incoming { message, token, details };
+        if attempt.is_some() {
+            incoming.details_mut().attempt = attempt;
+        }
         match front {
             true => self.arrived.push_front(Waiting { origin, incoming }),
             false => self.arrived.push_back(Waiting { origin, incoming }),
@@ -214,7 +223,7 @@ mod tests {
         let mut stock = Stock::default();
         let seat = stock.join(prefetch, bytes);
         for pkid in 1..=messages {
-            let incoming = Incoming { message: Message::new("0123456789"), ..Incoming::default() };
+            let incoming = Incoming::new(Message::new("0123456789"), Token::default());
             stock.arrive(origin(pkid), incoming, false);
         }
         (stock, seat)
@@ -236,7 +245,7 @@ mod tests {
         assert_eq!((stock.room(&seat), stock.untaken()), (2, 4));
         let mut again = Vec::new();
         stock.take(&seat, 1, &mut again);
-        assert_eq!((again[0].token, again[0].attempt), (taken[1].token, Some(2)));
+        assert_eq!((again[0].token, again[0].attempt()), (taken[1].token, 2));
     }
 
     #[test]

@@ -7,11 +7,11 @@
 
 mod harness;
 
-use std::{net::TcpListener, process::Command, sync::Arc, time::Duration};
+use std::{process::Command, sync::Arc, time::Duration};
 
 use polymq_core::{Backend, Bus, ConsumeOptions, Environment, ErrorKind, Message, Registry};
 use polymq_mqtt::MqttBackend;
-use polymq_testkit::{Broker, BrokerControl, Certificates, Proxy, eventually};
+use polymq_testkit::{Broker, BrokerControl, Certificates, Proxy, eventually, free_port};
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
@@ -23,10 +23,6 @@ use tokio_rustls::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port()
-}
 
 async fn connect(url: &str, settings: &[(&str, String)]) -> polymq_core::Result<Bus> {
     let mut registry = Registry::new();

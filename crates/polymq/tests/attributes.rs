@@ -160,7 +160,7 @@ async fn every_option_reaches_its_route() {
 
 async fn expect<const N: usize>(expected: [&str; N]) {
     let mut seen = Vec::new();
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
     while seen.len() < N {
         let call = CALLS.1.lock().unwrap().try_recv();
         match call {

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use polymq::{ConsumeOptions, Environment, QueueTable, prelude::*};
-use polymq_testkit::{Broker, BrokerControl};
+use polymq_testkit::{Broker, BrokerControl, free_port};
 use tokio::sync::mpsc::unbounded_channel;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -17,10 +17,9 @@ async fn connect(url: &str) -> Bus {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a7_kafka_in_http_out_and_amqp_both_ways() {
     let (kafka, rabbitmq) = (Broker::kafka(), Broker::rabbitmq());
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let urls = (
         format!("kafka://admin:secret@{}", kafka.address()),
-        format!("http://127.0.0.1:{port}"),
+        format!("http://127.0.0.1:{}", free_port()),
         format!("amqp://{}", rabbitmq.address()),
     );
     let table = format!(

@@ -71,7 +71,7 @@ async fn nothing_secret_is_logged() {
         .await
         .unwrap();
     for _ in 0..2 {
-        tokio::time::timeout(Duration::from_secs(5), done.recv()).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(30), done.recv()).await.unwrap().unwrap();
     }
     running.stop().await.unwrap();
     orders.send(&Order { card: MARKER.into() }).await.unwrap();

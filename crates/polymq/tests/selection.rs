@@ -17,7 +17,7 @@ async fn echo(bus: &Bus, text: &str) -> String {
     let queue = bus.queue("echo");
     let mut subscription = queue.subscribe(ConsumeOptions::default()).await.unwrap();
     queue.send(&text.to_owned()).await.unwrap();
-    let delivery = tokio::time::timeout(Duration::from_secs(5), subscription.next()).await.unwrap().unwrap();
+    let delivery = tokio::time::timeout(Duration::from_secs(30), subscription.next()).await.unwrap().unwrap();
     let echoed = serde_json::from_slice(delivery.message().payload()).unwrap();
     delivery.ack().await.unwrap();
     echoed
@@ -110,7 +110,7 @@ async fn a6_what_code_has_not_chosen_is_not_connected() {
 
     // Without the choice in code, it is that broker which is tried.
     let tried = tokio::spawn(Bus::builder().environment(variables).connect());
-    tokio::time::timeout(Duration::from_secs(5), broker.accept()).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(30), broker.accept()).await.unwrap().unwrap();
     tried.abort();
 }
 

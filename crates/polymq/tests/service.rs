@@ -36,6 +36,15 @@ async fn fails(_bus: Bus) -> Result<(), std::io::Error> {
     Err(std::io::Error::other("first line\n  second line\n"))
 }
 
+/// Fails while a handler is being drained.
+async fn fails_when_told(bus: Bus) -> Result<(), std::io::Error> {
+    let mut told = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    bus.queue("slow").send(&"one").await.map_err(std::io::Error::other)?;
+    told.recv().await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    Err(std::io::Error::other("told to end"))
+}
+
 /// Not a test: what the child process runs.
 #[test]
 fn child() {
@@ -43,6 +52,7 @@ fn child() {
         Ok("ends") => polymq::run(ends),
         Ok("never ends") => polymq::run(never_ends),
         Ok("fails") => polymq::run(fails),
+        Ok("fails when told") => polymq::run(fails_when_told),
         #[cfg(feature = "ops")]
         Ok("three") => match three() {
             Ok(()) => ExitCode::SUCCESS,
@@ -77,17 +87,24 @@ async fn three() -> Result<()> {
 fn d4_one_call_runs_every_handler_until_a_signal() {
     use std::io::Write;
 
-    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], polymq_testkit::free_port()));
     let mut process = start("three").env("ADDRESS", address.to_string()).stdout(Stdio::piped()).spawn().unwrap();
     let mut printed = BufReader::new(process.stdout.take().unwrap()).lines().map_while(|line| line.ok());
     let mut got: Vec<_> = printed.by_ref().filter(|line| line.ends_with("got it")).take(3).collect();
     got.sort();
     assert_eq!(got, ["one got it", "three got it", "two got it"]);
-    let mut stream = std::net::TcpStream::connect(address).unwrap();
-    stream.write_all(b"GET /ready HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    // A handler may be faster than the word that its subscription has started.
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    loop {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        stream.write_all(b"GET /ready HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        if answer.starts_with("HTTP/1.1 200") {
+            break;
+        }
+        assert!(answer.starts_with("HTTP/1.1 503") && std::time::Instant::now() < deadline, "{answer}");
+    }
     signal(&process, "-TERM");
     assert!(printed.any(|line| line == "returned"), "the call returns after the signal");
     assert_eq!(process.wait().unwrap().code(), Some(0));
@@ -127,6 +144,30 @@ fn sigterm_drains() {
 #[test]
 fn a_signal_drains_while_main_still_runs() {
     drains_after("never ends", "-TERM");
+}
+
+#[test]
+fn a_main_that_fails_during_the_drain_ends_the_process_after_it() {
+    let mut process = start("fails when told").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut printed = BufReader::new(process.stdout.take().unwrap()).lines().map_while(|line| line.ok());
+    assert!(printed.any(|line| line.ends_with("started one")));
+    signal(&process, "-TERM");
+    assert!(printed.any(|line| line == "finished one"), "the handler was cut off");
+    let told = std::time::Instant::now();
+    let code = loop {
+        if let Some(status) = process.try_wait().unwrap() {
+            break status.code();
+        }
+        if told.elapsed() > Duration::from_secs(30) {
+            process.kill().unwrap();
+            process.wait().unwrap();
+            panic!("the drain is over, and the process goes on");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    let mut error = String::new();
+    process.stderr.take().unwrap().read_to_string(&mut error).unwrap();
+    assert_eq!((code, error.trim_end()), (Some(1), "error: told to end"));
 }
 
 #[test]

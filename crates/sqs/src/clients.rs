@@ -1,5 +1,7 @@
 //! The clients of the two services, with what they need to be let in.
 
+use std::sync::Arc;
+
 use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
 use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
@@ -15,6 +17,7 @@ use crate::{
     NAME,
     config::{Place, SqsConfig},
     error::{self, Effect},
+    policy::Grants,
 };
 
 /// Where a server of one's own says it is.
@@ -23,17 +26,19 @@ const DEFAULT_REGION: &str = "us-east-1";
 /// What a certificate in a PEM file begins with.
 const CERTIFICATE: &[u8] = b"-----BEGIN CERTIFICATE-----";
 
-/// Clients that live now.
+/// Clients of both services, and what was done with them that they may not show yet.
 #[derive(Debug, Clone)]
-pub(crate) struct Live {
+pub(crate) struct Clients {
     pub(crate) sqs: aws_sdk_sqs::Client,
     pub(crate) sns: aws_sdk_sns::Client,
-    /// Counts how often the service was found, from 1.
-    pub(crate) generation: u64,
+    pub(crate) grants: Arc<Grants>,
 }
 
+/// Clients that live now.
+pub(crate) type Live = polymq_core::watch::Live<Clients>;
+
 /// Asks for one queue's name. A user who may not list queues is a user who was let in.
-pub(crate) async fn ask(live: &Live) -> Result<()> {
+pub(crate) async fn ask(live: &Clients) -> Result<()> {
     match live.sqs.list_queues().max_results(1).send().await {
         Ok(_) => Ok(()),
         Err(native) => match error::native("connect", Effect::Idempotent, native) {
@@ -94,7 +99,7 @@ fn aws_smithy_async_sleep() -> aws_smithy_async::rt::sleep::SharedAsyncSleep {
 }
 
 /// Clients with connections of their own, and with the credentials that are found now.
-pub(crate) async fn clients(config: &SqsConfig, generation: u64) -> Result<Live> {
+pub(crate) async fn clients(config: &SqsConfig, grants: Arc<Grants>) -> Result<Clients> {
     let place = config.place()?;
     // Large, and not often needed.
     let loading = Box::pin(base(config, &place));
@@ -114,11 +119,8 @@ pub(crate) async fn clients(config: &SqsConfig, generation: u64) -> Result<Live>
         sqs = sqs.endpoint_url(&endpoint);
         sns = sns.endpoint_url(endpoint);
     }
-    Ok(Live {
-        sqs: aws_sdk_sqs::Client::from_conf(sqs.build()),
-        sns: aws_sdk_sns::Client::from_conf(sns.build()),
-        generation,
-    })
+    let (sqs, sns) = (aws_sdk_sqs::Client::from_conf(sqs.build()), aws_sdk_sns::Client::from_conf(sns.build()));
+    Ok(Clients { sqs, sns, grants })
 }
 
 fn http(config: &SqsConfig, is_plain: bool) -> Result<SharedHttpClient> {

@@ -4,7 +4,7 @@ use std::{
     fmt,
     future::Future,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -37,11 +37,18 @@ pub struct SqsConnection {
     link: LinkHandle,
     capabilities: Capabilities,
     outboxes: Mutex<Vec<Weak<Outbox>>>,
-    consumers: Mutex<Vec<ConsumerHandle>>,
+    consumers: Mutex<Consumers>,
     /// Whether everything was answered when it was closed.
     closed: OnceCell<bool>,
     /// Whether the first one who closed has heard so.
     told: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Consumers {
+    all: Vec<ConsumerHandle>,
+    /// Those who close have seen all there are: none is added.
+    closed: bool,
 }
 
 impl SqsConnection {
@@ -71,7 +78,7 @@ impl SqsConnection {
     /// # Errors
     /// [`ErrorKind::Disconnected`](polymq_core::ErrorKind::Disconnected) while nobody answers.
     pub async fn native(&self) -> Result<aws_sdk_sqs::Client> {
-        Ok(self.link.live_soon("connect").await?.sqs)
+        Ok(self.link.live_soon("connect").await?.sqs.clone())
     }
 
     /// The client of SNS, likewise.
@@ -79,7 +86,7 @@ impl SqsConnection {
     /// # Errors
     /// As [`native`](Self::native).
     pub async fn native_sns(&self) -> Result<aws_sdk_sns::Client> {
-        Ok(self.link.live_soon("connect").await?.sns)
+        Ok(self.link.live_soon("connect").await?.sns.clone())
     }
 
     fn config(&self) -> &SqsConfig {
@@ -124,17 +131,19 @@ impl SqsConnection {
     /// The queue behind an address, its subscription and its dead-letter queue.
     fn plan(&self, address: &Address, wanted: &ConsumeOptions, extra: &Options) -> Result<Plan> {
         let fifo = self.config().fifo;
+        let declare = self.may_declare(wanted.declare);
         let subscribed = match address.kind() {
             ChannelKind::Queue => None,
             ChannelKind::Topic => Some(Subscribed {
                 topic: names::topic(address.name(), fifo)?,
+                declare,
                 raw: extra.raw_delivery,
                 filter: options::filter(extra, &wanted.kinds)?,
             }),
         };
-        let declare = self.may_declare(wanted.declare);
         let mut plan = match (names::queue(address, wanted.group.as_deref(), fifo)?, subscribed) {
-            (Some(queue), topic) => Plan { topic, ..Plan::of_queue(queue, declare) },
+            // Where a reply is awaited, the queue is the consumer's own: nobody else could have made it.
+            (Some(queue), topic) => Plan { topic, ..Plan::of_queue(queue, declare || wanted.temporary) },
             (None, Some(topic)) => Plan::own(topic),
             (None, None) => return Err(error::invalid("a queue without a name")),
         };
@@ -146,12 +155,24 @@ impl SqsConnection {
         Ok(plan)
     }
 
-    /// Returns what is held and flushes what was handed over; whether all of it was answered.
+    fn consumers(&self) -> MutexGuard<'_, Consumers> {
+        self.consumers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn outboxes(&self) -> MutexGuard<'_, Vec<Weak<Outbox>>> {
+        self.outboxes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns what is held and flushes what was handed over; whether all of it was answered. Whoever does it again, because
+    /// the first one was given up, waits for the same.
     async fn wind_up(&self) -> bool {
-        let consumers = std::mem::take(&mut *self.consumers.lock().unwrap_or_else(PoisonError::into_inner));
+        let consumers = {
+            let mut consumers = self.consumers();
+            consumers.closed = true;
+            consumers.all.clone()
+        };
         futures_util::future::join_all(consumers.into_iter().map(ConsumerHandle::close)).await;
-        let outboxes = std::mem::take(&mut *self.outboxes.lock().unwrap_or_else(PoisonError::into_inner));
-        let open: Vec<Arc<Outbox>> = outboxes.iter().filter_map(Weak::upgrade).collect();
+        let open: Vec<Arc<Outbox>> = self.outboxes().iter().filter_map(Weak::upgrade).collect();
         // Bounded for a service that does not answer: what it has not answered is answered with "unknown outcome".
         let flushing = futures_util::future::join_all(open.iter().map(|outbox| outbox.flush()));
         let flushed = timeout(CLOSE_TIMEOUT, flushing).await;
@@ -162,7 +183,7 @@ impl SqsConnection {
 
     fn outbox(&self, target: Target, declare: bool, max_batch: usize) -> Arc<Outbox> {
         let outbox = Outbox::start(self.link.link(), target, declare, max_batch);
-        let mut outboxes = self.outboxes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut outboxes = self.outboxes();
         outboxes.retain(|outbox| outbox.strong_count() > 0);
         outboxes.push(Arc::downgrade(&outbox));
         outbox
@@ -180,7 +201,7 @@ impl Connection for SqsConnection {
     }
 
     fn health(&self) -> HealthWatch {
-        self.link.health.watch()
+        self.link.health()
     }
 
     fn check_address(&self, address: &Address) -> Result<()> {
@@ -230,10 +251,19 @@ impl Connection for SqsConnection {
             self.config().max_message,
         );
         let unwrap = extra.unwrap || address.kind() == ChannelKind::Topic;
-        let consumer = SqsConsumer::start(self.link.link(), shared, plan, url, unwrap);
-        let mut consumers = self.consumers.lock().unwrap_or_else(PoisonError::into_inner);
-        consumers.retain(|consumer| !consumer.is_gone());
-        consumers.push(consumer.handle());
+        let mut consumer = SqsConsumer::start(self.link.link(), shared, plan, url, unwrap);
+        let closed = {
+            let mut consumers = self.consumers();
+            consumers.all.retain(|consumer| !consumer.is_gone());
+            if !consumers.closed {
+                consumers.all.push(consumer.handle());
+            }
+            consumers.closed
+        };
+        if closed {
+            consumer.close().await?;
+            return Err(error::closed("consume"));
+        }
         Ok(Box::new(consumer))
     }
 
@@ -246,7 +276,7 @@ impl Connection for SqsConnection {
                 match &plan.topic {
                     // A queue that belongs to one consumer is made by it.
                     Some(subscribed) if plan.own => {
-                        topology::ensure_topic(&live, &subscribed.topic, plan.declare).await.map(drop)
+                        topology::ensure_topic(&live, &subscribed.topic, subscribed.declare).await.map(drop)
                     }
                     _ => topology::ensure(&live, &plan).await.map(drop),
                 }
@@ -287,8 +317,9 @@ impl Connection for SqsConnection {
 
     async fn bind(&self, queue: &Address, topic: &Address) -> Result<()> {
         let fifo = self.config().fifo;
-        let subscribed = Subscribed { topic: names::topic(topic.name(), fifo)?, raw: true, filter: None };
-        let plan = Plan { topic: Some(subscribed), ..Plan::of_queue(self.queue(queue)?, self.may_declare(true)) };
+        let (topic, declare) = (names::topic(topic.name(), fifo)?, self.may_declare(true));
+        let subscribed = Subscribed { topic, declare, raw: true, filter: None };
+        let plan = Plan { topic: Some(subscribed), ..Plan::of_queue(self.queue(queue)?, declare) };
         let bound = self.bounded("bind", |live| {
             let plan = plan.clone();
             async move { topology::bind(&live, &plan).await.map(drop) }

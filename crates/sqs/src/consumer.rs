@@ -14,7 +14,7 @@ use crate::{
     backend::BATCH,
     clients::Live,
     convert,
-    error::{self, Effect},
+    error::Effect,
     link::Link,
     poll::{Reading, Url},
     producer::CLOSE_TIMEOUT,
@@ -230,9 +230,14 @@ impl Task {
     async fn polled(&mut self, asked: usize, answer: Result<Vec<(Incoming, Held)>>, width: usize) -> usize {
         let error = match answer {
             Ok(messages) => {
-                let full = asked == BATCH && messages.len() == BATCH;
+                let count = messages.len();
                 self.shared.arrive(asked, messages);
-                return if full { (width + 1).min(self.link.config.polls) } else { (width - 1).max(1) };
+                return match count {
+                    BATCH => (width + 1).min(self.link.config.polls),
+                    // More may wait: there was no room for them.
+                    _ if count == asked => width,
+                    _ => (width - 1).max(1),
+                };
             }
             Err(error) => error,
         };
@@ -263,7 +268,7 @@ impl Task {
     }
 
     async fn end(self) {
-        self.shared.seal(&error::closed("receive"));
+        self.shared.seal(&self.link.ended("receive"));
         if let Some(live) = self.link.live_now().filter(|_| self.plan.own) {
             let limit = self.link.config.connect_timeout;
             let _ = timeout(limit, topology::abandon(&live, &self.plan)).await;

@@ -2,6 +2,8 @@
 
 use std::{error::Error as StdError, time::Duration};
 
+use aws_sdk_sns::operation::publish_batch::PublishBatchError;
+use aws_sdk_sqs::operation::send_message_batch::SendMessageBatchError;
 use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use polymq_core::{Error, ErrorKind, Retry};
@@ -68,6 +70,14 @@ fn kind<E: StdError + ProvideErrorMetadata + 'static>(error: &SdkError<E, HttpRe
         SdkError::DispatchFailure(failure) if failure.is_user() => ErrorKind::Other,
         _ => lost,
     }
+}
+
+/// Whether the service itself has answered a send so, whose outcome nobody knows: then it is there.
+pub(crate) fn is_answered(error: &Error) -> bool {
+    fn is<E: StdError + 'static>(source: &(dyn StdError + 'static)) -> bool {
+        matches!(source.downcast_ref::<SdkError<E, HttpResponse>>(), Some(SdkError::ServiceError(_)))
+    }
+    error.source().is_some_and(|source| is::<SendMessageBatchError>(source) || is::<PublishBatchError>(source))
 }
 
 /// The kind of an error code, of a request or of one entry of a batch. Unknown ones are [`ErrorKind::Other`].

@@ -9,24 +9,31 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aws_sdk_sqs::types::{MessageAttributeValue, SendMessageBatchRequestEntry};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use polymq_core::{Completer, Error, ErrorKind, MessageId, Receipt, Result};
-use tokio::sync::{Notify, OnceCell};
+use tokio::{
+    sync::{Notify, OnceCell},
+    time::timeout,
+};
 
 use crate::{
     backend::BATCH,
     clients::Live,
-    convert::{self, Wire},
-    error::{self, Effect, native},
+    convert::Wire,
+    error::{self, Effect},
     link::Link,
     names::Name,
-    topology,
+    sends, topology,
 };
 
 /// Waits between attempts to send what the service was too busy for.
 const BUSY_FIRST: Duration = Duration::from_millis(100);
 const BUSY_MOST: Duration = Duration::from_secs(5);
+
+/// How many messages may wait before withdrawn ones are looked for among them.
+const SWEEP_FROM: usize = 1024;
+/// How often they are looked for while somebody waits for a flush, or a batch for the service.
+const SWEEP_EVERY: Duration = Duration::from_millis(500);
 
 /// Where messages go.
 #[derive(Debug)]
@@ -61,6 +68,23 @@ struct State {
     open: BTreeSet<u64>,
     last: u64,
     closing: bool,
+    /// How many may wait before the next sweep, beyond [`SWEEP_FROM`].
+    sweep_at: usize,
+}
+
+impl State {
+    /// Drops what was withdrawn, so that an outage of an hour does not hold an hour of messages.
+    fn sweep(&mut self) {
+        let open = &mut self.open;
+        self.waiting.retain(|entry| {
+            let withdrawn = entry.completer.is_abandoned();
+            if withdrawn {
+                open.remove(&entry.number);
+            }
+            !withdrawn
+        });
+        self.sweep_at = self.waiting.len() * 2;
+    }
 }
 
 /// What a producer and its task share.
@@ -115,6 +139,9 @@ impl Outbox {
         let number = state.last;
         state.open.insert(number);
         state.waiting.push_back(Entry { number, letter, completer });
+        if state.waiting.len() >= state.sweep_at.max(SWEEP_FROM) {
+            state.sweep();
+        }
         let wake = state.waiting.len() == 1 || state.waiting.len().is_multiple_of(BATCH);
         drop(state);
         if wake {
@@ -122,7 +149,7 @@ impl Outbox {
         }
     }
 
-    /// Waits until everything before has been answered.
+    /// Waits until everything before has been answered or withdrawn.
     pub(crate) async fn flush(&self) {
         let last = self.lock().last;
         loop {
@@ -133,7 +160,10 @@ impl Outbox {
             if self.lock().open.first().is_none_or(|first| *first > last) {
                 return;
             }
-            answered.await;
+            // Nobody tells of a message that is withdrawn.
+            if timeout(SWEEP_EVERY, answered).await.is_err() {
+                self.lock().sweep();
+            }
         }
     }
 
@@ -197,9 +227,15 @@ impl Outbox {
         let mut declared_again = false;
         let mut renewed = false;
         while !batch.is_empty() {
-            let live = match self.link.live().await {
-                Ok(live) => live,
-                Err(error) => return self.fail(batch, &error),
+            let live = match timeout(SWEEP_EVERY, self.link.live()).await {
+                Ok(Ok(live)) => live,
+                Ok(Err(error)) => return self.fail(batch, &error),
+                Err(_) => {
+                    let (withdrawn, rest) = batch.into_iter().partition(|entry| entry.completer.is_abandoned());
+                    self.forget(withdrawn);
+                    batch = rest;
+                    continue;
+                }
             };
             let place = match self.ensure(&live).await {
                 Ok(place) => place,
@@ -272,97 +308,10 @@ impl Outbox {
     async fn request(&self, live: &Live, place: &str, batch: &[Entry]) -> Result<Vec<Result<Box<str>>>> {
         let letters = batch.iter().map(|entry| &entry.letter);
         match &self.target {
-            Target::Queue(_) => send_to_queue(live, place, letters).await,
-            Target::Topic(_) => publish(live, place, letters).await,
+            Target::Queue(_) => sends::to_queue(live, place, letters).await,
+            Target::Topic(_) => sends::to_topic(live, place, letters).await,
         }
     }
-}
-
-/// Entries are named by their place.
-fn results(
-    count: usize,
-    good: impl Iterator<Item = (Option<String>, Option<String>)>,
-    bad: impl Iterator<Item = (String, Error)>,
-) -> Vec<Result<Box<str>>> {
-    let unanswered = || Err(error::lost("send", Effect::Once, "the service said nothing about this message"));
-    let mut results: Vec<Result<Box<str>>> = (0..count).map(|_| unanswered()).collect();
-    let slot = |id: &str| id.parse::<usize>().ok();
-    for (id, broker_id) in good {
-        if let Some(slot) = id.as_deref().and_then(slot).and_then(|at| results.get_mut(at)) {
-            *slot = Ok(broker_id.unwrap_or_default().into());
-        }
-    }
-    for (id, error) in bad {
-        if let Some(slot) = slot(&id).and_then(|at| results.get_mut(at)) {
-            *slot = Err(error);
-        }
-    }
-    results
-}
-
-pub(crate) async fn send_to_queue(
-    live: &Live,
-    url: &str,
-    letters: impl Iterator<Item = &Letter>,
-) -> Result<Vec<Result<Box<str>>>> {
-    let mut request = live.sqs.send_message_batch().queue_url(url);
-    let mut count = 0;
-    for letter in letters {
-        let mut entry = SendMessageBatchRequestEntry::builder().id(count.to_string()).message_body(&letter.wire.body);
-        for (name, value) in &letter.wire.attributes {
-            let value = MessageAttributeValue::builder().data_type("String").string_value(value).build();
-            entry = entry.message_attributes(name, value.map_err(unbuilt)?);
-        }
-        match &letter.fifo {
-            Some((group, once)) => entry = entry.message_group_id(group).message_deduplication_id(once),
-            None => {
-                let delay =
-                    letter.deliver_at.map(|at| at.saturating_duration_since(Instant::now())).unwrap_or_default();
-                if !delay.is_zero() {
-                    entry = entry.delay_seconds(convert::seconds(delay));
-                }
-            }
-        }
-        request = request.entries(entry.build().map_err(unbuilt)?);
-        count += 1;
-    }
-    let sent = request.send().await.map_err(|error| native("send", Effect::Once, error))?;
-    let good = sent.successful.into_iter().map(|entry| (Some(entry.id), Some(entry.message_id)));
-    let bad = sent.failed.into_iter().map(|entry| {
-        let error = error::of_entry("send", &entry.code, entry.message.as_deref(), entry.sender_fault);
-        (entry.id, error)
-    });
-    Ok(results(count, good, bad))
-}
-
-async fn publish(live: &Live, topic: &str, letters: impl Iterator<Item = &Letter>) -> Result<Vec<Result<Box<str>>>> {
-    use aws_sdk_sns::types::{MessageAttributeValue, PublishBatchRequestEntry};
-    let mut request = live.sns.publish_batch().topic_arn(topic);
-    let mut count = 0;
-    for letter in letters {
-        let mut entry = PublishBatchRequestEntry::builder().id(count.to_string()).message(&letter.wire.body);
-        for (name, value) in &letter.wire.attributes {
-            let value = MessageAttributeValue::builder().data_type("String").string_value(value).build();
-            entry = entry.message_attributes(name, value.map_err(unbuilt)?);
-        }
-        if let Some((group, once)) = &letter.fifo {
-            entry = entry.message_group_id(group).message_deduplication_id(once);
-        }
-        entry = entry.set_subject(letter.subject.as_deref().map(str::to_owned));
-        request = request.publish_batch_request_entries(entry.build().map_err(unbuilt)?);
-        count += 1;
-    }
-    let sent = request.send().await.map_err(|error| native("send", Effect::Once, error))?;
-    let good = sent.successful.unwrap_or_default().into_iter().map(|entry| (entry.id, entry.message_id));
-    let bad = sent.failed.unwrap_or_default().into_iter().map(|entry| {
-        let error = error::of_entry("send", &entry.code, entry.message.as_deref(), entry.sender_fault);
-        (entry.id, error)
-    });
-    Ok(results(count, good, bad))
-}
-
-fn unbuilt(error: impl std::error::Error) -> Error {
-    error::invalid(error.to_string())
 }
 
 async fn run(outbox: Arc<Outbox>) {

@@ -74,18 +74,13 @@ fn read(found: Native, reading: Reading) -> Option<(Incoming, Held)> {
     let deliveries = number(Name::ApproximateReceiveCount).unwrap_or(1).max(1);
     let earlier = u32::try_from(deliveries - 1).unwrap_or(u32::MAX);
     let details = Details {
+        attempt: Some(message.header_attempt().saturating_add(earlier)),
         broker_time: number(Name::SentTimestamp).map(|millis| SystemTime::UNIX_EPOCH + Duration::from_millis(millis)),
         sequence: number(Name::SequenceNumber),
         redelivered: deliveries > 1,
         ..Details::default()
     };
-    let incoming = Incoming {
-        attempt: Some(message.header_attempt().saturating_add(earlier)),
-        message,
-        token: Token::default(),
-        channel: None,
-        details: Some(Box::new(details)),
-    };
+    let incoming = Incoming { message, token: Token::default(), details: Some(Box::new(details)) };
     let held = Held::new(&receipt, &native_id, &incoming, reading.lease);
     Some((incoming, held))
 }

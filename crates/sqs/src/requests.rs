@@ -9,8 +9,8 @@ use crate::{
     clients::Live,
     error::{self, Effect, native, of_entry},
     link::Link,
-    outbox,
     poll::{Reading, Url, poll},
+    sends,
     shared::{Change, Copied, Delete, Held, Purpose, Shared, final_error},
 };
 
@@ -176,7 +176,7 @@ fn changed(shared: &Shared, change: Change, error: Option<Error>, began: Instant
 }
 
 pub(crate) async fn copying(cx: Context, batch: Vec<Copied>) -> Done {
-    let request = outbox::send_to_queue(&cx.live, &cx.url, batch.iter().map(|copy| &copy.letter));
+    let request = sends::to_queue(&cx.live, &cx.url, batch.iter().map(|copy| &copy.letter));
     let results = match Box::pin(cx.call(Effect::Once, request)).await {
         Ok(results) => results,
         Err(error) => batch.iter().map(|_| Err(error::copy(&error))).collect(),

@@ -60,9 +60,9 @@ impl Settler for SqsSettler {
 impl SqsSettler {
     fn again(&self, token: Token, held: Held, message: &Message, attempt: u32, after: Duration, answer: Completer<()>) {
         let counted = attempt == held.attempt + 1;
-        let same = counted && held.system == message.system_headers().len();
-        if same || !self.may_copy(&held, counted, after) {
-            if held.system != message.system_headers().len() {
+        let same = held.system == *message.system_headers();
+        if (same && counted) || !self.may_copy(&held, counted, after) {
+            if !same {
                 let own = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
                 self.0.note(&held, message.system_headers().iter().map(own).collect());
             }

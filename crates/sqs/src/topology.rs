@@ -1,22 +1,21 @@
-//! Queues, topics, subscriptions and who may send where: what is declared, found and deleted.
+//! Queues, topics and subscriptions: what is declared, found and deleted.
 
 use std::sync::Arc;
 
 use aws_sdk_sqs::types::QueueAttributeName;
 use polymq_core::{Error, ErrorKind, Result};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{
     NAME,
     clients::Live,
     error::{Effect, native},
     names::{self, Name},
+    policy,
 };
 
 /// Dead letters are kept as long as SQS keeps anything: fourteen days.
 const LETTERS_KEPT: &str = "1209600";
-/// The principal that a queue's policy lets in.
-const SNS: &str = "sns.amazonaws.com";
 
 /// What a consumer needs at the broker.
 #[derive(Debug, Clone)]
@@ -34,6 +33,8 @@ pub(crate) struct Plan {
 #[derive(Debug, Clone)]
 pub(crate) struct Subscribed {
     pub(crate) topic: Name,
+    /// Whether the topic may be made.
+    pub(crate) declare: bool,
     pub(crate) raw: bool,
     pub(crate) filter: Option<String>,
 }
@@ -62,7 +63,10 @@ pub(crate) async fn ensure(live: &Live, plan: &Plan) -> Result<Arc<str>> {
         }
     }
     if let Some(subscribed) = &plan.topic {
-        attach(live, &url, subscribed, true).await?;
+        let (topic, queue) = places(live, &url, subscribed).await?;
+        // Nobody else sends to this queue.
+        policy::allow(live, &url, &queue, &topic).await?;
+        subscribe(live, &topic, &queue, subscribed).await?;
     }
     Ok(url)
 }
@@ -70,17 +74,16 @@ pub(crate) async fn ensure(live: &Live, plan: &Plan) -> Result<Arc<str>> {
 /// Gives a topic's messages to a queue, beside all others that it gets. Both exist afterwards, where they may be made.
 pub(crate) async fn bind(live: &Live, plan: &Plan) -> Result<()> {
     let url = ensure_queue(live, &plan.queue, plan.declare, &[]).await?;
-    match &plan.topic {
-        Some(subscribed) => attach(live, &url, subscribed, plan.declare).await,
-        None => Ok(()),
-    }
+    let Some(subscribed) = &plan.topic else { return Ok(()) };
+    let (topic, queue) = places(live, &url, subscribed).await?;
+    policy::allow_beside(live, &url, &queue, &topic).await?;
+    subscribe(live, &topic, &queue, subscribed).await
 }
 
-async fn attach(live: &Live, url: &str, subscribed: &Subscribed, declare: bool) -> Result<()> {
-    let topic = ensure_topic(live, &subscribed.topic, declare).await?;
-    let queue = queue_arn(live, url).await?;
-    allow(live, url, &queue, &topic).await?;
-    subscribe(live, &topic, &queue, subscribed).await
+/// The ARNs of a topic, which is made where it may be, and of a queue.
+async fn places(live: &Live, url: &str, subscribed: &Subscribed) -> Result<(Arc<str>, String)> {
+    let topic = ensure_topic(live, &subscribed.topic, subscribed.declare).await?;
+    Ok((topic, queue_arn(live, url).await?))
 }
 
 /// The URL of a queue, which is made where it may be.
@@ -144,79 +147,19 @@ pub(crate) async fn find_topic(live: &Live, name: &Name) -> Result<Option<Arc<st
     Ok(None)
 }
 
-async fn attribute(live: &Live, url: &str, name: QueueAttributeName) -> Result<Option<String>> {
+pub(crate) async fn attribute(live: &Live, url: &str, name: QueueAttributeName) -> Result<Option<String>> {
     let request = live.sqs.get_queue_attributes().queue_url(url).attribute_names(name.clone());
     let mut found = request.send().await.map_err(|error| native("declare", Effect::Idempotent, error))?;
     Ok(found.attributes.as_mut().and_then(|attributes| attributes.remove(&name)))
 }
 
-async fn set(live: &Live, url: &str, name: QueueAttributeName, value: &str) -> Result<()> {
+pub(crate) async fn set(live: &Live, url: &str, name: QueueAttributeName, value: &str) -> Result<()> {
     let request = live.sqs.set_queue_attributes().queue_url(url).attributes(name, value);
     request.send().await.map(drop).map_err(|error| native("declare", Effect::Idempotent, error))
 }
 
 async fn queue_arn(live: &Live, url: &str) -> Result<String> {
     attribute(live, url, QueueAttributeName::QueueArn).await?.ok_or_else(|| missing("queue", url))
-}
-
-/// Lets this topic, and nobody else, send to this queue; statements of other people stay.
-async fn allow(live: &Live, url: &str, queue: &str, topic: &str) -> Result<()> {
-    let present = attribute(live, url, QueueAttributeName::Policy).await?;
-    match extended(present.as_deref(), queue, topic) {
-        Some(policy) => set(live, url, QueueAttributeName::Policy, &policy.to_string()).await,
-        None => Ok(()),
-    }
-}
-
-/// Takes that back.
-async fn disallow(live: &Live, url: &str, queue: &str, topic: &str) -> Result<()> {
-    let present = attribute(live, url, QueueAttributeName::Policy).await?;
-    match present.as_deref().and_then(|present| reduced(present, queue, topic)) {
-        Some(policy) => set(live, url, QueueAttributeName::Policy, &policy).await,
-        None => Ok(()),
-    }
-}
-
-/// What lets a topic, and nobody else, send to a queue.
-fn statement(queue: &str, topic: &str) -> Value {
-    json!({
-        "Effect": "Allow",
-        "Principal": { "Service": SNS },
-        "Action": "sqs:SendMessage",
-        "Resource": queue,
-        "Condition": { "ArnEquals": { "aws:SourceArn": topic } },
-    })
-}
-
-/// The policy without our statement, empty when there is no other; `None` when it never had it.
-fn reduced(present: &str, queue: &str, topic: &str) -> Option<String> {
-    let mut policy: Value = serde_json::from_str(present).ok()?;
-    let statements = policy["Statement"].as_array_mut()?;
-    let (before, ours) = (statements.len(), statement(queue, topic));
-    statements.retain(|statement| *statement != ours);
-    match statements.len() {
-        0 => Some(String::new()),
-        left => (left < before).then(|| policy.to_string()),
-    }
-}
-
-/// The policy with our statement; `None` when it has it already.
-fn extended(present: Option<&str>, queue: &str, topic: &str) -> Option<Value> {
-    let statement = statement(queue, topic);
-    let mut policy: Value = present
-        .and_then(|text| serde_json::from_str(text).ok())
-        .filter(Value::is_object)
-        .unwrap_or_else(|| json!({ "Version": "2012-10-17", "Statement": [] }));
-    if !policy["Statement"].is_array() {
-        let single = policy["Statement"].take();
-        policy["Statement"] = Value::from(if single.is_null() { Vec::new() } else { vec![single] });
-    }
-    let statements = policy["Statement"].as_array_mut()?;
-    if statements.contains(&statement) {
-        return None;
-    }
-    statements.push(statement);
-    Some(policy)
 }
 
 async fn subscribe(live: &Live, topic: &str, queue: &str, wanted: &Subscribed) -> Result<()> {
@@ -269,23 +212,31 @@ pub(crate) async fn delete_topic(live: &Live, name: &Name) -> Result<()> {
     deleted.or_else(|error| if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
-/// Takes a queue from a topic and deletes it.
+/// Takes a queue from a topic and deletes it, and its policy with it.
 pub(crate) async fn leave(live: &Live, topic: &Name, queue: &Name) -> Result<()> {
-    unbind(live, topic, queue).await?;
+    unsubscribe(live, topic, queue).await?;
     delete_queue(live, queue).await
 }
 
 /// Takes a queue from a topic, which may send to it no more.
 pub(crate) async fn unbind(live: &Live, topic: &Name, queue: &Name) -> Result<()> {
+    match unsubscribe(live, topic, queue).await? {
+        Some((url, topic, queue)) => policy::disallow(live, &url, &queue, &topic).await,
+        None => Ok(()),
+    }
+}
+
+/// The queue's URL and the ARNs of topic and queue, where both exist.
+async fn unsubscribe(live: &Live, topic: &Name, queue: &Name) -> Result<Option<(Arc<str>, Arc<str>, String)>> {
     let (Some(url), Some(topic)) = (find_queue(live, queue).await?, find_topic(live, topic).await?) else {
-        return Ok(());
+        return Ok(None);
     };
     let queue = queue_arn(live, &url).await?;
     if let Some(subscription) = find_subscription(live, &topic, &queue).await? {
         let ended = live.sns.unsubscribe().subscription_arn(subscription).send().await;
         ended.map_err(|error| native("delete", Effect::Idempotent, error))?;
     }
-    disallow(live, &url, &queue, &topic).await
+    Ok(Some((url, topic, queue)))
 }
 
 /// Takes away what only one consumer used.
@@ -307,38 +258,5 @@ impl Plan {
     pub(crate) fn own(topic: Subscribed) -> Self {
         let queue = names::own_queue(&topic.topic);
         Self { topic: Some(topic), own: true, ..Self::of_queue(queue, true) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const QUEUE: &str = "arn:aws:sqs:eu-west-1:1:orders---billing";
-    const TOPIC: &str = "arn:aws:sns:eu-west-1:1:orders";
-
-    #[test]
-    fn a_policy_names_the_topic_and_the_queue_and_nobody_else() {
-        let policy = extended(None, QUEUE, TOPIC).expect("new");
-        let statement = &policy["Statement"][0];
-        assert_eq!(statement["Principal"], json!({ "Service": "sns.amazonaws.com" }));
-        assert_eq!(statement["Action"], "sqs:SendMessage");
-        assert_eq!(statement["Resource"], QUEUE);
-        assert_eq!(statement["Condition"], json!({ "ArnEquals": { "aws:SourceArn": TOPIC } }));
-        assert!(!policy.to_string().contains('*'), "{policy}");
-        assert_eq!(extended(Some(&policy.to_string()), QUEUE, TOPIC), None, "it is not added twice");
-    }
-
-    #[test]
-    fn the_policy_of_others_stays() {
-        let theirs = json!({ "Version": "2012-10-17", "Id": "theirs", "Statement": { "Sid": "one" } });
-        let policy = extended(Some(&theirs.to_string()), QUEUE, TOPIC).expect("extended");
-        assert_eq!((policy["Id"].as_str(), policy["Statement"][0]["Sid"].as_str()), (Some("theirs"), Some("one")));
-        assert_eq!(policy["Statement"].as_array().map(Vec::len), Some(2));
-        let without = reduced(&policy.to_string(), QUEUE, TOPIC).expect("ours is taken out");
-        assert!(without.contains("theirs") && !without.contains(TOPIC), "{without}");
-        assert_eq!(reduced(&without, QUEUE, TOPIC), None, "it is not there any more");
-        let only = extended(None, QUEUE, TOPIC).expect("new").to_string();
-        assert_eq!(reduced(&only, QUEUE, TOPIC).as_deref(), Some(""), "no policy lets nobody in");
     }
 }

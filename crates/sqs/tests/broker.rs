@@ -4,6 +4,8 @@
 
 #![allow(missing_docs, unreachable_pub)]
 
+#[path = "broker/closing.rs"]
+mod closing;
 #[path = "broker/fifo.rs"]
 mod fifo;
 #[path = "harness/mod.rs"]
@@ -55,6 +57,8 @@ fn main() -> ExitCode {
         h1_declaring_twice_is_harmless_and_looking_creates_nothing,
         h2_refused_credentials_are_no_missing_queue_and_nothing_is_made,
         h3_a_queue_is_bound_to_several_topics_one_after_the_other,
+        two_programs_bind_a_queue_at_once,
+        what_is_a_consumers_own_is_made_whatever_is_declared,
         h10_h14_channels_are_listed_and_emptied,
     ));
     trials.extend(trials!(fifo:
@@ -74,7 +78,11 @@ fn main() -> ExitCode {
         closing_does_not_wait_for_a_long_poll,
         a_consumer_without_messages_asks_seldom,
         the_native_clients_are_at_hand,
+        trouble_with_one_send_is_no_lost_service,
+        a_message_that_sqs_shows_again_is_not_copied,
+        what_is_withdrawn_during_an_outage_is_not_kept,
     ));
+    trials.extend(trials!(closing: a_close_that_was_dropped_is_waited_for));
     trials.extend(trials!(security:
         j4_connections_are_encrypted_and_certificates_checked,
         j5_rotated_credentials_reach_every_connection,

@@ -1,7 +1,7 @@
 //! Real brokers for tests, through the repository's `scripts/brokers`.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     process::Command,
     sync::{
@@ -12,7 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 
-use crate::BrokerControl;
+use crate::{BrokerControl, free_port};
 
 /// Names the script that starts brokers; without it, `scripts/brokers` above the crate under test.
 pub const SCRIPT_VARIABLE: &str = "POLYMQ_BROKERS_SCRIPT";
@@ -29,9 +29,6 @@ pub struct Broker {
     address: SocketAddr,
     management: Option<SocketAddr>,
 }
-
-/// Ports that were given out: another test of this process may not have bound its own yet.
-static GIVEN: Mutex<Vec<u16>> = Mutex::new(Vec::new());
 
 impl Broker {
     /// Starts RabbitMQ, with its management interface; `guest` is the administrator.
@@ -222,17 +219,5 @@ fn base() -> PathBuf {
             .and_then(|scripts| scripts.parent())
             .map(|root| root.join("target/brokers"))
             .unwrap_or_default(),
-    }
-}
-
-fn free_port() -> u16 {
-    let mut given = crate::cx::lock(&GIVEN);
-    loop {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-        let port = listener.local_addr().expect("an address").port();
-        if !given.contains(&port) {
-            given.push(port);
-            return port;
-        }
     }
 }

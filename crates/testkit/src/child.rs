@@ -28,7 +28,7 @@ pub(crate) enum Mode {
     Hold,
     /// The same, as a batch.
     HoldBatch,
-    /// Handles ten messages at a time: even ones end after half a second, odd ones never. Drains for two seconds.
+    /// Handles ten messages at a time: even ones end after half a second, odd ones never. Drains for ten seconds.
     Drain,
     /// Sends itself a message, then the same as `Hold`, until a signal stops it.
     Stuck,
@@ -76,7 +76,7 @@ pub fn run_if_child() {
         if mode == "Stuck" {
             bus.queue(queue.as_str()).send_message(Message::new("stuck")).await.expect("send");
         }
-        let drain = Duration::from_secs(if mode == "Drain" { 2 } else { 60 });
+        let drain = Duration::from_secs(if mode == "Drain" { 10 } else { 60 });
         let outcome = ConsumerRunner::new(consumers).drain_timeout(drain).run().await;
         println!("ended: {outcome:?}");
     });

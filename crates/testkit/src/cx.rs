@@ -14,7 +14,7 @@ use polymq_core::{Address, Backend, Bus, BusBuilder, Capabilities, Channel, Envi
 use crate::{BareClient, BrokerControl, Figures, Harness};
 
 /// How long something that must happen may take; generous, because machines of tests are busy.
-pub const PATIENCE: Duration = Duration::from_secs(15);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 /// How long nothing must happen where nothing may.
 pub const QUIET: Duration = Duration::from_millis(300);
 

@@ -14,6 +14,7 @@ mod figures;
 mod harness;
 mod ledger;
 pub mod mutant;
+mod ports;
 mod probe;
 mod proxy;
 mod recorder;
@@ -36,6 +37,7 @@ pub use crate::{
     figures::{FIGURES_VARIABLE, Figures},
     harness::{BareClient, BareMessage, BareReceiver, BrokerControl, Clock, Denied, Harness, Heartbeat},
     ledger::Ledger,
+    ports::free_port,
     probe::{eventually, try_eventually},
     proxy::{Direction, Proxy, ProxyStats},
     recorder::{Recorder, Sent, TestBus},

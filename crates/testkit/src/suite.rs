@@ -45,6 +45,7 @@ pub struct Suite {
     own: Mutex<Option<Arc<dyn Harness>>>,
     in_process: bool,
     only_faults: bool,
+    without_faults: bool,
     mutants: bool,
     mutants_of: &'static [&'static str],
     /// Taken for writing by a case that must be alone.
@@ -71,6 +72,7 @@ impl Suite {
             name,
             in_process: false,
             only_faults: false,
+            without_faults: false,
             mutants: false,
             mutants_of: &[],
             start: Box::new(move |purpose| Arc::new(start(purpose))),
@@ -94,6 +96,14 @@ impl Suite {
     #[must_use]
     pub fn only_faults(mut self) -> Self {
         self.only_faults = true;
+        self
+    }
+
+    /// Without the faults that need a broker, which the summary says; for a mode of a backend that they do not see, since another
+    /// test has them.
+    #[must_use]
+    pub fn without_faults(mut self) -> Self {
+        self.without_faults = true;
         self
     }
 
@@ -145,7 +155,8 @@ impl Suite {
             };
             Trial::test(name, move || suite.run(case, mutant))
         };
-        let belongs = |case: &&Case| !self.only_faults || case.id.starts_with('F') && case.needs_broker();
+        let fault = |case: &Case| case.id.starts_with('F') && case.needs_broker();
+        let belongs = |case: &&Case| if fault(case) { !self.without_faults } else { !self.only_faults };
         let plain = cases::all()
             .filter(|case| !(self.in_process && case.needs_broker()))
             .filter(belongs)
@@ -166,6 +177,10 @@ impl Suite {
         if self.in_process {
             let left_out: Vec<_> = cases::all().filter(|case| case.needs_broker()).map(|case| case.id).collect();
             lock(&self.report).decided.insert("it lives in the process: nothing to kill, no wire", left_out);
+        }
+        if self.without_faults {
+            let left_out: Vec<_> = cases::all().filter(|case| fault(case)).map(|case| case.id).collect();
+            lock(&self.report).decided.insert("another test of this backend has the faults", left_out);
         }
         trials
     }

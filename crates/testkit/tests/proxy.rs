@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
-use polymq_testkit::{Direction, Proxy};
+use polymq_testkit::{Direction, Proxy, eventually};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -76,7 +76,11 @@ async fn one_direction_is_paused_alone() {
     proxy.pause_one_way(Direction::Down);
     client.write_all(b"x").await.expect("write");
     assert!(timeout(QUIET, client.read(&mut [0; 8])).await.is_err());
-    assert_eq!((proxy.stats().up, proxy.stats().down), (1, 0), "it has reached the server");
+    eventually(SOON, || async {
+        let stats = proxy.stats();
+        if (stats.up, stats.down) == (1, 0) { Ok(()) } else { Err(format!("{stats:?}")) }
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -2,7 +2,6 @@
 
 use std::{
     future::Future,
-    net::TcpListener,
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -17,6 +16,7 @@ use polymq_core::{
     Address, Connection, ConsumeOptions, Consumer, Incoming, Message, ProduceOptions, Producer, Receipt, Result,
     Settings,
 };
+use polymq_testkit::free_port;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -33,10 +33,6 @@ pub struct Broker {
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port()
 }
 
 impl Broker {

@@ -1,4 +1,5 @@
-//! Creating, deleting and listing channels: queries to a magic channel, with the operation as metadata.
+//! Creating, deleting and listing channels: queries to a magic channel, with the operation as metadata. Ours are the
+//! operations on readers of stored events.
 
 use std::collections::BTreeSet;
 
@@ -10,8 +11,11 @@ use crate::{
     broker::Shared,
     names,
     queue::now,
+    readers,
     refusal::Refusal,
+    row::Row,
     rules::{Action, Resource},
+    store::StoreError,
 };
 
 /// Where such queries go.
@@ -22,11 +26,15 @@ pub(super) async fn answer(shared: &Shared, caller: &Caller, request: Request) -
     let (kind, channel) = (tag("channel_type"), tag("channel"));
     let may = |action, resource, channel: &str| caller.may(action, resource, &request.client_id, channel);
     let result = match request.metadata.as_str() {
-        "create-channel" => create(shared, kind, channel, may).map(|()| Vec::new()),
+        "create-channel" => create(shared, kind, channel, may).await.map(|()| Vec::new()),
         "delete-channel" => delete(shared, kind, channel, may).await.map(|()| Vec::new()),
         "list-channels" => list(shared, kind, tag("channel_search"), may),
+        "list-readers" => list_readers(shared, channel, may),
+        "delete-reader" => {
+            delete_reader(shared, channel, (tag("client"), tag("group")), may).await.map(|()| Vec::new())
+        }
         other => Err(Refusal::because(format_args!(
-            "unknown operation {other:?}: expected create-channel, delete-channel or list-channels"
+            "unknown operation {other:?}: expected create-channel, delete-channel, list-channels, list-readers or delete-reader"
         ))),
     };
     let (body, error) = match result {
@@ -62,16 +70,17 @@ trait May: Fn(Action, Resource, &str) -> Result<(), Refusal> {}
 
 impl<T: Fn(Action, Resource, &str) -> Result<(), Refusal>> May for T {}
 
-fn create(shared: &Shared, kind: &str, channel: &str, may: impl May) -> Result<(), Refusal> {
+/// When that is answered, a channel that keeps anything is on disk.
+async fn create(shared: &Shared, kind: &str, channel: &str, may: impl May) -> Result<(), Refusal> {
     may(Action::Write, known(kind)?, channel)?;
     match kind {
         "queues" => {
             names::check_queue(channel)?;
-            shared.queues.get(channel)?;
+            on_disk(shared, || Ok(shared.queues.get(channel)?.row.clone())).await?;
         }
         "events_store" => {
             names::check_stored(channel)?;
-            shared.logs.get(channel)?;
+            on_disk(shared, || Ok(shared.logs.get(channel)?.row.clone())).await?;
         }
         _ => {
             names::check(channel)?;
@@ -88,6 +97,17 @@ fn create(shared: &Shared, kind: &str, channel: &str, may: impl May) -> Result<(
     Ok(())
 }
 
+/// Waits until the channel of a name is stored.
+async fn on_disk(shared: &Shared, row: impl Fn() -> Result<Row, Refusal>) -> Result<(), Refusal> {
+    loop {
+        match row()?.stored(&shared.store).await {
+            // It was just being deleted, and that is done: the next one has its name.
+            Err(StoreError::Gone) => {}
+            stored => return Ok(stored?),
+        }
+    }
+}
+
 async fn delete(shared: &Shared, kind: &str, channel: &str, may: impl May) -> Result<(), Refusal> {
     may(Action::Write, known(kind)?, channel)?;
     let there = match kind {
@@ -95,7 +115,37 @@ async fn delete(shared: &Shared, kind: &str, channel: &str, may: impl May) -> Re
         "events_store" => shared.logs.remove(channel).await?,
         _ => shared.named(kind, |names| names.remove(channel)),
     };
-    if there { Ok(()) } else { Err(Refusal::because("channel not found")) }
+    if there { Ok(()) } else { Err(not_found()) }
+}
+
+/// Who reads a channel of stored events or has read it: each with its next sequence.
+fn list_readers(shared: &Shared, channel: &str, may: impl May) -> Result<Vec<u8>, Refusal> {
+    may(Action::Read, Resource::EventsStore, channel)?;
+    let log = shared.logs.find(channel).ok_or_else(not_found)?;
+    let found = log.store().readers(log.id)?.into_iter().map(|(reader, next, seen)| {
+        let (kind, name) = reader.split_once(' ').unwrap_or(("client", &reader));
+        json!({kind: name, "next": next, "lastActivity": seen / 1_000_000, "isActive": log.is_read_by(&reader)})
+    });
+    serde_json::to_vec(&Value::Array(found.collect())).map_err(Refusal::because)
+}
+
+async fn delete_reader(
+    shared: &Shared,
+    channel: &str,
+    (client, group): (&str, &str),
+    may: impl May,
+) -> Result<(), Refusal> {
+    may(Action::Write, Resource::EventsStore, channel)?;
+    if client.is_empty() == group.is_empty() {
+        return Err(Refusal::because("a reader is named by one of the tags \"client\" and \"group\""));
+    }
+    let log = shared.logs.find(channel).ok_or_else(not_found)?;
+    let there = readers::forget(&log, &readers::name(client, group)).await?;
+    if there { Ok(()) } else { Err(Refusal::because("reader not found")) }
+}
+
+fn not_found() -> Refusal {
+    Refusal::because("channel not found")
 }
 
 fn list(shared: &Shared, kind: &str, search: &str, may: impl May) -> Result<Vec<u8>, Refusal> {
@@ -108,8 +158,9 @@ fn list(shared: &Shared, kind: &str, search: &str, may: impl May) -> Result<Vec<
         "queues" => {
             for queue in shared.queues.all() {
                 let stats = queue.stats();
-                let incoming = traffic(stats.incoming, stats.incoming_bytes, stats.messages, stats.expired);
-                let outgoing = traffic(stats.outgoing, stats.outgoing_bytes, stats.messages, stats.expired);
+                let (waiting, expired) = (small(stats.messages), small(stats.expired));
+                let incoming = traffic(small(stats.incoming), small(stats.incoming_bytes), waiting, expired);
+                let outgoing = traffic(small(stats.outgoing), small(stats.outgoing_bytes), waiting, expired);
                 found.push((queue.name.clone(), entry(&queue.name, stats.active_at, true, incoming, outgoing)));
             }
         }
@@ -136,6 +187,11 @@ fn list(shared: &Shared, kind: &str, search: &str, may: impl May) -> Result<Vec<
     serde_json::to_vec(&Value::Array(matching.collect())).map_err(Refusal::because)
 }
 
+/// Some SDKs read the figures of queues, and of no other kind, into 32 bits with a sign.
+fn small(number: u64) -> u64 {
+    number.min(i32::MAX.unsigned_abs().into())
+}
+
 /// An empty search finds all; with `*` it is a pattern, else a part of the name.
 fn wanted(search: &str, name: &str) -> bool {
     if !search.contains('*') {
@@ -156,4 +212,17 @@ fn wanted(search: &str, name: &str) -> bool {
         }
     }
     rest.ends_with(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::small;
+
+    #[test]
+    fn figures_of_queues_fit_into_32_bits() {
+        assert_eq!(
+            [0, 7, 2_147_483_647, 2_147_483_648, u64::MAX].map(small),
+            [0, 7, 2_147_483_647, 2_147_483_647, 2_147_483_647]
+        );
+    }
 }

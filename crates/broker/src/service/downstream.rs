@@ -15,6 +15,7 @@ use std::{
 
 use futures_util::{StreamExt, future::join_all, stream::FuturesUnordered};
 use polymq_kubemq_proto::{QueuesDownstreamRequest, QueuesDownstreamRequestType as Kind, QueuesDownstreamResponse};
+use prost::Message as _;
 use tokio::{
     sync::mpsc,
     time::{Instant, timeout},
@@ -31,6 +32,7 @@ use crate::{
     queue::Lent,
     refusal::Refusal,
     rules::{Action, Resource},
+    under_way::Taken,
 };
 
 /// Answers of a stream that wait for its client.
@@ -168,7 +170,7 @@ pub(super) fn serve(
             tokio::select! {
                 request = requests.next(), if open => match request {
                     Some(Ok(request)) if request.request_type_data() == Kind::Get => {
-                        let room = if polls.len() < POLLS { opened.holds.check(shared.queues.limits()) } else { Err(too_many_polls()) };
+                        let room = room(&shared, &opened.holds, polls.len(), &request);
                         polls.push(poll(Arc::clone(&shared), caller.clone(), request, room));
                     }
                     Some(Ok(request)) => {
@@ -179,7 +181,10 @@ pub(super) fn serve(
                         }
                     }
                     // A connection that broke takes its polls with it; a half-closed one has them finished.
-                    Some(Err(_)) => return,
+                    Some(Err(status)) => {
+                        let _ = answers.try_send(Err(status));
+                        return;
+                    }
                     None => open = false,
                 },
                 Some((answer, messages)) = polls.next() => {
@@ -223,8 +228,15 @@ pub(super) fn serve(
     Box::pin(ReceiverStream::new(stream))
 }
 
-fn too_many_polls() -> Refusal {
-    Refusal::because(format_args!("{POLLS} polls of this stream wait already: wait for their answers first"))
+/// Whether a stream may have one more poll. What the poll was asked with waits as long as it does, and is counted.
+fn room(shared: &Shared, holds: &Holds, polls: usize, request: &QueuesDownstreamRequest) -> Result<Taken, Refusal> {
+    if polls >= POLLS {
+        return Err(Refusal::because(format_args!(
+            "{POLLS} polls of this stream wait already: wait for their answers first"
+        )));
+    }
+    holds.check(shared.queues.limits())?;
+    shared.under_way.take(request.encoded_len()).map_err(|status| Refusal::because(status.message()))
 }
 
 /// Exactly one answer, before the wait that was asked for is over.
@@ -232,7 +244,7 @@ async fn poll(
     shared: Arc<Shared>,
     caller: Caller,
     request: QueuesDownstreamRequest,
-    room: Result<(), Refusal>,
+    room: Result<Taken, Refusal>,
 ) -> (QueuesDownstreamResponse, Vec<Lent>) {
     let mut answer = QueuesDownstreamResponse {
         transaction_id: uuid::Uuid::new_v4().to_string(),
@@ -241,7 +253,7 @@ async fn poll(
         ..QueuesDownstreamResponse::default()
     };
     let taken = match room {
-        Ok(()) => taken(&shared, &caller, &request).await,
+        Ok(_counted) => taken(&shared, &caller, &request).await,
         Err(refusal) => Err(refusal),
     };
     match taken {
@@ -304,16 +316,21 @@ async fn settle(
             let range = if kind == Kind::ReQueueAll { None } else { range };
             requeue(shared, caller, &request, range).await
         }
-        Kind::ActiveOffsets => match transactions.offsets(id) {
-            Some(offsets) => {
+        // Who asks hears of settlements before: they are written by then.
+        Kind::ActiveOffsets => match (transactions.offsets(id), shared.store.written().await) {
+            (Some(offsets), Ok(())) => {
                 answer.active_offsets = offsets;
                 return Some(answer);
             }
-            None => Err(Refusal::because("transaction is completed or transaction id not found")),
+            (_, Err(cause)) => Err(cause.into()),
+            (None, _) => Err(Refusal::because("transaction is completed or transaction id not found")),
         },
         Kind::TransactionStatus => {
             answer.transaction_complete = transactions.offsets(id).is_none();
-            return Some(answer);
+            match shared.store.written().await {
+                Ok(()) => return Some(answer),
+                Err(cause) => Err(cause.into()),
+            }
         }
         // Ours: with sequences, only these go back to their places.
         Kind::CloseByClient if !request.sequence_range.is_empty() => transactions.take(id, range, "close").map(drop),
@@ -347,5 +364,5 @@ async fn requeue(
     caller.may(Action::Write, Resource::Queues, &request.client_id, target)?;
     let messages = shared.transactions.take(&request.ref_transaction_id, range, "requeue")?;
     let moved = join_all(messages.into_iter().map(|lent| shared.queues.requeue(lent, target, true))).await;
-    Ok(moved.into_iter().collect::<Result<(), _>>()?)
+    moved.into_iter().collect()
 }

@@ -13,18 +13,12 @@ use tonic::{Status, Streaming};
 use super::{Answers, in_flight, in_flight_room, readable};
 use crate::{
     access::Caller,
-    bounded,
     broker::Shared,
     names,
     refusal::Refusal,
     rules::{Action, Resource},
     store::StoreError,
 };
-
-/// Events that wait for the connection of one subscriber.
-const WAITING: usize = 64;
-/// Bytes of stored events that wait for the connection of one subscriber; the others wait on disk.
-const READ_AHEAD: usize = 1 << 20;
 
 /// Sends one event; with an id, in case it had none.
 pub(super) async fn send(shared: &Shared, caller: &Caller, event: Event) -> Result<String, (String, Refusal)> {
@@ -53,6 +47,7 @@ async fn enter(
         if event.metadata.is_empty() && event.body.is_empty() {
             return Err(Refusal::empty_message());
         }
+        shared.queues.limits().check_size(&event.metadata, &event.body, &event.tags)?;
         let resource = if event.store { Resource::EventsStore } else { Resource::Events };
         caller.may(Action::Write, resource, &event.client_id, &event.channel)?;
         if event.store {
@@ -91,34 +86,43 @@ pub(super) fn send_stream(shared: Arc<Shared>, caller: Caller, events: Streaming
     let room = in_flight_room();
     let answers = readable(events)
         .take_until(stopping.cancelled_owned())
-        .then(move |event| in_flight(Arc::clone(&room), event.encoded_len(), event))
-        .then(move |(event, room)| {
-            let (shared, caller) = (Arc::clone(&shared), caller.clone());
+        .then(move |event| {
+            let (shared, caller, room) = (Arc::clone(&shared), caller.clone(), Arc::clone(&room));
             async move {
-                let store = event.store;
-                let entered = enter(&shared, &caller, event).await;
+                let entered = match event {
+                    Ok(event) => {
+                        let (event, room) = in_flight(room, event.encoded_len(), event).await;
+                        Ok((event.store, enter(&shared, &caller, event).await, room))
+                    }
+                    Err(status) => Err(status),
+                };
                 async move {
-                    let _room = room;
+                    let (store, entered, _room) = match entered {
+                        Ok(entered) => entered,
+                        Err(status) => return Some(Err(status)),
+                    };
                     match entered.await {
-                        Ok(event_id) => store.then(|| Sent { event_id, sent: true, error: String::new() }),
-                        Err((event_id, refusal)) => Some(Sent { event_id, sent: false, error: refusal.to_string() }),
+                        Ok(event_id) => store.then(|| Ok(Sent { event_id, sent: true, error: String::new() })),
+                        Err((event_id, refusal)) => {
+                            Some(Ok(Sent { event_id, sent: false, error: refusal.to_string() }))
+                        }
                     }
                 }
             }
         })
         .buffered(256)
-        .filter_map(|answer| std::future::ready(answer.map(Ok)));
+        .filter_map(std::future::ready);
     Box::pin(answers)
 }
 
-pub(super) fn subscribe(
+pub(super) async fn subscribe(
     shared: &Arc<Shared>,
     caller: Caller,
     subscribe: Subscribe,
 ) -> Result<Answers<EventReceive>, Status> {
     match subscribe.subscribe_type_data() {
         SubscribeType::Events => listen(shared, caller, subscribe).map_err(|refusal| refusal.status()),
-        SubscribeType::EventsStore => read(shared, &caller, &subscribe).map_err(|refusal| refusal.status()),
+        SubscribeType::EventsStore => read(shared, &caller, &subscribe).await.map_err(|refusal| refusal.status()),
         _ => Err(Refusal::subscribe_type().status()),
     }
 }
@@ -128,6 +132,7 @@ fn listen(shared: &Arc<Shared>, caller: Caller, subscribe: Subscribe) -> Result<
         return Err(Refusal::no_client());
     }
     names::check_pattern(&subscribe.channel)?;
+    names::check_client(&subscribe.client_id, &subscribe.group)?;
     if subscribe.events_store_type_data() != EventsStoreType::Undefined {
         return Err(Refusal::not_a_store());
     }
@@ -146,25 +151,17 @@ fn listen(shared: &Arc<Shared>, caller: Caller, subscribe: Subscribe) -> Result<
     Ok(Box::pin(events.take_until(shared.stopping.clone().cancelled_owned())))
 }
 
-fn read(shared: &Arc<Shared>, caller: &Caller, subscribe: &Subscribe) -> Result<Answers<EventReceive>, Refusal> {
+/// Events are taken one by one as the connection takes them: what waits for a slow subscriber waits on disk, and what it was not
+/// sent is not counted as delivered.
+async fn read(shared: &Arc<Shared>, caller: &Caller, subscribe: &Subscribe) -> Result<Answers<EventReceive>, Refusal> {
     caller.may(Action::Read, Resource::EventsStore, &subscribe.client_id, &subscribe.channel)?;
-    let reader = shared.logs.subscribe(subscribe)?;
-    let (events, stream) = bounded::channel(WAITING, shared.queues.limits().waiting.min(READ_AHEAD));
-    let stopping = shared.stopping.clone();
-    tokio::spawn(async move {
-        let reading = reader.read(|event| {
-            let (events, size) = (&events, event.encoded_len());
-            async move { events.send(Ok(event), size).await }
-        });
-        tokio::select! {
-            result = reading => if let Err(cause) = result {
-                let _ = events.send(Err(Status::internal(cause.to_string())), 0).await;
-            },
-            () = events.closed() => {}
-            () = stopping.cancelled() => {}
+    let reader = shared.logs.subscribe(subscribe).await?;
+    let events = futures_util::stream::unfold(Some(reader), |reader| async move {
+        let mut reader = reader?;
+        match reader.next().await {
+            Ok(event) => Some((Ok(event), Some(reader))),
+            Err(cause) => Some((Err(Refusal::from(cause).status()), None)),
         }
     });
-    Ok(Box::pin(futures_util::stream::unfold(stream, |mut stream| async move {
-        stream.recv().await.map(|event| (event, stream))
-    })))
+    Ok(Box::pin(events.take_until(shared.stopping.clone().cancelled_owned())))
 }

@@ -19,10 +19,14 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{access::Caller, broker::Shared};
 
-/// What a client sends until its stream ends or cannot be read any more: after its first error a stream gives the same error
-/// for ever.
-fn readable<T>(requests: Streaming<T>) -> impl Stream<Item = T> {
-    requests.take_while(|request| ready(request.is_ok())).filter_map(|request| ready(request.ok()))
+/// What a client sends until its stream ends or cannot be read any more, which its client is told: after its first error a
+/// stream gives the same error for ever.
+fn readable<T>(requests: Streaming<T>) -> impl Stream<Item = Result<T, Status>> {
+    requests.scan(true, |goes, request| {
+        let request = goes.then_some(request);
+        *goes = matches!(request, Some(Ok(_)));
+        ready(request)
+    })
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -95,7 +99,7 @@ impl Kubemq for Service {
         request: Request<proto::Subscribe>,
     ) -> Result<Response<Self::SubscribeToEventsStream>, Status> {
         let caller = self.caller(&request)?;
-        events::subscribe(&self.0, caller, request.into_inner()).map(Response::new)
+        events::subscribe(&self.0, caller, request.into_inner()).await.map(Response::new)
     }
 
     async fn subscribe_to_requests(

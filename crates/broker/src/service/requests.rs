@@ -44,6 +44,7 @@ pub(super) fn subscribe(
             return Err(Refusal::no_client());
         }
         names::check(&subscribe.channel)?;
+        names::check_client(&subscribe.client_id, &subscribe.group)?;
         caller.may(Action::Read, resource, &subscribe.client_id, &subscribe.channel)?;
         Ok(listeners.listen(&subscribe.channel, &subscribe.group))
     };

@@ -26,6 +26,9 @@ use crate::{
     rules::{Action, Resource},
 };
 
+/// Bytes of the id of a request.
+const ID: usize = 1024;
+
 type Sender = mpsc::Sender<Result<StreamQueueMessagesResponse, Status>>;
 
 /// Where a stream is after a request.
@@ -72,7 +75,18 @@ impl Transaction {
             let (until, holds) = (self.until, self.held.is_some());
             tokio::select! {
                 request = requests.next() => {
-                    let Some(Ok(request)) = request else { return };
+                    let request = match request {
+                        Some(Ok(request)) => request,
+                        Some(Err(status)) => return drop(answers.try_send(Err(status))),
+                        None => return,
+                    };
+                    // It is kept while nothing else is counted.
+                    if request.request_id.len() > ID {
+                        return drop(answers.try_send(Err(Status::invalid_argument(format!(
+                            "a request id has {} bytes, {ID} are allowed",
+                            request.request_id.len()
+                        )))));
+                    }
                     self.last = (request.request_id.clone(), request.stream_request_type_data());
                     let result = tokio::select! {
                         result = self.handle(request) => result,
@@ -121,7 +135,7 @@ impl Transaction {
             Kind::ReceiveMessage => return self.receive(&request).await,
             Kind::AckMessage => {
                 let lent = self.take(&request, Refusal::nothing_to_ack()).map_err(goes)?;
-                lent.remove();
+                lent.remove().await.map_err(|cause| (cause.into(), Next::Ends))?;
             }
             Kind::RejectMessage => {
                 let lent = self.take(&request, Refusal::nothing_to_reject()).map_err(goes)?;
@@ -144,13 +158,10 @@ impl Transaction {
             Kind::SendModifiedMessage => {
                 self.holds(Refusal::nothing_to_ack()).map_err(goes)?;
                 let message = request.modified_message.ok_or_else(|| goes(Refusal::no_message()))?;
-                let sent = unary::send_one(&self.shared.queues, &self.caller, message).await;
-                if sent.is_error {
-                    return Err(goes(Refusal::because(sent.error)));
-                }
-                if let Some(lent) = self.held.take() {
-                    lent.remove();
-                }
+                let may = |message: &_| unary::may_send(&self.caller, message);
+                let replaced = self.shared.queues.replace(&mut self.held, message, may).await;
+                let next = if self.held.is_some() { Next::Goes } else { Next::Ends };
+                replaced.map_err(|refusal| (refusal, next))?;
             }
             Kind::Unknown => return Err(goes(Refusal::stream_request())),
         }

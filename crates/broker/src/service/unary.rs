@@ -29,12 +29,14 @@ pub(super) async fn enter(
     caller: &Caller,
     messages: Vec<QueueMessage>,
 ) -> BoxFuture<'static, Vec<SendQueueMessageResult>> {
-    let may = |message: &QueueMessage| {
-        let dead = message.policy.as_ref().map_or("", |policy| &policy.max_receive_queue);
-        let mut names = [message.channel.as_str(), dead].into_iter().filter(|name| !name.is_empty());
-        names.try_for_each(|name| caller.may(Action::Write, Resource::Queues, &message.client_id, name))
-    };
-    queues.enter(messages, may).await
+    queues.enter(messages, |message| may_send(caller, message)).await
+}
+
+/// Whether the caller may send a message, and have it end up where its policy says.
+pub(super) fn may_send(caller: &Caller, message: &QueueMessage) -> Result<(), Refusal> {
+    let dead = message.policy.as_ref().map_or("", |policy| &policy.max_receive_queue);
+    let mut names = [message.channel.as_str(), dead].into_iter().filter(|name| !name.is_empty());
+    names.try_for_each(|name| caller.may(Action::Write, Resource::Queues, &message.client_id, name))
 }
 
 async fn send(queues: &Arc<Queues>, caller: &Caller, messages: Vec<QueueMessage>) -> Vec<SendQueueMessageResult> {

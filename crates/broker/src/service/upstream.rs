@@ -22,16 +22,21 @@ pub(super) fn serve(
     let stopping = shared.stopping.clone();
     let requests = readable(requests).take_until(stopping.cancelled_owned());
     let room = in_flight_room();
+    // Entered one after the other, answered as the disk goes.
     let answers = requests
-        .then(move |request| in_flight(Arc::clone(&room), request.encoded_len(), request))
-        // Entered one after the other, answered as the disk goes.
-        .then(move |(request, room)| {
-            let (shared, caller) = (Arc::clone(&shared), caller.clone());
+        .then(move |request| {
+            let (shared, caller, room) = (Arc::clone(&shared), caller.clone(), Arc::clone(&room));
             async move {
-                let (id, empty) = (request.request_id, request.messages.is_empty());
-                let results = unary::enter(&shared.queues, &caller, request.messages).await;
+                let entered = match request {
+                    Ok(request) => {
+                        let (request, room) = in_flight(room, request.encoded_len(), request).await;
+                        let (id, empty) = (request.request_id, request.messages.is_empty());
+                        Ok((id, empty, unary::enter(&shared.queues, &caller, request.messages).await, room))
+                    }
+                    Err(status) => Err(status),
+                };
                 async move {
-                    let _room = room;
+                    let (id, empty, results, _room) = entered?;
                     Ok(answer(id, empty, results.await))
                 }
             }

@@ -1,7 +1,7 @@
 //! What is stored: places, the changes of one step, and what is found at the start.
 
 /// Bits of a key that count within a channel.
-pub(super) const SEQUENCE_BITS: u32 = 44;
+const SEQUENCE_BITS: u32 = 44;
 
 /// A place in a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,7 +31,7 @@ impl Key {
 /// One change. What is handed over together is stored together or not at all.
 #[derive(Debug)]
 pub(crate) enum Change {
-    /// A channel is made; its sequences begin at one.
+    /// A channel is made, unless it is there; its sequences begin at one.
     Channel {
         /// Its number.
         id: u32,
@@ -53,14 +53,12 @@ pub(crate) enum Change {
     Put(Key, Vec<u8>),
     /// A message goes, with so many bytes.
     Remove(Key, usize),
-    /// Everything from a place to another goes, without the second one and without those named.
+    /// Everything from a place to another goes, without the second one.
     RemoveRange {
         /// The first place.
         from: Key,
         /// The place after the last one.
         to: Key,
-        /// Sequences that stay, few.
-        except: Vec<u64>,
     },
     /// A message waits for its time.
     Delay {
@@ -83,6 +81,24 @@ pub(crate) enum Change {
         reader: String,
         /// The next sequence.
         next: u64,
+        /// Nanoseconds since the Unix epoch.
+        seen: i64,
+    },
+    /// A reader was there.
+    Seen {
+        /// The channel.
+        channel: u32,
+        /// The reader.
+        reader: String,
+        /// Nanoseconds since the Unix epoch.
+        seen: i64,
+    },
+    /// Where a reader was is forgotten.
+    RemovePosition {
+        /// The channel.
+        channel: u32,
+        /// The reader.
+        reader: String,
     },
 }
 
@@ -114,6 +130,6 @@ pub(crate) struct StoredDelay {
     pub(crate) channel: u32,
     /// Nanoseconds since the Unix epoch.
     pub(crate) due: i64,
-    /// The message.
-    pub(crate) value: Vec<u8>,
+    /// The message, unless it is damaged.
+    pub(crate) value: Option<Vec<u8>>,
 }

@@ -30,6 +30,9 @@ pub enum StoreError {
         /// What was found.
         what: String,
     },
+    /// The channel was deleted meanwhile.
+    #[error("the channel was deleted meanwhile; who sends to it makes it anew")]
+    Gone,
     /// Anything else.
     #[error("cannot store in {path}: {what}")]
     Failed {
@@ -45,6 +48,9 @@ pub enum StoreError {
 
 /// What the engine said, in our words.
 pub(crate) fn told(path: &Path, cause: &rusqlite::Error) -> StoreError {
+    if matches!(cause, rusqlite::Error::StatementChangedRows(0)) {
+        return StoreError::Gone;
+    }
     match cause.sqlite_error_code() {
         Some(rusqlite::ErrorCode::DiskFull) => StoreError::Full,
         Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {

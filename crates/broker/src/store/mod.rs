@@ -1,14 +1,19 @@
 //! What survives: one SQLite file, written by one thread that commits many callers' changes at once.
 //!
-//! A change is answered after the transaction that holds it is on disk (WAL, `synchronous = FULL`). While one
-//! transaction is synced the next ones gather, so the disk's latency is shared by everybody who waits (group commit).
+//! A change is answered after the transaction that holds it is on disk (WAL, synced after each transaction that somebody
+//! waits for). While one transaction is synced the next ones gather, so the disk's latency is shared by everybody who waits (group commit).
 //! Keys are integers, channel in the upper bits and sequence in the lower: appending goes to the right edge of the
 //! tree. See the decision note on the broker's storage.
 
+mod apply;
 mod change;
 mod error;
+mod fold;
 mod reads;
 mod schema;
+mod syncs;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub(crate) use change::{Change, Key, StoredChannel, StoredDelay};
@@ -18,7 +23,7 @@ pub(crate) use error::told;
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rusqlite::{Connection, OpenFlags};
@@ -26,7 +31,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use self::{
     schema::prepare,
-    writer::{Commit, Writer},
+    syncs::Syncs,
+    writer::{Commit, Disk, Kind, Writer},
 };
 use crate::{check, folder::Folder, limits::Limits, room::Room};
 
@@ -48,13 +54,14 @@ struct Inner {
     waits: Arc<Semaphore>,
     room: Arc<Room>,
     reads: Arc<Mutex<Connection>>,
+    syncs: Arc<Syncs>,
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
     /// What was found to be wrong while the broker serves.
     damage: OnceLock<StoreError>,
     /// Transactions that are on disk, and how long they took.
     done: Arc<Mutex<(u64, Duration)>>,
-    /// Nobody else's until the store is closed.
-    folder: Arc<Mutex<Option<Folder>>>,
+    /// Nobody else's until the store is closed. None in memory.
+    folder: Option<Arc<Mutex<Option<Folder>>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -83,7 +90,10 @@ impl Store {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let read = Connection::open_with_flags(&path, flags).map_err(|cause| failed(&cause))?;
         let room = Room::new(limits.store_bytes, Some((limits.free_disk, folder.to_owned())));
-        let store = Self::start(path, room, Some(owner), Arc::new(Mutex::new(write)), Arc::new(Mutex::new(read)))?;
+        let syncs = Arc::new(Syncs::new(path.clone()));
+        let disk = Disk::open(&path, owner, Arc::clone(&syncs))?;
+        let connections = (Arc::new(Mutex::new(write)), Arc::new(Mutex::new(read)));
+        let store = Self::start(path, room, syncs, Some(disk), connections)?;
         if !small {
             store.check_later()?;
         }
@@ -101,29 +111,31 @@ impl Store {
             .map_err(|cause| StoreError::Failed { path: path.clone(), what: cause.to_string() })?;
         prepare(&both, &path, limits)?;
         let both = Arc::new(Mutex::new(both));
-        Self::start(path, Room::new(limits.store_bytes, None), None, Arc::clone(&both), both)
+        let syncs = Arc::new(Syncs::new(path.clone()));
+        Self::start(path, Room::new(limits.store_bytes, None), syncs, None, (Arc::clone(&both), both))
     }
 
     fn start(
         path: PathBuf,
         room: Room,
-        folder: Option<Folder>,
-        write: Arc<Mutex<Connection>>,
-        reads: Arc<Mutex<Connection>>,
+        syncs: Arc<Syncs>,
+        disk: Option<Disk>,
+        (write, reads): (Arc<Mutex<Connection>>, Arc<Mutex<Connection>>),
     ) -> Result<Self, StoreError> {
         let (commits, waiting) = mpsc::channel::<Commit>();
         let room = Arc::new(room);
         room.measure(&lock(&write));
         let done = Arc::<Mutex<(u64, Duration)>>::default();
-        let folder = Arc::new(Mutex::new(folder));
+        let folder = disk.as_ref().map(|disk| Arc::clone(&disk.folder));
         let mut writer = Writer {
-            path: path.clone(),
             connection: write,
+            syncs: Arc::clone(&syncs),
             room: Arc::clone(&room),
+            looked: Instant::now(),
             owed: Vec::new(),
-            synced: true,
+            tried: Instant::now(),
             done: Arc::clone(&done),
-            folder: Arc::clone(&folder),
+            disk,
         };
         let writer = std::thread::Builder::new()
             .name("polymq-store".into())
@@ -131,7 +143,8 @@ impl Store {
             .map_err(|cause| StoreError::Failed { path: path.clone(), what: cause.to_string() })?;
         let waits = Arc::new(Semaphore::new(WAITING_BYTES));
         let (commits, writer) = (Mutex::new(Some(commits)), Mutex::new(Some(writer)));
-        Ok(Self(Arc::new(Inner { path, commits, waits, room, reads, writer, damage: OnceLock::new(), done, folder })))
+        let damage = OnceLock::new();
+        Ok(Self(Arc::new(Inner { path, commits, waits, room, reads, syncs, writer, damage, done, folder })))
     }
 
     /// How full it is.
@@ -163,22 +176,42 @@ impl Store {
         then: impl FnOnce(Result<(), StoreError>) + Send + 'static,
     ) {
         let admitted = admitted.map(|Admitted(permit)| permit);
-        self.hand_over(Commit { changes, then: Box::new(then), lasting: false, _admitted: admitted });
+        self.hand_over(Commit { changes, then: Box::new(then), kind: Kind::Awaited, _admitted: admitted });
     }
 
-    /// As [`Store::commit`], for removals that were promised: on a full disk they wait for room.
+    /// As [`Store::commit`], for removals that were promised: told when they are written, which is before they are synced. On a
+    /// full disk they wait for room, and are told at once.
     pub(crate) fn remove(&self, changes: Vec<Change>, then: impl FnOnce(Result<(), StoreError>) + Send + 'static) {
-        self.hand_over(Commit { changes, then: Box::new(then), lasting: true, _admitted: None });
+        self.hand_over(Commit { changes, then: Box::new(then), kind: Kind::Lasting, _admitted: None });
+    }
+
+    /// Waits until everything that was handed over before is written: no end of the process undoes it then.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Closed`].
+    pub(crate) async fn written(&self) -> Result<(), StoreError> {
+        let (done, waits) = oneshot::channel();
+        self.remove(Vec::new(), |result| drop(done.send(result)));
+        waits.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// As [`Store::commit`], for what nobody waits for and what may be lost: it is not synced for its own sake.
+    pub(crate) fn note(&self, changes: Vec<Change>) {
+        self.hand_over(Commit { changes, then: Box::new(drop), kind: Kind::Noted, _admitted: None });
     }
 
     fn hand_over(&self, commit: Commit) {
         let refused = match &*lock(&self.0.commits) {
-            Some(commits) => commits.send(commit).err().map(|mpsc::SendError(commit)| commit),
-            None => Some(commit),
+            Some(commits) if self.failed().is_none() => {
+                commits.send(commit).err().map(|mpsc::SendError(commit)| commit)
+            }
+            _ => Some(commit),
         };
-        if let Some(commit) = refused {
+        if let Some(commit) = refused.filter(|commit| commit.kind != Kind::Noted) {
+            let cause = self.failed().cloned().unwrap_or(StoreError::Closed);
             // Never from within the call: callers hold locks that `then` may want.
-            std::thread::spawn(move || (commit.then)(Err(StoreError::Closed)));
+            std::thread::spawn(move || (commit.then)(Err(cause)));
         }
     }
 
@@ -198,9 +231,19 @@ impl Store {
         *lock(&self.0.done)
     }
 
+    /// Why nothing is stored any more, until the broker is started anew.
+    pub(crate) fn failed(&self) -> Option<&StoreError> {
+        self.0.syncs.failed()
+    }
+
+    /// Waits until [`Store::failed`] tells something.
+    pub(crate) async fn failure(&self) -> StoreError {
+        self.0.syncs.fail().await
+    }
+
     /// Whether the thread that writes runs.
     pub(crate) fn is_alive(&self) -> bool {
-        lock(&self.0.writer).as_ref().is_some_and(|writer| !writer.is_finished())
+        self.failed().is_none() && lock(&self.0.writer).as_ref().is_some_and(|writer| !writer.is_finished())
     }
 
     /// What was found to be wrong since the store was opened.
@@ -238,6 +281,8 @@ impl Store {
         if let Some(writer) = lock(&self.0.writer).take() {
             let _ = writer.join();
         }
-        lock(&self.0.folder).take();
+        if let Some(folder) = &self.0.folder {
+            lock(folder).take();
+        }
     }
 }

@@ -28,9 +28,7 @@ impl Store {
                 let sequence = Key(row.get(0)?).sequence();
                 let value: Vec<u8> = row.get(2)?;
                 if row.get::<_, u32>(1)? != check::checksum(&value) {
-                    let what = format!("message {sequence} of channel number {channel} is not what was stored");
-                    tracing::error!(what, "a damaged message is passed over");
-                    let _ = self.0.damage.set(StoreError::Damaged { path: self.0.path.clone(), what });
+                    self.damaged(format!("message {sequence} of channel number {channel} is not what was stored"));
                     continue;
                 }
                 size += value.len();
@@ -42,6 +40,11 @@ impl Store {
             Ok(found)
         })();
         found.map_err(|cause| told(&self.0.path, &cause))
+    }
+
+    fn damaged(&self, what: String) {
+        tracing::error!(what, "a damaged message is passed over");
+        let _ = self.0.damage.set(StoreError::Damaged { path: self.0.path.clone(), what });
     }
 
     /// Sequences of a channel from one on, and the bytes of each.
@@ -111,10 +114,15 @@ impl Store {
     pub(crate) fn due(&self, by: i64, most: usize) -> Result<Vec<StoredDelay>, StoreError> {
         let reads = lock(&self.0.reads);
         let found: rusqlite::Result<Vec<_>> = (|| {
-            let sql = "SELECT id, channel, due, value FROM delayed WHERE due <= ?1 ORDER BY due, id LIMIT ?2";
+            let sql = "SELECT id, channel, due, value, sum FROM delayed WHERE due <= ?1 ORDER BY due, id LIMIT ?2";
             let mut select = reads.prepare_cached(sql)?;
             let rows = select.query_map(params![by, i64::try_from(most).unwrap_or(i64::MAX)], |row| {
-                Ok(StoredDelay { id: row.get(0)?, channel: row.get(1)?, due: row.get(2)?, value: row.get(3)? })
+                let (id, sum, value): (_, u32, Vec<u8>) = (row.get(0)?, row.get(4)?, row.get(3)?);
+                let intact = check::checksum(&value) == sum;
+                if !intact {
+                    self.damaged(format!("delayed message {id} is not what was stored"));
+                }
+                Ok(StoredDelay { id, channel: row.get(1)?, due: row.get(2)?, value: intact.then_some(value) })
             })?;
             rows.collect()
         })();
@@ -144,6 +152,34 @@ impl Store {
         let reads = lock(&self.0.reads);
         let sql = "SELECT next FROM positions WHERE channel = ?1 AND reader = ?2";
         let found = reads.query_row(sql, params![channel, reader], |row| row.get(0)).optional();
+        found.map_err(|cause| told(&self.0.path, &cause))
+    }
+
+    /// Readers of a channel, each with its next sequence and when it was seen, in nanoseconds since the Unix epoch.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::read`].
+    pub(crate) fn readers(&self, channel: u32) -> Result<Vec<(String, u64, i64)>, StoreError> {
+        let reads = lock(&self.0.reads);
+        let found: rusqlite::Result<Vec<_>> = (|| {
+            let mut select = reads.prepare_cached("SELECT reader, next, seen FROM positions WHERE channel = ?1")?;
+            select.query_map([channel], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.collect()
+        })();
+        found.map_err(|cause| told(&self.0.path, &cause))
+    }
+
+    /// Readers that were not seen since a time, each with its channel and when it was.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::read`].
+    pub(crate) fn unseen(&self, since: i64) -> Result<Vec<(u32, String, i64)>, StoreError> {
+        let reads = lock(&self.0.reads);
+        let found: rusqlite::Result<Vec<_>> = (|| {
+            let mut select = reads.prepare_cached("SELECT channel, reader, seen FROM positions WHERE seen < ?1")?;
+            select.query_map([since], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.collect()
+        })();
         found.map_err(|cause| told(&self.0.path, &cause))
     }
 }

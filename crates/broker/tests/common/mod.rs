@@ -1,10 +1,14 @@
 //! What the tests of limits and safety share: clients and messages.
 #![allow(dead_code)] // each test binary uses a part
 
-use std::{result::Result, time::Duration};
+use std::{net::SocketAddr, result::Result, time::Duration};
 
 use polymq_broker::Broker;
 use polymq_kubemq_proto::{kubemq_client::KubemqClient, subscribe::*, *};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 use tonic::{
     metadata::MetadataValue,
     service::{Interceptor, interceptor::InterceptedService},
@@ -27,11 +31,19 @@ impl Interceptor for Token {
 }
 
 pub(crate) async fn channel(broker: &Broker) -> Channel {
-    Channel::from_shared(format!("http://{}", broker.address())).unwrap().connect().await.unwrap()
+    channel_at(broker.address()).await
+}
+
+async fn channel_at(address: SocketAddr) -> Channel {
+    Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()
 }
 
 pub(crate) async fn client(broker: &Broker) -> Client {
-    KubemqClient::with_interceptor(channel(broker).await, Token(None))
+    client_at(broker.address()).await
+}
+
+pub(crate) async fn client_at(address: SocketAddr) -> Client {
+    KubemqClient::with_interceptor(channel_at(address).await, Token(None))
 }
 
 pub(crate) async fn client_with(broker: &Broker, token: &str) -> Client {
@@ -82,11 +94,22 @@ pub(crate) fn subscribe(kind: SubscribeType, channel: &str, start: EventsStoreTy
 }
 
 pub(crate) async fn next(stream: &mut tonic::Streaming<EventReceive>) -> EventReceive {
-    tokio::time::timeout(Duration::from_secs(10), stream.message()).await.expect("in time").unwrap().unwrap()
+    tokio::time::timeout(Duration::from_secs(30), stream.message()).await.expect("in time").unwrap().unwrap()
 }
 
 /// Connects and pings.
 pub(crate) async fn pinged(broker: &Broker) -> Result<(), tonic::Status> {
     let channel = Channel::from_shared(format!("http://{}", broker.address())).unwrap().connect_lazy();
     KubemqClient::new(channel).ping(Empty {}).await.map(drop)
+}
+
+/// The status and the body that HTTP answers.
+pub(crate) async fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: broker\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }

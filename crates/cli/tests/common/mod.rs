@@ -27,12 +27,18 @@ pub(crate) struct Broker {
 impl Broker {
     /// Starts with these options; its logs go into a folder.
     pub(crate) fn start(folder: &Path, options: &[&str]) -> Result<Self, String> {
-        Self::listen("127.0.0.1:0", folder.join("broker.log"), options.iter().map(ToString::to_string).collect())
+        Self::start_under(Command::new(env!("CARGO_BIN_EXE_polymq")), folder, options)
     }
 
-    fn listen(address: &str, log: PathBuf, options: Vec<String>) -> Result<Self, String> {
+    /// As [`Broker::start`], by a command that becomes the broker when the broker's options are added.
+    pub(crate) fn start_under(command: Command, folder: &Path, options: &[&str]) -> Result<Self, String> {
+        let options = options.iter().map(ToString::to_string).collect();
+        Self::listen(command, "127.0.0.1:0", folder.join("broker.log"), options)
+    }
+
+    fn listen(mut command: Command, address: &str, log: PathBuf, options: Vec<String>) -> Result<Self, String> {
         let stderr = fs::OpenOptions::new().create(true).append(true).open(&log).map_err(|cause| cause.to_string())?;
-        let process = Command::new(env!("CARGO_BIN_EXE_polymq"))
+        let process = command
             .args(["--json", "--log", "info", "broker", "--listen", address])
             .args(&options)
             .stdin(Stdio::null())
@@ -58,7 +64,8 @@ impl Broker {
     /// Starts it again where it was, when it has ended.
     pub(crate) fn keep_up(&mut self) -> Result<(), String> {
         if let Ok(Some(_)) = self.process.try_wait() {
-            *self = Self::listen(&self.address, self.log.clone(), self.options.clone())?;
+            let command = Command::new(env!("CARGO_BIN_EXE_polymq"));
+            *self = Self::listen(command, &self.address, self.log.clone(), self.options.clone())?;
         }
         Ok(())
     }
@@ -77,6 +84,11 @@ impl Broker {
     /// Sends a signal and tells how it ends, or nothing when it does not.
     pub(crate) fn stop(&mut self, signal: &str) -> Option<ExitStatus> {
         self.signal(signal)?;
+        self.ends()
+    }
+
+    /// How it ends by itself, or nothing when it does not.
+    pub(crate) fn ends(&mut self) -> Option<ExitStatus> {
         wait(&mut self.process, ENDS)
     }
 }

@@ -19,7 +19,7 @@ def equal(found, expected, about=""):
     assert found == expected, f"{about}\n  found:    {found!r}\n  expected: {expected!r}"
 
 
-def until(probe, about, seconds=10, pause=0.02):
+def until(probe, about, seconds=40, pause=0.02):
     """What a probe finds, once it is something; what the SDK says only by callbacks has to be asked for."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

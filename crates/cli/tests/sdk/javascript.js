@@ -17,11 +17,11 @@ const cases = {};
 
 /** What a probe finds, once it is something; what the SDK says only by callbacks has to be asked for. */
 async function until(probe, about, pause = 20) {
-  for (const end = Date.now() + 10_000; Date.now() < end; await sleep(pause)) {
+  for (const end = Date.now() + 40_000; Date.now() < end; await sleep(pause)) {
     const found = await probe();
     if (found) return found;
   }
-  throw new Error(`${about}: nothing within 10 s`);
+  throw new Error(`${about}: nothing within 40 s`);
 }
 
 // Queues
@@ -43,7 +43,7 @@ async function pull(client, most = 10, channel = 'orders', wait = 1) {
 }
 
 /** A transaction, its message and the promise of its end. */
-async function transaction(client, visibility = 10, wait = 5) {
+async function transaction(client, visibility = 60, wait = 20) {
   let held, failed, told;
   const answered = new Promise((resolve) => { told = resolve; });
   const request = { channel: 'orders', visibilitySeconds: visibility, waitTimeoutSeconds: wait };
@@ -112,11 +112,11 @@ cases.expiration = async () => {
 cases.delay = async () => {
   const client = queues();
   const start = Date.now();
-  await send(client, ['late'], { policy: { delaySeconds: 1 } });
+  await send(client, ['late'], { policy: { delaySeconds: 8 } });
   await send(client, ['now']);
   assert.deepEqual(texts(await pull(client)), ['now']);
-  assert.deepEqual(texts(await pull(client, 10, 'orders', 5)), ['late']);
-  assert.ok(Date.now() - start >= 900, 'when it was due');
+  assert.deepEqual(texts(await pull(client, 10, 'orders', 20)), ['late']);
+  assert.ok(Date.now() - start >= 7900, 'when it was due');
 };
 
 cases.dead_letter = async () => {
@@ -143,7 +143,7 @@ cases.transaction_ack = async () => {
     await held.ack();
     await ended;
   }
-  const { held, ended, failure } = await transaction(client, 10, 1);
+  const { held, ended, failure } = await transaction(client, 60, 1);
   assert.equal(held, undefined);
   assert.match(failure().message, /138/);
   await ended;
@@ -162,10 +162,9 @@ cases.transaction_reject = async () => {
 cases.extend_visibility = async () => {
   const client = queues();
   await send(client, ['slow']);
-  const { held, ended } = await transaction(client, 2);
-  await sleep(1000);
-  await held.extendVisibility(4);
-  await sleep(2500);
+  const { held, ended } = await transaction(client, 8);
+  await held.extendVisibility(60);
+  await sleep(9000);
   assert.deepEqual(texts(await pull(queues('other'))), [], 'held, so nobody else sees it');
   await held.ack();
   await ended;
@@ -220,7 +219,7 @@ cases.subscribed_queue = async () => {
 cases.transaction_stream = async () => {
   const client = queues();
   const seen = [];
-  const request = { channel: 'orders', visibilitySeconds: 10, waitTimeoutSeconds: 5 };
+  const request = { channel: 'orders', visibilitySeconds: 60, waitTimeoutSeconds: 20 };
   const subscription = await client.transactionStream(request, (error, received) => {
     if (!received) return;
     seen.push(text(received.message));
@@ -346,7 +345,7 @@ cases.events_store_stream = async () => {
 cases.events_store_start_positions = async () => {
   const sender = new EventsStoreClient(options('sender'));
   for (const value of ['1', '2', '3']) await sender.send(event('log', value));
-  await sleep(2100);
+  await sleep(12_000);
   const between = Date.now() - 500;
   for (const value of ['4', '5']) await sender.send(event('log', value));
   const positions = [
@@ -355,7 +354,7 @@ cases.events_store_start_positions = async () => {
     ['sequence', { requestType: EventStoreType.StartAtSequence, requestTypeValue: 4 }, ['4', '5']],
     ['time in seconds', { requestType: EventStoreType.StartAtTime, requestTypeValue: Math.floor(between / 1000) }, ['4', '5']],
     ['time in nanoseconds', { requestType: EventStoreType.StartAtTime, requestTypeValue: between * 1e6 }, ['4', '5']],
-    ['delta', { requestType: EventStoreType.StartAtTimeDelta, requestTypeValue: 1 }, ['4', '5']],
+    ['delta', { requestType: EventStoreType.StartAtTimeDelta, requestTypeValue: 10 }, ['4', '5']],
   ];
   const listeners = [];
   for (const [name, request, found] of positions) {
@@ -390,7 +389,7 @@ cases.events_store_start_positions = async () => {
 /** Asks until somebody answers: a subscription is not confirmed. */
 const ready = (client) => until(async () => {
   try {
-    return await client.send({ channel: 'ask', body: body('probe'), timeout: 200 });
+    return await client.send({ channel: 'ask', body: body('probe'), timeout: 1000 });
   } catch (error) {
     assert.match(error.message, /301/);
     return false;
@@ -407,7 +406,7 @@ async function respond(client, answer, group = '') {
   return seen;
 }
 
-const ask = (client, value, more = {}) => client.send({ channel: 'ask', body: body(value), metadata: 'about', timeout: 2000, ...more });
+const ask = (client, value, more = {}) => client.send({ channel: 'ask', body: body(value), metadata: 'about', timeout: 30_000, ...more });
 
 cases.commands = async () => {
   const client = new CommandsClient(options());
@@ -435,7 +434,7 @@ cases.queries = async () => {
 cases.query_timeout = async () => {
   const client = new QueriesClient(options());
   await respond(client, async (value) => {
-    if (value !== 'probe') await sleep(2000);
+    if (value !== 'probe') await sleep(12_000);
     return { executed: true, error: '', body: body('late') };
   });
   await ready(client);
@@ -446,12 +445,12 @@ cases.query_cache = async () => {
   const client = new QueriesClient(options());
   const seen = await respond(client, (_, requests) => ({ executed: true, error: '', body: body(`${requests.length}`) }));
   await ready(client);
-  const cached = () => ask(client, 'question', { cacheKey: 'k', cacheTTL: 1 });
+  const cached = () => ask(client, 'question', { cacheKey: 'k', cacheTTL: 10 });
   const first = await cached();
   const before = seen.length;
   const second = await cached();
   assert.deepEqual([text(second), seen.length], [text(first), before], 'without asking again');
-  await sleep(1200);
+  await sleep(11_000);
   const late = await cached();
   assert.deepEqual([seen.length, text(late) !== text(first)], [before + 1, true], 'its time is over');
 };

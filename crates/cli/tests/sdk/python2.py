@@ -49,7 +49,7 @@ def fine(response):
     return response
 
 
-def receive(transaction, visibility=10, wait=5):
+def receive(transaction, visibility=60, wait=20):
     """Another thread of the SDK learns of the end of the last stream, a moment after the answer."""
     until(lambda: not transaction.stream, "the end of the last transaction")
     return transaction.receive(visibility, wait)
@@ -117,12 +117,12 @@ def expiration():
 
 @case
 def delay():
-    orders = queue(wait=5)
+    orders = queue(wait=20)
+    start, clock = time.monotonic(), time.time()
     sent = orders.send_queue_message(message(b"late", DelaySeconds=1))
-    start = time.monotonic()
-    assert sent.delayed_to > time.time() * 1e9 - 1e9, sent.delayed_to
+    assert sent.delayed_to > clock * 1e9, sent.delayed_to
     equal(bodies(orders.receive_queue_messages()), [b"late"])
-    assert 0.8 < time.monotonic() - start < 4, "when it was due"
+    assert time.monotonic() - start > 0.9, "when it was due"
 
 
 @case
@@ -182,10 +182,9 @@ def extend_visibility():
     orders = queue()
     send(orders, b"slow")
     transaction = orders.create_transaction()
-    held = fine(receive(transaction, visibility=2))
-    time.sleep(1)
-    fine(transaction.extend_visibility(4))
-    time.sleep(2.5)
+    held = fine(receive(transaction, visibility=8))
+    fine(transaction.extend_visibility(60))
+    time.sleep(9)
     equal(bodies(queue().receive_queue_messages()), [], "held, so nobody else sees it")
     fine(transaction.ack_message(held.message.Attributes.Sequence))
 
@@ -236,7 +235,7 @@ def consumer_that_goes_away():
     transaction = orders.create_transaction()
     fine(receive(transaction, visibility=60))
     transaction.inner_stream.cancel()
-    received = queue(wait=5).receive_queue_messages()
+    received = queue(wait=20).receive_queue_messages()
     equal(bodies(received), [b"a"], "long before its visibility ends")
 
 
@@ -364,7 +363,7 @@ def events_store_stream():
 def events_store_start_positions():
     for body in (b"1", b"2", b"3"):
         send_event("log", body, store=True)
-    time.sleep(2)
+    time.sleep(12)
     between = time.time()
     for body in (b"4", b"5"):
         send_event("log", body, store=True)
@@ -373,7 +372,7 @@ def events_store_start_positions():
         ("last", EventsStoreType.StartFromLast, 0, [b"5"]),
         ("sequence", EventsStoreType.StartAtSequence, 4, [b"4", b"5"]),
         ("time in nanoseconds", EventsStoreType.StartAtTime, int(between * 1e9) - 500_000_000, [b"4", b"5"]),
-        ("time delta", EventsStoreType.StartAtTimeDelta, 1, [b"4", b"5"]),
+        ("time delta", EventsStoreType.StartAtTimeDelta, 10, [b"4", b"5"]),
     ]
     listeners = [(name, Listener("log", start=start, value=value), found) for name, start, value, found in positions]
     for name, listener, found in listeners:
@@ -437,7 +436,7 @@ class Answers:
         Responder(ADDRESS).subscribe_to_requests(request, handle, self.errors.append)
 
 
-def ask(kind, body=b"question", timeout=1000, key="", ttl=0):
+def ask(kind, body=b"question", timeout=30_000, key="", ttl=0):
     request = Request(
         body=body, metadata="about", cache_key=key, cache_ttl=ttl, channel="ask", client_id="python2", timeout=timeout,
         request_type=kind, tags=[("key", "value")],
@@ -450,7 +449,7 @@ def ready(kind):
 
     def answered():
         try:
-            return ask(kind, b"probe", timeout=200)
+            return ask(kind, b"probe", timeout=1000)
         except Exception as error:
             assert "301" in str(error), error
 
@@ -480,7 +479,7 @@ def command_timeout():
         assert "Error 301" in str(error), error
     else:
         raise AssertionError(f"nobody is there, and yet: {answer}")
-    assert 0.4 < time.monotonic() - start < 3, "after the time-out, not before"
+    assert time.monotonic() - start > 0.4, "after the time-out, not before"
 
 
 @case
@@ -496,7 +495,7 @@ def queries():
 
 @case
 def query_timeout():
-    Answers(SubscribeType.Queries, lambda request, response: time.sleep(0 if request.body == b"probe" else 3))
+    Answers(SubscribeType.Queries, lambda request, response: time.sleep(0 if request.body == b"probe" else 12))
     ready(RequestType.Query)
     try:
         answer = ask(RequestType.Query, timeout=500)
@@ -513,13 +512,13 @@ def query_cache():
 
     responder = Answers(SubscribeType.Queries, answer)
     ready(RequestType.Query)
-    first, second = (ask(RequestType.Query, key="k", ttl=1) for _ in range(2))
+    first, second = (ask(RequestType.Query, key="k", ttl=10) for _ in range(2))
     equal((first.cache_hit, second.cache_hit), (False, True))
     equal(second.body, first.body)
-    other = ask(RequestType.Query, key="other", ttl=1)
+    other = ask(RequestType.Query, key="other", ttl=10)
     equal(other.cache_hit, False)
-    time.sleep(1.2)
-    late = ask(RequestType.Query, key="k", ttl=1)
+    time.sleep(11)
+    late = ask(RequestType.Query, key="k", ttl=10)
     equal(late.cache_hit, False, "its time is over")
     assert late.body != first.body, late.body
 

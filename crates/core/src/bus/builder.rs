@@ -10,6 +10,7 @@ use polymq_serializers::{Accept, Limits, Serializers};
 use super::{BACKEND_VARIABLE, Bus, Identity, PREFIX_VARIABLE, Parts, UNLABELLED_VARIABLE, URL_VARIABLE};
 use crate::{
     Environment, Error, ErrorKind, Health, HealthWatch, Kinds, Layer, Registry, Result, Settings,
+    channel::{Opened, Sent},
     config::{Origin, nearest},
     prefix::Prefixed,
     request::{Answering, Requests},
@@ -228,6 +229,9 @@ impl BusBuilder {
             layers: self.layers.into(),
             identity: self.identity,
             requests: Requests::default(),
+            sent: Sent::default(),
+            opened: Opened::default(),
+            closed: Arc::default(),
             kinds_in_use: Mutex::default(),
         };
         Ok(Bus { parts: Arc::new(parts), channels: Arc::default(), answering: Answering::default() })

@@ -7,16 +7,19 @@ pub use builder::BusBuilder;
 pub use identity::{Identity, SENDER_CLIENT, SENDER_COMPONENT, SENDER_VERSION};
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
+use futures_util::future::join_all;
 use polymq_serializers::{Accept, Limits, Serializers};
 use serde::Serialize;
 
 use crate::{
     Address, Capabilities, Channel, ChannelKind, Connection, Error, ErrorKind, Health, HealthWatch, Kinds, Result,
+    SendStats,
+    channel::{Opened, Sent},
     layer::Layers,
     request::{Answering, Reply, Requests},
 };
@@ -42,6 +45,10 @@ pub(crate) struct Parts {
     pub(crate) layers: Layers,
     pub(crate) identity: Option<Identity>,
     pub(crate) requests: Requests,
+    pub(crate) sent: Sent,
+    pub(crate) opened: Opened,
+    /// What came of closing, until somebody was told; held while it goes on.
+    closed: Arc<tokio::sync::Mutex<Option<Result<()>>>>,
     /// Kinds by name, where the backend cannot keep a queue and a topic of one name apart.
     kinds_in_use: Mutex<HashMap<Arc<str>, ChannelKind>>,
 }
@@ -49,7 +56,9 @@ pub(crate) struct Parts {
 impl Parts {
     /// Checks that the backend can carry the address and keeps it apart from the others in use.
     pub(crate) fn check_address(&self, address: &Address) -> Result<()> {
-        address.check().and_then(|()| self.connection.check_address(address))?;
+        address.check()?;
+        let fits = self.connection.check_address(address);
+        fits.map_err(|error| error.with_backend(self.connection.backend()))?;
         // Without topics, asking for one is refused for that.
         if self.capabilities.kinds_apart || !self.capabilities.topics {
             return Ok(());
@@ -65,7 +74,24 @@ impl Parts {
             .with_channel(address.name())
             .with_hint("give the queue and the topic different names"))
     }
+
+    /// The same for the queue of a channel's dead letters: found when it is used first, the message that cannot go there would
+    /// come again and again.
+    pub(crate) fn check_dead_letters(&self, channel: &Address, letters: &Address) -> Result<()> {
+        self.check_address(letters).map_err(|error| {
+            let sentence = format!("its dead letters cannot be kept in {:?}: {}", letters.name(), error.message());
+            Error::new(error.kind(), sentence)
+                .with_backend(self.connection.backend())
+                .with_operation("consume")
+                .with_channel(channel.name())
+                .with_hint("shorten the names of channel and group, or name another dead-letter queue")
+        })
+    }
 }
+
+/// From so many channels on, those that nobody has a handle of are forgotten: a program may use a name for each of its
+/// customers. One that is used again is opened again.
+const FORGET_FROM: usize = 1000;
 
 /// A connection to one backend. Cheap to clone; clones share the connection and its producers.
 #[derive(Clone)]
@@ -114,8 +140,16 @@ impl Bus {
     /// A queue or topic. Calls with the same address share one producer.
     #[must_use]
     pub fn channel(&self, address: Address) -> Channel {
-        let make = || Channel::new(Arc::clone(&self.parts), address.clone());
-        self.known_channels().entry(address.clone()).or_insert_with(make).clone()
+        let mut known = self.known_channels();
+        if let Some(channel) = known.get(&address) {
+            return channel.clone();
+        }
+        if known.len() >= FORGET_FROM && known.len() == known.capacity() {
+            known.retain(|_, channel| channel.is_used());
+        }
+        let channel = Channel::new(Arc::clone(&self.parts), address.clone());
+        known.insert(address, channel.clone());
+        channel
     }
 
     /// Asks a queue: [`Channel::request`], which can also be given another time-out.
@@ -124,6 +158,13 @@ impl Bus {
     /// As [`Channel::request`].
     pub async fn request<T: Serialize + 'static>(&self, queue: impl Into<Arc<str>>, value: &T) -> Result<Reply> {
         self.queue(queue).request(value).await
+    }
+
+    /// What became of the messages that were sent, for each channel that something was sent to. Replies are one entry,
+    /// `polymq-replies`, and a program that sends to more than 1000 channels has the rest of them in `polymq-others`.
+    #[must_use]
+    pub fn sent(&self) -> BTreeMap<Address, SendStats> {
+        self.parts.sent.all()
     }
 
     /// How many replies came when nobody waited for them any more; they are dropped.
@@ -167,35 +208,40 @@ impl Bus {
     /// # Errors
     /// [`ErrorKind::Disconnected`], [`ErrorKind::Timeout`].
     pub async fn ping(&self) -> Result<()> {
-        self.parts.connection.ping().await
+        self.parts.connection.ping().await.map_err(|error| error.with_backend(self.backend()))
     }
 
-    /// Waits until everything sent before has been answered.
+    /// Waits until everything sent before has been answered, over every handle: [`Channel::flush`] of all at once.
     ///
     /// # Errors
     /// The first one met; the others are flushed all the same.
     pub async fn flush(&self) -> Result<()> {
-        let channels: Vec<Channel> = self.known_channels().values().cloned().collect();
-        let mut outcome = Ok(());
-        for channel in channels {
-            outcome = outcome.and(channel.flush().await);
-        }
-        outcome
+        let channels = self.parts.opened.all();
+        join_all(channels.iter().map(Channel::flush)).await.into_iter().collect()
     }
 
-    /// Flushes every channel, then closes the connection. A second call does nothing; what is used afterwards
-    /// answers [`ErrorKind::Closed`].
+    /// Flushes every channel, then closes the connection. It goes on when the future is dropped; a second call waits for the
+    /// same end and does nothing else. What is used afterwards answers [`ErrorKind::Closed`].
     ///
     /// # Errors
-    /// The first one met; closing goes on all the same.
+    /// The first one met; closing goes on all the same. Only one caller is told.
     pub async fn close(&self) -> Result<()> {
-        let channels: Vec<Channel> = self.known_channels().values().cloned().collect();
-        let mut outcome = Ok(());
-        self.parts.requests.close(&self.parts).await;
-        for channel in channels {
-            outcome = outcome.and(channel.close().await);
+        let mut closed = Arc::clone(&self.parts.closed).lock_owned().await;
+        if closed.is_none() {
+            let bus = self.clone();
+            let closing = tokio::spawn(async move { *closed = Some(bus.wind_up().await) });
+            closing.await.map_err(|error| Error::new(ErrorKind::Other, "closing broke off").with_source(error))?;
+            closed = Arc::clone(&self.parts.closed).lock_owned().await;
         }
-        outcome.and(self.parts.connection.close().await)
+        closed.as_mut().map_or(Ok(()), |outcome| std::mem::replace(outcome, Ok(())))
+    }
+
+    async fn wind_up(&self) -> Result<()> {
+        self.parts.requests.close(&self.parts).await;
+        let channels = self.parts.opened.all();
+        let flushed = join_all(channels.iter().map(Channel::close)).await;
+        let closed = self.parts.connection.close().await;
+        flushed.into_iter().collect::<Result<()>>().and(closed.map_err(|error| error.with_backend(self.backend())))
     }
 
     /// Makes `bus` what [`Bus::current`] gives, or nothing. For programs that cannot hand a bus around, and their tests.
@@ -233,5 +279,24 @@ static CURRENT: RwLock<Option<Bus>> = RwLock::new(None);
 impl fmt::Debug for Bus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Bus").field("backend", &self.backend()).field("health", &self.health().state).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Environment, Message};
+
+    #[tokio::test]
+    async fn names_without_end_do_not_make_channels_without_end() {
+        let builder = Bus::builder().url("memory://names-without-end").environment(Environment::default());
+        let bus = builder.connect().await.expect("connects");
+        let kept = bus.queue("kept");
+        for n in 0..10 * FORGET_FROM {
+            bus.queue(format!("of-customer-{n}")).send_message(Message::new("x")).await.expect("sent");
+        }
+        let (known, opened) = (bus.known_channels().len(), bus.parts.opened.all().len());
+        assert!(known < 4 * FORGET_FROM && opened < 4 * FORGET_FROM, "{known} and {opened}");
+        assert!(bus.known_channels().contains_key(kept.address()), "somebody has it");
     }
 }

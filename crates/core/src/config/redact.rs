@@ -50,28 +50,38 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// Whether what has this name looks like a secret.
+pub(super) fn is_secret(key: &str) -> bool {
+    let key = key.to_ascii_lowercase();
+    ["pass", "secret", "token", "key"].iter().any(|word| key.contains(word))
+}
+
 /// The URL with its password and the values of secret-looking query keys replaced by `***`.
 ///
-/// Text that is no URL is cut at the first `@`, so that a mistyped URL does not leak either.
+/// Of text that is no URL, so that a mistyped one does not leak either, only what stands behind the last `@` and before a
+/// query is shown.
 #[must_use]
 pub fn redact_url(text: &str) -> String {
     // `me:secret@host` parses too, as a URL of the scheme `me` without a host.
     let parsed = url::Url::parse(text).ok().filter(|url| !url.cannot_be_a_base());
     let Some(mut url) = parsed else {
-        return match text.rsplit_once('@') {
-            Some((_, host)) => format!("***@{host}"),
-            None => text.to_owned(),
+        let (start, rest) = text.split_at(text.find(['?', '#']).unwrap_or(text.len()));
+        return match (start.rsplit_once('@'), rest) {
+            // A password may hold either mark.
+            (_, rest) if rest.contains('@') => "***".into(),
+            (Some((_, host)), "") => format!("***@{host}"),
+            (Some((_, host)), _) => format!("***@{host}?***"),
+            (None, "") => text.to_owned(),
+            (None, _) => format!("{start}?***"),
         };
     };
     if url.password().is_some() && url.set_password(Some("***")).is_err() {
         return "***".into();
     }
     if url.query().is_some() {
-        let secret =
-            |key: &str| ["pass", "secret", "token", "key"].iter().any(|word| key.to_ascii_lowercase().contains(word));
         let pairs: Vec<(String, String)> = url
             .query_pairs()
-            .map(|(key, value)| (key.to_string(), if secret(&key) { "***".into() } else { value.to_string() }))
+            .map(|(key, value)| (key.to_string(), if is_secret(&key) { "***".into() } else { value.to_string() }))
             .collect();
         url.query_pairs_mut().clear().extend_pairs(pairs);
     }

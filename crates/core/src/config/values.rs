@@ -8,7 +8,7 @@ use serde::{
     forward_to_deserialize_any,
 };
 
-use super::Origin;
+use super::{Origin, redact::is_secret};
 use crate::{Error, ErrorKind, Result};
 
 pub(super) fn parse<'a, T: DeserializeOwned>(
@@ -89,8 +89,8 @@ impl<'de> IntoDeserializer<'de, Problem> for Value<'_> {
 
 impl Value<'_> {
     fn problem(self, expected: impl fmt::Display) -> Problem {
-        let secret = ["pass", "secret", "token"].iter().any(|word| self.key.contains(word)) || self.key == "url";
-        let value = if secret { "its value".to_owned() } else { format!("{:?}", self.text) };
+        let value =
+            if is_secret(self.key) || self.key == "url" { "its value".to_owned() } else { format!("{:?}", self.text) };
         Problem(format!("setting {:?} {}: {value} is not valid, {expected}", self.key, self.origin))
     }
 

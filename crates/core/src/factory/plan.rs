@@ -4,7 +4,8 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::{AckMode, ConsumerFactory, Route};
 use crate::{
-    Address, Bus, Capabilities, ConsumeOptions, Error, ErrorKind, FailurePolicy, Kind, Result, RetryMode,
+    Address, Bus, Capabilities, ConsumeOptions, DeadLetters, Error, ErrorKind, FailurePolicy, Kind, Result, RetryMode,
+    Start,
     delivery::can_retry,
     handler::{Service, Several, States},
     runner::Callbacks,
@@ -17,11 +18,13 @@ pub(crate) struct Entry {
     pub(crate) name: &'static str,
     pub(crate) kind: Option<Kind>,
     pub(crate) service: Arc<dyn Service>,
+    /// After which an attempt is cancelled.
+    pub(crate) timeout: Option<Duration>,
 }
 
 impl Entry {
     pub(crate) fn share(&self) -> Self {
-        Self { name: self.name, kind: self.kind.clone(), service: Arc::clone(&self.service) }
+        Self { name: self.name, kind: self.kind.clone(), service: Arc::clone(&self.service), timeout: self.timeout }
     }
 }
 
@@ -32,30 +35,39 @@ pub(crate) struct Plan {
     pub(crate) entries: Vec<Entry>,
     pub(crate) policy: FailurePolicy,
     pub(crate) concurrency: usize,
-    pub(crate) timeout: Option<Duration>,
     pub(crate) ack_mode: AckMode,
     pub(crate) accept: Accept,
     pub(crate) states: States,
     pub(crate) callbacks: Callbacks,
     only_own_kinds: bool,
-    chosen: Option<FailurePolicy>,
+    chosen: Chosen,
+}
+
+/// What its handlers have said of it: each thing once, or alike.
+#[derive(Default)]
+struct Chosen {
+    policy: Option<FailurePolicy>,
+    accept: Option<Accept>,
+    prefetch: Option<usize>,
+    prefetch_bytes: Option<usize>,
+    lease: Option<(Duration, Duration)>,
+    start: Option<Start>,
 }
 
 impl Plan {
     pub(super) fn new(route: &Route, factory: &ConsumerFactory) -> Self {
         Self {
             address: route.address(),
-            options: ConsumeOptions { group: route.group.clone(), ..route.options.clone() },
+            options: ConsumeOptions { group: route.group.clone(), ..ConsumeOptions::default() },
             entries: Vec::new(),
             policy: FailurePolicy::default(),
             concurrency: 1,
-            timeout: None,
             ack_mode: route.ack_mode,
             accept: factory.bus.parts().accept.clone(),
             states: factory.states.clone(),
             callbacks: factory.callbacks.clone(),
             only_own_kinds: false,
-            chosen: None,
+            chosen: Chosen::default(),
         }
     }
 
@@ -70,28 +82,9 @@ impl Plan {
             )
             .with_hint("give them different kinds or versions, or use Route::also for both to see each message"));
         }
-        let contradicts = |what: &str| {
-            Error::new(ErrorKind::Conflict, format!("the handlers of {} ask for different {what}", self.address))
-                .with_hint("they share one subscription: say it once")
-        };
-        if route.ack_mode != self.ack_mode {
-            return Err(contradicts("acknowledgement modes"));
-        }
-        match (&self.chosen, &route.policy) {
-            (Some(chosen), Some(other)) if chosen != other => return Err(contradicts("failure policies")),
-            (None, Some(policy)) => {
-                self.chosen = Some(policy.clone());
-                self.policy = policy.clone();
-            }
-            _ => {}
-        }
+        self.choose(route)?;
         self.concurrency = self.concurrency.max(route.concurrency);
-        self.timeout = self.timeout.max(route.timeout);
-        self.options.declare &= route.options.declare;
-        self.options.prefetch = self.options.prefetch.max(route.options.prefetch);
-        if let Some(accept) = &route.accept {
-            self.accept = accept.clone();
-        }
+        self.options.declare &= !route.existing;
         self.only_own_kinds |= route.only_own_kinds;
         if route.ordered_by_key {
             self.options.ordered_by_key = true;
@@ -115,7 +108,43 @@ impl Plan {
             )
             .with_hint("call ConsumerFactory::state before the runner starts"));
         }
-        self.entries.push(Entry { name: route.name, kind, service });
+        self.entries.push(Entry { name: route.name, kind, service, timeout: route.timeout });
+        Ok(())
+    }
+
+    /// What the subscription has only once, as one of its handlers asks for it.
+    fn choose(&mut self, route: &Route) -> Result<()> {
+        let Self { address, options, chosen, .. } = self;
+        let contradicts = |what: &str| {
+            Error::new(ErrorKind::Conflict, format!("the handlers of {address} ask for different {what}"))
+                .with_hint("they share one subscription: say it once")
+        };
+        if route.ack_mode != self.ack_mode {
+            return Err(contradicts("acknowledgement modes"));
+        }
+        let alike = |what: &str, alike: bool| if alike { Ok(()) } else { Err(contradicts(what)) };
+        alike("failure policies", agree(&mut chosen.policy, &route.policy))?;
+        alike("content types", agree(&mut chosen.accept, &route.accept))?;
+        alike("prefetches", agree(&mut chosen.prefetch, &route.prefetch))?;
+        alike("prefetches in bytes", agree(&mut chosen.prefetch_bytes, &route.prefetch_bytes))?;
+        alike("leases", agree(&mut chosen.lease, &route.lease))?;
+        alike("places to start at", agree(&mut chosen.start, &route.start))?;
+        for (key, value) in &route.extra {
+            match options.extra.iter().find(|(known, _)| known == key) {
+                Some((_, other)) => alike(&format!("values of {key:?}"), other == value)?,
+                None => options.extra.push((key.clone(), value.clone())),
+            }
+        }
+        if let Some(policy) = &route.policy {
+            self.policy = policy.clone();
+        }
+        if let Some(accept) = &route.accept {
+            self.accept = accept.clone();
+        }
+        options.prefetch = chosen.prefetch.unwrap_or(options.prefetch);
+        options.prefetch_bytes = chosen.prefetch_bytes.unwrap_or(options.prefetch_bytes);
+        (options.lease, options.max_lease) = chosen.lease.unwrap_or((options.lease, options.max_lease));
+        options.start = chosen.start.unwrap_or(options.start);
         Ok(())
     }
 
@@ -140,6 +169,9 @@ impl Plan {
         let (backend, capabilities) = (bus.backend(), bus.capabilities());
         bus.parts().check_address(&self.address)?;
         self.policy.check(&self.address)?;
+        if let Some(letters) = self.dead_letters(bus) {
+            bus.parts().check_dead_letters(&self.address, &letters).map_err(|error| error.with_operation("start"))?;
+        }
         check_options(backend, capabilities, &self.address, &self.options)?;
         if self.options.transactional && self.ack_mode != AckMode::AfterSuccess {
             return Err(Error::new(ErrorKind::Config, "a transaction acknowledges when the handler has succeeded")
@@ -150,6 +182,12 @@ impl Plan {
         bus.parts().serializers.check(&self.accept)?;
         self.check_retries(backend, capabilities)
             .map_err(|error| error.with_operation("start").with_channel(self.address.name()))
+    }
+
+    /// The queue for its dead letters; `None` where the sender is told and keeps them.
+    pub(crate) fn dead_letters(&self, bus: &Bus) -> Option<Address> {
+        let told_to_sender = bus.capabilities().direct && self.policy.dead_letters == DeadLetters::Own;
+        (!told_to_sender).then(|| self.policy.dead_letter_address(&self.address, self.options.group.as_deref()))
     }
 
     fn check_retries(&self, backend: &'static str, capabilities: &Capabilities) -> Result<()> {
@@ -166,5 +204,17 @@ impl Plan {
             Some(group) => format!("{}@{group}", self.address.name()),
             None => self.address.name().to_owned(),
         }
+    }
+}
+
+/// Whether nobody has said something else; it is remembered.
+fn agree<T: Clone + PartialEq>(chosen: &mut Option<T>, said: &Option<T>) -> bool {
+    match (&*chosen, said) {
+        (Some(chosen), Some(said)) => chosen == said,
+        (None, said) => {
+            chosen.clone_from(said);
+            true
+        }
+        (Some(_), None) => true,
     }
 }

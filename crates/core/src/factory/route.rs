@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use crate::{
-    Address, Bus, ConsumeOptions, Error, ErrorKind, FailurePolicy, Handler, Kind, Result, Start, Text,
+    Address, Bus, Error, ErrorKind, FailurePolicy, Handler, Kind, Result, Start, Text,
     handler::{FunctionService, Service},
     serializers::Accept,
 };
@@ -38,7 +38,12 @@ pub struct Route {
     pub(super) timeout: Option<Duration>,
     pub(super) ack_mode: AckMode,
     pub(super) accept: Option<Accept>,
-    pub(super) options: ConsumeOptions,
+    pub(super) prefetch: Option<usize>,
+    pub(super) prefetch_bytes: Option<usize>,
+    pub(super) lease: Option<(Duration, Duration)>,
+    pub(super) start: Option<Start>,
+    pub(super) existing: bool,
+    pub(super) extra: Vec<(String, String)>,
 }
 
 impl Route {
@@ -60,7 +65,12 @@ impl Route {
             timeout: None,
             ack_mode: AckMode::default(),
             accept: None,
-            options: ConsumeOptions::default(),
+            prefetch: None,
+            prefetch_bytes: None,
+            lease: None,
+            start: None,
+            existing: false,
+            extra: Vec::new(),
         }
     }
 
@@ -153,38 +163,38 @@ impl Route {
 
     /// The most messages fetched and not settled.
     pub fn prefetch(&mut self, messages: usize) -> &mut Self {
-        self.options.prefetch = messages;
+        self.prefetch = Some(messages);
         self
     }
 
     /// How long the broker lends a message at a time, and how long in all while its handler runs; for backends that
     /// declare leases.
     pub fn lease(&mut self, each: Duration, at_most: Duration) -> &mut Self {
-        (self.options.lease, self.options.max_lease) = (each, at_most);
+        self.lease = Some((each, at_most));
         self
     }
 
     /// The most bytes fetched and not settled, where the backend declares it.
     pub fn prefetch_bytes(&mut self, bytes: usize) -> &mut Self {
-        self.options.prefetch_bytes = bytes;
+        self.prefetch_bytes = Some(bytes);
         self
     }
 
     /// Where a new group of a topic begins.
     pub fn start(&mut self, start: Start) -> &mut Self {
-        self.options.start = start;
+        self.start = Some(start);
         self
     }
 
     /// The channel must exist: a missing one is an error at start.
     pub fn existing(&mut self) -> &mut Self {
-        self.options.declare = false;
+        self.existing = true;
         self
     }
 
     /// A setting that only one backend knows.
     pub fn with(&mut self, key: impl Into<String>, value: impl Into<String>) -> &mut Self {
-        self.options.extra.push((key.into(), value.into()));
+        self.extra.push((key.into(), value.into()));
         self
     }
 

@@ -91,7 +91,7 @@ impl<T: DeserializeOwned + 'static> FromDelivery for T {
     }
 }
 
-/// The body as JSON, whatever content type it is labelled with.
+/// The body as JSON, whatever content type it is labelled with, or none; [`Route::accept`](crate::Route::accept) does not apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Json<T>(pub T);
 
@@ -105,7 +105,7 @@ impl<T: DeserializeOwned + 'static> FromDelivery for Json<T> {
     }
 }
 
-/// The body as it came, decoded by nobody; the one argument that takes unlabelled bodies.
+/// The body as it came, decoded by nobody. It takes unlabelled bodies, as [`Message`], [`Context`] and [`Json`] do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Body(pub Bytes);
 

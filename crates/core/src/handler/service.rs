@@ -63,8 +63,7 @@ impl<H: Handler<Args>, Args: 'static> Service for FunctionService<H, Args> {
     fn drive<'a>(&'a self, index: usize, work: &'a mut Work) -> BoxFuture<'a, ()> {
         Box::pin(async move {
             loop {
-                let env = work.env();
-                let tried = if env.is_plain() {
+                let tried = if work.env().is_plain() {
                     // The same as `attempt` in one piece, so that nothing of the message is moved.
                     match catch_unwind(AssertUnwindSafe(|| self.0.call(&work.view()))) {
                         Ok(Ok(running)) => match AssertUnwindSafe(running).catch_unwind().await {
@@ -76,7 +75,7 @@ impl<H: Handler<Args>, Args: 'static> Service for FunctionService<H, Args> {
                     }
                 } else {
                     // Boxed, so that the future of the plain way, which is made for every fetch, stays small.
-                    Box::pin(env.guard(work.token(), layered(self, work.view()))).await
+                    Box::pin(work.guard(layered(self, work.view()))).await
                 };
                 if !matches!(tried, Tried::Outcome(Outcome::Ack)) || !work.ack_front() {
                     work.settle(self, tried).await;
@@ -118,15 +117,22 @@ impl<H: BatchHandler<T>, T: FromDelivery + Send + 'static> BatchService<H, T> {
     /// Extracts from as many messages at the front as are for this service; `Err` when the first cannot be.
     fn extract(&self, index: usize, work: &Work) -> Result<Vec<T>, Error> {
         let mut values = Vec::with_capacity(work.len().min(self.max));
-        for view in work.views(index).take(self.max) {
-            match T::from_delivery(&view) {
-                Ok(value) => values.push(value),
-                Err(error) if values.is_empty() => return Err(error),
-                // It is the front of the next batch, where it goes its own way.
-                Err(_) => break,
+        let mut refused = None;
+        work.look_at(index, self.max, |view| match T::from_delivery(view) {
+            Ok(value) => {
+                values.push(value);
+                true
             }
+            Err(error) => {
+                refused = Some(error);
+                false
+            }
+        });
+        match refused {
+            Some(error) if values.is_empty() => Err(error),
+            // What was refused is the front of the next batch, where it goes its own way.
+            _ => Ok(values),
         }
-        Ok(values)
     }
 }
 
@@ -136,7 +142,7 @@ impl<H: BatchHandler<T>, T: FromDelivery + Send + 'static> Service for BatchServ
             while work.starts(index) {
                 if !work.env().bus.parts().layers.is_empty() {
                     // Layers are around single messages: one at a time, through all of them.
-                    let tried = work.env().guard(work.token(), layered(self, work.view())).await;
+                    let tried = work.guard(layered(self, work.view())).await;
                     work.settle(self, tried).await;
                     continue;
                 }
@@ -153,7 +159,7 @@ impl<H: BatchHandler<T>, T: FromDelivery + Send + 'static> Service for BatchServ
                 };
                 let count = values.len();
                 let calling = AssertUnwindSafe(async { self.handler.call(Batch(values)).await }).catch_unwind();
-                let calling = work.env().within_time(calling);
+                let calling = work.within_time(calling);
                 let outcomes = match work.env().lent(&work.lent_tokens(count), calling).await {
                     Ok(Ok(outcome)) => outcome.each(count),
                     Ok(Err(panic)) => {
@@ -161,17 +167,18 @@ impl<H: BatchHandler<T>, T: FromDelivery + Send + 'static> Service for BatchServ
                     }
                     Err(limit) => Some((0..count).map(|_| Tried::TimedOut(limit).into_outcome()).collect()),
                 };
-                match outcomes {
-                    None if work.ack_fronts(count) => {}
-                    None => {
-                        for _ in 0..count {
-                            work.settle(self, Tried::Outcome(Outcome::Ack)).await;
-                        }
-                    }
-                    Some(outcomes) => {
-                        for outcome in outcomes {
-                            work.settle(self, Tried::Outcome(outcome)).await;
-                        }
+                let outcomes = match outcomes {
+                    None if work.ack_fronts(count) => continue,
+                    None => (0..count).map(|_| Outcome::Ack).collect(),
+                    Some(outcomes) => outcomes,
+                };
+                for outcome in outcomes {
+                    let left = work.len();
+                    work.settle(self, Tried::Outcome(outcome)).await;
+                    if work.len() == left {
+                        // Kept at the front, by a stop or a pause while it waited in place: what follows was for those
+                        // behind it, which are handled again.
+                        return;
                     }
                 }
             }
@@ -179,20 +186,15 @@ impl<H: BatchHandler<T>, T: FromDelivery + Send + 'static> Service for BatchServ
     }
 
     fn call<'a>(&'a self, view: View<'a>) -> BoxFuture<'a, Tried> {
-        Box::pin(async move {
+        let calling = AssertUnwindSafe(async move {
             let value = match T::from_delivery(&view) {
                 Ok(value) => value,
                 Err(error) => return Tried::Undecodable(error),
             };
-            let calling = AssertUnwindSafe(async { self.handler.call(Batch(vec![value])).await }).catch_unwind();
-            match calling.await {
-                Ok(outcome) => {
-                    let first = outcome.each(1).and_then(|mut outcomes| outcomes.pop());
-                    Tried::Outcome(first.unwrap_or(Outcome::Ack))
-                }
-                Err(panic) => Tried::panicked(panic.as_ref()),
-            }
-        })
+            let outcome = self.handler.call(Batch(vec![value])).await;
+            Tried::Outcome(outcome.each(1).and_then(|mut outcomes| outcomes.pop()).unwrap_or(Outcome::Ack))
+        });
+        Box::pin(calling.catch_unwind().map(|tried| tried.unwrap_or_else(|panic| Tried::panicked(panic.as_ref()))))
     }
 
     fn body_type(&self) -> Option<TypeId> {
@@ -218,30 +220,44 @@ impl Several {
             Some(names) => names.split(',').collect(),
             None => Vec::new(),
         };
-        let (mut failed, mut answer, mut sending) = (None, None, None::<Sends>);
+        let (mut failed, mut dropped, mut answer, mut sending) = (None::<Tried>, None, None, None::<Sends>);
         for (name, part) in &self.0 {
             if done.contains(&name.as_str()) {
                 continue;
             }
             match part.call(view).await {
                 Tried::Outcome(Outcome::Ack) => done.push(name),
-                Tried::Outcome(Outcome::Answer(value)) => {
+                Tried::Outcome(Outcome::Drop { reason }) => {
                     done.push(name);
-                    answer = answer.or(Some(value));
+                    dropped = dropped.or(Some(reason));
                 }
                 // Not done before it is sent: where another one fails, it is called again.
+                Tried::Outcome(Outcome::Answer(value)) => answer = answer.or(Some(value)),
                 Tried::Outcome(Outcome::Send(sends)) => sending.get_or_insert_default().extend(sends),
-                other => failed = failed.or(Some(other)),
+                other if failed.as_ref().is_some_and(|worst| hope(worst) >= hope(&other)) => {}
+                other => failed = Some(other),
             }
         }
-        match failed {
-            None => Tried::Outcome(match (sending, answer) {
-                (Some(_), Some(_)) => Outcome::reject("one of its handlers answers and another one sends"),
-                (Some(sends), None) => Outcome::Send(sends),
-                (None, answer) => answer.map_or(Outcome::Ack, Outcome::Answer),
-            }),
-            Some(failed) => Tried::Partly { done: done.join(","), failed: Box::new(failed) },
+        if let Some(failed) = failed {
+            return Tried::Partly { done: done.join(","), failed: Box::new(failed) };
         }
+        Tried::Outcome(match (sending, answer, dropped) {
+            (Some(_), Some(_), _) => Outcome::reject("one of its handlers answers and another one sends"),
+            (Some(sends), None, _) => Outcome::Send(sends),
+            (None, Some(answer), _) => Outcome::Answer(answer),
+            (None, None, Some(reason)) => Outcome::Drop { reason },
+            (None, None, None) => Outcome::Ack,
+        })
+    }
+}
+
+/// How much another attempt can help a handler that failed. One that nothing can help must not end the attempts of
+/// the others: it decides when it is all that is left.
+fn hope(tried: &Tried) -> u8 {
+    match tried {
+        Tried::Undecodable(_) | Tried::Outcome(Outcome::Reject { .. }) => 0,
+        Tried::Outcome(Outcome::Defer { .. }) => 1,
+        _ => 2,
     }
 }
 
@@ -249,8 +265,7 @@ impl Service for Several {
     fn drive<'a>(&'a self, index: usize, work: &'a mut Work) -> BoxFuture<'a, ()> {
         Box::pin(async move {
             while work.starts(index) {
-                let env = work.env();
-                let tried = env.guard(work.token(), layered(self, work.view())).await;
+                let tried = work.guard(layered(self, work.view())).await;
                 work.settle(self, tried).await;
             }
         })

@@ -10,52 +10,20 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     NAME,
+    after::After,
     config::Limits,
     queue::{Queue, Taken, Ticket},
     settle::Share,
     space::lock,
+    state::{Parked, State, receipt},
 };
-use crate::{
-    Address, ChannelKind, Completer, Completion, Error, ErrorKind, Incoming, Message, MessageId, Outgoing, Receipt,
-    Result, Stats, clock,
-};
+use crate::{Address, ChannelKind, Completion, Error, ErrorKind, Incoming, Message, Outgoing, Receipt, Result, Stats};
 
 /// A queue, or a topic with the queues of its groups: one lock for all of them, so that a message is in every one
 /// or in none.
 pub(super) struct Channel {
     address: Address,
     state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    /// `None` when it is deleted. Declaring it again revives it for the producers that hold it.
-    limits: Option<Limits>,
-    /// One for a queue; for a topic one for each group and each subscription without a group.
-    queues: Vec<Queue>,
-    /// Of a topic: queues that get its messages too.
-    bound: Vec<Arc<Channel>>,
-    /// Of a queue: the topics that it is bound to, whose senders may wait for room here.
-    feeders: Vec<Weak<Channel>>,
-    next_id: u64,
-    parked: VecDeque<Parked>,
-    parked_size: u64,
-    /// From this length on, senders that gave up are looked for.
-    sweep_at: usize,
-}
-
-/// Waits until every queue has room, in the order of calls.
-enum Parked {
-    Send {
-        message: Message,
-        completer: Completer<Receipt>,
-        connection: u64,
-    },
-    /// Answered when everything before it was.
-    Flush {
-        done: oneshot::Sender<()>,
-        connection: u64,
-    },
 }
 
 /// So few may wait for room whatever their size; more may wait as long as all of them would fit into an empty queue.
@@ -134,19 +102,19 @@ impl Channel {
     }
 
     /// Whether a message of this size may be added; what is deleted takes it too, and forgets it.
-    fn takes(&self, size: u64) -> bool {
+    pub(super) fn takes(&self, size: u64) -> bool {
         let state = self.state();
         state.limits.is_none() || (state.parked.is_empty() && state.fits(size))
     }
 
-    fn push_bound(&self, message: Message, size: u64, due: Option<Instant>, after: &mut After) {
+    pub(super) fn push_bound(&self, message: Message, size: u64, due: Option<Instant>, after: &mut After) {
         if let Some(queue) = self.state().queues.first_mut() {
             queue.push_at(message, size, due, after);
         }
     }
 
     /// Takes in what waited for room.
-    fn admit(&self) {
+    pub(super) fn admit(&self) {
         let mut after = After::default();
         self.state().admit(&mut after);
         after.run();
@@ -465,171 +433,6 @@ impl Locked<'_> {
     #[inline]
     pub(super) fn queue(&mut self) -> Option<&mut Queue> {
         if self.is_simple { self.state.queues.first_mut() } else { None }
-    }
-}
-
-impl State {
-    fn add_queue(&mut self, group: Option<&str>, limits: Limits) -> u64 {
-        self.next_id += 1;
-        self.queues.push(Queue::new(self.next_id, group, limits));
-        self.next_id
-    }
-
-    fn find(&mut self, id: u64) -> Option<&mut Queue> {
-        self.queues.iter_mut().find(|queue| queue.id == id)
-    }
-
-    fn group(&self, group: &str) -> Option<&Queue> {
-        self.queues.iter().find(|queue| queue.group.as_deref() == Some(group))
-    }
-
-    fn fits(&self, size: u64) -> bool {
-        self.queues.iter().all(|queue| queue.fits(size)) && self.bound.iter().all(|bound| bound.takes(size))
-    }
-
-    /// Nothing waits for room, and no other channel gets the messages too.
-    #[inline]
-    fn is_alone(&self) -> bool {
-        self.parked.is_empty() && self.bound.is_empty()
-    }
-
-    #[inline(never)]
-    fn push(&mut self, mut message: Message, size: u64, after: &mut After) {
-        let due = match message.deliver_at() {
-            None => None,
-            Some(at) => {
-                message = message.without_deliver_at();
-                let delay = clock::until(at);
-                (!delay.is_zero()).then(|| Instant::now() + delay)
-            }
-        };
-        for bound in &self.bound {
-            bound.push_bound(message.clone(), size, due, after);
-        }
-        let Some((last, others)) = self.queues.split_last_mut() else { return };
-        for queue in others {
-            queue.push_at(message.clone(), size, due, after);
-        }
-        last.push_at(message, size, due, after);
-    }
-
-    /// Takes in what waited for room.
-    fn admit(&mut self, after: &mut After) {
-        if !self.parked.is_empty() {
-            self.admit_parked(after);
-        }
-        if !self.feeders.is_empty() {
-            after.rest().feeders.extend(self.feeders.iter().filter_map(Weak::upgrade));
-        }
-    }
-
-    #[cold]
-    fn admit_parked(&mut self, after: &mut After) {
-        while let Some(first) = self.parked.front() {
-            let size = first.size();
-            if !first.is_abandoned() && !matches!(first, Parked::Flush { .. }) && !self.fits(size) {
-                return;
-            }
-            self.parked_size -= size;
-            match self.parked.pop_front() {
-                Some(Parked::Send { message, completer, .. }) if completer.hand_over() => {
-                    let receipt = receipt(&message);
-                    self.push(message, size, after);
-                    after.rest().answers.push((completer, Ok(receipt)));
-                }
-                Some(Parked::Flush { done, .. }) => after.rest().flushed.push(done),
-                _ => {}
-            }
-        }
-    }
-
-    /// Forgets senders that gave up.
-    fn sweep(&mut self) {
-        self.parked.retain(|parked| !parked.is_abandoned());
-        self.parked_size = self.parked.iter().map(Parked::size).sum();
-        self.sweep_at = 2 * self.parked.len();
-    }
-}
-
-impl Parked {
-    fn size(&self) -> u64 {
-        match self {
-            Self::Send { message, .. } => Ticket::size_of(message),
-            Self::Flush { .. } => 0,
-        }
-    }
-
-    fn is_abandoned(&self) -> bool {
-        match self {
-            Self::Send { completer, .. } => completer.is_abandoned(),
-            Self::Flush { done, .. } => done.is_closed(),
-        }
-    }
-}
-
-#[inline]
-pub(super) fn receipt(message: &Message) -> Receipt {
-    Receipt { id: message.id().cloned().unwrap_or_else(MessageId::new), broker_id: None }
-}
-
-/// What is done after the lock was given back, because waking runs code of others. Small while there is nothing
-/// but one consumer to wake.
-#[derive(Default)]
-pub(super) struct After {
-    wake: Option<Arc<Share>>,
-    rest: Option<Box<Rest>>,
-}
-
-#[derive(Default)]
-struct Rest {
-    wake: Vec<Arc<Share>>,
-    deleted: Vec<Arc<Share>>,
-    answers: Vec<(Completer<Receipt>, Result<Receipt>)>,
-    flushed: Vec<oneshot::Sender<()>>,
-    discarded: Vec<Message>,
-    /// Topics whose senders may have waited for room here.
-    feeders: Vec<Arc<Channel>>,
-}
-
-impl After {
-    #[inline]
-    pub(super) fn wake(&mut self, share: Arc<Share>) {
-        match self.wake {
-            None => self.wake = Some(share),
-            Some(_) => self.rest().wake.push(share),
-        }
-    }
-
-    pub(super) fn discard(&mut self, messages: impl Iterator<Item = Message>) {
-        self.rest().discarded.extend(messages);
-    }
-
-    fn rest(&mut self) -> &mut Rest {
-        self.rest.get_or_insert_default()
-    }
-
-    #[inline]
-    pub(super) fn run(self) {
-        if let Some(share) = self.wake {
-            share.wake();
-        }
-        if let Some(rest) = self.rest {
-            rest.run();
-        }
-    }
-}
-
-impl Rest {
-    #[cold]
-    fn run(self) {
-        self.wake.iter().for_each(|share| share.wake());
-        self.deleted.iter().for_each(|share| share.delete());
-        self.answers.into_iter().for_each(|(completer, result)| completer.complete(result));
-        for done in self.flushed {
-            // Whoever flushed may have stopped waiting.
-            let _ = done.send(());
-        }
-        self.feeders.iter().for_each(|topic| topic.admit());
     }
 }
 

@@ -1,6 +1,6 @@
 use std::{
     fmt,
-    future::{Future, poll_fn},
+    future::Future,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -31,7 +31,7 @@ impl MemoryConsumer {
         Self { share, _link: link, waits: false, timer: None, closed: false }
     }
 
-    fn poll_receive(&mut self, max: usize, into: &mut Vec<Incoming>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+    fn poll_take(&mut self, max: usize, into: &mut Vec<Incoming>, cx: &mut Context<'_>) -> Poll<Result<()>> {
         if self.closed {
             return Poll::Ready(Err(self.share.channel().closed("receive")));
         }
@@ -87,23 +87,22 @@ impl MemoryConsumer {
     }
 }
 
-/// A receive that is dropped while it waits gives its wake-up to another consumer.
-struct Waiting<'a>(&'a mut MemoryConsumer);
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        if std::mem::take(&mut self.0.waits) {
-            self.0.timer = None;
-            self.0.share.channel().stop_waiting(&self.0.share);
-        }
-    }
-}
-
 #[async_trait]
 impl Consumer for MemoryConsumer {
     async fn receive(&mut self, max: usize, into: &mut Vec<Incoming>) -> Result<()> {
-        let waiting = Waiting(self);
-        poll_fn(|cx| waiting.0.poll_receive(max.max(1), into, cx)).await
+        crate::consumer::receive(self, max, into).await
+    }
+
+    fn poll_receive(&mut self, cx: &mut Context<'_>, max: usize, into: &mut Vec<Incoming>) -> Option<Poll<Result<()>>> {
+        Some(self.poll_take(max.max(1), into, cx))
+    }
+
+    /// One who waits no more gives its wake-up to another consumer.
+    fn stop_receiving(&mut self) {
+        if std::mem::take(&mut self.waits) {
+            self.timer = None;
+            self.share.channel().stop_waiting(&self.share);
+        }
     }
 
     fn settler(&self) -> Arc<dyn Settler> {

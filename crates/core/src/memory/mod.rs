@@ -38,6 +38,7 @@
 //! Nobody else holds a delivery that was handed out: it comes back when it is released or dropped, not when its
 //! connection is closed.
 
+mod after;
 mod backend;
 mod channel;
 mod config;
@@ -47,6 +48,7 @@ mod producer;
 mod queue;
 mod settle;
 mod space;
+mod state;
 
 pub use backend::MemoryBackend;
 

@@ -8,12 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::{
-    NAME,
-    channel::{Channel, receipt},
-    connection::Link,
-    queue::Ticket,
-};
+use super::{NAME, channel::Channel, connection::Link, queue::Ticket, state::receipt};
 use crate::{Completion, Error, ErrorKind, Message, MessageId, Outgoing, Producer, Receipt, Result};
 
 /// As many as a call sends before it lets others run: an empty queue takes them as they are, without moving any.

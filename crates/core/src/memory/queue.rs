@@ -7,11 +7,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{
-    channel::{After, receipt},
-    config::Limits,
-    settle::Share,
-};
+use super::{after::After, config::Limits, settle::Share, state::receipt};
 use crate::{Details, Incoming, Message, Receipt, Result, Token};
 
 /// Place in the queue, attempt and size of a message in one word: it is the token of a delivery too, so that
@@ -68,18 +64,8 @@ impl From<Token> for Ticket {
 
 /// What waits is kept as it is handed out, so that handing out is a plain move. This one was handed out before.
 fn redelivery(message: Message, ticket: Ticket) -> Incoming {
-    let details = Details { redelivered: true, ..Details::default() };
-    Incoming {
-        attempt: Some(ticket.attempt()),
-        details: Some(Box::new(details)),
-        ..first_attempt(message, Token(ticket.0))
-    }
-}
-
-/// A message that was sent just now, as it is handed out.
-#[inline(always)]
-fn first_attempt(message: Message, token: Token) -> Incoming {
-    Incoming { message, token, attempt: Some(1), channel: None, details: None }
+    let details = Details { attempt: Some(ticket.attempt()), redelivered: true, ..Details::default() };
+    Incoming { details: Some(Box::new(details)), ..Incoming::new(message, Token(ticket.0)) }
 }
 
 fn ticket(entry: &Incoming) -> Ticket {
@@ -148,8 +134,8 @@ impl Queue {
 
     /// The token of the next message that is sent, which takes up this size from now on.
     #[inline]
-    fn next_token(&mut self, size: u64) -> Token {
-        let ticket = Ticket::new(self.next_place, 1, size);
+    fn next_token(&mut self, size: u64, attempt: u32) -> Token {
+        let ticket = Ticket::new(self.next_place, attempt, size);
         self.next_place = self.next_place.wrapping_add(1);
         self.size += size;
         Token(ticket.0)
@@ -158,9 +144,9 @@ impl Queue {
     /// Adds a message that was sent; gives back who is to be woken.
     #[inline(always)] // A call would move the message once more.
     pub(super) fn push(&mut self, message: Message, size: u64) -> Option<Arc<Share>> {
-        let token = self.next_token(size);
+        let token = self.next_token(size, message.header_attempt());
         // Extended, not pushed: there is room before the entry is made, and it is made where it stays.
-        self.ready.extend(iter::once(message).map(|message| first_attempt(message, token)));
+        self.ready.extend(iter::once(message).map(|message| Incoming::new(message, token)));
         let first = self.waiting.pop_front()?;
         self.woken += 1;
         Some(first)
@@ -182,7 +168,7 @@ impl Queue {
             if !fits || entry.message.deliver_at().is_some() {
                 break;
             }
-            (entry.token, entry.attempt) = (self.next_token(size), Some(1));
+            entry.token = self.next_token(size, entry.message.header_attempt());
             count += 1;
         }
         // Not in the same turn: each receipt would be made elsewhere and copied.
@@ -207,7 +193,7 @@ impl Queue {
             }
             Some(due) => {
                 self.size += size;
-                let entry = Incoming { attempt: None, ..first_attempt(message, Token(Ticket::new(0, 0, size).0)) };
+                let entry = Incoming::new(message, Token(Ticket::new(0, 0, size).0));
                 self.delay(entry, due, after);
             }
         }
@@ -224,7 +210,7 @@ impl Queue {
     ) {
         let ticket = match attempt {
             None => old,
-            Some(attempt) => Ticket::new(Ticket::from(self.next_token(0)).place(), attempt.max(1), old.size()),
+            Some(attempt) => Ticket::new(Ticket::from(self.next_token(0, 1)).place(), attempt.max(1), old.size()),
         };
         let entry = redelivery(message, ticket);
         self.size += old.size();
@@ -264,13 +250,13 @@ impl Queue {
                 return Some(first.key().0);
             }
             let entry = first.remove();
-            match entry.attempt {
+            match entry.details {
                 // Sent for later: its place is where it would be if it were sent now.
                 None => {
                     let size = ticket(&entry).size();
                     self.size -= size;
-                    let token = self.next_token(size);
-                    self.ready.push_back(Incoming { token, attempt: Some(1), ..entry });
+                    let token = self.next_token(size, entry.message.header_attempt());
+                    self.ready.push_back(Incoming { token, ..entry });
                 }
                 Some(_) => self.insert(entry),
             }
@@ -349,7 +335,12 @@ impl Queue {
     }
 
     /// Takes a consumer that waited off the list; `false` when a wake-up has done so before.
+    #[inline]
     fn unlist(&mut self, share: &Arc<Share>) -> bool {
+        if self.waiting.is_empty() {
+            self.woken = self.woken.saturating_sub(1);
+            return false;
+        }
         match self.waiting.iter().position(|waiting| Arc::ptr_eq(waiting, share)) {
             Some(at) => self.waiting.remove(at).is_some(),
             None => {

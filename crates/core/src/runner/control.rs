@@ -33,7 +33,7 @@ pub(crate) struct Counters {
 /// Counters of one subscription since it started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 pub struct RouteStats {
-    /// Messages handled with success.
+    /// Messages handled with success; one whose acknowledgement is lost comes again, and counts again.
     pub handled: u64,
     /// Attempts that failed; a cancelled handler is not a failed one.
     pub failed: u64,

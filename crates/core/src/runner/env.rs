@@ -5,7 +5,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{Callbacks, Control, Stop, Tried};
+use super::{Callbacks, Control, Stop};
 use crate::{
     AckMode, Bus, ErrorKind, FailurePolicy, Message, Token, delivery::Origin, factory::Entry, handler::States,
     serializers::Accept,
@@ -18,7 +18,8 @@ pub(crate) struct Env {
     pub(crate) entries: Vec<Entry>,
     pub(crate) policy: FailurePolicy,
     pub(crate) ack_mode: AckMode,
-    pub(crate) timeout: Option<Duration>,
+    /// A handler has a time-out.
+    pub(crate) timed: bool,
     /// Where the broker lends messages: for how long at a time, and in all.
     pub(crate) lease: Option<(Duration, Duration)>,
     pub(crate) states: States,
@@ -58,18 +59,7 @@ impl Env {
 
     /// Whether handlers need nothing around them: no time-out, no lease, no limit of retries, no layer.
     pub(crate) fn is_plain(&self) -> bool {
-        self.timeout.is_none() && self.lease.is_none() && self.retries.is_none() && self.bus.parts().layers.is_empty()
-    }
-
-    /// Runs a call with what is around it.
-    pub(crate) async fn guard(&self, token: Token, call: impl Future<Output = Tried>) -> Tried {
-        let call = async {
-            match self.within_time(call).await {
-                Ok(tried) => tried,
-                Err(limit) => Tried::TimedOut(limit),
-            }
-        };
-        self.lent(&[token], call).await
+        !self.timed && self.lease.is_none() && self.retries.is_none() && self.bus.parts().layers.is_empty()
     }
 
     /// Extends the loans of messages, where they are lent, until `until` is done.
@@ -106,14 +96,6 @@ impl Env {
             tokens = held;
         }
         std::future::pending().await
-    }
-
-    /// `Err` is the limit that has passed.
-    pub(crate) async fn within_time<T>(&self, future: impl Future<Output = T>) -> Result<T, Duration> {
-        match self.timeout {
-            None => Ok(future.await),
-            Some(limit) => tokio::time::timeout(limit, future).await.map_err(|_| limit),
-        }
     }
 }
 

@@ -1,14 +1,18 @@
 //! Running handlers: fetching, calling, settling, pausing and stopping.
 
 mod control;
+mod decide;
 mod env;
 mod events;
 #[cfg(feature = "ops")]
 mod ops;
 mod running;
+mod settlement;
+mod signals;
 mod start;
 mod step;
 mod stop;
+mod supervise;
 mod tried;
 mod work;
 mod worker;
@@ -17,7 +21,7 @@ pub(crate) use self::{
     control::Control,
     env::Env,
     events::Callbacks,
-    running::Signals,
+    signals::Signals,
     stop::Stop,
     tried::Tried,
     work::{DONE, Work},

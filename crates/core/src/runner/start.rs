@@ -1,6 +1,6 @@
 //! Starts every subscription of a service and stops it in order.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use super::{Running, Signals};
 use crate::{Bus, ConsumerFactory, Error, ErrorKind, Result, factory::Plan};
@@ -52,7 +52,12 @@ impl ConsumerRunner {
             Some(text) => Some(resolve(text)?),
             None => None,
         };
-        let buses: Vec<Bus> = self.factories.iter().map(|factory| factory.bus().clone()).collect();
+        let mut buses: Vec<Bus> = Vec::new();
+        for factory in &self.factories {
+            if !buses.iter().any(|bus| Arc::ptr_eq(bus.parts(), factory.bus().parts())) {
+                buses.push(factory.bus().clone());
+            }
+        }
         let running = Running::new(buses, self.drain_timeout);
         // Before a message is fetched: an address that is taken is found first, and who asks meanwhile is told "not yet".
         #[cfg(feature = "ops")]
@@ -63,7 +68,9 @@ impl ConsumerRunner {
         let _ = address;
         for (bus, plan) in plans {
             if let Err(error) = running.attach_plan(bus, plan).await {
-                running.stop().await?;
+                if let Err(stopping) = running.stop().await {
+                    tracing::warn!(error = %stopping, "what was started was not stopped in order");
+                }
                 return Err(error);
             }
         }

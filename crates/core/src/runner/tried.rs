@@ -19,15 +19,14 @@ pub(crate) enum Tried {
     Partly {
         /// Their names.
         done: String,
-        /// The first failure of the others.
+        /// The failure among the others that decides.
         failed: Box<Self>,
     },
 }
 
 impl Tried {
     pub(crate) fn panicked(panic: &(dyn Any + Send)) -> Self {
-        let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-        Self::Panicked(text.unwrap_or("no text").to_owned())
+        Self::Panicked(panic_text(panic).to_owned())
     }
 
     /// The outcome that the failure policy decides about; an undecodable body has its own way before.
@@ -40,4 +39,10 @@ impl Tried {
             Self::Partly { failed, .. } => failed.into_outcome(),
         }
     }
+}
+
+/// What a panic says.
+pub(super) fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("no text")
 }

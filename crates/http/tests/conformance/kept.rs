@@ -202,9 +202,9 @@ async fn run(mut queue: Box<dyn Consumer>, way: Arc<Way>, tasks: TaskTracker, st
 
 impl Way {
     async fn forward(&self, incoming: Incoming, number: u64) {
-        let (token, message) = (incoming.token, incoming.message);
+        let (attempt, token, message) = (incoming.attempt(), incoming.token, incoming.message);
         let mut sent = message.clone();
-        if let Some(attempt) = incoming.attempt.filter(|attempt| *attempt > 1) {
+        if attempt > 1 {
             sent.set_system_header(ATTEMPT, attempt.to_string());
         }
         sent.set_system_header(NUMBER, number.to_string());

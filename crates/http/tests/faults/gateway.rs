@@ -11,7 +11,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use polymq_testkit::BrokerControl;
+use polymq_testkit::{BrokerControl, free_port};
 use tokio::{
     io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
@@ -42,7 +42,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Gateway {
     pub(crate) fn start() -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        // It is bound again after a stop.
+        let listener = std::net::TcpListener::bind(("127.0.0.1", free_port())).expect("a port");
         let gateway = Self {
             address: listener.local_addr().expect("an address"),
             rules: Arc::default(),

@@ -11,15 +11,18 @@ use std::{
     time::Duration,
 };
 
-use polymq_core::{Bus, Environment, Message, Registry};
-use polymq_http::HttpBackend;
+use polymq_core::{
+    Address, Bus, Connection, ConsumeOptions, Consumer, Environment, Error, ErrorKind, Incoming, Message, Registry,
+    Settings,
+};
+use polymq_http::{HttpBackend, HttpConnection};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     task::JoinHandle,
 };
 
-pub const PATIENCE: Duration = Duration::from_secs(15);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A head and a body, of a request or of a response.
 #[derive(Debug, Clone)]
@@ -144,6 +147,14 @@ impl Stub {
     }
 }
 
+impl Stub {
+    /// Whether this is the error of a request that got no answer: its outcome is unknown, unless it cannot have come here.
+    pub fn is_unanswered(&self, error: &Error, asked: impl Fn(&Exchange) -> bool) -> bool {
+        let is_here = self.requests().iter().any(asked);
+        error.kind() == ErrorKind::UnknownOutcome || error.kind() == ErrorKind::Timeout && !is_here
+    }
+}
+
 impl Drop for Stub {
     fn drop(&mut self) {
         self.serving.abort();
@@ -176,6 +187,29 @@ async fn serve(
     }
 }
 
+/// A connection that listens, with the consumer of one queue.
+pub async fn listening(
+    settings: &[(&str, &str)],
+    options: &ConsumeOptions,
+) -> (HttpConnection, Box<dyn Consumer>, SocketAddr) {
+    let here = Settings::new().with("listen", "127.0.0.1:0/in");
+    let settings = settings.iter().fold(here, |settings, (key, value)| settings.with(*key, *value));
+    let connection = HttpConnection::connect(&settings).expect("valid settings");
+    let consumer = connection.consumer(&Address::queue("orders"), options).await.expect("listen");
+    let address = connection.local_address().await.expect("it listens");
+    (connection, consumer, address)
+}
+
+pub async fn plain() -> (HttpConnection, Box<dyn Consumer>, SocketAddr) {
+    listening(&[], &ConsumeOptions::default()).await
+}
+
+pub async fn next(consumer: &mut Box<dyn Consumer>) -> Incoming {
+    let mut received = Vec::new();
+    tokio::time::timeout(PATIENCE, consumer.receive(1, &mut received)).await.expect("in time").expect("receive");
+    received.remove(0)
+}
+
 /// A bus over HTTP; settings follow the URL as its query.
 pub async fn bus(url: &str) -> Bus {
     let mut registry = Registry::new();
@@ -185,9 +219,8 @@ pub async fn bus(url: &str) -> Bus {
 }
 
 /// A URL at which nobody listens yet.
-pub async fn free_url() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    format!("http://{}", listener.local_addr().expect("an address"))
+pub fn free_url() -> String {
+    format!("http://127.0.0.1:{}", polymq_testkit::free_port())
 }
 
 pub fn order(id: u32) -> Message {

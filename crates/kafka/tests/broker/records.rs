@@ -1,16 +1,27 @@
 //! What is on the wire, and what sending means.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use polymq_core::{Address, Connection, ConsumeOptions, Message};
+use bytes::Bytes;
+use polymq_core::{Address, Connection, ConsumeOptions, HealthState, Message, Settings};
 use polymq_kafka::rdkafka::{
     Message as _,
     consumer::{BaseConsumer, Consumer as _},
     message::{Header, OwnedHeaders},
     producer::{BaseProducer, BaseRecord, Producer as _},
 };
+use polymq_testkit::{Proxy, eventually};
+use tokio::time::timeout;
 
-use crate::harness::{PATIENCE, bare, body, connect, consumer, name, producer, quiet, settings, take};
+use crate::{
+    common::relay::Relays,
+    harness::{PATIENCE, bare, body, connect, consumer, name, producer, quiet, settings, take},
+};
 
 /// How many records a topic has, and their bodies.
 fn records(topic: &str, count: usize) -> Vec<String> {
@@ -52,6 +63,51 @@ pub async fn b15_closing_flushes_what_was_not_awaited() {
     assert_eq!(found, (0..100).map(|n| n.to_string()).collect::<Vec<_>>());
 }
 
+/// While there is no connection messages wait; those that nobody waits for any more take no room, and no flush waits for them.
+pub async fn what_is_withdrawn_in_an_outage_is_gone() {
+    let queue = Address::queue(name("outage"));
+    producer(&connect(&settings()).await, &queue).await;
+    let broker: SocketAddr = bare().servers.parse().expect("an address");
+    let (proxy, relays) = (Proxy::start(broker).await.expect("a proxy"), Relays::new(broker));
+    let at = relays.before(proxy.address());
+    let url = format!("kafka://admin:secret@{at}?declare=passive");
+    let connection = connect(&Settings::from_url(&url).expect("a URL")).await;
+    let sender = producer(&connection, &queue).await;
+    let is = |wanted: HealthState| {
+        let state = connection.health().now().state;
+        async move { if state == wanted { Ok(()) } else { Err(format!("{state:?}")) } }
+    };
+    proxy.refuse(true);
+    proxy.reset_all();
+    eventually(PATIENCE, || is(HealthState::Down)).await;
+    let alive = Arc::new(b"withdrawn".to_vec());
+    for _ in 0..10_000 {
+        let body = Bytes::from_owner(Held(Arc::clone(&alive)));
+        assert!(sender.send(Message::new(body)).withdraw(), "nothing of it was handed over");
+    }
+    let held = Arc::strong_count(&alive) - 1;
+    assert!(held < 2_000, "{held} of 10000 messages that nobody waits for are held");
+    let kept = sender.send(Message::new("kept"));
+    let mut flush = pin!(sender.flush());
+    assert!(timeout(Duration::from_millis(100), flush.as_mut()).await.is_err(), "one is waited for");
+    assert!(kept.withdraw());
+    timeout(PATIENCE, flush).await.expect("nothing is left to wait for").expect("flush");
+    assert_eq!(Arc::strong_count(&alive), 1, "all are gone");
+    proxy.refuse(false);
+    sender.send(Message::new("next")).await.expect("accepted");
+    assert_eq!(tokio::task::block_in_place(|| records(queue.name(), 1)), ["next"]);
+    connection.close().await.expect("close");
+}
+
+/// A body that tells whether somebody has it.
+struct Held(Arc<Vec<u8>>);
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 /// Binary keys, binary and repeated headers, no body at all: it is a message.
 pub async fn a_foreign_record_may_hold_anything() {
     let queue = Address::queue(name("odd"));
@@ -71,6 +127,16 @@ pub async fn a_foreign_record_may_hold_anything() {
     });
     let taken = take(&mut *reader, 1).await;
     let message = &taken[0].message;
+    // Mission row C17: what the broker knows of it, as Kafka's own client tells it.
+    let (offset, partition, time) = tokio::task::block_in_place(|| {
+        let reader = bare().consumer(queue.name(), true);
+        let record = reader.poll(PATIENCE).expect("it is kept").expect("a record");
+        (record.offset(), record.partition(), record.timestamp().to_millis())
+    });
+    let details = taken[0].details.as_deref().expect("what the broker knows");
+    assert_eq!((details.sequence, details.partition), (u64::try_from(offset).ok(), Some(partition)));
+    let told = details.broker_time.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+    assert_eq!(told.and_then(|told| i64::try_from(told.as_millis()).ok()), time);
     assert_eq!((message.payload().len(), message.key(), message.id()), (0, None, None));
     assert_eq!(message.headers().iter().collect::<Vec<_>>(), [("tenant", "other"), ("ce_source", "/shop")]);
     // It can be tried again as it is.

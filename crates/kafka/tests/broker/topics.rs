@@ -1,12 +1,17 @@
 //! Making topics.
 
-use polymq_core::{Address, Connection, ConsumeOptions, ErrorKind, ProduceOptions};
+use std::time::Duration;
+
+use polymq_core::{
+    Address, Answer, Bus, Connection, ConsumeOptions, ConsumerFactory, ConsumerRunner, ErrorKind, Message,
+    ProduceOptions,
+};
 use polymq_kafka::rdkafka::{
     admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
     client::DefaultClientContext,
 };
 
-use crate::harness::{PATIENCE, bare, body, connect, consumer, name, producer, send, settings, take};
+use crate::harness::{PATIENCE, bare, body, connect, consumer, name, producer, quiet, send, settings, take, url};
 
 pub fn admin() -> AdminClient<DefaultClientContext> {
     bare().config().create().expect("an admin client")
@@ -75,6 +80,52 @@ pub async fn a_topic_made_by_another_tool_is_taken_as_it_is() {
     reader.settler().retry(taken[0].token, &taken[0].message, 2, std::time::Duration::ZERO).await.expect("at once");
     assert_eq!(take(&mut *reader, 1).await[0].message.header_attempt(), 2);
     connection.close().await.expect("close");
+}
+
+/// A process that makes nothing consumes a queue that has no delay topic; another one makes it, and delays.
+pub async fn a_delay_topic_that_is_made_later_is_read() {
+    let queue = Address::queue(name("grown"));
+    let topic = NewTopic::new(queue.name(), 1, TopicReplication::Fixed(1));
+    admin().create_topics(&[topic], &AdminOptions::new()).await.expect("asked").remove(0).expect("made");
+    let passive = connect(&settings().with("declare", "passive").with("heartbeat", "1s")).await;
+    let mut reader = consumer(&passive, &queue, ConsumeOptions::default()).await;
+    let auto = connect(&settings()).await;
+    let sender = producer(&auto, &queue).await;
+    let soon = Duration::from_secs(1);
+    sender.send(Message::new("late").deliver_in(soon)).await.expect("accepted");
+    let taken = take(&mut *reader, 1).await;
+    assert_eq!((body(&taken[0]).as_str(), taken[0].message.header_attempt()), ("late", 1));
+    reader.settler().retry(taken[0].token, &taken[0].message, 2, soon).await.expect("there is a delay topic");
+    let again = take(&mut *reader, 1).await;
+    assert_eq!(again[0].message.header_attempt(), 2);
+    reader.settler().ack(again[0].token).await.expect("ack");
+    reader.close().await.expect("close");
+    // And once only: what was read of it is committed with the rest.
+    let mut reader = consumer(&passive, &queue, ConsumeOptions::default()).await;
+    quiet(&mut *reader).await;
+    passive.close().await.expect("close");
+    auto.close().await.expect("close");
+}
+
+/// A queue for replies is this process's own, and made where topics are only checked, too.
+pub async fn requests_are_answered_where_topics_are_only_checked() {
+    async fn double(n: u64) -> polymq_core::Result<Answer<u64>> {
+        Ok(Answer(n * 2))
+    }
+    let queue = name("doubled");
+    let server = Bus::connect(&url()).await.expect("connect");
+    let mut consumers = ConsumerFactory::new(&server);
+    consumers.route(queue.as_str(), double);
+    let running = ConsumerRunner::new(consumers).start().await.expect("start");
+    let asker = Bus::connect(&format!("{}&declare=passive", url())).await.expect("connect");
+    assert!(asker.capabilities().request_reply && !asker.capabilities().creates_channels);
+    let reply = asker.request(queue.as_str(), &21_u64).await.expect("a reply");
+    assert_eq!(reply.decode::<u64>().expect("a number"), 42);
+    let error = asker.queue(name("missing")).send(&1).await.expect_err("nobody makes it");
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    asker.close().await.expect("close");
+    running.stop().await.expect("stop");
+    server.close().await.expect("close");
 }
 
 /// Nobody waits for a topic that is no more.

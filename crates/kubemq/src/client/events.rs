@@ -179,8 +179,9 @@ impl Events {
     /// Nothing is lost when this future is dropped.
     ///
     /// # Errors
-    /// [`ErrorKind::Closed`](polymq_core::ErrorKind::Closed) when the client was dropped or gave up reconnecting, and what the
-    /// broker refuses for good.
+    /// [`ErrorKind::Closed`](polymq_core::ErrorKind::Closed) when the client was dropped,
+    /// [`ErrorKind::Disconnected`](polymq_core::ErrorKind::Disconnected) when it gave up reconnecting, and what the broker refuses
+    /// for good.
     pub async fn next(&mut self) -> Result<EventReceive> {
         let event = self.feed.next().await?;
         if self.resumes {
@@ -193,9 +194,8 @@ impl Events {
     }
 }
 
-const SUBSCRIBE: Call<EventReceive> = |mut client, subscribe| {
-    async move { client.subscribe_to_events(subscribe).await.map(tonic::Response::into_inner) }.boxed()
-};
+const SUBSCRIBE: Call<EventReceive> =
+    |mut client, subscribe| async move { client.subscribe_to_events(subscribe).await }.boxed();
 
 /// A group's name, or none.
 pub(super) fn checked_group(group: &str) -> Result<String> {

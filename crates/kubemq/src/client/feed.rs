@@ -2,27 +2,25 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use futures_util::{StreamExt, TryFutureExt, future::BoxFuture, stream::BoxStream};
+use futures_util::{StreamExt, future::BoxFuture};
 use polymq_core::{ErrorKind, Result};
-use polymq_kubemq_proto::Subscribe;
-use tokio::time::{sleep, timeout};
-use tonic::{Status, Streaming};
+use polymq_kubemq_proto::{Subscribe, subscribe::EventsStoreType};
+use tokio::time::sleep;
+use tonic::{Response, Status, Streaming};
 
 use crate::{
     error::{self, Effect, native},
-    link::{Link, Live},
+    link::{Items, Link, Live},
     topology::request_id,
     transport::Client,
 };
-
-/// Some servers confirm a subscription with its first message only: after this long it counts as there.
-const SILENT: Duration = Duration::from_secs(1);
 
 /// Wait after a subscription that was refused.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// The call that subscribes.
-pub(super) type Call<T> = fn(Client, Subscribe) -> BoxFuture<'static, std::result::Result<Streaming<T>, Status>>;
+pub(super) type Call<T> =
+    fn(Client, Subscribe) -> BoxFuture<'static, std::result::Result<Response<Streaming<T>>, Status>>;
 
 pub(super) struct Feed<T> {
     pub(super) link: Arc<Link>,
@@ -32,7 +30,7 @@ pub(super) struct Feed<T> {
     /// client that it knows, and counts what was delivered, not what came here.
     pub(super) renamed: Option<String>,
     call: Call<T>,
-    open: Option<(Live, BoxStream<'static, std::result::Result<T, Status>>)>,
+    open: Option<(Live, Items<T>)>,
 }
 
 impl<T: Send + 'static> Feed<T> {
@@ -48,20 +46,8 @@ impl<T: Send + 'static> Feed<T> {
         if let Some(client_id) = &self.renamed {
             self.subscribe.client_id = format!("{client_id}-{}", request_id());
         }
-        let mut opening = (self.call)(live.client.clone(), self.subscribe.clone());
-        let opened = tokio::select! {
-            opened = timeout(SILENT, &mut opening) => opened,
-            () = self.link.over(&live) => return Err(error::disconnected("subscribe", &self.link.reason())),
-        };
-        let items = match opened {
-            Ok(Ok(items)) => items.boxed(),
-            Ok(Err(status)) => {
-                let error = native("subscribe", Effect::Idempotent, status);
-                self.link.failed(&live, &error);
-                return Err(error);
-            }
-            Err(_) => opening.try_flatten_stream().boxed(),
-        };
+        let opening = (self.call)(live.client.clone(), self.subscribe.clone());
+        let items = self.link.subscribe(&live, "subscribe", opening).await?;
         self.open = Some((live, items));
         Ok(())
     }
@@ -95,6 +81,11 @@ impl<T: Send + 'static> Feed<T> {
                     }
                 }
             };
+            if error::is_of_deleting(&error) && self.subscribe.events_store_type_data() != EventsStoreType::Undefined {
+                // Whatever the channel has when it is made anew is new.
+                self.subscribe.set_events_store_type_data(EventsStoreType::StartFromFirst);
+                self.subscribe.events_store_type_value = 0;
+            }
             if error::is_final(error.kind()) {
                 return Err(error);
             }

@@ -91,9 +91,8 @@ impl KubeMq {
     }
 }
 
-const SUBSCRIBE: Call<Request> = |mut client, subscribe| {
-    async move { client.subscribe_to_requests(subscribe).await.map(tonic::Response::into_inner) }.boxed()
-};
+const SUBSCRIBE: Call<Request> =
+    |mut client, subscribe| async move { client.subscribe_to_requests(subscribe).await }.boxed();
 
 impl Responder {
     /// Takes no more requests, and returns when those that were begun are answered.

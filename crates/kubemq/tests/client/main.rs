@@ -1,6 +1,8 @@
 //! The typed client against a broker in this process: one file a topic.
 
+mod bus;
 mod channels;
+mod closing;
 mod events;
 mod polls;
 mod queues;

@@ -3,7 +3,7 @@
 use std::{fs::File, io::Read, sync::Arc};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use futures_util::FutureExt;
+use futures_util::{FutureExt, future::BoxFuture};
 use http_body_util::Full;
 use polymq_core::ErrorKind;
 use polymq_kubemq::{Corrupted, InProcess, KubeMq, KubeMqConfig};
@@ -28,14 +28,23 @@ fn server(version: &'static str, messages: Vec<QueueMessage>) -> InProcess {
             }
             other => panic!("a call that no test makes: {other:?}"),
         };
-        let mut frame = BytesMut::new();
-        frame.put_u8(0);
-        frame.put_u32(u32::try_from(answer.len()).expect("small"));
-        frame.put_slice(&answer);
-        let body = tonic::body::Body::new(Full::<Bytes>::new(frame.freeze()));
-        let response = http::Response::builder().header("content-type", "application/grpc").header("grpc-status", "0");
-        std::future::ready(response.body(body).expect("a response")).boxed()
+        encoded(&answer)
     })
+}
+
+/// The answer of a call.
+pub(crate) fn answer(answer: &impl prost::Message) -> BoxFuture<'static, http::Response<tonic::body::Body>> {
+    encoded(&answer.encode_to_vec())
+}
+
+fn encoded(answer: &[u8]) -> BoxFuture<'static, http::Response<tonic::body::Body>> {
+    let mut frame = BytesMut::new();
+    frame.put_u8(0);
+    frame.put_u32(u32::try_from(answer.len()).expect("small"));
+    frame.put_slice(answer);
+    let body = tonic::body::Body::new(Full::<Bytes>::new(frame.freeze()));
+    let response = http::Response::builder().header("content-type", "application/grpc").header("grpc-status", "0");
+    std::future::ready(response.body(body).expect("a response")).boxed()
 }
 
 async fn connect(version: &'static str, messages: Vec<QueueMessage>) -> KubeMq {

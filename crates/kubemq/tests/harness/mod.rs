@@ -1,5 +1,7 @@
 //! A broker in a process of its own, which can be killed: this test binary, started again.
 
+#![allow(dead_code)] // each test binary uses its part
+
 use std::{
     collections::BTreeMap,
     io::Write,
@@ -13,7 +15,7 @@ use std::{
 use async_trait::async_trait;
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use polymq_broker::{Broker, TokenAlgorithm};
-use polymq_core::{Address, Backend};
+use polymq_core::{Address, Backend, Capabilities, Wildcards};
 use polymq_kubemq::KubeMqBackend;
 use polymq_kubemq_proto::{
     Empty, QueueMessage, QueuesInfoRequest, ReceiveQueueMessagesRequest, kubemq_client::KubemqClient,
@@ -21,6 +23,7 @@ use polymq_kubemq_proto::{
 use polymq_testkit::{
     BareClient, BareMessage, BareReceiver, BrokerControl, Denied, Harness, Heartbeat, Passwords, Switch, Tool, Use,
     eventually,
+    twist::{Twist, Twisted},
 };
 use tempfile::TempDir;
 use tokio::signal::unix::{SignalKind, signal};
@@ -89,23 +92,42 @@ pub(crate) struct Served {
     broker: Process,
     bare: Bare,
     passwords: Turnstile,
+    /// Topics are events that are not kept.
+    events: bool,
+}
+
+/// What `topics=events` changes: the backend itself declares what it does without settings.
+#[derive(Debug)]
+struct Events;
+
+impl Twist for Events {
+    fn capabilities(&self, own: Capabilities) -> Capabilities {
+        let wildcards = Some(Wildcards { one: "*", many: ">", separator: "." });
+        Capabilities { at_most_once_topics: true, replay: false, wildcards, ..own }
+    }
 }
 
 impl Served {
     pub(crate) fn start(_: Use) -> Self {
         let broker = Process::start(SECRET);
         let bare = Bare { address: broker.address };
-        Self { broker, bare, passwords: Turnstile::default() }
+        Self { broker, bare, passwords: Turnstile::default(), events: false }
+    }
+
+    pub(crate) fn with_events(self) -> Self {
+        Self { events: true, ..self }
     }
 }
 
 impl Harness for Served {
     fn backend(&self) -> Arc<dyn Backend> {
-        Arc::new(KubeMqBackend)
+        let backend: Arc<dyn Backend> = Arc::new(KubeMqBackend);
+        if self.events { Twisted::around(backend, Arc::new(Events)) } else { backend }
     }
 
     fn url(&self, at: Option<SocketAddr>) -> String {
-        format!("kubemq://:{}@{}", token("all", SECRET), at.unwrap_or(self.broker.address))
+        let topics = if self.events { "events" } else { "store" };
+        format!("kubemq://:{}@{}?topics={topics}", token("all", SECRET), at.unwrap_or(self.broker.address))
     }
 
     fn broker(&self) -> Option<&dyn BrokerControl> {

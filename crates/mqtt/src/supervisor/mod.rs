@@ -2,13 +2,13 @@
 
 mod packets;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use futures_util::SinkExt;
 use polymq_core::{Error, ErrorKind, Result};
 use rumqttc::v5::mqttbytes::v5::{Disconnect, DisconnectReasonCode, Filter};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::oneshot,
     time::{sleep, timeout},
 };
 
@@ -17,7 +17,7 @@ use crate::{
     error::{error, unreachable},
     greeting::establish,
     health::Member,
-    link::{Command, Ends, Events, LinkOptions, Lost, Sending},
+    link::{Command, Ends, Events, LinkOptions, Lost, Outgoing, Sending, ended},
     slots::Slots,
     wire::Packet,
 };
@@ -33,8 +33,18 @@ pub(crate) async fn run(
 ) {
     let slots = Slots::default();
     let generation = options.after;
-    let task =
-        Task { config, options, health, events, ends, slots, subscriptions: Vec::new(), generation, gate_open: false };
+    let task = Task {
+        config,
+        options,
+        health,
+        events,
+        ends,
+        slots,
+        urgent: VecDeque::new(),
+        subscriptions: Vec::new(),
+        generation,
+        gate_open: false,
+    };
     task.run(first).await;
 }
 
@@ -55,6 +65,8 @@ struct Task<E> {
     events: E,
     ends: Ends,
     slots: Slots,
+    /// Messages that go before all others, and wait for room in the window.
+    urgent: VecDeque<Outgoing>,
     subscriptions: Vec<Filter>,
     generation: u32,
     gate_open: bool,
@@ -68,7 +80,7 @@ impl<E: Events> Task<E> {
             let attempt = timeout(self.config.connect_timeout, establish(&self.config, &self.options, false));
             let attempt = tokio::select! {
                 attempt = attempt => attempt.unwrap_or_else(|_| Err(self.too_slow())),
-                end = offline(&mut self.ends.commands, &mut self.subscriptions) => return self.end(end, first, None).await,
+                end = offline(&mut self.ends, &mut self.subscriptions) => return self.end(end, first, None).await,
             };
             match attempt {
                 Ok((reader, writer, connack)) => {
@@ -83,6 +95,7 @@ impl<E: Events> Task<E> {
                             };
                             tracing::debug!(client_id = self.options.client_id, reason, "MQTT connection lost");
                             self.slots.lose(&reason);
+                            self.urgent.drain(..).for_each(|message| message.answer.fail(not_connected()));
                             self.health.down(&reason);
                             if !self.events.lost(&lost) {
                                 let end = End::Closed { end_session: false, done: None };
@@ -109,7 +122,7 @@ impl<E: Events> Task<E> {
             tokio::select! {
                 () = sleep(pause) => {}
                 () = self.events.broker_is_back() => {}
-                end = offline(&mut self.ends.commands, &mut self.subscriptions) => return self.end(end, first, None).await,
+                end = offline(&mut self.ends, &mut self.subscriptions) => return self.end(end, first, None).await,
             }
             if first.is_none() && !self.events.may_reconnect() {
                 let end = End::Closed { end_session: false, done: None };
@@ -129,6 +142,7 @@ impl<E: Events> Task<E> {
     async fn end(mut self, end: End, first: Option<oneshot::Sender<Result<()>>>, cause: Option<Error>) {
         let End::Closed { end_session, done } = end else { return };
         self.slots.lose("the connection was closed");
+        self.urgent.drain(..).for_each(|message| message.answer.fail(not_connected()));
         self.health.closed();
         if end_session && self.config.protocol == Protocol::V311 {
             // MQTT 3.1.1 can only end a session by beginning a clean one.
@@ -138,16 +152,16 @@ impl<E: Events> Task<E> {
                     writer.send(Packet::Disconnect(Disconnect::new(DisconnectReasonCode::NormalDisconnection))).await;
             }
         }
+        if let Some(cause) = &cause {
+            let _ = self.ends.given_up.set(cause.message().to_owned());
+        }
         self.events.ended(cause.as_ref());
         self.ends.sends.close();
         let mut unsent = 0;
-        while let Ok(send) = self.ends.sends.try_recv() {
+        while let Some(send) = self.ends.sends.try_next() {
             if let Sending::Message(message) = send {
                 unsent += usize::from(message.answer.is_awaited());
-                message.answer.fail(match &cause {
-                    Some(cause) => error(ErrorKind::Disconnected, format!("given up: {}", cause.message())),
-                    None => Error::closed("send").with_backend(crate::NAME),
-                });
+                message.answer.fail(ended(self.ends.given_up.get()));
             }
         }
         if let (Some(first), Some(cause)) = (first, cause) {
@@ -160,9 +174,13 @@ impl<E: Events> Task<E> {
 }
 
 /// Answers what cannot be done without a connection, until the link is closed.
-async fn offline(commands: &mut mpsc::UnboundedReceiver<Command>, subscriptions: &mut Vec<Filter>) -> End {
+async fn offline(ends: &mut Ends, subscriptions: &mut Vec<Filter>) -> End {
     loop {
-        match commands.recv().await {
+        let command = tokio::select! {
+            command = ends.commands.recv() => command,
+            () = ends.sends.hold() => continue,
+        };
+        match command {
             Some(Command::Close { end_session, done }) => return End::Closed { end_session, done: Some(done) },
             None => return End::Closed { end_session: false, done: None },
             Some(Command::Message(message)) => message.answer.fail(not_connected()),

@@ -57,6 +57,7 @@ impl<E: Events> Task<E> {
         let tick = sleep(keep_alive / 4);
         tokio::pin!(tick);
         loop {
+            self.hurry(&mut writer);
             // Everything that was written below goes out with one system call, and nothing here waits for it. Without
             // anything to write, it tells the broker's system that what was read has arrived.
             if !writer.write_buffer().is_empty() || self.slots.unflushed() || read {
@@ -67,7 +68,6 @@ impl<E: Events> Task<E> {
                 }
                 read = false;
             }
-            let room = has_room(&writer);
             if self.events.must_look() {
                 while let Some(packet) = unconstrained(reader.next()).now_or_never() {
                     if let Some(lost) = self.arrived(packet, &mut writer) {
@@ -77,7 +77,7 @@ impl<E: Events> Task<E> {
                 self.events.looked();
             }
             let may_read = self.events.has_room();
-            let may_send = room && self.gate_open && self.slots.has_room();
+            let may_send = has_room(&writer) && self.gate_open && self.slots.has_room();
             tokio::select! {
                 biased;
                 packet = reader.next(), if may_read => {
@@ -102,7 +102,8 @@ impl<E: Events> Task<E> {
                     self.pump(&mut writer);
                 }
                 () = self.events.room(), if !may_read => {}
-                command = self.ends.commands.recv(), if room => {
+                // Also while the socket does not keep up: what commands write is small, and closing must not wait.
+                command = self.ends.commands.recv() => {
                     let mut next = command;
                     for handled in 1.. {
                         match next {
@@ -126,7 +127,7 @@ impl<E: Events> Task<E> {
                         }
                     }
                 }
-                Some(send) = self.ends.sends.recv(), if may_send => {
+                Some(send) = self.ends.sends.next(), if may_send => {
                     self.sending(send, &mut writer);
                     self.pump(&mut writer);
                 }
@@ -233,7 +234,12 @@ impl<E: Events> Task<E> {
 
     fn command(&mut self, command: Command, writer: &mut Writer) {
         match command {
-            Command::Message(message) => self.send(*message, writer),
+            // It takes no room.
+            Command::Message(message) if message.publish.qos == QoS::AtMostOnce => self.send(*message, writer),
+            Command::Message(message) => {
+                self.urgent.push_back(*message);
+                self.hurry(writer);
+            }
             Command::Ack { generation, pkid } => {
                 if generation == self.generation {
                     write(writer, Packet::PubAck(PubAck::new(pkid, None)));
@@ -264,13 +270,23 @@ impl<E: Events> Task<E> {
         }
     }
 
+    /// Sends what goes before all others, as far as the broker takes it.
+    fn hurry(&mut self, writer: &mut Writer) {
+        while self.slots.has_room()
+            && let Some(message) = self.urgent.pop_front()
+        {
+            self.send(message, writer);
+        }
+    }
+
     /// Takes messages that wait, as far as they may be sent.
     fn pump(&mut self, writer: &mut Writer) {
+        self.hurry(writer);
         for _ in 0..self.slots.chunk() {
             if !self.gate_open || !self.slots.has_room() || !has_room(writer) {
                 return;
             }
-            let Ok(send) = self.ends.sends.try_recv() else { return };
+            let Some(send) = self.ends.sends.try_next() else { return };
             self.sending(send, writer);
             if writer.write_buffer().len() >= WRITE_SOON {
                 return;
@@ -280,10 +296,7 @@ impl<E: Events> Task<E> {
 
     fn sending(&mut self, send: Sending, writer: &mut Writer) {
         match send {
-            Sending::Message(message) => {
-                self.ends.waiting.fetch_sub(1, Ordering::Relaxed);
-                self.send(message, writer);
-            }
+            Sending::Message(message) => self.send(message, writer),
             Sending::Flush(done) => self.slots.when_answered(done),
         }
     }

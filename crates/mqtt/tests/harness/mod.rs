@@ -3,7 +3,6 @@
 #![allow(dead_code)] // each test uses some of it
 
 use std::{
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Command, Output},
     sync::Arc,
@@ -13,6 +12,7 @@ use std::{
 
 use polymq_core::{Backend, Connection, Consumer, Incoming, Settings};
 use polymq_mqtt::MqttBackend;
+pub(crate) use polymq_testkit::free_port;
 use tokio::time::timeout;
 
 /// A Mosquitto that nobody else uses, gone with the test.
@@ -67,8 +67,10 @@ impl Broker {
         format!("mqtt://127.0.0.1:{}", self.port)
     }
 
+    /// Nothing gives up while the machine stalls.
     pub(crate) fn settings(&self) -> Settings {
-        Settings::from_url(&self.url()).expect("a URL")
+        let settings = Settings::from_url(&self.url()).expect("a URL");
+        settings.with("connect_timeout", "60s").with("operation_timeout", "60s")
     }
 
     pub(crate) async fn connect(&self) -> Arc<dyn Connection> {
@@ -106,17 +108,13 @@ fn run(arguments: &[String]) -> Output {
         .unwrap_or_else(|cause| panic!("cannot run {}: {cause}", script.display()))
 }
 
-pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
-}
-
 /// A client of the broker's own package.
 pub(crate) fn client(name: &str, port: u16, arguments: &[&str]) -> Output {
     let output = Command::new(name).args(["-h", "127.0.0.1", "-p", &port.to_string()]).args(arguments).output();
     output.unwrap_or_else(|cause| panic!("this test needs {name} of the package mosquitto-clients: {cause}"))
 }
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Waits for one message.
 pub(crate) async fn one(consumer: &mut dyn Consumer) -> Incoming {
@@ -125,7 +123,18 @@ pub(crate) async fn one(consumer: &mut dyn Consumer) -> Incoming {
     got.pop().expect("one")
 }
 
-/// Waits for as many messages, and acknowledges them.
+/// Waits for as many messages, and keeps them.
+pub(crate) async fn hold(consumer: &mut dyn Consumer, count: usize) -> Vec<Incoming> {
+    let mut got = Vec::new();
+    while got.len() < count {
+        let before = got.len();
+        let received = timeout(PATIENCE, consumer.receive(count - before, &mut got)).await;
+        received.unwrap_or_else(|_| panic!("only {before} of {count} messages came")).expect("messages");
+    }
+    got
+}
+
+/// Waits for as many messages, and acknowledges each as it comes.
 pub(crate) async fn take(consumer: &mut dyn Consumer, count: usize) -> Vec<Incoming> {
     let mut got = Vec::new();
     let settler = consumer.settler();

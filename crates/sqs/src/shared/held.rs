@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use polymq_core::{Completer, Incoming, Token};
+use polymq_core::{Completer, Headers, Incoming, Token};
 use tokio::time::Instant;
 
 use crate::outbox::Letter;
@@ -15,8 +15,8 @@ pub(crate) struct Held {
     /// When SQS lends it to somebody else.
     pub(crate) deadline: Instant,
     pub(crate) attempt: u32,
-    /// How many of polymq's own headers it came with: when there are more, a return must carry them.
-    pub(crate) system: usize,
+    /// polymq's own headers as it came with them: others, a return must carry.
+    pub(crate) system: Headers,
     /// SQS's own id, by which it is known again.
     pub(crate) native_id: Arc<str>,
     /// It has no key, so nothing waits behind it.
@@ -32,8 +32,8 @@ impl Held {
             receipt: receipt.into(),
             received: now,
             deadline: now + lease,
-            attempt: incoming.attempt.unwrap_or(1),
-            system: incoming.message.system_headers().len(),
+            attempt: incoming.attempt(),
+            system: incoming.message.system_headers().clone(),
             native_id: native_id.into(),
             alone: incoming.message.key().is_none(),
             bytes: incoming.message.size(),

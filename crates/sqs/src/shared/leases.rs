@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use polymq_core::{Completer, Token};
 use tokio::time::Instant;
 
-use super::{Change, Purpose, Shared, State};
+use super::{Change, Held, Purpose, Shared, State};
 use crate::error;
 
 impl Shared {
@@ -49,10 +49,11 @@ impl Shared {
         let now = Instant::now();
         let mut state = self.lock();
         let before = state.held.len();
-        let State { held, changes, bytes, .. } = &mut *state;
+        let State { held, loans, changes, bytes, .. } = &mut *state;
         held.retain(|token, held| {
             if held.deadline <= now {
                 *bytes = bytes.saturating_sub(held.bytes);
+                loans.remove(&held.native_id);
                 return false;
             }
             let age = now - held.received;
@@ -83,5 +84,61 @@ impl Shared {
 
     pub(crate) fn lease(&self) -> Duration {
         self.lease
+    }
+}
+
+impl State {
+    /// Holds a message. An earlier delivery of it is over, whatever our clock says: SQS counts from when it answered, and lends
+    /// nothing twice at a time.
+    pub(super) fn lend(&mut self, token: Token, held: Held) {
+        if !held.native_id.is_empty()
+            && let Some(earlier) = self.loans.insert(Arc::clone(&held.native_id), token)
+            && let Some(over) = self.held.remove(&earlier)
+        {
+            self.bytes = self.bytes.saturating_sub(over.bytes);
+            self.buffer.retain(|incoming| incoming.token != earlier);
+        }
+        self.bytes += held.bytes;
+        self.held.insert(token, held);
+    }
+
+    /// Holds a message no longer.
+    pub(super) fn take_back(&mut self, token: Token) -> Option<Held> {
+        let held = self.held.remove(&token)?;
+        self.loans.remove(&held.native_id);
+        self.bytes = self.bytes.saturating_sub(held.bytes);
+        Some(held)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use polymq_core::{ErrorKind, Incoming, Message};
+
+    use super::*;
+
+    /// The second delivery of a message proves that the first one's loan is over.
+    #[test]
+    fn what_comes_again_is_not_ours_as_it_came_before() {
+        const LEASE: Duration = Duration::from_secs(30);
+        let shared = Shared::new((10, 1000), (LEASE, LEASE), false, false, 1000);
+        let deliver = |receipt: &str, id: &str| {
+            let incoming = Incoming::new(Message::new("body"), Token::default());
+            let held = Held::new(receipt, id, &incoming, LEASE);
+            shared.arrive(1, vec![(incoming, held)]);
+        };
+        let mut taken = Vec::new();
+        for (receipt, id) in [("first", "a"), ("other", "b"), ("second", "a"), ("third", "a")] {
+            deliver(receipt, id);
+            if receipt != "second" {
+                assert!(shared.take(10, &mut taken).is_some_and(|taken| taken.is_ok()));
+            }
+        }
+        let tokens: Vec<_> = taken.iter().map(|incoming| incoming.token).collect();
+        let [first, other, third] = tokens[..] else { panic!("the second was not received: {tokens:?}") };
+        assert_eq!(shared.acknowledge(&[first]).expect_err("it is over").kind(), ErrorKind::Stale);
+        shared.acknowledge(&[third, other]).expect("ours");
+        let receipts: Vec<_> = shared.next_deletes(0).into_iter().map(|delete| delete.receipt).collect();
+        assert_eq!(receipts, ["third".into(), "other".into()]);
     }
 }

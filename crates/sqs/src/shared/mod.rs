@@ -21,11 +21,15 @@ use crate::{NAME, backend::BATCH, error};
 #[derive(Debug, Default)]
 struct State {
     held: HashMap<Token, Held>,
+    /// Those of them, by SQS's id.
+    loans: HashMap<Arc<str>, Token>,
     buffer: VecDeque<Incoming>,
     bytes: usize,
     last: u64,
     /// Messages that polls on their way may bring.
     reserved: usize,
+    /// Somebody waits for messages and there are none.
+    starving: bool,
     deletes: VecDeque<Delete>,
     changes: VecDeque<Change>,
     copies: VecDeque<Copied>,
@@ -99,8 +103,8 @@ impl Shared {
     pub(crate) fn reserve(&self) -> Option<usize> {
         let mut state = self.lock();
         let free = self.prefetch.saturating_sub(state.held.len() + state.reserved);
-        // A poll for one message costs as much as one for ten: while others wait to be read, it can wait too.
-        let enough = if state.buffer.is_empty() { 1 } else { (self.prefetch / 4).clamp(1, BATCH) };
+        // A poll for one message costs as much as one for ten: while nobody has to wait for it, it can wait too.
+        let enough = if state.starving { 1 } else { (self.prefetch / 4).clamp(1, BATCH) };
         if state.closing || state.end.is_some() || free < enough || state.bytes >= self.prefetch_bytes {
             return None;
         }
@@ -113,14 +117,14 @@ impl Shared {
     pub(crate) fn arrive(&self, reserved: usize, messages: Vec<(Incoming, Held)>) {
         let mut state = self.lock();
         state.reserved = state.reserved.saturating_sub(reserved);
+        state.starving &= messages.is_empty();
         for (mut incoming, held) in messages {
             state.last += 1;
             incoming.token = Token(state.last);
             if let Some(notes) = state.notes.remove(&held.native_id) {
                 notes.into_iter().for_each(|(name, value)| incoming.message.add_wire_header(name, value));
             }
-            state.bytes += held.bytes;
-            state.held.insert(incoming.token, held);
+            state.lend(incoming.token, held);
             state.buffer.push_back(incoming);
         }
         drop(state);
@@ -137,6 +141,11 @@ impl Shared {
             return Some(Err(error::closed("receive")));
         }
         if state.buffer.is_empty() {
+            let poll = !std::mem::replace(&mut state.starving, true);
+            drop(state);
+            if poll {
+                self.work.notify_one();
+            }
             return None;
         }
         let count = max.max(1).min(state.buffer.len());
@@ -168,6 +177,7 @@ impl Shared {
         state.closing = true;
         state.abandoned = true;
         let held: Vec<Held> = state.held.drain().map(|(_, held)| held).collect();
+        state.loans.clear();
         state.buffer.clear();
         state.bytes = 0;
         state.changes.extend(held.into_iter().map(release));
@@ -263,8 +273,7 @@ impl Shared {
     /// way may have brought it after that. It counts as not yet told until [`request_is_over`](Self::request_is_over).
     pub(crate) fn unhold(&self, token: Token) -> Option<Held> {
         let mut state = self.lock();
-        let held = state.held.remove(&token)?;
-        state.bytes = state.bytes.saturating_sub(held.bytes);
+        let held = state.take_back(token)?;
         state.untold += 1;
         Some(held)
     }
@@ -274,9 +283,9 @@ impl Shared {
         let mut state = self.lock();
         if state.abandoned {
             state.changes.push_back(release(held));
-        } else {
-            state.bytes += held.bytes;
-            state.held.insert(token, held);
+        } else if !state.loans.contains_key(&held.native_id) {
+            // Not when it has come again meanwhile.
+            state.lend(token, held);
         }
     }
 
@@ -339,22 +348,36 @@ impl Shared {
         taken
     }
 
+    /// None whose original SQS shows again meanwhile: there would be two messages.
     pub(crate) fn next_copies(&self, running: usize) -> Vec<Copied> {
+        let now = Instant::now();
         let mut state = self.lock();
         if running > 0 && state.copies.len() < BATCH {
             return Vec::new();
         }
-        let (mut taken, mut size) = (Vec::new(), 0);
+        let (mut taken, mut size, mut over) = (Vec::new(), 0, Vec::new());
         while taken.len() < BATCH
-            && let Some(copy) = state.copies.front()
+            && let Some(copy) = state.copies.pop_front()
         {
+            if copy.held.deadline <= now {
+                over.push(copy);
+                continue;
+            }
             size += copy.letter.wire.size();
             if size > self.max_message && !taken.is_empty() {
+                state.copies.push_front(copy);
                 break;
             }
-            taken.extend(state.copies.pop_front());
+            taken.push(copy);
         }
         state.untold += usize::from(!taken.is_empty());
+        drop(state);
+        if !over.is_empty() {
+            for (_, answer) in over.into_iter().filter_map(|copy| copy.answer) {
+                answer.complete(Err(error::stale()));
+            }
+            self.told.notify_waiters();
+        }
         taken
     }
 }
@@ -368,8 +391,7 @@ impl State {
         if self.abandoned {
             return Err(error::closed("settle"));
         }
-        let held = self.held.remove(&token).ok_or_else(error::stale)?;
-        self.bytes = self.bytes.saturating_sub(held.bytes);
+        let held = self.take_back(token).ok_or_else(error::stale)?;
         if held.deadline <= Instant::now() { Err(error::stale()) } else { Ok(held) }
     }
 }

@@ -8,8 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use polymq_core::{ConsumeOptions, ErrorKind, HealthState, Message, Settings};
+use polymq_core::{Address, Connection, ConsumeOptions, ErrorKind, HealthState, Message, ProduceOptions, Settings};
 use polymq_sqs::SqsConnection;
+use polymq_testkit::Proxy;
+use tokio::time::timeout;
 
 use crate::{
     harness::{Answer, front},
@@ -132,17 +134,17 @@ pub async fn what_is_throttled_is_sent_once_in_the_end() {
 }
 
 pub async fn c10_a_held_message_is_held_beyond_its_lease_and_not_beyond_the_cap() {
-    let lease = Duration::from_secs(2);
+    let lease = Duration::from_secs(8);
     let options = || ConsumeOptions { lease, prefetch: 1, ..ConsumeOptions::default() };
     let name = unique("held");
     let bus_of = async |more: &str| bus(&format!("{}{more}", url())).await;
-    let (patient, hasty) = (bus_of("").await, bus_of("&lease_cap=3s").await);
+    let (patient, hasty) = (bus_of("").await, bus_of("&lease_cap=12s").await);
     let queue = patient.queue(name.as_str());
     queue.send_message(Message::new("held")).await.expect("sent");
     let mut first = queue.subscribe(options()).await.expect("a subscription");
     let delivery = next(&mut first).await;
     let mut other = hasty.queue(name.as_str()).subscribe(options()).await.expect("a subscription");
-    let more = other.receive(1, lease * 4).await.expect("receive");
+    let more = other.receive(1, lease * 2).await.expect("receive");
     assert!(more.is_empty(), "it came again although it is held: {more:?}");
     delivery.ack().await.expect("ack in time");
     quiet(&mut other).await;
@@ -155,10 +157,10 @@ pub async fn c10_a_held_message_is_held_beyond_its_lease_and_not_beyond_the_cap(
     let error = delivery.ack().await.expect_err("it is not ours any more");
     assert_eq!(error.error().kind(), ErrorKind::Stale, "{error}");
     // Who asks for more than the cap gets what is left of it.
-    tokio::time::sleep(lease).await;
-    again.extend(lease * 10).await.expect("up to the cap");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    again.extend(lease * 100).await.expect("up to the cap");
     let third = next(&mut other).await;
-    assert_eq!(third.attempt(), 3, "three seconds in all, whatever is asked for");
+    assert_eq!(third.attempt(), 3, "twelve seconds in all, whatever is asked for");
     third.ack().await.expect("ack");
 }
 
@@ -212,7 +214,7 @@ pub async fn closing_does_not_wait_for_a_long_poll() {
     assert!(subscription.receive(1, Duration::from_millis(300)).await.expect("receive").is_empty());
     let began = Instant::now();
     subscription.close().await.expect("close");
-    assert!(began.elapsed() < Duration::from_secs(7), "closing took {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(12), "closing took {:?}", began.elapsed());
     let began = Instant::now();
     bus.close().await.expect("close");
     assert!(began.elapsed() < Duration::from_secs(12), "closing the bus took {:?}", began.elapsed());
@@ -229,7 +231,7 @@ pub async fn a_consumer_without_messages_asks_seldom() {
     queue.send_message(Message::new("now")).await.expect("sent");
     let began = Instant::now();
     next(&mut subscription).await.ack().await.expect("ack");
-    assert!(began.elapsed() < Duration::from_secs(2), "it took {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(10), "it took {:?}", began.elapsed());
 }
 
 pub async fn the_native_clients_are_at_hand() {
@@ -240,4 +242,104 @@ pub async fn the_native_clients_are_at_hand() {
     assert!(made.queue_url.expect("a URL").ends_with(&name));
     connection.native_sns().await.expect("SNS").list_topics().send().await.expect("a list");
     native().delete_queue().queue_url(format!("http://localhost/000000000000/{name}")).send().await.expect("deleted");
+}
+
+/// The service answers one send with its own trouble: that send's outcome is not known, and the service is there.
+pub async fn trouble_with_one_send_is_no_lost_service() {
+    let at = front(address(), |request| {
+        let sends = ["SendMessageBatch", "PublishBatch"].contains(&request.action().as_str());
+        let cursed = sends && request.text().contains("cursed");
+        cursed.then(|| request.refused(500, "InternalError", "our own trouble"))
+    });
+    let bus = bus(&url_of(at).replace("poll_wait=1s", "poll_wait=20s")).await;
+    let (queue, topic) = (bus.queue(unique("troubled")), bus.topic(unique("troubled")));
+    let mut subscription = subscribe(&queue).await;
+    // A long poll is on its way from here on.
+    assert!(subscription.receive(1, Duration::from_millis(300)).await.expect("receive").is_empty());
+    for channel in [&queue, &topic] {
+        let error = channel.send_message(Message::new("cursed")).await.expect_err("its outcome is not known");
+        assert_eq!(error.kind(), ErrorKind::UnknownOutcome, "{error}");
+        let health = bus.health();
+        assert_eq!((health.state, health.reconnects), (HealthState::Up, 0), "{health}");
+    }
+    queue.send_message(Message::new("fine")).await.expect("sent");
+    let delivery = next(&mut subscription).await;
+    assert_eq!((text(&delivery).as_str(), delivery.attempt()), ("fine", 1));
+    delivery.ack().await.expect("ack");
+    assert_eq!(bus.health().reconnects, 0);
+}
+
+/// A connection over a proxy, and what follows when the network is gone.
+async fn through(proxy: &Proxy) -> SqsConnection {
+    let url = format!("{}&reconnect_initial=50ms&reconnect_max=200ms", url_of(proxy.address()));
+    SqsConnection::connect(&Settings::from_url(&url).expect("a URL")).await.expect("a connection")
+}
+
+async fn cut(proxy: &Proxy, connection: &SqsConnection) {
+    proxy.refuse(true);
+    proxy.reset_all();
+    let mut health = connection.health();
+    while health.now().state != HealthState::Down {
+        timeout(Duration::from_secs(20), health.changed()).await.expect("the loss is seen");
+    }
+}
+
+/// A handler fails while the service is away, and is told so when the loan is over by the time it is back.
+pub async fn a_message_that_sqs_shows_again_is_not_copied() {
+    let lease = Duration::from_secs(6);
+    let proxy = Proxy::start(address()).await.expect("a proxy");
+    let connection = through(&proxy).await;
+    let queue = Address::queue(unique("late-copy"));
+    let options = ConsumeOptions { lease, ..ConsumeOptions::default() };
+    let mut consumer = connection.consumer(&queue, &options).await.expect("a consumer");
+    let producer = connection.producer(&queue, &ProduceOptions::default()).await.expect("a producer");
+    producer.send(Message::new("only one").with_id("1")).await.expect("sent");
+    let mut got = Vec::new();
+    timeout(Duration::from_secs(60), consumer.receive(1, &mut got)).await.expect("in time").expect("a message");
+    let incoming = got.pop().expect("one");
+    cut(&proxy, &connection).await;
+    // An attempt that SQS does not count by itself: only a copy can carry it.
+    let retried = consumer.settler().retry(incoming.token, &incoming.message, 7, Duration::ZERO);
+    tokio::time::sleep(lease).await;
+    proxy.refuse(false);
+    let error = timeout(Duration::from_secs(60), retried).await.expect("in time").expect_err("too late");
+    assert_eq!(error.kind(), ErrorKind::Stale, "{error}");
+    timeout(Duration::from_secs(60), consumer.receive(1, &mut got)).await.expect("in time").expect("it comes again");
+    let again = got.pop().expect("one");
+    assert_eq!(again.attempt(), 2);
+    consumer.settler().ack(again.token).await.expect("ack");
+    let more = timeout(Duration::from_secs(2), consumer.receive(1, &mut got)).await;
+    assert!(more.is_err(), "one message has become two: {got:?}");
+}
+
+/// What is withdrawn while the service is away is given up at once, and nobody waits for it.
+pub async fn what_is_withdrawn_during_an_outage_is_not_kept() {
+    let proxy = Proxy::start(address()).await.expect("a proxy");
+    let connection = through(&proxy).await;
+    let queue = Address::queue(unique("outage"));
+    let producer = connection.producer(&queue, &ProduceOptions::default()).await.expect("a producer");
+    let message = |body: &str| Message::new(body.to_owned()).with_id(polymq_core::MessageId::new());
+    producer.send(message("before")).await.expect("sent");
+    // Something must be asked for, or the loss is not seen before the next heartbeat.
+    let consumer = connection.consumer(&queue, &ConsumeOptions::default()).await.expect("a consumer");
+    cut(&proxy, &connection).await;
+    drop(consumer);
+    let withdrawn: Vec<_> = (0..20).map(|_| producer.send(message("withdrawn"))).collect();
+    let mut flush = std::pin::pin!(producer.flush());
+    assert!(timeout(Duration::from_millis(100), &mut flush).await.is_err(), "it waits for messages");
+    assert!(withdrawn.iter().all(polymq_core::Completion::withdraw));
+    timeout(Duration::from_secs(3), flush).await.expect("nothing is left to wait for").expect("flushed");
+    let kept = producer.send(message("kept"));
+    let (mut given_up, mut sends) = (0, Vec::new());
+    for _ in 0..5_000 {
+        let send = producer.send(message("withdrawn"));
+        assert!(send.withdraw());
+        sends.push(send);
+    }
+    for send in sends {
+        given_up += usize::from(timeout(Duration::ZERO, send).await.is_ok());
+    }
+    assert!(given_up >= 3_000, "of 5000 withdrawn messages {given_up} are gone");
+    proxy.refuse(false);
+    timeout(Duration::from_secs(20), kept).await.expect("in time").expect("sent after all");
 }

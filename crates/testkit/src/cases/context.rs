@@ -8,7 +8,7 @@ use polymq_core::{
 };
 
 use crate::{
-    Case, Cx,
+    Case, Cx, PATIENCE,
     case::run,
     cx::lock,
     drive::{counted, dead_letters, next, quiet, retry_every, start, subscribe},
@@ -115,7 +115,7 @@ pub async fn letters(cx: Cx) {
     assert_context(letter.message(), &sent, "in the dead letter");
     letter.ack().await.expect("ack");
     letters.close().await.expect("close");
-    let replayed = replay_dead_letters(&bus, queue.address(), 1, Duration::from_secs(2)).await.expect("replay");
+    let replayed = replay_dead_letters(&bus, queue.address(), 1, PATIENCE).await.expect("replay");
     assert_eq!(replayed, 1);
     let mut subscription = subscribe(&queue).await;
     let delivery = next(&mut subscription).await;

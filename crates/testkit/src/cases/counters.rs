@@ -2,16 +2,23 @@
 
 use std::time::Duration;
 
-use polymq_core::{Attempt, ConsumerFactory, ErrorKind, Failure, Kinds, Message, Outcome, RouteStats, State};
+use polymq_core::{
+    Attempt, ConsumerFactory, ErrorKind, Failure, Kinds, Message, Outcome, RouteStats, SendStats, State,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Case, Cx,
+    Case, Cx, PATIENCE,
     case::run,
-    drive::{Log, counted, dead_letters, quiet, refused, retry_every, start, subscribe, take_acked},
+    drive::{
+        Log, bodies, counted, counts, dead_letters, publish, quiet, refused, retry_every, start, subscribe, take_acked,
+    },
 };
 
-pub(super) const CASES: &[Case] = &[Case::new("X3_counters_equal_the_truth", run!(counters_equal_the_truth))];
+pub(super) const CASES: &[Case] = &[
+    Case::new("X3_counters_equal_the_truth", run!(counters_equal_the_truth)),
+    Case::new("X3_sent_equals_the_truth", run!(sent_equals_the_truth)),
+];
 
 /// What its handler does with it, by the number of the attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -76,7 +83,7 @@ pub async fn counters_equal_the_truth(cx: Cx) {
     queue.send_message(Message::new("{").with_content_type("application/json").with_kind("job")).await.expect("send");
     queue.send_message(Message::new("x").with_kind("nobody's")).await.expect("send");
     // What is refused is not sent, and nothing comes of it.
-    refused(queue.send_message(Message::new("x").with_header("no\nheader", "x")).await, &[ErrorKind::InvalidInput]);
+    refused(queue.send_message(invalid()).await, &[ErrorKind::InvalidInput]);
 
     let name = queue.address().name();
     let truth = RouteStats {
@@ -100,8 +107,57 @@ pub async fn counters_equal_the_truth(cx: Cx) {
     assert_eq!(counted, truth, "what was counted is not what happened");
     let calls = truth.handled + truth.failed + truth.deferred + truth.dropped;
     assert_eq!(log.len() as u64, calls, "each call of the handler is one of these: {counted:?}");
+    // Neither the copies for another attempt nor the dead letters were sent by anybody.
+    let sent = SendStats { accepted: 32 + 2, failed: 1, unknown: 0 };
+    assert_eq!(bus.sent(), [(queue.address().clone(), sent)].into(), "what was counted as sent");
     let mut letters = dead_letters(&bus, &queue).await;
     assert_eq!(take_acked(&mut letters, truth.dead_lettered as usize).await.len() as u64, truth.dead_lettered);
     quiet(&mut letters).await;
     quiet(&mut subscribe(&queue).await).await;
+}
+
+fn invalid() -> Message {
+    Message::new("x").with_header("no\nheader", "x")
+}
+
+/// Each message that was given to a channel is counted once, by its outcome; those counted as accepted have arrived, and no
+/// others have.
+pub async fn sent_equals_the_truth(cx: Cx) {
+    let bus = cx.bus().await;
+    let (queue, other) = (cx.queue(&bus), cx.queue(&bus));
+    publish(&other, bodies(3)).await;
+    queue.send_message(Message::new("alone")).await.expect("send");
+    refused(queue.send_message(invalid()).await, &[ErrorKind::InvalidInput]);
+    let batch = bodies(40).enumerate().map(|(n, body)| if n % 10 == 3 { invalid() } else { Message::new(body) });
+    let results = queue.with_timeout(PATIENCE).send_all(batch).await;
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 36, "{results:?}");
+    let answer = queue.enqueue(Message::new("enqueued")).await.expect("handed over");
+    answer.await.expect("accepted");
+    drop(refused(queue.enqueue(invalid()).await, &[ErrorKind::InvalidInput]));
+
+    let stats = |accepted, failed| SendStats { accepted, failed, unknown: 0 };
+    assert_eq!(queue.sent(), stats(1 + 36 + 1, 1 + 4 + 1), "what was counted as sent");
+    let mut subscription = subscribe(&queue).await;
+    let arrived = counts(take_acked(&mut subscription, 38).await);
+    let expected = bodies(40).enumerate().filter(|(n, _)| n % 10 != 3).map(|(_, body)| body);
+    assert_eq!(arrived, counts(expected.chain(["alone".to_owned(), "enqueued".to_owned()])));
+    quiet(&mut subscription).await;
+    assert_eq!(take_acked(&mut subscribe(&other).await, 3).await.len(), 3);
+
+    let mut all = vec![(queue.address().clone(), queue.sent()), (other.address().clone(), stats(3, 0))];
+    if cx.capabilities().detects_unroutable {
+        // What the broker takes for a queue that is no more was not sent.
+        let gone = cx.queue(&bus);
+        let existing = gone.existing();
+        let mut subscription = subscribe(&gone).await;
+        publish(&existing, ["taken".to_owned()]).await;
+        assert_eq!(take_acked(&mut subscription, 1).await, ["taken"]);
+        subscription.close().await.expect("close");
+        gone.delete(None).await.expect("delete");
+        for _ in 0..3 {
+            drop(existing.send_message(Message::new("lost")).await);
+        }
+        all.push((gone.address().clone(), stats(1, 3)));
+    }
+    assert_eq!(bus.sent(), all.into_iter().collect(), "what was counted as sent");
 }

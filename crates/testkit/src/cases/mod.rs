@@ -1,7 +1,8 @@
 //! The cases, one function each. The name of a case begins with its number in the contract's list.
 
 pub mod admin;
-pub mod basics;
+pub mod bodies;
+pub mod closing;
 pub mod connecting;
 pub mod context;
 pub mod counters;
@@ -9,8 +10,11 @@ pub mod dead_letters;
 pub mod faults;
 pub mod flow;
 pub mod handling;
+pub mod headers;
 pub mod health;
 pub mod lifecycle;
+pub mod many;
+pub mod names;
 pub mod order;
 pub mod requests;
 pub mod retry;
@@ -22,7 +26,10 @@ pub mod topics;
 use crate::Case;
 
 const ALL: &[&[Case]] = &[
-    basics::CASES,
+    bodies::CASES,
+    headers::CASES,
+    many::CASES,
+    names::CASES,
     topics::CASES,
     admin::CASES,
     requests::CASES,
@@ -34,6 +41,7 @@ const ALL: &[&[Case]] = &[
     order::CASES,
     flow::CASES,
     lifecycle::CASES,
+    closing::CASES,
     health::CASES,
     context::CASES,
     counters::CASES,

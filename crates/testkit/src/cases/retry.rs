@@ -1,6 +1,12 @@
-//! R1, R2, R7, R9: retries through the runner.
+//! R1, R2, R7, R9, R10: retries through the runner.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use polymq_core::{
     Attempt, Backoff, ConsumerFactory, DeliveryCount, Failure, FailurePolicy, Jitter, Message, RetryMode, State,
@@ -8,11 +14,11 @@ use polymq_core::{
 };
 
 use crate::{
-    Case, Cx,
+    Case, Cx, PATIENCE,
     case::run,
     drive::{
-        Log, bodies, counted, counts, dead_letters, in_order, next, publish, quiet, retry_every, start, subscribe,
-        take_acked,
+        Log, bodies, counted, counted_within, counts, dead_letters, in_order, next, publish, quiet, retry_every, start,
+        subscribe, take_acked,
     },
 };
 
@@ -44,10 +50,11 @@ pub(super) const CASES: &[Case] = &[
         |c| c.delayed_retry.support.is_available(),
         run!(refused_at_start),
     ),
+    Case::new("R10_finished_handlers_rest", run!(finished_handlers_rest)),
 ];
 
 /// How much later than planned a retry may come on a busy machine.
-const TOLERANCE: Duration = Duration::from_secs(5);
+const TOLERANCE: Duration = Duration::from_secs(15);
 
 async fn fail(message: Message, attempt: Attempt, log: State<Log>) -> Result<(), Failure> {
     log.add(&message, attempt.0);
@@ -118,7 +125,7 @@ pub async fn jitter(cx: Cx) {
     route.policy(FailurePolicy { backoff, ..FailurePolicy::default() }).concurrency(64);
     let running = start(consumers).await;
     publish(&queue, bodies(COUNT)).await;
-    counted(&running, queue.address().name(), "handled", COUNT as u64).await;
+    counted_within(PATIENCE * 4, &running, queue.address().name(), "handled", COUNT as u64).await;
     running.stop().await.expect("stop");
     let mut first = std::collections::BTreeMap::new();
     let mut waits = Vec::new();
@@ -132,7 +139,7 @@ pub async fn jitter(cx: Cx) {
     waits.sort();
     let (shortest, longest) = (waits[0], waits[COUNT - 1]);
     assert!(shortest >= DELAY / 2, "the shortest delay was {shortest:?}");
-    assert!(longest < DELAY + TOLERANCE, "the longest delay was {longest:?}");
+    assert!(longest < DELAY + TOLERANCE * 4, "the longest delay was {longest:?}");
     // Uniform in 2 s to 4 s: a tenth of them lies below 2.2 s and a tenth above 3.8 s, so the middle 80 % are 1.6 s, or
     // 1 s where a broker knows whole seconds only.
     let spread = waits[COUNT * 9 / 10] - waits[COUNT / 10];
@@ -163,6 +170,7 @@ pub async fn permanent_goes_at_once(cx: Cx) {
 
 /// While a message waits for its retry, the others are handled, one at a time as the limit says.
 pub async fn retries_do_not_block(cx: Cx) {
+    const DELAY: Duration = Duration::from_secs(12);
     async fn fail_first(message: Message, attempt: Attempt, log: State<Log>) -> Result<(), Failure> {
         log.add(&message, attempt.0);
         if attempt.0 == 1 && &message.payload()[..] == b"m-000000" { Err(Failure::new("later")) } else { Ok(()) }
@@ -172,10 +180,7 @@ pub async fn retries_do_not_block(cx: Cx) {
     publish(&queue, bodies(20)).await;
     let log = Log::default();
     let mut consumers = ConsumerFactory::new(&bus);
-    consumers
-        .state(log.clone())
-        .route(queue.address().name(), fail_first)
-        .policy(retry_every(Duration::from_secs(3), 5));
+    consumers.state(log.clone()).route(queue.address().name(), fail_first).policy(retry_every(DELAY, 5));
     let running = start(consumers).await;
     counted(&running, queue.address().name(), "handled", 20).await;
     running.stop().await.expect("stop");
@@ -183,10 +188,10 @@ pub async fn retries_do_not_block(cx: Cx) {
     assert_eq!(counts(&seen)[&"m-000000".to_owned()], 2, "{seen:?}");
     assert_eq!(seen.last().map(String::as_str), Some("m-000000"), "the others were held up: {seen:?}");
     let bad = log.of("m-000000");
-    assert!(bad[1].at - bad[0].at >= Duration::from_secs(3), "{bad:?}");
+    assert!(bad[1].at - bad[0].at >= DELAY, "{bad:?}");
     let others =
         log.all().into_iter().filter(|seen| seen.body != "m-000000").map(|seen| seen.at).max().expect("others");
-    assert!(others < bad[0].at + Duration::from_secs(3), "the others waited for the retry");
+    assert!(others < bad[0].at + DELAY, "the others waited for the retry");
 }
 
 /// With order by key, a message that is tried again holds its key up, and no other key.
@@ -204,7 +209,7 @@ pub async fn in_place_blocks_the_key(cx: Cx) {
     let log = Log::default();
     let mut consumers = ConsumerFactory::new(&bus);
     let route = consumers.state(log.clone()).route(queue.address().name(), fail_twice);
-    route.ordered_by_key().concurrency(4).policy(retry_every(Duration::from_millis(700), 5));
+    route.ordered_by_key().concurrency(4).policy(retry_every(Duration::from_secs(5), 5));
     let running = start(consumers).await;
     counted(&running, queue.address().name(), "handled", 6).await;
     running.stop().await.expect("stop");
@@ -219,7 +224,7 @@ pub async fn in_place_blocks_the_key(cx: Cx) {
 /// A restart in the middle of a backoff loses nothing and repeats nothing; where the broker itself delays, the
 /// message does not come early either.
 pub async fn restart_in_backoff(cx: Cx) {
-    const DELAY: Duration = Duration::from_secs(2);
+    const DELAY: Duration = Duration::from_secs(8);
     let bus = cx.bus().await;
     let queue = cx.queue(&bus);
     publish(&queue, bodies(3)).await;
@@ -245,4 +250,39 @@ pub async fn restart_in_backoff(cx: Cx) {
         delivery.ack().await.expect("ack");
     }
     quiet(&mut again).await;
+}
+
+/// Of several handlers of a message, one that has succeeded is not called again, however often the others fail and in whichever
+/// way the message is tried again.
+pub async fn finished_handlers_rest(cx: Cx) {
+    const SHORT: Duration = Duration::from_millis(50);
+    let (bus, can) = (cx.bus().await, cx.capabilities());
+    let modes = [
+        (can.requeue.is_available(), RetryMode::Redeliver, Duration::ZERO),
+        (can.delayed_retry.support.is_available(), RetryMode::Redeliver, SHORT),
+        (true, RetryMode::InPlace, SHORT),
+    ];
+    for (_, mode, delay) in modes.into_iter().filter(|(available, ..)| *available) {
+        let queue = cx.queue(&bus);
+        let calls: Arc<[AtomicU32; 3]> = Arc::default();
+        // They succeed one after the other, each in an attempt of its own.
+        let fails = |handler: usize, times: u32| {
+            let calls = Arc::clone(&calls);
+            move || {
+                let call = calls[handler].fetch_add(1, Ordering::SeqCst);
+                std::future::ready(if call < times { Err(Failure::new("not yet")) } else { Ok(()) })
+            }
+        };
+        let mut consumers = ConsumerFactory::new(&bus);
+        let route = consumers.route(queue.address().name(), fails(0, 1));
+        route.also("second", fails(1, 2)).also("third", fails(2, 3));
+        route.policy(FailurePolicy { mode, ..retry_every(delay, 5) });
+        let running = start(consumers).await;
+        publish(&queue, bodies(1)).await;
+        counted(&running, queue.address().name(), "handled", 1).await;
+        running.stop().await.expect("stop");
+        let calls = calls.each_ref().map(|calls| calls.load(Ordering::SeqCst));
+        assert_eq!(calls, [2, 3, 4], "calls of each handler, {mode:?} after {delay:?}");
+        quiet(&mut subscribe(&queue).await).await;
+    }
 }

@@ -27,8 +27,8 @@ use crate::{
     Case, Cx, Ledger,
     case::run,
     drive::{
-        bodies, dead_letters, in_order, next, prefetch, publish, quiet, subscribe, subscribe_with, take, take_acked,
-        text,
+        bodies, dead_letters, in_order, is_written_down, next, prefetch, publish, quiet, subscribe, subscribe_with,
+        take, take_acked, text,
     },
 };
 
@@ -184,7 +184,7 @@ pub async fn reject(cx: Cx) {
 
 /// A delayed return comes not before its time and not long after, and holds nobody else up.
 pub async fn delayed_nack(cx: Cx) {
-    const DELAY: Duration = Duration::from_millis(1500);
+    const DELAY: Duration = Duration::from_secs(10);
     let bus = cx.bus().await;
     let queue = cx.queue(&bus);
     publish(&queue, ["late".to_owned(), "other".to_owned()]).await;
@@ -199,7 +199,7 @@ pub async fn delayed_nack(cx: Cx) {
     let after = returned.elapsed();
     assert_eq!(text(&delivery), "late");
     assert!(after >= DELAY, "came {:?} too early", DELAY - after);
-    assert!(after < DELAY + Duration::from_secs(5), "came {:?} late", after - DELAY);
+    assert!(after < DELAY + Duration::from_secs(15), "came {:?} late", after - DELAY);
     cx.note(format_args!("came {:?} after its time", after - DELAY));
     delivery.ack().await.expect("ack");
     quiet(&mut subscription).await;
@@ -290,9 +290,9 @@ pub async fn settle_after_bus_close(cx: Cx) {
     assert_eq!(seen, bodies(3).collect::<Vec<_>>());
 }
 
-/// A message that is lent for two seconds and extended does not come again meanwhile.
+/// A message that is lent for a time and extended does not come again, though it is held for longer than that.
 pub async fn lease_extension(cx: Cx) {
-    let lease = Duration::from_secs(2);
+    let lease = Duration::from_secs(12);
     let bus = cx.bus().await;
     let queue = cx.queue(&bus);
     publish(&queue, ["lent".to_owned()]).await;
@@ -301,7 +301,7 @@ pub async fn lease_extension(cx: Cx) {
     let delivery = next(&mut subscription).await;
     for _ in 0..5 {
         delivery.extend(lease).await.expect("extend");
-        let more = subscription.receive(1, lease / 2).await.expect("receive");
+        let more = subscription.receive(1, lease / 4).await.expect("receive");
         assert!(more.is_empty(), "came again although its loan was extended");
     }
     delivery.ack().await.expect("ack");
@@ -318,13 +318,18 @@ pub async fn settle_after_lease(cx: Cx) {
     let options = ConsumeOptions { lease, max_lease: lease, ..ConsumeOptions::default() };
     let mut subscription = subscribe_with(&queue, options).await;
     let first = next(&mut subscription).await;
-    let second = next(&mut subscription).await;
+    let mut second = next(&mut subscription).await;
     assert_eq!((text(&first), text(&second)), ("lent".to_owned(), "lent".to_owned()));
     assert_eq!(first.extend(lease).await.expect_err("the loan is over").kind(), ErrorKind::Stale);
     let error = first.ack().await.expect_err("the loan is over");
     assert_eq!(error.error().kind(), ErrorKind::Stale, "{error}");
     assert_eq!(text(&error.into_delivery()), "lent", "the delivery is in the error");
-    second.ack().await.expect("ack");
+    for _ in 0..5 {
+        let Err(error) = second.ack().await else { break };
+        // On a machine that stands still, this loan may be over too.
+        assert_eq!(error.error().kind(), ErrorKind::Stale, "{error}");
+        second = next(&mut subscription).await;
+    }
     assert!(subscription.receive(1, lease * 2).await.expect("receive").is_empty(), "it was acknowledged");
 }
 
@@ -390,6 +395,7 @@ pub async fn out_of_order_acks_kill(cx: Cx) {
     let bus = cx.bus().await;
     let queue = cx.queue(&bus);
     publish(&queue, bodies(10)).await;
+    is_written_down(&cx, &bus).await;
     let mut subscription = subscribe(&queue).await;
     let left = ack_odd_ones(&mut subscription).await;
     cx.broker().kill().await;
@@ -413,6 +419,9 @@ pub async fn out_of_order_acks_kill(cx: Cx) {
             ledger.see(text(&delivery));
             delivery.ack().await.expect("ack");
         }
+    }
+    if !ledger.is_complete() && cx.capabilities().stats {
+        cx.note(format_args!("the queue in the end: {:?}", queue.stats(None).await));
     }
     // An acknowledgement on its way when the broker died may be lost; an unacknowledged message may not.
     cx.note(format_args!("{} acknowledged ones came again", ledger.surplus().len()));

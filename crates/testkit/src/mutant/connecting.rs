@@ -1,10 +1,7 @@
 //! Mutants that connect, check, close and tell about themselves wrongly.
 
 use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -36,7 +33,6 @@ pub(super) const MUTANTS: &[Mutant] = &[
     mutant("dies_with_its_task", || Arc::new(DiesWithItsTask::default()), &["B6_handles_outlive_their_task"]),
     mutant("hangs_on_close", || Arc::new(HangsOnClose), &["L2_second_signal_forces"]),
     mutant("never_closes", || Arc::new(NeverCloses), &["L4_after_close", "L5_close_with_a_blocked_consumer"]),
-    mutant("fails_to_close_twice", || Arc::new(ClosesOnce::default()), &["L5_close_is_idempotent"]),
     mutant("gives_each_member_everything", || Arc::new(NoGroups), &["T2_group_shares"]),
     mutant("forgets_groups", || Arc::new(ForgetsGroups::default()), &["T3_group_misses_nothing"]),
     mutant("claims_replay", || Arc::new(ClaimsReplay), &["T4_start"]),
@@ -175,19 +171,6 @@ struct NeverCloses;
 impl Twist for NeverCloses {
     async fn close(&self, _: &dyn Connection) -> Result<()> {
         Ok(())
-    }
-}
-
-#[derive(Debug, Default)]
-struct ClosesOnce(AtomicUsize);
-
-#[async_trait]
-impl Twist for ClosesOnce {
-    async fn close(&self, connection: &dyn Connection) -> Result<()> {
-        if self.0.fetch_add(1, Ordering::SeqCst) > 0 {
-            return Err(Error::closed("close"));
-        }
-        connection.close().await
     }
 }
 

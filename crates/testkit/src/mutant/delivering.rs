@@ -73,7 +73,9 @@ impl Twist for AlwaysFirst {
         let before = into.len();
         consumer.receive(max, into).await?;
         for incoming in &mut into[before..] {
-            incoming.attempt = None;
+            if let Some(details) = &mut incoming.details {
+                details.attempt = None;
+            }
             if incoming.message.system_headers().get(ATTEMPT).is_some() {
                 incoming.message.set_system_header(ATTEMPT, "1");
             }

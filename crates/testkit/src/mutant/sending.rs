@@ -75,7 +75,11 @@ pub(super) const MUTANTS: &[Mutant] = &[
     mutant("sends_some_twice", || Arc::new(SendsTwice(AtomicUsize::new(0))), TWICE),
     mutant("sends_letters_twice", || Arc::new(SendsLettersTwice), &["R3_exhausted_once"]),
     mutant("loses_dead_letters", || Arc::new(LosesLetters), LETTERS),
-    mutant("swallows_errors", || Arc::new(SwallowsErrors), &["R4_dead_letters_down", "B8_unroutable_is_an_error"]),
+    mutant(
+        "swallows_errors",
+        || Arc::new(SwallowsErrors),
+        &["R4_dead_letters_down", "B8_unroutable_is_an_error", "X3_sent_equals_the_truth"],
+    ),
     mutant(
         "answers_early",
         || Arc::new(AnswersEarly::default()),
@@ -93,6 +97,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
 
 const TWICE: &[&str] = &[
     "X3_counters_equal_the_truth",
+    "X3_sent_equals_the_truth",
     "B3_strict_multiset",
     "B3_stream_of_messages",
     "B3_results_of_a_batch",

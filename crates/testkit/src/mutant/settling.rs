@@ -20,7 +20,11 @@ use crate::{
 
 pub(super) const MUTANTS: &[Mutant] = &[
     mutant("loses_acks", || Arc::new(LosesAcks::default()), &["S1_ack", "S1_drop", "S2_settle_from_other_tasks"]),
-    mutant("retry_loses", || Arc::new(RetryLoses), &["S1_requeue", "S6_handler_panics", "S6_handler_times_out"]),
+    mutant(
+        "retry_loses",
+        || Arc::new(RetryLoses),
+        &["S1_requeue", "S2_retry_while_closing", "S6_handler_panics", "S6_handler_times_out"],
+    ),
     mutant(
         "ignores_delays",
         || Arc::new(IgnoresDelays),
@@ -29,7 +33,11 @@ pub(super) const MUTANTS: &[Mutant] = &[
     mutant("goes_by_the_wall_clock", || Arc::new(GoesByTheWallClock), &["F18_clock_jumps"]),
     mutant("refuses_long_delays", || Arc::new(RefusesLongDelays), &["S1_delay_bound"]),
     mutant("returns_what_is_acked_late", || Arc::new(ReturnsLateAcks::default()), &["S2_settle_after_consumer_close"]),
-    mutant("settles_after_close", || Arc::new(SettlesAfterClose::default()), &["S2_settle_after_bus_close"]),
+    mutant(
+        "settles_after_close",
+        || Arc::new(SettlesAfterClose::default()),
+        &["S2_settle_after_bus_close", "L5_close_is_idempotent"],
+    ),
     mutant("claims_leases", || Arc::new(ClaimsLeases), &["S2_lease_extension", "S2_settle_after_lease"]),
     mutant(
         "acks_what_is_dropped",
@@ -51,6 +59,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     mutant("retry_returns_all", || Arc::new(RetryReturnsAll::default()), &["S5_bad_message_in_a_batch"]),
     mutant("counts_cancelled", || Arc::new(CountsCancelled), &["S7_cancelled_is_not_failed"]),
     mutant("retries_to_the_front", || Arc::new(RetriesToTheFront), &["S9_retry_comes_as_declared"]),
+    mutant("retry_forgets_state", || Arc::new(RetryForgetsState), &["R10_finished_handlers_rest"]),
     mutant("loses_delayed_at_close", || Arc::new(LosesDelayed::default()), &["R9_restart_in_backoff"]),
 ];
 
@@ -117,7 +126,7 @@ impl Twist for LosesAcks {
 
     fn ack(&self, at: &Receiving, token: Token) -> Completion<()> {
         if let Some((_, message)) = self.held.remove(at, token) {
-            self.lost.add(at, &[Incoming { message, token, ..Incoming::default() }]);
+            self.lost.add(at, &[Incoming::new(message, token)]);
         }
         done()
     }
@@ -334,6 +343,18 @@ impl Twist for RetriesToTheFront {
     fn retry(&self, at: &Receiving, token: Token, message: &Message, _: u32, _: Duration) -> Completion<()> {
         at.settler.release(token, message.clone());
         done()
+    }
+}
+
+/// The message comes again without what polymq has noted on it.
+#[derive(Debug)]
+struct RetryForgetsState;
+
+impl Twist for RetryForgetsState {
+    fn retry(&self, at: &Receiving, token: Token, message: &Message, attempt: u32, after: Duration) -> Completion<()> {
+        let mut message = message.clone();
+        message.clear_system_headers();
+        at.settler.retry(token, &message, attempt, after)
     }
 }
 

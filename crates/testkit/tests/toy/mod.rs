@@ -279,12 +279,9 @@ impl Hand {
             let Some(at) = queue.entries.iter().position(|entry| entry.due <= now) else { break };
             let Some(entry) = queue.entries.remove(at) else { break };
             self.held.fetch_add(1, Ordering::SeqCst);
-            into.push(Incoming {
-                message: entry.message,
-                token: Token(entry.attempt.into()),
-                attempt: Some(entry.attempt),
-                ..Incoming::default()
-            });
+            let mut incoming = Incoming::new(entry.message, Token(entry.attempt.into()));
+            incoming.details_mut().attempt = Some(entry.attempt);
+            into.push(incoming);
         }
         Ok(queue.entries.iter().map(|entry| entry.due).filter(|due| *due > now).min())
     }

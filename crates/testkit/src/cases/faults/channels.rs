@@ -83,8 +83,11 @@ pub async fn member_joins_and_leaves(cx: Cx) {
         scenario.all_accepted().await;
     }
     cx.note(format_args!("the second consumer has its share after {:?}", joined.elapsed()));
+    // It leaves in the middle of its work: with messages in its hands.
+    let held_up = member.is_held_up().await;
     scenario.send(cx.load(300));
-    member.leaves().await;
+    scenario.all_accepted().await;
+    member.leaves(held_up).await;
     scenario.works_again(Instant::now()).await;
     scenario.ends(Expect::Stays).await;
 }

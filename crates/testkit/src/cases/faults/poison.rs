@@ -7,9 +7,9 @@ use tokio::time::Instant;
 
 use super::states::States;
 use crate::{
-    Case, Cx, Figures, Ledger,
+    Case, Cx, Figures, Ledger, PATIENCE,
     case::run,
-    drive::{Log, counted, dead_letters, start, text},
+    drive::{Log, counted_within, dead_letters, start, text},
 };
 
 pub(in crate::cases) const CASES: &[Case] = &[Case::new("F19_poison_flood", run!(poison_flood))];
@@ -36,8 +36,9 @@ pub async fn poison_flood(cx: Cx) {
     for sent in queue.send_all(messages).await {
         sent.expect("accepted");
     }
-    counted(&running, queue.address().name(), "dead_lettered", (COUNT / 10) as u64).await;
-    counted(&running, queue.address().name(), "handled", (COUNT - COUNT / 10) as u64).await;
+    for (what, count) in [("dead_lettered", COUNT / 10), ("handled", COUNT - COUNT / 10)] {
+        counted_within(PATIENCE * 4, &running, queue.address().name(), what, count as u64).await;
+    }
     let took = began.elapsed();
     let mut ledger = Ledger::sent((0..COUNT).filter(|number| !is_bad(number)).map(body));
     log.bodies().into_iter().for_each(|body| ledger.see(body));

@@ -24,7 +24,11 @@ const SHORT: Duration = Duration::from_secs(2);
 fn assert_in_time(error: &Error, began: Instant, kinds: &[ErrorKind]) {
     assert!(kinds.contains(&error.kind()), "{error:?} is none of {kinds:?}");
     assert_ne!(error.retry(), Retry::Never, "{error:?}");
-    assert!(began.elapsed() < SHORT * 2, "a send with a time-out of {SHORT:?} took {:?}", began.elapsed());
+    assert!(
+        began.elapsed() < SHORT + Duration::from_secs(15),
+        "a send with a time-out of {SHORT:?} took {:?}",
+        began.elapsed()
+    );
 }
 
 const NO_ROOM: &[ErrorKind] =

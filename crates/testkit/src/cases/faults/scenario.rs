@@ -5,6 +5,7 @@ use std::{ops::AsyncFnOnce, sync::Arc, time::Duration};
 
 use polymq_core::{Attempt, Bus, Channel, ConsumerFactory, Error, HealthState, Message, Retry, Running, State};
 use tokio::{
+    sync::{OwnedRwLockWriteGuard, RwLock},
     task::{JoinHandle, JoinSet},
     time::Instant,
 };
@@ -84,17 +85,20 @@ pub(super) struct Scenario {
     recovery: Option<Duration>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 struct Handling {
     started: Log,
     handled: Log,
     slow: Option<(&'static str, Duration)>,
     /// Of one consumer alone.
     own: Log,
+    /// Held up while somebody has it for writing.
+    gate: Arc<RwLock<()>>,
 }
 
 async fn handle(message: Message, attempt: Attempt, of: State<Handling>) {
     of.started.add(&message, attempt.0);
+    drop(of.gate.read().await);
     match of.slow {
         Some((body, time)) if &message.payload()[..] == body.as_bytes() && of.started.of(body).len() == 1 => {
             tokio::time::sleep(time).await;
@@ -118,11 +122,19 @@ pub(super) struct Member {
     pub(super) handled: Log,
     bus: Bus,
     running: Running,
+    gate: Arc<RwLock<()>>,
 }
 
 impl Member {
-    pub(super) async fn leaves(self) {
-        self.running.stop().await.expect("stop");
+    /// From here on its handlers wait, until this is dropped.
+    pub(super) async fn is_held_up(&self) -> OwnedRwLockWriteGuard<()> {
+        Arc::clone(&self.gate).write_owned().await
+    }
+
+    /// Its handlers go on when it has begun to leave.
+    pub(super) async fn leaves(self, held_up: OwnedRwLockWriteGuard<()>) {
+        let (stopped, ()) = tokio::join!(self.running.stop(), async { drop(held_up) });
+        stopped.expect("stop");
         self.bus.close().await.expect("close");
     }
 }
@@ -140,8 +152,7 @@ impl Scenario {
             None => None,
         };
         let name = cx.name();
-        let handling =
-            Handling { started: Log::default(), handled: Log::default(), slow: plan.slow, own: Log::default() };
+        let handling = Handling { slow: plan.slow, ..Handling::default() };
         let running = consume(&bus, &name, handling.clone()).await;
         Self {
             cx: cx.clone(),
@@ -211,9 +222,10 @@ impl Scenario {
         let bus = self.cx.bus().await;
         let own = Log::default();
         let (started, handled) = (self.started.clone(), self.handled.clone());
-        let handling = Handling { started, handled, slow: None, own: own.clone() };
+        let gate = Arc::default();
+        let handling = Handling { started, handled, own: own.clone(), gate: Arc::clone(&gate), slow: None };
         let running = consume(&bus, self.queue.address().name(), handling).await;
-        Member { handled: own, bus, running }
+        Member { handled: own, bus, running, gate }
     }
 
     /// The state of the sender's own connection, if it has one.
@@ -244,6 +256,26 @@ impl Scenario {
         }
         let ended = Instant::now();
         self.states.goes_down(PATIENCE, downs).await;
+        self.works_again(ended).await;
+    }
+
+    /// When so many are handled, resets every connection while something is under way, and waits until health has told and it
+    /// works again. Where each request has a connection of its own, a reset with nothing under way is no fault.
+    pub(super) async fn resets(&mut self, at: usize, proxy: &Proxy) {
+        self.handled.reaches(at).await;
+        let downs = self.states.downs();
+        let mut ended = Instant::now();
+        for _ in 0..10 {
+            proxy.reset_all();
+            ended = Instant::now();
+            if self.states.has_told(PATIENCE / 10, downs).await.is_ok() {
+                break;
+            }
+            let handled = self.handled.len();
+            self.send(200);
+            self.handled.reaches(handled + 20).await;
+        }
+        self.states.goes_down(Duration::ZERO, downs).await;
         self.works_again(ended).await;
     }
 

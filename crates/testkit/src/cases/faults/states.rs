@@ -7,7 +7,7 @@ use std::{
 
 use polymq_core::{Bus, BusBuilder, HealthState};
 
-use crate::{Cx, cx::lock, eventually};
+use crate::{Cx, cx::lock, eventually, try_eventually};
 
 /// What the health callback was told, in order.
 #[derive(Debug, Clone, Default)]
@@ -36,10 +36,13 @@ impl States {
     }
 
     pub(super) async fn goes_down(&self, within: Duration, before: usize) {
-        eventually(within, || async {
-            if self.downs() > before { Ok(()) } else { Err(format!("health did not notice: {self}")) }
-        })
-        .await;
+        let told = self.has_told(within, before).await;
+        told.unwrap_or_else(|states| panic!("health did not notice within {within:?}: {states}"));
+    }
+
+    /// Whether it went down once more.
+    pub(super) async fn has_told(&self, within: Duration, before: usize) -> Result<(), String> {
+        try_eventually(within, || async { if self.downs() > before { Ok(()) } else { Err(self.to_string()) } }).await
     }
 }
 

@@ -47,9 +47,9 @@ async fn client(id: &str) -> KubemqClient {
 
 /// Waits until something is so; what the SDK tells only to callbacks has to be asked for.
 async fn until(about: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(40);
     while !is_so().await {
-        assert!(Instant::now() < deadline, "{about}: not within 20 s");
+        assert!(Instant::now() < deadline, "{about}: not within 40 s");
         sleep(Duration::from_millis(20)).await;
     }
 }

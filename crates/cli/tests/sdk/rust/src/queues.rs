@@ -113,11 +113,11 @@ async fn expiration() {
 async fn delay() {
     let client = client("rust").await;
     let start = Instant::now();
-    send(&client, message("late").delay_seconds(1)).await;
+    send(&client, message("late").delay_seconds(8)).await;
     send(&client, message("now")).await;
     assert_eq!(receive(&client, "orders", 1).await, ["now"]);
-    assert_eq!(receive(&client, "orders", 5).await, ["late"]);
-    assert!(start.elapsed() > Duration::from_millis(900), "when it was due");
+    assert_eq!(receive(&client, "orders", 20).await, ["late"]);
+    assert!(start.elapsed() > Duration::from_millis(7900), "when it was due");
 }
 
 async fn dead_letter() {
@@ -179,10 +179,10 @@ async fn requeue() {
     let found = poll(&mut receiver, "orders", false).await;
     found.messages[0].re_queue("other").await.expect("a settlement");
     found.messages[1].ack().await.expect("a settlement");
-    assert_eq!(receive(&client, "other", 5).await, ["a"]);
+    assert_eq!(receive(&client, "other", 20).await, ["a"]);
     send(&client, message("c")).await;
     poll(&mut receiver, "orders", false).await.re_queue_all("other").await.expect("a settlement");
-    assert_eq!(receive(&client, "other", 5).await, ["c"]);
+    assert_eq!(receive(&client, "other", 20).await, ["c"]);
     assert_eq!(receive(&client, "orders", 1).await, [""; 0]);
 }
 

@@ -21,8 +21,8 @@ fn query(body: &str, timeout: Duration) -> kubemq::QueryBuilder {
     query.body(body.as_bytes().to_vec()).timeout(timeout)
 }
 
-const SHORT: Duration = Duration::from_millis(500);
-const LONG: Duration = Duration::from_secs(5);
+const SHORT: Duration = Duration::from_secs(1);
+const LONG: Duration = Duration::from_secs(30);
 
 /// Answers commands; "bad" ones with an error. Ready when it returns.
 async fn answer_commands(client: &KubemqClient, group: &str) -> (Subscription, Seen) {
@@ -91,7 +91,7 @@ async fn queries() {
 
 async fn query_timeout() {
     let client = client("rust").await;
-    let _responder = answer_queries(&client, Duration::from_secs(1)).await;
+    let _responder = answer_queries(&client, Duration::from_secs(12)).await;
     let refused = client.send_query(query("question", SHORT).build()).await.expect_err("too late");
     assert!(refused.to_string().contains("Error 301"), "{refused}");
 }
@@ -100,14 +100,14 @@ async fn query_cache() {
     let client = client("rust").await;
     let (_subscription, seen) = answer_queries(&client, Duration::ZERO).await;
     let ask = async |key: &str| {
-        let query = query("question", LONG).cache_key(key).cache_ttl(Duration::from_secs(1));
+        let query = query("question", LONG).cache_key(key).cache_ttl(Duration::from_secs(10));
         let found = client.send_query(query.build()).await.expect("an answer");
         (found.cache_hit, String::from_utf8_lossy(&found.body).into_owned())
     };
     assert_eq!(ask("k").await, (false, "answer 1".into()));
     assert_eq!(ask("k").await, (true, "answer 1".into()));
     assert_eq!(ask("other").await, (false, "answer 2".into()));
-    sleep(Duration::from_millis(1200)).await;
+    sleep(Duration::from_secs(11)).await;
     assert_eq!(ask("k").await, (false, "answer 3".into()), "its time is over");
     assert_eq!(seen.bodies().len(), 3);
 }

@@ -1,0 +1,151 @@
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use lapin::{
+    options::QueueDeclareOptions,
+    types::{AMQPValue, FieldTable},
+};
+use polymq_core::{Address, Connection, ConsumeOptions, ErrorKind, ProduceOptions};
+
+use super::harness::*;
+
+pub async fn a_missing_queue_is_not_found_or_made() {
+    let connection = connect(&shared().url()).await;
+    let queue = Address::queue(unique("missing"));
+    let produce = ProduceOptions { declare: false, ..ProduceOptions::default() };
+    let consume = ConsumeOptions { declare: false, ..ConsumeOptions::default() };
+    for error in [
+        connection.producer(&queue, &produce).await.map(drop).expect_err("no queue"),
+        connection.consumer(&queue, &consume).await.map(drop).expect_err("no queue"),
+        connection.declare(&queue, &consume).await.expect_err("no queue"),
+        connection.stats(&queue, None).await.map(drop).expect_err("no queue"),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    }
+    connection.declare(&queue, &ConsumeOptions::default()).await.expect("declared");
+    connection.declare(&queue, &ConsumeOptions::default()).await.expect("declared again");
+    connection.producer(&queue, &produce).await.expect("a producer");
+    connection.stats(&queue.dead_letters(None), None).await.expect("the dead-letter queue was made too");
+    let unknown = ConsumeOptions { extra: vec![("colour".into(), "red".into())], ..ConsumeOptions::default() };
+    assert_eq!(connection.consumer(&queue, &unknown).await.expect_err("unknown").kind(), ErrorKind::Config);
+}
+
+pub async fn a_queue_made_by_another_tool_is_taken_as_it_is() {
+    let bare = raw(shared()).await;
+    let name = unique("other-tool");
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(2));
+    arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    bare.queue_declare(name.as_str().into(), durable, arguments).await.expect("declared");
+    let connection = connect(&shared().url()).await;
+    let queue = Address::queue(name);
+    let producer = producer(&connection, &queue).await;
+    let answers = join_all((0..5).map(|n| producer.send(message(&n.to_string())))).await;
+    assert!(answers[0].is_ok() && answers[1].is_ok());
+    let error = answers.into_iter().find_map(Result::err).expect("a full queue refuses");
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+    let mut consumer = consumer(&connection, &queue).await;
+    assert_eq!(text(&receive(&mut *consumer, 1).await[0]), "0");
+}
+
+pub async fn each_group_of_a_topic_sees_each_message_once() {
+    let connection = connect(&shared().url()).await;
+    let topic = Address::topic(unique("prices"));
+    let group = |name: &str| ConsumeOptions { group: Some(name.into()), ..ConsumeOptions::default() };
+    let mut one = connection.consumer(&topic, &group("a")).await.expect("a consumer");
+    let mut two = connection.consumer(&topic, &group("a")).await.expect("a consumer");
+    let mut other = connection.consumer(&topic, &group("b")).await.expect("a consumer");
+    let mut own = connection.consumer(&topic, &ConsumeOptions::default()).await.expect("a consumer");
+    let producer = producer(&connection, &topic).await;
+    for n in 0..20 {
+        send(&*producer, message(&n.to_string())).await.expect("sent");
+    }
+    assert_eq!(receive(&mut *one, 10).await.len() + receive(&mut *two, 10).await.len(), 20);
+    let mine = receive(&mut *other, 20).await;
+    receive(&mut *own, 20).await;
+    // A retry goes to the group that asked for it, and to no other.
+    other.settler().retry(mine[0].token, &mine[0].message, 2, Duration::ZERO).await.expect("retried");
+    assert_eq!(receive(&mut *other, 1).await[0].message.header_attempt(), 2);
+    tokio::join!(silence(&mut *one, 300), silence(&mut *two, 300), silence(&mut *own, 300));
+    // A group keeps what is sent while it is away; a subscription without a group ends with its consumer.
+    other.close().await.expect("closed");
+    drop((other, mine));
+    send(&*producer, message("away")).await.expect("sent");
+    eventually("the queue of the group holds it all", || async {
+        connection.stats(&topic, Some("b")).await.expect("counts").ready >= 1
+    })
+    .await;
+    connection.delete(&topic, Some("b")).await.expect("deleted");
+    assert_eq!(connection.stats(&topic, Some("b")).await.expect_err("deleted").kind(), ErrorKind::NotFound);
+    assert_eq!(connection.stats(&topic, None).await.expect_err("no group").kind(), ErrorKind::InvalidInput);
+}
+
+pub async fn wildcards_tell_the_concrete_topic_even_after_a_retry() {
+    let connection = connect(&shared().url()).await;
+    let base = unique("w");
+    let mut consumer = consumer(&connection, &Address::topic(format!("{base}.*.price"))).await;
+    for (topic, fits) in [("eur.price", true), ("price", false), ("usd.price", true), ("usd.price.low", false)] {
+        let producer = producer(&connection, &Address::topic(format!("{base}.{topic}"))).await;
+        send(&*producer, message(if fits { topic } else { "wrong" })).await.expect("sent");
+    }
+    for incoming in receive(&mut *consumer, 2).await {
+        assert_eq!(incoming.channel(), Some(&*format!("{base}.{}", text(&incoming))));
+        consumer
+            .settler()
+            .retry(incoming.token, &incoming.message, 2, Duration::from_millis(50))
+            .await
+            .expect("retried");
+        let again = receive(&mut *consumer, 1).await.remove(0);
+        assert_eq!((text(&again), again.channel()), (text(&incoming), incoming.channel()));
+    }
+    let wrong = connection.producer(&Address::topic("a.*"), &ProduceOptions::default()).await.expect_err("a wildcard");
+    assert_eq!(wrong.kind(), ErrorKind::InvalidInput);
+}
+
+pub async fn counts_purge_and_delete() {
+    let connection = connect(&shared().url()).await;
+    let queue = Address::queue(unique("counted"));
+    let producer = producer(&connection, &queue).await;
+    join_all((0..7).map(|n| producer.send(message(&n.to_string())))).await;
+    assert_eq!(connection.stats(&queue, None).await.expect("counts").ready, 7);
+    assert_eq!(connection.purge(&queue).await.expect("purged"), 7);
+    assert_eq!(connection.stats(&queue, None).await.expect("counts").ready, 0);
+    connection.delete(&queue, None).await.expect("deleted");
+    assert_eq!(connection.purge(&queue).await.expect_err("deleted").kind(), ErrorKind::NotFound);
+    connection.stats(&queue.dead_letters(None), None).await.expect("dead letters stay");
+}
+
+/// `declare` is about what programs share.
+pub async fn what_is_a_consumers_own_is_made_whatever_is_declared() {
+    let topic = Address::topic(unique("told"));
+    let all = connect(&shared().url()).await;
+    all.declare(&topic, &ConsumeOptions::default()).await.expect("the exchange is there");
+    for declare in ["passive", "none"] {
+        let connection = connect(&format!("{}?declare={declare}", shared().url())).await;
+        let mut own = connection.consumer(&topic, &ConsumeOptions::default()).await.expect("a queue of its own");
+        send(&*producer(&connection, &topic).await, message("news")).await.expect("sent");
+        assert_eq!(text(&receive(&mut *own, 1).await[0]), "news", "{declare}");
+
+        let replies = Address::queue(unique("replies"));
+        let options = ConsumeOptions { temporary: true, ..ConsumeOptions::default() };
+        let mut asker = connection.consumer(&replies, &options).await.expect("a queue for replies");
+        let options = ProduceOptions { temporary: true, declare: false, ..ProduceOptions::default() };
+        let answers = connection.producer(&replies, &options).await.expect("a producer");
+        send(&*answers, message("answer")).await.expect("sent");
+        assert_eq!(text(&receive(&mut *asker, 1).await[0]), "answer", "{declare}");
+
+        let missing = Address::queue(unique("missing"));
+        let error = connection.consumer(&missing, &ConsumeOptions::default()).await.expect_err("not to be made");
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{declare}: {error}");
+        // Nor an exchange, or dead letters.
+        let elsewhere = vec![("exchange".to_owned(), unique("elsewhere"))];
+        let options = ConsumeOptions { extra: elsewhere, ..ConsumeOptions::default() };
+        let error = connection.consumer(&topic, &options).await.expect_err("no such exchange");
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{declare}: {error}");
+        let letters = Address::queue(unique("letters"));
+        let options = ConsumeOptions { dead_letters: Some(letters.clone()), ..ConsumeOptions::default() };
+        drop(connection.consumer(&topic, &options).await.expect("a queue of its own"));
+        assert!(!all.exists(&letters, None).await.expect("an answer"), "{declare}");
+    }
+}

@@ -1,0 +1,153 @@
+//! Taking messages, and waiting for them.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use polymq_kubemq_proto::QueueMessage;
+use prost::Message as _;
+use tokio::time::{Instant, timeout_at};
+
+use super::{Lent, PAGE, Queue, State, Waiting, now};
+use crate::store::{Change, Key, StoreError};
+
+/// What a receive gave.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    pub(crate) messages: Vec<Lent>,
+    /// Messages that were found to be expired.
+    pub(crate) expired: u64,
+}
+
+impl Queue {
+    /// Takes up to `most` messages, waiting for the first one until the deadline, or until the queue is deleted.
+    pub(crate) async fn take(self: &Arc<Self>, most: usize, deadline: Instant) -> Result<Taken, StoreError> {
+        let mut expired = 0;
+        loop {
+            let arrived = self.arrived.notified();
+            tokio::pin!(arrived);
+            arrived.as_mut().enable();
+            let mut taken = self.take_now(most)?;
+            expired += taken.expired;
+            if !taken.messages.is_empty() {
+                taken.expired = expired;
+                return Ok(taken);
+            }
+            if self.lock().gone {
+                return Ok(Taken { messages: Vec::new(), expired });
+            }
+            let _wants = Wants::begin(&self.wanted, most);
+            if timeout_at(deadline, arrived).await.is_err() {
+                return Ok(Taken { messages: Vec::new(), expired });
+            }
+        }
+    }
+
+    /// Takes what is there.
+    pub(crate) fn take_now(self: &Arc<Self>, most: usize) -> Result<Taken, StoreError> {
+        // What is taken now could not be settled.
+        if let Some(cause) = self.store.failed() {
+            return Err(cause.clone());
+        }
+        let mut taken = Taken::default();
+        let mut gone = Vec::new();
+        let mut bytes = 0;
+        let mut state = self.lock();
+        while taken.messages.len() < most && !state.gone {
+            let Some(mut waiting) = self.next_waiting(&mut state)? else { break };
+            if self.expire(&mut state, &waiting, &mut gone) {
+                taken.expired += 1;
+                continue;
+            }
+            bytes += waiting.size;
+            if bytes > self.answer && !taken.messages.is_empty() {
+                state.back.insert(waiting.sequence, waiting);
+                break;
+            }
+            waiting.message.attributes.get_or_insert_default().receive_count += 1;
+            state.held.insert(waiting.sequence, waiting.size);
+            state.stats.outgoing += 1;
+            state.stats.outgoing_bytes += waiting.size as u64;
+            taken.messages.push(Lent::new(self, waiting));
+        }
+        let more = state.has_waiting() && !state.gone;
+        state.stats.active_at = now() / 1_000_000;
+        drop(state);
+        if !gone.is_empty() {
+            self.store.remove(gone, drop);
+        }
+        if more {
+            self.arrived.notify_one();
+        }
+        Ok(taken)
+    }
+
+    fn next_waiting(&self, state: &mut State) -> Result<Option<Waiting>, StoreError> {
+        if let Some(entry) = state.back.first_entry() {
+            return Ok(Some(entry.remove()));
+        }
+        if state.ahead.is_empty() && state.cursor < state.visible {
+            for (sequence, value) in self.store.read(self.id, state.cursor, PAGE.0, PAGE.1)? {
+                // Written and not synced yet: it is given when it has entered.
+                if sequence >= state.visible {
+                    break;
+                }
+                state.cursor = sequence + 1;
+                let size = value.len();
+                match QueueMessage::decode(&*value) {
+                    Ok(message) => state.ahead.push_back(Waiting { sequence, size, message }),
+                    Err(cause) => {
+                        tracing::error!(queue = self.name, sequence, %cause, "a stored message cannot be read; it is passed over");
+                    }
+                }
+            }
+            // Nothing on disk from the cursor on: what was visible was discarded or has expired.
+            if state.ahead.is_empty() {
+                state.cursor = state.cursor.max(state.visible);
+            }
+        }
+        Ok(state.ahead.pop_front())
+    }
+
+    fn expire(&self, state: &mut State, waiting: &Waiting, gone: &mut Vec<Change>) -> bool {
+        let at = waiting.message.attributes.as_ref().map_or(0, |attributes| attributes.expiration_at);
+        if at == 0 || at > now() {
+            return false;
+        }
+        gone.push(Change::Remove(Key::new(self.id, waiting.sequence), waiting.size));
+        state.stats.messages = state.stats.messages.saturating_sub(1);
+        state.stats.bytes = state.stats.bytes.saturating_sub(waiting.size as u64);
+        state.stats.expired += 1;
+        true
+    }
+
+    /// Back to its place, as if it had never been taken.
+    pub(super) fn give_back(&self, mut waiting: Waiting) {
+        let mut state = self.lock();
+        if state.held.remove(&waiting.sequence).is_some() {
+            if let Some(attributes) = &mut waiting.message.attributes {
+                attributes.receive_count -= 1;
+            }
+            state.back.insert(waiting.sequence, waiting);
+        }
+        drop(state);
+        self.arrived.notify_one();
+    }
+}
+
+/// Somebody waits for so many messages.
+struct Wants<'a>(&'a AtomicUsize, usize);
+
+impl<'a> Wants<'a> {
+    fn begin(wanted: &'a AtomicUsize, most: usize) -> Self {
+        wanted.fetch_add(most, Ordering::Relaxed);
+        Self(wanted, most)
+    }
+}
+
+impl Drop for Wants<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(self.1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,49 @@
+use super::*;
+
+fn queues() -> Arc<Queues> {
+    let limits = Limits::default();
+    let store = Store::in_memory(&limits).unwrap();
+    let numbers = Arc::new(Numbers::after(&[]));
+    Arc::new(Queues::open(store, limits, numbers, Vec::new()).unwrap())
+}
+
+#[tokio::test]
+async fn a_queue_has_its_name_until_its_removal_is_stored() {
+    let queues = queues();
+    let queue = queues.get("orders").unwrap();
+    // The store stores, and tells nobody before it may go on.
+    let (goes, waits) = std::sync::mpsc::channel::<()>();
+    queues.store.commit(Vec::new(), None, move |_| _ = waits.recv());
+    let mut removal = std::pin::pin!(queues.remove("orders"));
+    assert!(futures_util::poll!(removal.as_mut()).is_pending());
+    assert!(Arc::ptr_eq(&queues.get("orders").unwrap(), &queue), "one that is made now could not be stored");
+    drop(goes);
+    assert!(removal.await.unwrap());
+
+    let made = queues.get("orders").unwrap();
+    assert_ne!(made.id, queue.id);
+    queues.store.store(Vec::new()).await.unwrap();
+    let stored: Vec<_> = queues.store.channels().unwrap().iter().map(|channel| channel.id).collect();
+    assert_eq!(stored, [made.id]);
+}
+
+#[tokio::test]
+async fn what_is_delayed_comes_although_its_sender_went_away() {
+    let queues = queues();
+    let clock = tokio::spawn(Arc::clone(&queues).keep_time());
+    // The clock has seen that nothing is delayed.
+    tokio::task::yield_now().await;
+    let policy = QueueMessagePolicy { delay_seconds: 1, ..QueueMessagePolicy::default() };
+    let message = QueueMessage {
+        client_id: "test".into(),
+        channel: "orders".into(),
+        body: "x".into(),
+        policy: Some(policy),
+        ..QueueMessage::default()
+    };
+    drop(queues.enter(vec![message], |_| Ok(())).await);
+    let queue = queues.get("orders").unwrap();
+    let taken = queue.take(1, tokio::time::Instant::now() + Duration::from_secs(10)).await.unwrap();
+    assert_eq!(taken.messages.len(), 1);
+    clock.abort();
+}

@@ -1,0 +1,53 @@
+//! When a message was made, and the id that follows from it.
+
+use std::{num::NonZeroU64, time::SystemTime};
+
+use uuid::Uuid;
+
+/// A moment. What the clock gives is converted once for id and time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stamp {
+    /// Since 1970; 0 where that cannot be told.
+    nanos: u64,
+    /// The first half of a UUIDv7: milliseconds, version, and the quarter of a microsecond (section 6.2, method 3).
+    id: u64,
+    /// Of which the second half takes 62 bits.
+    random: u64,
+}
+
+impl Stamp {
+    pub(crate) fn now() -> Self {
+        SystemTime::now().into()
+    }
+
+    /// Nanoseconds since 1970, where that can be told.
+    #[inline]
+    pub(super) fn nanos(self) -> Option<NonZeroU64> {
+        NonZeroU64::new(self.nanos)
+    }
+
+    /// The UUIDv7 of this moment (RFC 9562, section 5.7).
+    #[inline]
+    pub(super) fn uuid(self) -> Uuid {
+        Uuid::from_u64_pair(self.id, (0b10 << 62) | (self.random >> 2))
+    }
+
+    /// The same moment for another message, whose id comes after (RFC 9562, section 6.2, method 2).
+    #[inline]
+    pub(crate) fn take(&mut self) -> Self {
+        let next = Self { random: self.random.wrapping_add(1 << 2), ..*self };
+        std::mem::replace(self, next)
+    }
+}
+
+impl From<SystemTime> for Stamp {
+    #[inline]
+    fn from(time: SystemTime) -> Self {
+        let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let nanos = since.as_secs().checked_mul(1_000_000_000);
+        let nanos = nanos.and_then(|nanos| nanos.checked_add(u64::from(since.subsec_nanos()))).unwrap_or(0);
+        let (millis, rest) = (nanos / 1_000_000, nanos % 1_000_000);
+        // The generator is seeded by the operating system once a thread.
+        Self { nanos, id: (millis << 16) | (7 << 12) | ((rest << 12) / 1_000_000), random: fastrand::u64(..) }
+    }
+}

@@ -1,0 +1,117 @@
+//! What closing commits, who waits for it, and what comes too late.
+
+use std::{future::poll_fn, net::SocketAddr, pin::pin, task::Poll, time::Duration};
+
+use polymq_core::{Address, Connection, ConsumeOptions, Consumer, ErrorKind, Incoming, Settings};
+use polymq_kafka::{KafkaConnection, rdkafka::Offset};
+use polymq_testkit::Proxy;
+
+use crate::{
+    common::relay::Relays,
+    groups::committed,
+    harness::{bare, connect, consumer, name, producer, send, settings, take},
+};
+
+/// A connection through a proxy.
+async fn proxied() -> (Relays, Proxy, KafkaConnection) {
+    let broker: SocketAddr = bare().servers.parse().expect("an address");
+    let (proxy, relays) = (Proxy::start(broker).await.expect("a proxy"), Relays::new(broker));
+    let url = format!("kafka://admin:secret@{}?session_timeout=6s", relays.before(proxy.address()));
+    let connection = connect(&Settings::from_url(&url).expect("a URL")).await;
+    (relays, proxy, connection)
+}
+
+/// Two messages, received.
+async fn two(connection: &KafkaConnection, queue: &Address) -> (Box<dyn Consumer>, Vec<Incoming>) {
+    send(&*producer(connection, queue).await, ["a".to_owned(), "b".to_owned()]).await;
+    let mut reader = consumer(connection, queue, ConsumeOptions::default()).await;
+    let taken = take(&mut *reader, 2).await;
+    (reader, taken)
+}
+
+fn position(queue: &Address) -> Offset {
+    tokio::task::block_in_place(|| committed(queue.name(), queue.name())).0
+}
+
+/// Begins, and goes no further than to the first wait.
+async fn begin<T>(future: std::pin::Pin<&mut impl Future<Output = T>>) {
+    let mut future = future;
+    let waits = poll_fn(|context| Poll::Ready(future.as_mut().poll(context).is_pending())).await;
+    assert!(waits, "there is something to wait for");
+}
+
+/// The broker is silent: the close ends all the same, and from then on nothing is said to be done that nobody will commit.
+pub async fn nothing_is_acknowledged_after_a_close() {
+    let queue = Address::queue(name("sealed"));
+    let (_relays, proxy, connection) = proxied().await;
+    let (mut reader, taken) = two(&connection, &queue).await;
+    reader.settler().ack(taken[0].token).await.expect("ack");
+    proxy.pause();
+    // It tells when it has given up waiting.
+    let _ = connection.close().await;
+    let error = reader.settler().ack(taken[1].token).await.expect_err("nobody commits it");
+    assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+    let error = reader.receive(1, &mut Vec::new()).await.expect_err("closed");
+    assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+    proxy.resume();
+}
+
+/// Whoever closes after a close that was dropped waits for what that one had begun.
+pub async fn a_close_that_was_dropped_is_waited_for() {
+    let queue = Address::queue(name("dropped"));
+    let (_relays, proxy, connection) = proxied().await;
+    let (reader, taken) = two(&connection, &queue).await;
+    proxy.pause();
+    reader.settler().ack(taken[0].token).await.expect("ack");
+    begin(pin!(connection.close())).await;
+    let again = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        proxy.resume();
+    };
+    // Looked at as soon as it answers.
+    let closing = async { (connection.close().await, position(&queue)) };
+    let ((closed, position), ()) = tokio::join!(closing, again);
+    match closed {
+        Ok(()) => assert_eq!(position, Offset::Offset(1)),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::Timeout, "{error}"),
+    }
+}
+
+/// Nobody is added to those who are closed.
+pub async fn nobody_begins_to_consume_while_the_connection_closes() {
+    let connection = connect(&settings()).await;
+    let queue = Address::queue(name("late"));
+    let mut closing = pin!(connection.close());
+    begin(closing.as_mut()).await;
+    let made = connection.consumer(&queue, &ConsumeOptions::default()).await;
+    assert_eq!(made.map(drop).expect_err("it closes").kind(), ErrorKind::Closed);
+    closing.await.expect("closed");
+}
+
+/// A program may end when its consumer is closed: what was acknowledged is committed, although other messages are not settled yet.
+pub async fn a_closed_consumer_has_committed() {
+    let queue = Address::queue(name("flushed"));
+    let connection = connect(&settings().with("commit_interval", "60s")).await;
+    let (mut reader, taken) = two(&connection, &queue).await;
+    reader.settler().ack(taken[0].token).await.expect("ack");
+    reader.close().await.expect("closed");
+    assert_eq!(position(&queue), Offset::Offset(1));
+    reader.settler().ack(taken[1].token).await.expect("ack");
+    reader.close().await.expect("closed");
+    assert_eq!(position(&queue), Offset::Offset(2));
+    connection.close().await.expect("closed");
+}
+
+/// A message that was settled otherwise while its successor was written is not said to have been retried too.
+pub async fn a_message_is_retried_or_acknowledged() {
+    let queue = Address::queue(name("either"));
+    let connection = connect(&settings()).await;
+    let (reader, taken) = two(&connection, &queue).await;
+    let settler = reader.settler();
+    let retried = settler.retry(taken[0].token, &taken[0].message, 2, Duration::ZERO);
+    let done = settler.ack(taken[0].token).await;
+    let answers = [done, retried.await];
+    let said: Vec<_> = answers.iter().map(|answer| answer.as_ref().map_err(polymq_core::Error::kind)).collect();
+    assert!(said.contains(&Ok(&())) && said.contains(&Err(ErrorKind::Stale)), "{said:?}");
+    connection.close().await.expect("closed");
+}

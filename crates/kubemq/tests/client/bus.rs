@@ -1,0 +1,196 @@
+//! What a bus makes of polymq's own broker where other servers have no such thing: limits, and channels that are deleted.
+
+use std::{sync::Arc, time::Duration};
+
+use polymq_broker::{Broker, Limits};
+use polymq_core::{
+    Backend, Bus, Channel, ConsumeOptions, Environment, ErrorKind, HealthState, Message, Registry, Retry, Start,
+    Subscription,
+};
+use polymq_kubemq::{KubeMqBackend, Pattern};
+use polymq_testkit::eventually;
+use tokio::time::timeout;
+
+use crate::{SECOND, connect};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+async fn start(limits: Limits) -> (Broker, Bus) {
+    let broker = Broker::builder().listen("127.0.0.1:0").limits(limits).start().await.expect("a broker");
+    let mut registry = Registry::new();
+    let backend: Arc<dyn Backend> = Arc::new(KubeMqBackend);
+    registry.add(backend).expect("one backend");
+    let builder = Bus::builder().registry(registry).environment(Environment::default());
+    let bus = builder.url(format!("kubemq://{}", broker.address())).connect().await.expect("connect");
+    (broker, bus)
+}
+
+async fn send(channel: &Channel, bodies: &[&'static str]) {
+    for body in bodies {
+        channel.send_message(Message::new(*body)).await.expect("sent");
+    }
+}
+
+/// The next bodies, acknowledged.
+async fn take(subscription: &mut Subscription, count: usize) -> Vec<String> {
+    let mut taken = Vec::new();
+    for _ in 0..count {
+        let delivery = timeout(PATIENCE, subscription.next()).await.expect("in time").expect("received");
+        taken.push(String::from_utf8_lossy(delivery.message().payload()).into_owned());
+        delivery.ack().await.expect("acknowledged");
+    }
+    taken
+}
+
+fn group() -> ConsumeOptions {
+    ConsumeOptions { group: Some("audit".to_owned()), ..ConsumeOptions::default() }
+}
+
+/// A queue that is full now is no reason to give a message up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_is_busy() {
+    let (broker, bus) = start(Limits { queue_count: Some(1), ..Limits::default() }).await;
+    let queue = bus.queue("q");
+    send(&queue, &["one"]).await;
+    let error = queue.send_message(Message::new("two")).await.expect_err("full");
+    assert_eq!((error.kind(), error.retry()), (ErrorKind::Busy, Retry::Now), "{error}");
+    bus.close().await.expect("closed");
+    broker.stop().await;
+}
+
+/// What was withdrawn while there is no broker is not waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flush_does_not_wait_for_what_was_withdrawn() {
+    let (broker, bus) = start(Limits::default()).await;
+    let queue = bus.queue("q");
+    send(&queue, &["one"]).await;
+    broker.stop().await;
+    // Known, so that nothing is handed to the connection that was.
+    eventually(PATIENCE, || async {
+        let health = bus.health();
+        if health.state == HealthState::Down { Ok(()) } else { Err(health.to_string()) }
+    })
+    .await;
+    let sending = tokio::spawn({
+        let hasty = queue.with_timeout(2 * SECOND);
+        async move { hasty.send_message(Message::new("two")).await }
+    });
+    tokio::time::sleep(SECOND).await;
+    // A flush waits as long as one send may take, which is much longer here.
+    let flushing = tokio::spawn({
+        let queue = queue.clone();
+        async move { queue.flush().await }
+    });
+    let error = sending.await.expect("no panic").expect_err("there is no broker");
+    assert_ne!(error.kind(), ErrorKind::UnknownOutcome, "it was withdrawn: {error}");
+    timeout(PATIENCE, flushing).await.expect("in time").expect("no panic").expect("flushed");
+    timeout(PATIENCE, queue.flush()).await.expect("in time").expect("flushed");
+}
+
+/// Who reads a topic that is deleted reads the one that is made under its name, from its beginning.
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_of_a_deleted_topic_read_the_next_one() {
+    let (broker, bus) = start(Limits::default()).await;
+    let client = connect(&broker).await;
+    let topic = bus.topic("prices");
+    let mut member = topic.subscribe(group()).await.expect("subscribed");
+    let alone = ConsumeOptions { start: Start::New, ..ConsumeOptions::default() };
+    let mut alone = topic.subscribe(alone).await.expect("subscribed");
+    send(&topic, &["1", "2", "3"]).await;
+    assert_eq!(take(&mut member, 3).await, ["1", "2", "3"]);
+    assert_eq!(take(&mut alone, 3).await, ["1", "2", "3"]);
+    client.delete_channel(Pattern::EventsStore, "prices").await.expect("deleted");
+    send(&topic, &["4", "5"]).await;
+    assert_eq!(take(&mut member, 2).await, ["4", "5"]);
+    assert_eq!(take(&mut alone, 2).await, ["4", "5"]);
+    bus.close().await.expect("closed");
+    broker.stop().await;
+}
+
+/// What groups open to go on where they were takes no room of the connection that all share.
+#[tokio::test(flavor = "multi_thread")]
+async fn groups_that_go_on_leave_room_to_the_others() {
+    let (broker, bus) = start(Limits::default()).await;
+    let topics: Vec<_> = (0..3).map(|n| bus.topic(format!("prices-{n}"))).collect();
+    for topic in &topics {
+        let mut member = topic.subscribe(group()).await.expect("subscribed");
+        send(topic, &["first"]).await;
+        assert_eq!(take(&mut member, 1).await, ["first"]);
+        member.close().await.expect("closed");
+    }
+    let mut members = Vec::new();
+    for topic in &topics {
+        let mut member = topic.subscribe(group()).await.expect("subscribed");
+        // More than one stream may have under way.
+        for _ in 0..6 {
+            topic.send_message(Message::new(vec![b'x'; 1 << 20])).await.expect("sent");
+            assert_eq!(take(&mut member, 1).await[0].len(), 1 << 20);
+        }
+        // It stays, while the next ones come.
+        members.push(member);
+    }
+    assert_eq!(bus.health().reconnects, 0, "{}", bus.health());
+    broker.stop().await;
+}
+
+/// Nor does a group stay behind that nobody read when its topic was deleted, or miss any of the next one, whether that has fewer
+/// events than the group had handled, as many, or more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_that_was_away_begins_with_the_next_topic() {
+    let (broker, bus) = start(Limits::default()).await;
+    let client = connect(&broker).await;
+    for (name, new) in [("a", &["4"][..]), ("b", &["4", "5", "6"]), ("c", &["4", "5", "6", "7", "8"])] {
+        let topic = bus.topic(name);
+        let mut member = topic.subscribe(group()).await.expect("subscribed");
+        send(&topic, &["1", "2", "3"]).await;
+        assert_eq!(take(&mut member, 3).await, ["1", "2", "3"]);
+        member.close().await.expect("closed");
+        client.delete_channel(Pattern::EventsStore, name).await.expect("deleted");
+        send(&topic, new).await;
+        let mut member = topic.subscribe(group()).await.expect("subscribed");
+        assert_eq!(take(&mut member, new.len()).await, new);
+    }
+    bus.close().await.expect("closed");
+    broker.stop().await;
+}
+
+/// A topic that is deleted while its events are moved by the hundred.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_under_load_goes_on_with_the_next_topic() {
+    let (broker, bus) = start(Limits::default()).await;
+    let client = connect(&broker).await;
+    let topic = bus.topic("prices");
+    let mut member = topic.subscribe(group()).await.expect("subscribed");
+    for round in 0..3 {
+        let sent = (0..300).map(|_| client.stream_stored("prices", &Message::new("old")));
+        for stored in sent.collect::<Vec<_>>() {
+            stored.await.expect("stored");
+        }
+        client.delete_channel(Pattern::EventsStore, "prices").await.expect("deleted");
+        send(&topic, &["new"]).await;
+        while take(&mut member, 1).await != ["new"] {}
+        println!("round {round} is over");
+    }
+    bus.close().await.expect("closed");
+    broker.stop().await;
+}
+
+/// The largest event that is taken fits into the group's queue, and a larger one is refused to its sender.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_is_taken_reaches_the_group() {
+    let (broker, bus) = start(Limits { message: 1000, ..Limits::default() }).await;
+    let topic = bus.topic("prices");
+    let mut member = topic.subscribe(group()).await.expect("subscribed");
+    let error = topic.send_message(Message::new("x".repeat(1001))).await.expect_err("too large");
+    assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
+    let mut size = 1000;
+    while let Err(error) = topic.send_message(Message::new("x".repeat(size))).await {
+        assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
+        size -= 1;
+    }
+    println!("{size} bytes of body were taken");
+    send(&topic, &["small"]).await;
+    assert_eq!(take(&mut member, 2).await, ["x".repeat(size), "small".to_owned()]);
+    bus.close().await.expect("closed");
+    broker.stop().await;
+}

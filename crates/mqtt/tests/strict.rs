@@ -1,0 +1,100 @@
+//! A broker that ends the connection of whoever does not keep to the letter of the protocol, which Mosquitto does not.
+
+use std::time::Duration;
+
+use polymq_core::{Address, Backend, ConsumeOptions, Message, ProduceOptions, Settings};
+use polymq_mqtt::MqttBackend;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const PUBLISH: u8 = 3;
+const SUBSCRIBE: u8 = 8;
+
+/// The other end of one connection, spoken by hand.
+struct Peer(TcpStream);
+
+impl Peer {
+    /// Greets a client, which may have one message without an answer.
+    async fn greet(listener: &TcpListener) -> Self {
+        let (stream, _) = listener.accept().await.expect("a client");
+        let mut peer = Self(stream);
+        assert_eq!(peer.read().await.0 >> 4, 1, "CONNECT comes first");
+        // CONNACK: no session, success, receive maximum 1.
+        peer.write(&[0x20, 6, 0, 0, 3, 0x21, 0, 1]).await;
+        peer
+    }
+
+    /// The next packet: its first byte, and what follows its length.
+    async fn read(&mut self) -> (u8, Vec<u8>) {
+        let first = self.0.read_u8().await.expect("a packet");
+        let mut length = 0_usize;
+        for shift in (0..28).step_by(7) {
+            let byte = self.0.read_u8().await.expect("a length");
+            length |= usize::from(byte & 127) << shift;
+            if byte < 128 {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        self.0.read_exact(&mut body).await.expect("a whole packet");
+        (first, body)
+    }
+
+    /// The next packet of this type: what follows its length.
+    async fn expect(&mut self, packet: u8) -> Vec<u8> {
+        let (first, body) = timeout(PATIENCE, self.read()).await.expect("a packet in time");
+        assert_eq!(first >> 4, packet, "{body:?}");
+        body
+    }
+
+    async fn write(&mut self, bytes: &[u8]) {
+        self.0.write_all(bytes).await.expect("written");
+    }
+}
+
+/// The topic of a PUBLISH, and its packet id.
+fn published(body: &[u8]) -> (String, [u8; 2]) {
+    let length = usize::from(u16::from_be_bytes([body[0], body[1]]));
+    let topic = String::from_utf8_lossy(&body[2..2 + length]).into_owned();
+    (topic, [body[2 + length], body[3 + length]])
+}
+
+/// The messages by which consumers agree go before all others, and not beyond what the broker takes at once.
+#[tokio::test]
+async fn claims_keep_to_the_receive_maximum() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let settings = Settings::from_url(&format!("mqtt://{}", listener.local_addr().expect("an address")));
+    let settings = settings.expect("a URL");
+    let (connected, mut peer) = tokio::join!(MqttBackend.connect(&settings), Peer::greet(&listener));
+    let bus = connected.expect("connected");
+    let producer = bus.producer(&Address::topic("news"), &ProduceOptions::default()).await.expect("a producer");
+    let sends: Vec<_> = ["one", "two"].map(|body| producer.send(Message::new(body))).into();
+    let (topic, first) = published(&peer.expect(PUBLISH).await);
+    assert_eq!(topic, "news");
+    let declaring = tokio::spawn({
+        let bus = std::sync::Arc::clone(&bus);
+        async move { bus.declare(&Address::queue("orders"), &ConsumeOptions::default()).await }
+    });
+    let subscribe = peer.expect(SUBSCRIBE).await;
+    peer.write(&[0x90, 4, subscribe[0], subscribe[1], 0, 0]).await;
+    let more = timeout(Duration::from_millis(300), peer.read()).await;
+    assert!(more.is_err(), "a second message although the broker takes one at once: {more:?}");
+    // With its answer there is room: for the look and the claim, before what was sent long ago.
+    peer.write(&[0x40, 2, first[0], first[1]]).await;
+    for _ in ["look", "claim"] {
+        let (topic, asked) = published(&peer.expect(PUBLISH).await);
+        assert!(topic.ends_with("/ask"), "{topic}");
+        peer.write(&[0x40, 2, asked[0], asked[1]]).await;
+    }
+    let (topic, second) = published(&peer.expect(PUBLISH).await);
+    assert_eq!(topic, "news");
+    peer.write(&[0x40, 2, second[0], second[1]]).await;
+    for send in sends {
+        timeout(PATIENCE, send).await.expect("in time").expect("sent");
+    }
+    declaring.abort();
+}

@@ -1,0 +1,119 @@
+//! B3: of many messages each arrives once.
+
+use std::time::Duration;
+
+use polymq_core::{ConsumeOptions, ErrorKind, Message};
+use tokio::time::Instant;
+
+use crate::{
+    Case, Cx, Ledger, PATIENCE,
+    case::run,
+    drive::{bodies, in_order, publish, quiet, refused, subscribe, subscribe_with, take_acked, text},
+};
+
+pub(super) const CASES: &[Case] = &[
+    Case::new("B3_strict_multiset", run!(strict_multiset)),
+    Case::new("B3_stream_of_messages", run!(stream_of_messages)),
+    Case::new("B3_results_of_a_batch", run!(results_of_a_batch)),
+];
+
+/// 10 000 messages are sent with a window of 128: each is answered, no more are unanswered at a time, each arrives
+/// once (mission row B8).
+pub async fn stream_of_messages(cx: Cx) {
+    const COUNT: usize = 10_000;
+    const WINDOW: usize = 128;
+    let bus = cx.bus().await;
+    let queue = cx.queue(&bus).with_window(WINDOW, polymq_core::WhenFull::Wait);
+    let mut answers = Vec::with_capacity(COUNT);
+    for body in bodies(COUNT) {
+        answers.push(queue.enqueue(Message::new(body)).await.expect("enqueue"));
+        assert!(queue.in_flight() <= WINDOW, "{} are unanswered", queue.in_flight());
+    }
+    queue.flush().await.expect("flush");
+    for answer in answers {
+        answer.await.expect("accepted");
+    }
+    let mut ledger = Ledger::sent(bodies(COUNT));
+    let mut subscription = subscribe_with(&queue, ConsumeOptions { prefetch: 1000, ..ConsumeOptions::default() }).await;
+    let mut seen = 0;
+    while seen < COUNT {
+        let batch = subscription.receive(500, crate::PATIENCE).await.expect("receive");
+        assert!(!batch.is_empty(), "{seen} of {COUNT} arrived");
+        seen += batch.len();
+        for delivery in batch {
+            ledger.see(text(&delivery));
+            delivery.ack().await.expect("ack");
+        }
+    }
+    quiet(&mut subscription).await;
+    ledger.assert_exact();
+}
+
+/// Of 25 messages sent together, the one that is invalid is named, and the other 24 arrive (mission row B7).
+pub async fn results_of_a_batch(cx: Cx) {
+    let bus = cx.bus().await;
+    let queue = cx.queue(&bus);
+    let message = |(n, body): (usize, String)| {
+        let message = Message::new(body);
+        if n == 13 { message.with_header("no\nheader", "x") } else { message }
+    };
+    let results = queue.send_all(bodies(25).enumerate().map(message)).await;
+    assert_eq!(results.len(), 25, "one answer each");
+    for (n, result) in results.into_iter().enumerate() {
+        match (n, result) {
+            (13, result) => drop(refused(result, &[ErrorKind::InvalidInput])),
+            (n, result) => drop(result.unwrap_or_else(|error| panic!("message {n}: {error:?}"))),
+        }
+    }
+    let mut subscription = subscribe(&queue).await;
+    let expected: Vec<_> = bodies(25).filter(|body| body != "m-000013").collect();
+    assert_eq!(in_order(&cx, take_acked(&mut subscription, 24).await), expected);
+    quiet(&mut subscription).await;
+}
+
+/// 1000 messages of four senders reach four consumers: each once, none twice, none foreign.
+pub async fn strict_multiset(cx: Cx) {
+    let bus = cx.bus().await;
+    let queue = cx.queue(&bus);
+    let mut consumers = Vec::new();
+    for _ in 0..4 {
+        consumers.push(subscribe_with(&queue, ConsumeOptions { prefetch: 50, ..ConsumeOptions::default() }).await);
+    }
+    let senders: Vec<_> = (0..4)
+        .map(|sender| {
+            let queue = queue.clone();
+            tokio::spawn(async move { publish(&queue, bodies(250).map(|body| format!("{sender}/{body}"))).await })
+        })
+        .collect();
+    let seen = std::sync::Arc::new(std::sync::Mutex::new(Ledger::sent(
+        (0..4).flat_map(|sender| bodies(250).map(move |body| format!("{sender}/{body}"))),
+    )));
+    let takers: Vec<_> = consumers
+        .into_iter()
+        .map(|mut consumer| {
+            let seen = std::sync::Arc::clone(&seen);
+            tokio::spawn(async move {
+                // Ends when nothing has come for a while after all was there: what comes twice comes then. Slow
+                // brokers have pauses before.
+                let began = Instant::now();
+                loop {
+                    let batch = consumer.receive(20, Duration::from_secs(2)).await.expect("receive");
+                    let is_over = crate::cx::lock(&seen).is_complete() || began.elapsed() > PATIENCE * 4;
+                    if batch.is_empty() && is_over {
+                        return;
+                    }
+                    for delivery in batch {
+                        crate::cx::lock(&seen).see(text(&delivery));
+                        delivery.ack().await.expect("ack");
+                    }
+                }
+            })
+        })
+        .collect();
+    for task in senders.into_iter().chain(takers) {
+        task.await.expect("a sender or consumer");
+    }
+    let seen = crate::cx::lock(&seen);
+    cx.note(format_args!("duplicate ratio {:.4}", seen.duplicate_ratio()));
+    seen.assert_exact();
+}
