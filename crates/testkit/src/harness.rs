@@ -113,7 +113,7 @@ pub trait Harness: Send + Sync + fmt::Debug + 'static {
         vec!["connect_timeout"]
     }
 
-    /// How many messages wait in the case with a large backlog.
+    /// How many messages the broker bears: in the case with a large backlog, and at most 10 000 in the one with a long stream.
     fn backlog(&self) -> usize {
         100_000
     }

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     process::ExitCode,
     sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -186,22 +186,28 @@ impl Suite {
     }
 
     fn run(self: &Arc<Self>, case: &'static Case, mutant: Option<&'static Mutant>) -> Result<(), Failed> {
-        let outcome = match case.place {
+        let timed = |harness: &Arc<dyn Harness>| {
+            let began = Instant::now();
+            (run_against(case, harness, mutant), began.elapsed())
+        };
+        let (outcome, took) = match case.place {
             Place::Shared | Place::Broker => {
                 let _together = self.together.read().unwrap_or_else(PoisonError::into_inner);
-                run_against(case, self.shared(), mutant)
+                timed(self.shared())
             }
             Place::Alone => {
                 let _alone = self.together.write().unwrap_or_else(PoisonError::into_inner);
-                run_against(case, self.shared(), mutant)
+                timed(self.shared())
             }
             Place::OwnBroker => {
                 let mut own = lock(&self.own);
                 let _together = self.together.read().unwrap_or_else(PoisonError::into_inner);
-                let harness = own.get_or_insert_with(|| (self.start)(Use::Kill));
-                run_against(case, harness, mutant)
+                timed(own.get_or_insert_with(|| (self.start)(Use::Kill)))
             }
         };
+        if took > CASE_LIMIT / 4 {
+            lock(&self.report).notes.push(format!("{}: slow, took {} s", case.id, took.as_secs()));
+        }
         self.finished(case, mutant, &outcome);
         outcome.result.map_err(|text| Failed::from(text.as_str()))
     }
