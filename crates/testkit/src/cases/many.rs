@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use polymq_core::{ConsumeOptions, ErrorKind, Message};
+use polymq_core::{ConsumeOptions, ErrorKind, Message, Subscription};
 use tokio::time::Instant;
 
 use crate::{
@@ -29,30 +29,32 @@ pub async fn stream_of_messages(cx: Cx) {
     let mut subscription = subscribe_with(&queue, ConsumeOptions { prefetch: 1000, ..ConsumeOptions::default() }).await;
     let mut ledger = Ledger::sent(bodies(count));
     let mut seen = 0;
-    let mut take = async |until: usize| {
-        while seen < until {
-            let batch = subscription.receive(500, PATIENCE).await.expect("receive");
-            assert!(!batch.is_empty(), "{seen} of {count} arrived");
-            seen += batch.len();
-            for delivery in batch {
-                ledger.see(text(&delivery));
-                delivery.ack().await.expect("ack");
-            }
-        }
-    };
     let mut answers = Vec::with_capacity(count);
     for (n, body) in bodies(count).enumerate() {
         answers.push(queue.enqueue(Message::new(body)).await.expect("enqueue"));
         assert!(queue.in_flight() <= WINDOW, "{} are unanswered", queue.in_flight());
-        take(n.saturating_sub(WAITING)).await;
+        take(&mut subscription, &mut ledger, &mut seen, n.saturating_sub(WAITING)).await;
     }
     queue.flush().await.expect("flush");
     for answer in answers {
         answer.await.expect("accepted");
     }
-    take(count).await;
+    take(&mut subscription, &mut ledger, &mut seen, count).await;
     quiet(&mut subscription).await;
     ledger.assert_exact();
+}
+
+/// Takes messages until so many were seen.
+async fn take(subscription: &mut Subscription, ledger: &mut Ledger, seen: &mut usize, until: usize) {
+    while *seen < until {
+        let batch = subscription.receive(500, PATIENCE).await.expect("receive");
+        assert!(!batch.is_empty(), "{seen} of {until} arrived");
+        *seen += batch.len();
+        for delivery in batch {
+            ledger.see(text(&delivery));
+            delivery.ack().await.expect("ack");
+        }
+    }
 }
 
 /// Of 25 messages sent together, the one that is invalid is named, and the other 24 arrive (mission row B7).
