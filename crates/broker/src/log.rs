@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     limits::Limits,
     names,
+    numbers::Numbers,
     queue::now,
-    queues::Numbers,
     readers::{self, Reader, Readers},
     refusal::Refusal,
     retention::{self, Kept},
@@ -204,7 +204,9 @@ impl Logs {
         let logs = stored
             .into_iter()
             .filter(|channel| channel.kind == EVENTS_STORE)
-            .map(|channel| (channel.name.clone(), Arc::new(Log::new(store.clone(), Row::of(&channel), channel))))
+            .map(|channel| {
+                (channel.name.clone(), Arc::new(Log::new(store.clone(), Row::of(&channel, &numbers), channel)))
+            })
             .collect();
         Self { store, limits, numbers, logs: Arc::new(Mutex::new(logs)) }
     }
@@ -218,7 +220,7 @@ impl Logs {
         if logs.len() >= self.limits.channels {
             return Err(Refusal::channels(self.limits.channels));
         }
-        let (row, channel) = Row::make(&self.store, self.numbers.next(), EVENTS_STORE, name);
+        let (row, channel) = Row::make(&self.store, self.numbers.next()?, EVENTS_STORE, name);
         let log = Arc::new(Log::new(self.store.clone(), row, channel));
         logs.insert(name.to_owned(), Arc::clone(&log));
         Ok(log)

@@ -1,9 +1,10 @@
 use super::*;
+use crate::store::MOST_CHANNELS;
 
 fn queues() -> Arc<Queues> {
     let limits = Limits::default();
     let store = Store::in_memory(&limits).unwrap();
-    let numbers = Arc::new(Numbers::after(&[]));
+    let numbers = Numbers::after(&[]);
     Arc::new(Queues::open(store, limits, numbers, Vec::new()).unwrap())
 }
 
@@ -46,4 +47,25 @@ async fn what_is_delayed_comes_although_its_sender_went_away() {
     let taken = queue.take(1, tokio::time::Instant::now() + Duration::from_secs(10)).await.unwrap();
     assert_eq!(taken.messages.len(), 1);
     clock.abort();
+}
+
+#[tokio::test]
+async fn a_number_is_another_channels_when_nobody_has_its_channel_any_more() {
+    let stored = |id| StoredChannel { id, kind: 0, name: String::new(), next: 1, count: 0, bytes: 0, first: None };
+    let numbers = Numbers::after(&(2..=MOST_CHANNELS).map(stored).collect::<Vec<_>>());
+    let limits = Limits::default();
+    let store = Store::in_memory(&limits).unwrap();
+    let queues = Arc::new(Queues::open(store, limits, numbers, Vec::new()).unwrap());
+    let queue = queues.get("orders").unwrap();
+    queue.put(vec![QueueMessage::default()], Vec::new(), None, drop);
+    queues.store.store(Vec::new()).await.unwrap();
+    let mut held = queue.take(1, tokio::time::Instant::now()).await.unwrap().messages;
+    assert!(queues.remove("orders").await.unwrap());
+    drop(queue);
+    queues.store.store(Vec::new()).await.unwrap();
+    let refused = queues.get("other").unwrap_err().to_string();
+    assert!(refused.starts_with("there are 524287 channels, the most this broker allows"), "{refused}");
+    assert!(matches!(held.pop().unwrap().remove().await, Ok(())));
+    queues.store.store(Vec::new()).await.unwrap();
+    assert_eq!(queues.get("other").unwrap().id, 1);
 }
