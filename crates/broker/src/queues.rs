@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use polymq_kubemq_proto::{QueueMessage, QueueMessagePolicy, SendQueueMessageResult};
 use prost::Message as _;
 use tokio::sync::{Notify, oneshot};
@@ -367,9 +367,9 @@ impl Queues {
                 }
                 entering.push(waits);
             }
-            for waits in entering {
-                waits.await.unwrap_or(Err(StoreError::Closed))?;
-            }
+            // All of them, before anything is looked up again: what is still on its way would be due once more.
+            let entered = join_all(entering).await.into_iter();
+            entered.map(|entered| entered.unwrap_or(Err(StoreError::Closed))).collect::<Result<(), _>>()?;
         }
     }
 }

@@ -73,7 +73,7 @@ pub(crate) enum Change {
         /// The message.
         value: Vec<u8>,
     },
-    /// A delayed message has had its time.
+    /// A delayed message has had its time; refused when it has had it already.
     Undelay(u64),
     /// Where a reader goes on.
     Position {
