@@ -3,6 +3,9 @@
 //! A reader copies from the disk and waits for what is stored next, so replay and live events are one sequence without
 //! gap or duplicate, and a slow reader costs no memory. Where a reader is, is kept by its client id or its group.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -172,12 +175,18 @@ impl Log {
     ///
     /// # Errors
     ///
-    /// It cannot be read, or was deleted.
+    /// It cannot be read, was deleted, or nothing is stored any more.
     pub(crate) async fn wait(&self, from: u64) -> Result<Vec<EventReceive>, StoreError> {
         let mut stored = self.stored.subscribe();
         loop {
-            if *stored.borrow_and_update() > from {
-                let found = self.events(from, PAGE.0)?;
+            if let Some(cause) = self.store.failed() {
+                return Err(cause.clone());
+            }
+            let end = *stored.borrow_and_update();
+            if end > from {
+                let mut found = self.events(from, PAGE.0)?;
+                // Written and not synced yet: a power cut could still undo it.
+                found.retain(|event| event.sequence < end);
                 if !found.is_empty() {
                     return Ok(found);
                 }
@@ -185,6 +194,7 @@ impl Log {
             tokio::select! {
                 _ = stored.changed() => {}
                 () = self.gone.cancelled() => return Err(StoreError::Gone),
+                cause = self.store.failure() => return Err(cause),
             }
         }
     }
