@@ -1,0 +1,40 @@
+//! What a bus holds at most, and what it makes of a broker that takes or gives no more for now.
+
+use polymq_broker::Limits;
+use polymq_core::{ConsumeOptions, Message, Start};
+
+use crate::{
+    body,
+    bus::{group, start},
+    connect, next, quiet, take,
+};
+
+fn numbers(range: std::ops::RangeInclusive<u32>) -> Vec<String> {
+    range.map(|n| n.to_string()).collect()
+}
+
+/// Where a group's queue takes a part of what is moved, that part is not moved again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_full_queue_has_taken_is_not_moved_again() {
+    let (broker, bus) = start(Limits { queue_count: Some(40), ..Limits::default() }).await;
+    let client = connect(&broker).await;
+    let stored = numbers(1..=60).into_iter().map(|n| client.stream_stored("prices", &Message::new(n)));
+    for stored in stored.collect::<Vec<_>>() {
+        stored.await.expect("stored");
+    }
+    let all = ConsumeOptions { start: Start::Earliest, ..group() };
+    let mut member = bus.topic("prices").subscribe(all).await.expect("subscribed");
+    let mut held = Vec::new();
+    for n in numbers(1..=40) {
+        held.push(next(&mut member).await);
+        assert_eq!(body(&held[held.len() - 1]), n);
+    }
+    quiet(&mut member).await;
+    // Less room than the next attempt asks for.
+    for delivery in held.drain(..10) {
+        delivery.ack().await.expect("acknowledged");
+    }
+    assert_eq!(take(&mut member, 10).await, numbers(41..=50));
+    bus.close().await.expect("closed");
+    broker.stop().await;
+}
