@@ -4,8 +4,8 @@ use polymq_broker::Limits;
 use polymq_core::{ConsumeOptions, Message, Start};
 
 use crate::{
-    body,
-    bus::{group, start},
+    SECOND, body,
+    bus::{group, send, start},
     connect, next, quiet, take,
 };
 
@@ -35,6 +35,26 @@ async fn what_a_full_queue_has_taken_is_not_moved_again() {
         delivery.ack().await.expect("acknowledged");
     }
     assert_eq!(take(&mut member, 10).await, numbers(41..=50));
+    bus.close().await.expect("closed");
+    broker.stop().await;
+}
+
+/// What waits to be tried again counts against the prefetch: a handler that fails everything for a while holds no more than that.
+#[tokio::test(flavor = "multi_thread")]
+async fn retries_of_a_topic_are_bounded_by_the_prefetch() {
+    let (broker, bus) = start(Limits::default()).await;
+    let topic = bus.topic("prices");
+    let two = ConsumeOptions { prefetch: 2, ..ConsumeOptions::default() };
+    let mut alone = topic.subscribe(two).await.expect("subscribed");
+    send(&topic, &["1", "2", "3", "4"]).await;
+    for (expected, after) in [("1", 5 * SECOND), ("2", 3600 * SECOND)] {
+        let delivery = next(&mut alone).await;
+        assert_eq!(body(&delivery), expected);
+        delivery.retry(after).await.expect("waits");
+    }
+    quiet(&mut alone).await;
+    // Each one that is done makes room for one.
+    assert_eq!(take(&mut alone, 3).await, ["1", "3", "4"]);
     bus.close().await.expect("closed");
     broker.stop().await;
 }

@@ -1,9 +1,12 @@
 //! What is under way when a connection is lost without a word.
 
+use std::collections::HashMap;
+
 use polymq_broker::Broker;
-use polymq_core::{ErrorKind, Message};
-use polymq_kubemq::KubeMq;
+use polymq_core::{ConsumeOptions, ErrorKind, Message, Start};
+use polymq_kubemq::{Ask, KubeMq, StartAt};
 use polymq_testkit::{Direction, Proxy, eventually};
+use tokio::time::timeout;
 
 use crate::{
     PATIENCE, SECOND, bus,
@@ -51,5 +54,62 @@ async fn what_was_not_moved_yet_leaves_with_its_connection() {
     assert_eq!(take(&mut member, 10).await, sent);
     quiet(&mut member).await;
     bus.close().await.expect("closed");
+    broker.stop().await;
+}
+
+/// The broker has given every reader of a channel its first event.
+async fn first_is_delivered(client: &KubeMq, channel: &str) {
+    eventually(PATIENCE, || async {
+        let ask = Ask {
+            channel: "kubemq.cluster.internal.requests".into(),
+            metadata: "list-readers".into(),
+            body: "".into(),
+            tags: HashMap::from([("channel".into(), channel.to_owned())]),
+            timeout: PATIENCE,
+            cache: None,
+        };
+        let readers = client.query(ask).await.map_err(|error| error.to_string())?;
+        let readers = String::from_utf8_lossy(&readers.body).into_owned();
+        if readers.contains("\"next\":2") { Ok(()) } else { Err(readers) }
+    })
+    .await;
+}
+
+/// An event that went into a connection that was dead already comes over the next one, also when it is the first.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_event_of_a_topic_outlives_its_connection() {
+    let (broker, client, proxy) = start().await;
+    let bus = bus(proxy.address()).await;
+    for (name, start) in [("new", Start::New), ("earliest", Start::Earliest)] {
+        let options = ConsumeOptions { start, ..ConsumeOptions::default() };
+        let mut alone = bus.topic(name).subscribe(options).await.expect("subscribed");
+        proxy.pause_one_way(Direction::Down);
+        client.store_event(name, &Message::new("1")).await.expect("stored");
+        first_is_delivered(&client, name).await;
+        proxy.reset_all();
+        proxy.resume();
+        client.store_event(name, &Message::new("2")).await.expect("stored");
+        assert_eq!(take(&mut alone, 2).await, ["1", "2"], "{name}");
+    }
+    bus.close().await.expect("closed");
+    broker.stop().await;
+}
+
+/// As above, for a subscription of the typed client.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_event_of_a_subscription_outlives_its_connection() {
+    let (broker, client, proxy) = start().await;
+    let settings = polymq_core::Settings::from_url(&format!("kubemq://{}", proxy.address())).expect("a URL");
+    let far = KubeMq::connect(&settings).await.expect("connect");
+    let mut events = far.subscribe_stored("log", "", StartAt::New).await.expect("subscribed");
+    proxy.pause_one_way(Direction::Down);
+    client.store_event("log", &Message::new("1")).await.expect("stored");
+    first_is_delivered(&client, "log").await;
+    proxy.reset_all();
+    proxy.resume();
+    client.store_event("log", &Message::new("2")).await.expect("stored");
+    for expected in ["1", "2"] {
+        assert_eq!(timeout(PATIENCE, events.next()).await.expect("in time").expect("an event").body, expected);
+    }
     broker.stop().await;
 }
