@@ -13,6 +13,57 @@ fn numbers(range: std::ops::RangeInclusive<u32>) -> Vec<String> {
     range.map(|n| n.to_string()).collect()
 }
 
+/// A poll that the broker refuses, as too much is held already, takes nothing from who holds it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_poll_keeps_what_is_held() {
+    let (broker, bus) = start(Limits { held_count: 8, ..Limits::default() }).await;
+    let queue = bus.queue("q");
+    for sent in queue.send_all(numbers(1..=20).into_iter().map(Message::new)).await {
+        sent.expect("accepted");
+    }
+    let mut subscription = queue.subscribe(ConsumeOptions::default()).await.expect("subscribed");
+    // One poll brings more than may be held when the next one is asked for.
+    let mut held = Vec::new();
+    for n in numbers(1..=16) {
+        held.push(next(&mut subscription).await);
+        assert_eq!(body(&held[held.len() - 1]), n);
+    }
+    quiet(&mut subscription).await;
+    for delivery in held {
+        delivery.ack().await.expect("it is held as it was");
+    }
+    assert_eq!(take(&mut subscription, 4).await, numbers(17..=20));
+    bus.close().await.expect("closed");
+    broker.stop().await;
+}
+
+/// What is fetched and not settled is bounded in bytes too, as well as that can be known before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_is_fetched_until_so_many_bytes_are_held() {
+    let (broker, bus) = start(Limits::default()).await;
+    let queue = bus.queue("q");
+    for sent in queue.send_all((0..40).map(|_| Message::new("x".repeat(10_000)))).await {
+        sent.expect("accepted");
+    }
+    let few = ConsumeOptions { prefetch_bytes: 50_000, ..ConsumeOptions::default() };
+    let mut subscription = queue.subscribe(few).await.expect("subscribed");
+    let mut held = Vec::new();
+    loop {
+        let more = subscription.receive(40, 3 * SECOND).await.expect("received");
+        if more.is_empty() {
+            break;
+        }
+        held.extend(more);
+    }
+    assert_eq!(held.len(), 5);
+    for delivery in held {
+        delivery.ack().await.expect("acknowledged");
+    }
+    take(&mut subscription, 35).await;
+    bus.close().await.expect("closed");
+    broker.stop().await;
+}
+
 /// Where a group's queue takes a part of what is moved, that part is not moved again.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_full_queue_has_taken_is_not_moved_again() {
