@@ -133,7 +133,8 @@ impl KubeMq {
     }
 
     /// Subscribes to stored events, from a place on. Without a group (empty), this place counts each time, and when a connection
-    /// was lost the subscription goes on after what was returned last. A group has one place, kept by the server as what
+    /// was lost the subscription goes on after what was returned last; one of new events that has returned none begins again up to
+    /// two seconds before it did, so that none is missed. A group has one place, kept by the server as what
     /// was *delivered*: `start` counts for its first member only, and what was delivered to a connection that is lost does
     /// not come again. Groups of a `Bus` go on after what was handled.
     ///
