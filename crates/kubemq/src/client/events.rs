@@ -153,8 +153,7 @@ impl KubeMq {
         };
         let mut feed = Feed::start(self.link.link(), subscribe, SUBSCRIBE).await?;
         let resumes = group.is_empty();
-        // A client that began with new events is one the server should go on with; who began elsewhere begins there again.
-        if resumes && start != StartAt::New {
+        if resumes {
             feed.renamed = Some(self.link.client_id.clone());
         }
         Ok(Events { feed, resumes })
@@ -186,7 +185,6 @@ impl Events {
         let event = self.feed.next().await?;
         if self.resumes {
             let feed = &mut self.feed;
-            feed.renamed.get_or_insert_with(|| feed.link.client_id.clone());
             feed.subscribe.set_events_store_type_data(EventsStoreType::StartAtSequence);
             feed.subscribe.events_store_type_value = (event.sequence + 1).cast_signed();
         }
