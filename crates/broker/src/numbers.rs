@@ -6,7 +6,11 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use crate::{log::lock, refusal::Refusal, store::MOST_CHANNELS, store::StoredChannel};
+use crate::{
+    log::lock,
+    refusal::Refusal,
+    store::{MOST_CHANNELS, StoredChannel},
+};
 
 #[derive(Debug)]
 pub(crate) struct Numbers(Mutex<State>);

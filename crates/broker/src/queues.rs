@@ -368,8 +368,9 @@ impl Queues {
                 entering.push(waits);
             }
             // All of them, before anything is looked up again: what is still on its way would be due once more.
-            let entered = join_all(entering).await.into_iter();
-            entered.map(|entered| entered.unwrap_or(Err(StoreError::Closed))).collect::<Result<(), _>>()?;
+            for entered in join_all(entering).await {
+                entered.unwrap_or(Err(StoreError::Closed))?;
+            }
         }
     }
 }

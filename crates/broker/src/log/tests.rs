@@ -1,6 +1,6 @@
 use super::*;
 
-async fn log() -> Arc<Log> {
+fn log() -> Arc<Log> {
     let limits = Limits::default();
     let store = Store::in_memory(&limits).unwrap();
     let numbers = Numbers::after(&[]);
@@ -9,7 +9,7 @@ async fn log() -> Arc<Log> {
 
 #[tokio::test]
 async fn what_is_written_and_not_synced_is_not_read() {
-    let log = log().await;
+    let log = log();
     let event = Event { channel: "log".into(), body: "x".into(), ..Event::default() };
     log.append(event).await.unwrap().await.unwrap().unwrap();
     // As it is between the transaction and its sync.
