@@ -33,6 +33,9 @@ const TICK: Duration = Duration::from_millis(50);
 /// fetched; without it, a rebalance of the group waits for this long.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// How often positions are committed though nothing has changed: much more often than Kafka forgets them.
+const RENEWAL: Duration = Duration::from_secs(3600);
+
 /// What a hub reads, and from where.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
@@ -91,6 +94,8 @@ struct Poller {
     committed: Instant,
     /// When a delay topic was looked for.
     looked: Instant,
+    /// When positions were committed for their own sake.
+    renewed: Instant,
 }
 
 impl Poller {
@@ -127,6 +132,7 @@ impl Poller {
             full_since: None,
             committed: Instant::now(),
             looked: Instant::now(),
+            renewed: Instant::now(),
         })
     }
 
@@ -264,6 +270,10 @@ impl Poller {
 
     /// Now and then looks for a delay topic where there was none.
     fn look(&mut self) {
+        if self.renewed.elapsed() >= RENEWAL {
+            self.hub.renew_positions();
+            self.renewed = Instant::now();
+        }
         let context = self.native.context();
         if context.may_lack_companions(&self.hub)
             && self.looked.elapsed() >= self.config.heartbeat
@@ -274,8 +284,8 @@ impl Poller {
         }
     }
 
-    /// Tells the broker what is finished, without waiting: librdkafka repeats what fails on the way, and the next commit
-    /// says it all again.
+    /// Tells the broker what is finished, without waiting: librdkafka repeats what fails on the way, and what the broker
+    /// refuses is said again with the next assignment, and every hour.
     fn commit(&mut self) {
         let flushing = self.hub.flushing();
         if !flushing.is_empty() {
