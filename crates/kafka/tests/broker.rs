@@ -83,6 +83,7 @@ fn main() -> ExitCode {
         a_topic_made_by_another_tool_is_taken_as_it_is,
         a_delay_topic_that_is_made_later_is_read,
         requests_are_answered_where_topics_are_only_checked,
+        partitions_that_are_added_are_read_without_a_group,
         a_deleted_topic_ends_its_consumers,
     ));
     trials.extend(trials!(positions:

@@ -68,6 +68,12 @@ impl Hub {
         }
     }
 
+    /// Those of them that are not ours.
+    pub(crate) fn missing(&self, partitions: &[i32]) -> Vec<i32> {
+        let state = lock(&self.state);
+        partitions.iter().copied().filter(|number| state.find(false, *number).is_none()).collect()
+    }
+
     /// Whether the first partition of the topic is ours.
     pub(crate) fn has_first(&self) -> bool {
         lock(&self.state).find(false, 0).is_some()
