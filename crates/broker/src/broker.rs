@@ -22,7 +22,8 @@ use crate::{
     http,
     limits::Limits,
     log::Logs,
-    queues::{Numbers, Queues},
+    numbers::Numbers,
+    queues::Queues,
     requests::Requests,
     service::{Service, Transactions},
     store::Store,
@@ -256,7 +257,7 @@ impl Builder {
             None => Store::in_memory(&self.limits)?,
         };
         let stored = store.channels()?;
-        let numbers = Arc::new(Numbers::after(&stored));
+        let numbers = Numbers::after(&stored);
         let queues = Arc::new(Queues::open(store.clone(), self.limits.clone(), Arc::clone(&numbers), stored.clone())?);
         let shared = Arc::new(Shared {
             queues: Arc::clone(&queues),

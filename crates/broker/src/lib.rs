@@ -13,6 +13,7 @@ mod http;
 mod limits;
 mod log;
 mod names;
+mod numbers;
 mod queue;
 mod queues;
 mod readers;

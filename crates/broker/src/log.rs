@@ -3,6 +3,9 @@
 //! A reader copies from the disk and waits for what is stored next, so replay and live events are one sequence without
 //! gap or duplicate, and a slow reader costs no memory. Where a reader is, is kept by its client id or its group.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -17,8 +20,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     limits::Limits,
     names,
+    numbers::Numbers,
     queue::now,
-    queues::Numbers,
     readers::{self, Reader, Readers},
     refusal::Refusal,
     retention::{self, Kept},
@@ -172,12 +175,18 @@ impl Log {
     ///
     /// # Errors
     ///
-    /// It cannot be read, or was deleted.
+    /// It cannot be read, was deleted, or nothing is stored any more.
     pub(crate) async fn wait(&self, from: u64) -> Result<Vec<EventReceive>, StoreError> {
         let mut stored = self.stored.subscribe();
         loop {
-            if *stored.borrow_and_update() > from {
-                let found = self.events(from, PAGE.0)?;
+            if let Some(cause) = self.store.failed() {
+                return Err(cause.clone());
+            }
+            let end = *stored.borrow_and_update();
+            if end > from {
+                let mut found = self.events(from, PAGE.0)?;
+                // Written and not synced yet: a power cut could still undo it.
+                found.retain(|event| event.sequence < end);
                 if !found.is_empty() {
                     return Ok(found);
                 }
@@ -185,6 +194,7 @@ impl Log {
             tokio::select! {
                 _ = stored.changed() => {}
                 () = self.gone.cancelled() => return Err(StoreError::Gone),
+                cause = self.store.failure() => return Err(cause),
             }
         }
     }
@@ -204,7 +214,9 @@ impl Logs {
         let logs = stored
             .into_iter()
             .filter(|channel| channel.kind == EVENTS_STORE)
-            .map(|channel| (channel.name.clone(), Arc::new(Log::new(store.clone(), Row::of(&channel), channel))))
+            .map(|channel| {
+                (channel.name.clone(), Arc::new(Log::new(store.clone(), Row::of(&channel, &numbers), channel)))
+            })
             .collect();
         Self { store, limits, numbers, logs: Arc::new(Mutex::new(logs)) }
     }
@@ -218,7 +230,7 @@ impl Logs {
         if logs.len() >= self.limits.channels {
             return Err(Refusal::channels(self.limits.channels));
         }
-        let (row, channel) = Row::make(&self.store, self.numbers.next(), EVENTS_STORE, name);
+        let (row, channel) = Row::make(&self.store, self.numbers.next()?, EVENTS_STORE, name);
         let log = Arc::new(Log::new(self.store.clone(), row, channel));
         logs.insert(name.to_owned(), Arc::clone(&log));
         Ok(log)

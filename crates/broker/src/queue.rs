@@ -5,13 +5,13 @@
 //! order on disk is the order of the sequences.
 
 mod lent;
+mod peek;
 mod purge;
 mod take;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use lent::Lent;
-pub(crate) use take::Taken;
+pub(crate) use lent::{Lent, shown};
 
 use std::{
     collections::{BTreeMap, VecDeque},

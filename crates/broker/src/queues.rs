@@ -7,12 +7,12 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use polymq_kubemq_proto::{QueueMessage, QueueMessagePolicy, SendQueueMessageResult};
 use prost::Message as _;
 use tokio::sync::{Notify, oneshot};
@@ -20,6 +20,7 @@ use tokio::sync::{Notify, oneshot};
 use crate::{
     limits::Limits,
     names,
+    numbers::Numbers,
     queue::{Lent, Queue, fresh, now},
     refusal::Refusal,
     row::Row,
@@ -33,20 +34,6 @@ pub(crate) const QUEUES: u8 = 1;
 const DUE: usize = 256;
 /// How soon the clock of delays tries again when the store failed.
 const AGAIN: Duration = Duration::from_secs(1);
-
-/// Numbers of channels, of every pattern.
-#[derive(Debug)]
-pub(crate) struct Numbers(AtomicU32);
-
-impl Numbers {
-    pub(crate) fn after(stored: &[StoredChannel]) -> Self {
-        Self(AtomicU32::new(stored.iter().map(|channel| channel.id).max().unwrap_or(0) + 1))
-    }
-
-    pub(crate) fn next(&self) -> u32 {
-        self.0.fetch_add(1, Ordering::Relaxed)
-    }
-}
 
 #[derive(Debug)]
 pub(crate) struct Queues {
@@ -71,7 +58,8 @@ impl Queues {
             .into_iter()
             .filter(|channel| channel.kind == QUEUES)
             .map(|channel| {
-                (channel.name.clone(), Arc::new(Queue::new(store.clone(), Row::of(&channel), limits.answer, channel)))
+                let row = Row::of(&channel, &numbers);
+                (channel.name.clone(), Arc::new(Queue::new(store.clone(), row, limits.answer, channel)))
             })
             .collect();
         let delays = AtomicU64::new(last + 1);
@@ -93,19 +81,19 @@ impl Queues {
             return Err(Refusal::channels(self.limits.channels));
         }
         drop(queues);
-        Ok(self.always(name))
+        self.always(name)
     }
 
-    /// The queue of a name for what must go somewhere, such as a dead letter.
-    fn always(&self, name: &str) -> Arc<Queue> {
+    /// The queue of a name for what must go somewhere, such as a dead letter; as long as there are numbers for channels.
+    fn always(&self, name: &str) -> Result<Arc<Queue>, Refusal> {
         let mut queues = self.lock();
         if let Some(queue) = queues.get(name) {
-            return Arc::clone(queue);
+            return Ok(Arc::clone(queue));
         }
-        let (row, channel) = Row::make(&self.store, self.numbers.next(), QUEUES, name);
+        let (row, channel) = Row::make(&self.store, self.numbers.next()?, QUEUES, name);
         let queue = Arc::new(Queue::new(self.store.clone(), row, self.limits.answer, channel));
         queues.insert(name.to_owned(), Arc::clone(&queue));
-        queue
+        Ok(queue)
     }
 
     /// Every queue, by name.
@@ -288,12 +276,12 @@ impl Queues {
     }
 
     /// A delivery failed: to the tail again, counted, or to the dead letters when that was the last one allowed.
-    pub(crate) async fn reject(&self, lent: Lent) -> Result<(), StoreError> {
+    pub(crate) async fn reject(&self, lent: Lent) -> Result<(), Refusal> {
         let (count, policy) = lent.policy();
         let most = if policy.max_receive_count > 0 { policy.max_receive_count } else { self.limits.receive_count };
         if count < most {
             let queue = Arc::clone(lent.queue());
-            return lent.move_to(&queue, |_| {}).await;
+            return Ok(lent.move_to(&queue, |_| {}).await?);
         }
         if policy.max_receive_queue.is_empty() {
             tracing::warn!(
@@ -301,11 +289,11 @@ impl Queues {
                 count,
                 "a message has failed for good and is dropped: it has no dead-letter queue"
             );
-            return lent.remove().await;
+            return Ok(lent.remove().await?);
         }
-        let target = self.always(&policy.max_receive_queue);
+        let target = self.always(&policy.max_receive_queue)?;
         let source = lent.queue().name.clone();
-        lent.move_to(&target, |message| reroute(message, source)).await
+        Ok(lent.move_to(&target, |message| reroute(message, source)).await?)
     }
 
     /// To another queue, as new.
@@ -379,9 +367,9 @@ impl Queues {
                 }
                 entering.push(waits);
             }
-            for waits in entering {
-                waits.await.unwrap_or(Err(StoreError::Closed))?;
-            }
+            // All of them, before anything is looked up again: what is still on its way would be due once more.
+            let entered = join_all(entering).await.into_iter();
+            entered.map(|entered| entered.unwrap_or(Err(StoreError::Closed))).collect::<Result<(), _>>()?;
         }
     }
 }

@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     log::lock,
+    numbers::{Number, Numbers},
     store::{Admitted, Change, Store, StoreError, StoredChannel},
 };
 
@@ -16,7 +17,7 @@ pub(crate) struct Row(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    id: u32,
+    number: Number,
     kind: u8,
     name: String,
     state: Mutex<State>,
@@ -33,16 +34,20 @@ enum State {
 
 impl Row {
     /// Of a channel that is stored.
-    pub(crate) fn of(channel: &StoredChannel) -> Self {
-        let (id, kind, name) = (channel.id, channel.kind, channel.name.clone());
-        Self(Arc::new(Inner { id, kind, name, state: Mutex::new(State::Stored) }))
+    pub(crate) fn of(channel: &StoredChannel, numbers: &Arc<Numbers>) -> Self {
+        Self::new(numbers.stored(channel), channel, State::Stored)
+    }
+
+    fn new(number: Number, channel: &StoredChannel, state: State) -> Self {
+        let (kind, name) = (channel.kind, channel.name.clone());
+        Self(Arc::new(Inner { number, kind, name, state: Mutex::new(state) }))
     }
 
     /// Makes an empty channel. Nobody has to wait for it.
-    pub(crate) fn make(store: &Store, id: u32, kind: u8, name: &str) -> (Self, StoredChannel) {
-        let channel = StoredChannel { id, kind, name: name.to_owned(), next: 1, count: 0, bytes: 0, first: None };
-        let row = Self::of(&channel);
-        *lock(&row.0.state) = State::New;
+    pub(crate) fn make(store: &Store, number: Number, kind: u8, name: &str) -> (Self, StoredChannel) {
+        let (id, name) = (number.id(), name.to_owned());
+        let channel = StoredChannel { id, kind, name, next: 1, count: 0, bytes: 0, first: None };
+        let row = Self::new(number, &channel, State::New);
         row.commit(store, Vec::new(), None, drop);
         (row, channel)
     }
@@ -60,7 +65,7 @@ impl Row {
         if *state != State::New {
             return store.commit(changes, admitted, then);
         }
-        changes.insert(0, Change::Channel { id: self.0.id, kind: self.0.kind, name: self.0.name.clone() });
+        changes.insert(0, Change::Channel { id: self.0.number.id(), kind: self.0.kind, name: self.0.name.clone() });
         let row = self.clone();
         store.commit(changes, admitted, move |result| {
             if result.is_ok() {
@@ -86,7 +91,7 @@ impl Row {
         let mut state = lock(&self.0.state);
         *state = State::Removed;
         let row = self.clone();
-        store.commit(vec![Change::RemoveChannel(self.0.id)], None, move |result| {
+        store.commit(vec![Change::RemoveChannel(self.0.number.id())], None, move |result| {
             if result.is_err() {
                 *lock(&row.0.state) = State::New;
             }

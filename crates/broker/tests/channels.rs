@@ -186,3 +186,35 @@ async fn a_channel_that_is_created_while_it_is_deleted_is_there() {
     drop(caller);
     broker.stop().await;
 }
+
+/// A key has room for so many numbers of channels: beyond them, one would have the messages of another one.
+#[tokio::test]
+async fn channels_keep_their_messages_when_the_numbers_have_come_to_an_end() {
+    for last in [524_287, 1_048_576] {
+        let folder = tempfile::tempdir().unwrap();
+        let (broker, mut caller) = start(folder.path()).await;
+        assert_eq!(send(&mut caller, message("orders", "1")).await.error, "");
+        drop(caller);
+        broker.stop().await;
+        let file = Connection::open(folder.path().join("broker.sqlite")).unwrap();
+        file.execute("INSERT INTO channels VALUES (?1, 1, 'last', 1, 0, 0)", [last]).unwrap();
+        drop(file);
+
+        let (broker, mut caller) = start(folder.path()).await;
+        assert_eq!(manage(&mut caller, "create-channel", "queues", "deleted").await, "");
+        assert_eq!(delete(&mut caller, "queues", "deleted").await, "");
+        assert_eq!(peek(&mut caller, "orders").await, ["1"], "after {last}");
+        assert_eq!(send(&mut caller, message("made", "2")).await.error, "");
+        drop(caller);
+        broker.stop().await;
+
+        let (broker, mut caller) = start(folder.path()).await;
+        let info = caller.queues_info(QueuesInfoRequest::default()).await.unwrap().into_inner().info.unwrap();
+        let count: Vec<_> = info.queues.iter().map(|queue| (&*queue.name, queue.messages)).collect();
+        assert_eq!(count, [("last", 0), ("made", 1), ("orders", 1)], "after {last}");
+        assert_eq!(peek(&mut caller, "orders").await, ["1"]);
+        assert_eq!(receive(&mut caller, "made", 10).await, ["2"]);
+        drop(caller);
+        broker.stop().await;
+    }
+}

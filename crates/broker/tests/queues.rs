@@ -322,3 +322,33 @@ async fn what_is_received_has_the_digest_of_its_body() {
     }
     broker.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peek_hides_nothing_and_counts_as_nothing() {
+    let (broker, mut consumer) = broker().await;
+    let bodies: Vec<_> = (0..20).map(|number| format!("{number} {}", "x".repeat(1 << 20))).collect();
+    for body in &bodies {
+        assert!(!send(&mut consumer, message("orders", body)).await.is_error);
+    }
+    let looks = Arc::new(AtomicUsize::new(0));
+    let looking = tokio::spawn({
+        let (looks, mut other) = (Arc::clone(&looks), client(&broker).await);
+        async move {
+            loop {
+                receive(&mut other, "orders", 1, true).await;
+                looks.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    });
+    while looks.load(Ordering::Relaxed) == 0 {
+        tokio::task::yield_now().await;
+    }
+    for body in &bodies {
+        let found = receive(&mut consumer, "orders", 1, false).await;
+        assert!(found == [&**body], "{:?} came before {:?}", &found[0][..2], &body[..2]);
+    }
+    looking.abort();
+    let info = consumer.queues_info(QueuesInfoRequest::default()).await.unwrap().into_inner().info.unwrap();
+    assert_eq!(info.queues[0].delivered, 20, "of {} looks", looks.load(Ordering::Relaxed));
+    broker.stop().await;
+}

@@ -11,6 +11,7 @@ use std::{
 
 use common::*;
 use polymq_broker::Broker;
+use polymq_kubemq_proto::{Empty, subscribe::*};
 
 const CHILD: &str = "POLYMQ_SYNC_CHILD";
 /// What the child's lines begin with, among those of the test harness.
@@ -85,9 +86,13 @@ async fn after_a_sync_that_failed_health_tells_why_and_nothing_is_taken_or_given
     let body: serde_json::Value = serde_json::from_str(&ready).unwrap();
     assert_eq!((code, body["store"]["failed"].as_str()), (503, Some(&*refused)), "{ready}");
     assert_eq!(get(http, "/health/live").await.0, 503);
-    assert_eq!(send(&mut caller, message("orders", "later")).await.error, refused);
-    let answer = caller.receive_queue_messages(receiving("orders", 10)).await.unwrap().into_inner();
-    assert_eq!((answer.error, answer.messages), (refused, Vec::new()));
+    // As a broker that is not there: clients tell that they are not connected, and why.
+    let sent = caller.send_queue_message(message("orders", "later")).await.map(drop);
+    let received = caller.receive_queue_messages(receiving("orders", 10)).await.map(drop);
+    for answer in [caller.ping(Empty {}).await.map(drop), sent, received] {
+        let status = answer.expect_err("nothing is served any more");
+        assert_eq!((status.code(), status.message()), (tonic::Code::Unavailable, &*refused));
+    }
     drop(traced);
 
     let broker = Broker::builder().listen("127.0.0.1:0").data_dir(data).start().await.unwrap();
@@ -95,4 +100,36 @@ async fn after_a_sync_that_failed_health_tells_why_and_nothing_is_taken_or_given
     // The one that was refused was written, and may be there.
     assert!(found.starts_with(&answered) && found.len() <= answered.len() + 1, "{found:?}, answered {answered:?}");
     broker.stop().await;
+}
+
+#[tokio::test]
+async fn a_subscriber_is_told_of_a_sync_that_failed_and_gets_no_event_that_was_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut traced = Traced::start(folder.path());
+    let said = traced.says();
+    let mut caller = client_at(said.split_once(' ').unwrap().0.parse().unwrap()).await;
+    let start = subscribe(SubscribeType::EventsStore, "log", EventsStoreType::StartFromFirst);
+    let mut events = caller.subscribe_to_events(start).await.unwrap().into_inner();
+    let mut answered = 0;
+    let refused = loop {
+        match caller.send_event(event("log", "x", true)).await {
+            Ok(_) => answered += 1,
+            Err(refused) => break refused,
+        }
+        assert!(answered <= 4, "no sync failed");
+    };
+    assert!(refused.message().contains("cannot be synced: Input/output error"), "{refused}");
+    let in_time = std::time::Duration::from_secs(30);
+    let mut read = 0;
+    let told = loop {
+        match tokio::time::timeout(in_time, events.message()).await.expect("it is told") {
+            Ok(event) => {
+                read += 1;
+                assert_eq!(event.expect("no end without a word").sequence, read);
+            }
+            Err(told) => break told,
+        }
+    };
+    assert_eq!(told.message(), refused.message());
+    assert!(read <= answered, "{read} read, {answered} answered");
 }

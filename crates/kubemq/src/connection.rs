@@ -169,8 +169,13 @@ impl KubeMqConnection {
         self.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn consume_queue(&self, queue: Arc<str>, mover: Option<Mover>, prefetch: usize) -> Result<Box<dyn Consumer>> {
-        let shared = Shared::new(queue, Arc::clone(&self.client_id), Arc::clone(self.queues()), prefetch);
+    async fn consume_queue(
+        &self,
+        queue: Arc<str>,
+        mover: Option<Mover>,
+        options: &ConsumeOptions,
+    ) -> Result<Box<dyn Consumer>> {
+        let shared = Shared::new(queue, Arc::clone(&self.client_id), Arc::clone(self.queues()), options);
         let mut consumer = KubeMqConsumer::start(self.link.link(), shared, mover.map(Arc::new));
         let closed = {
             let mut readers = self.readers();
@@ -316,11 +321,11 @@ impl Connection for KubeMqConnection {
         self.declare(address, options).await.map_err(|error| error.with_operation("consume"))?;
         let topic = address.name();
         match (address.kind(), &options.group, self.config().topics) {
-            (ChannelKind::Queue, ..) => self.consume_queue(address.shared_name(), None, options.prefetch).await,
+            (ChannelKind::Queue, ..) => self.consume_queue(address.shared_name(), None, options).await,
             (ChannelKind::Topic, Some(group), Topics::Store) => {
                 let mover = Mover::start(self.link.link(), Arc::clone(self.queues()), topic, group);
                 let queue = names::of_group(topic, group).into();
-                self.consume_queue(queue, Some(mover), options.prefetch).await
+                self.consume_queue(queue, Some(mover), options).await
             }
             (ChannelKind::Topic, ..) => self.listen(address, options).await.map_err(|error| error.with_channel(topic)),
         }

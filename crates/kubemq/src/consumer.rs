@@ -1,17 +1,11 @@
 //! Receiving from a queue: a background task per consumer that polls, settles, and begins again after a loss.
 
-use std::{
-    collections::VecDeque,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::{FutureExt, StreamExt};
-use polymq_core::{Consumer, Details, Error, ErrorKind, Incoming, Result, Settler, Token};
-use polymq_kubemq_proto::{
-    QueueMessage, QueuesDownstreamRequest, QueuesDownstreamRequestType as Kind, QueuesDownstreamResponse,
-};
+use polymq_core::{Consumer, Error, ErrorKind, Incoming, Result, Settler};
+use polymq_kubemq_proto::{QueuesDownstreamRequest, QueuesDownstreamRequestType as Kind, QueuesDownstreamResponse};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep, sleep_until, timeout},
@@ -20,13 +14,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use crate::{
-    convert::Wire,
     error::{self, Effect, native},
     group::Mover,
+    held::read,
     link::{Link, Live},
     producer::CLOSE_TIMEOUT,
     settle::KubeMqSettler,
-    shared::{Held, Order, Shared, Verb},
+    shared::{Order, Shared, Verb},
 };
 
 /// Wait after an answer that says "not now".
@@ -209,6 +203,8 @@ impl Task {
         let mut number = 0_u64;
         // The poll that is on its way, and when it must have been answered.
         let mut poll: Option<(String, Instant)> = None;
+        // When there may be another one after one that was refused.
+        let mut again: Option<Instant> = None;
         // The settlements that the broker has when it answers this.
         let mut barrier: Option<(String, usize)> = None;
         let mut unconfirmed = 0;
@@ -255,6 +251,7 @@ impl Task {
                     shared.taken_are_told(std::mem::take(&mut unconfirmed));
                 }
                 if poll.is_none()
+                    && again.is_none()
                     && let Some(room) = shared.room()
                 {
                     number += 1;
@@ -276,7 +273,13 @@ impl Task {
                         if poll.as_ref().is_some_and(|(id, _)| *id == answer.ref_request_id) {
                             poll = None;
                             if answer.is_error {
-                                return End::Refused(error::refused("receive", &answer.error));
+                                let error = error::refused("receive", &answer.error);
+                                // A new token needs a new stream. For anything else this one stays, and what it holds with it.
+                                if error::is_final(error.kind()) || error.kind() == ErrorKind::Unauthenticated {
+                                    return End::Refused(error);
+                                }
+                                tracing::warn!(queue = %shared.queue, %error, "a poll was refused, trying again");
+                                again = Some(Instant::now() + PAUSE);
                             }
                             outgoing.extend(self.arrived(answer));
                         } else if let Some((_, told)) = barrier.take_if(|(id, _)| *id == answer.ref_request_id) {
@@ -294,6 +297,7 @@ impl Task {
                     _ => sleep(Duration::from_millis(1)).await,
                 },
                 () = shared.work.notified() => {}
+                () = sleep_until(again.unwrap_or(deadline)), if again.is_some() => again = None,
                 () = sleep_until(deadline), if poll.is_some() => {
                     return self.ended(live, error::disconnected("receive", "the broker did not answer in time"));
                 }
@@ -308,14 +312,11 @@ impl Task {
 
     fn ended(&self, live: &Live, error: Error) -> End {
         self.link.failed(live, &error);
-        match error.kind() {
-            ErrorKind::Disconnected | ErrorKind::Unauthenticated | ErrorKind::UnknownOutcome => End::Lost,
-            _ => End::Refused(error),
-        }
+        if error::is_of_connection(error.kind()) { End::Lost } else { End::Refused(error) }
     }
 
-    fn get(&self, id: &str, room: usize) -> QueuesDownstreamRequest {
-        let items = room.min(POLL_BYTES / self.largest.max(1)).max(1);
+    fn get(&self, id: &str, (count, bytes): (usize, usize)) -> QueuesDownstreamRequest {
+        let items = count.min(bytes.min(POLL_BYTES) / self.largest.max(1)).max(1);
         QueuesDownstreamRequest {
             request_id: id.to_owned(),
             client_id: self.shared.client_id.to_string(),
@@ -371,26 +372,6 @@ impl Task {
         let taken = self.shared.arrive(messages);
         (!taken).then(|| self.request(Order { verb: Verb::Close, transaction, sequences: Vec::new() }))
     }
-}
-
-fn read(mut message: QueueMessage, transaction: &Arc<str>) -> (Incoming, Held) {
-    let attributes = message.attributes.take().unwrap_or_default();
-    let policy = message.policy.take();
-    let count = u32::try_from(attributes.receive_count).unwrap_or(1).max(1);
-    let message = Wire::from(message).message();
-    let details = Details {
-        attempt: Some(message.header_attempt().saturating_add(count - 1)),
-        broker_time: u64::try_from(attributes.timestamp)
-            .ok()
-            .filter(|time| *time > 0)
-            .map(|nanos| SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos)),
-        sequence: Some(attributes.sequence),
-        redelivered: count > 1,
-        ..Details::default()
-    };
-    let incoming = Incoming { message, token: Token::default(), details: Some(Box::new(details)) };
-    let held = Held::new(transaction, &incoming, (attributes.sequence.cast_signed(), count), policy);
-    (incoming, held)
 }
 
 /// The next answer of a stream that may not be open yet.

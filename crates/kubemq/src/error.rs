@@ -191,6 +191,11 @@ pub(crate) fn copy(error: &Error) -> Error {
     }
 }
 
+/// Errors of a connection that is lost, or counts as lost.
+pub(crate) fn is_of_connection(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Disconnected | ErrorKind::Unauthenticated | ErrorKind::UnknownOutcome)
+}
+
 /// Errors that trying again does not mend.
 pub(crate) fn is_final(kind: ErrorKind) -> bool {
     matches!(

@@ -15,11 +15,11 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::{
     Stream, StreamExt, TryFutureExt, TryStreamExt,
-    future::{ready, try_join_all},
+    future::ready,
     stream::{BoxStream, empty, once, select},
 };
 use md5::{Digest, Md5};
-use polymq_core::{Error, ErrorKind, Result, Retry, Start};
+use polymq_core::{Completion, Error, ErrorKind, Result, Retry, Start};
 use polymq_kubemq_proto::{
     Event, EventReceive, Subscribe,
     subscribe::{EventsStoreType, SubscribeType},
@@ -178,9 +178,9 @@ impl Task {
         let mut due = Instant::now();
         loop {
             tokio::select! {
-                Some(some) = events.next() => match self.moved(some, &mut position).await? {
-                    None => self.place.link.answered(),
-                    Some(end) if error::is_of_deleting(&end) => {
+                Some(some) = events.next() => match self.moved(live, some, &mut position).await {
+                    Ok(None) => self.place.link.answered(),
+                    Ok(Some(end)) if error::is_of_deleting(&end) => {
                         tracing::warn!(
                             topic = self.topic,
                             group = self.group,
@@ -188,7 +188,13 @@ impl Task {
                         );
                         return kept.begin_anew(&self.place).await;
                     }
-                    Some(end) => return Err(end),
+                    Ok(Some(end)) | Err(end) => {
+                        // Who goes on from here must not move again what the queue has taken.
+                        if written != position && !error::is_of_connection(end.kind()) {
+                            kept.write_position(&self.place, &position).await?;
+                        }
+                        return Err(end);
+                    }
                 },
                 () = sleep_until(due), if written != position => {
                     written.clone_from(&position);
@@ -280,14 +286,20 @@ impl Task {
         events.chain(ended()).boxed()
     }
 
-    /// Puts events into the group's queue, which leads to a position; what has ended them, if anything.
-    async fn moved(&self, events: Vec<Result<EventReceive>>, position: &mut Position) -> Result<Option<Error>> {
-        let (mut sent, mut last, mut end) = (Vec::with_capacity(events.len()), None, None);
+    /// Puts events into the group's queue, which leads to a position, also where it takes the first ones only; what has ended
+    /// the events, if anything.
+    async fn moved(
+        &self,
+        live: &Live,
+        events: Vec<Result<EventReceive>>,
+        position: &mut Position,
+    ) -> Result<Option<Error>> {
+        let (mut sent, mut end) = (Vec::with_capacity(events.len()), None);
         for event in events {
             match event {
                 Ok(event) => {
-                    last = Some(Moved { sequence: event.sequence, id: event.event_id.clone() });
-                    sent.push(self.put(event));
+                    let moved = Moved { sequence: event.sequence, id: event.event_id.clone() };
+                    sent.push((moved, self.put(event)));
                 }
                 Err(error) => {
                     end = Some(error);
@@ -295,14 +307,24 @@ impl Task {
                 }
             }
         }
-        try_join_all(sent).await?;
-        if let Some(last) = last {
-            *position = Position::After(last);
+        let link = &self.place.link;
+        let mut sent = sent.into_iter();
+        while let Some((moved, mut answer)) = sent.next() {
+            let lost = || Err(error::disconnected("send", &link.reason()));
+            if let Err(error) = link.unless_over(live, &mut answer).await.unwrap_or_else(lost) {
+                // They are moved again, with those before them: what waits for the next connection would come before these.
+                answer.withdraw();
+                for (_, answer) in sent {
+                    answer.withdraw();
+                }
+                return Err(error);
+            }
+            *position = Position::After(moved);
         }
         Ok(end)
     }
 
-    fn put(&self, event: EventReceive) -> impl Future<Output = Result<()>> + use<> {
+    fn put(&self, event: EventReceive) -> Completion<()> {
         let message = Wire::from(event).message();
         self.place.outbox.hand_over(convert::queued(&message, &self.queue, &self.place.link.client_id, Duration::ZERO))
     }

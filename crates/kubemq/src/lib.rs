@@ -9,6 +9,7 @@ mod consumer;
 mod convert;
 mod error;
 mod group;
+mod held;
 mod link;
 mod listener;
 mod names;

@@ -71,7 +71,8 @@ impl Heard {
 
     fn has_room(&self) -> bool {
         let state = self.lock();
-        state.buffer.len() + state.held.len() < self.prefetch
+        // What waits to be tried again is held here, too: what is not read waits at the broker.
+        state.buffer.len() + state.held.len() + state.later.len() < self.prefetch
     }
 
     fn push(&self, mut incoming: Incoming) {
@@ -186,6 +187,7 @@ impl Listener {
             client_id: format!("{}-{}", link.client_id, request_id()),
             reading,
             last: 0,
+            began: None,
         };
         let listener = Self { heard: Arc::clone(&heard), settler: Arc::new(Local(Arc::clone(&heard))) };
         link.spawn(task.run(ready));
@@ -249,10 +251,13 @@ struct Task {
     link: Arc<Link>,
     heard: Arc<Heard>,
     reading: Reading,
-    /// The server goes on where this client was; the first one has seen nothing.
+    /// The server goes on where a client was that it knows, and counts what was delivered, not what came here: where events
+    /// are stored, each subscription has a new one.
     client_id: String,
     /// The sequence that was read last.
     last: u64,
+    /// When the subscription was asked for that was there first.
+    began: Option<Instant>,
 }
 
 impl Task {
@@ -268,12 +273,14 @@ impl Task {
                 Ok(live) => live,
                 Err(error) => return heard.fail(&error),
             };
+            let asked = Instant::now();
             let subscribed = tokio::select! {
                 subscribed = self.subscribe(&live) => subscribed,
                 () = closing(&heard) => return,
             };
             let error = match subscribed {
                 Ok(events) => {
+                    self.began.get_or_insert(asked);
                     if let Some(ready) = ready.take() {
                         let _ = ready.send(Ok(()));
                     }
@@ -288,7 +295,6 @@ impl Task {
             if error::is_of_deleting(&error) {
                 // Whatever the topic has when it is made anew is new.
                 (self.last, self.reading.start) = (0, Start::Earliest);
-                self.client_id = format!("{}-{}", self.link.client_id, request_id());
             }
             if let Some(ready) = ready.take_if(|_| error.kind() != ErrorKind::Disconnected) {
                 let _ = ready.send(Err(error::copy(&error)));
@@ -308,15 +314,14 @@ impl Task {
     }
 
     async fn subscribe(&mut self, live: &Live) -> Result<Items<EventReceive>> {
+        if self.reading.store {
+            self.client_id = format!("{}-{}", self.link.client_id, request_id());
+        }
         let (kind, value) = match (self.reading.store, self.last, self.reading.start) {
             (false, ..) => (EventsStoreType::Undefined, 0),
-            (true, 0, Start::New) => (EventsStoreType::StartNewOnly, 0),
+            (true, 0, Start::New) => new_since(self.began),
             (true, 0, Start::Earliest) => (EventsStoreType::StartFromFirst, 0),
-            (true, last, _) => {
-                // The server counts what was delivered, not what came here.
-                self.client_id = format!("{}-{}", self.link.client_id, request_id());
-                (EventsStoreType::StartAtSequence, (last + 1).cast_signed())
-            }
+            (true, last, _) => (EventsStoreType::StartAtSequence, (last + 1).cast_signed()),
         };
         let pattern = if self.reading.store { SubscribeType::EventsStore } else { SubscribeType::Events };
         let subscribe = Subscribe {
@@ -372,6 +377,17 @@ impl Task {
         let message = Wire::from(event).message();
         details.attempt = Some(message.header_attempt());
         Incoming { message, token: Token::default(), details: Some(Box::new(details)) }
+    }
+}
+
+/// The place of new events: of a subscription that began before, the time since. The protocol counts in seconds and the server
+/// from when the request reaches it, so a moment more is asked for: what was sent just before may come, and nothing is left out.
+pub(crate) fn new_since(began: Option<Instant>) -> (EventsStoreType, i64) {
+    match began {
+        None => (EventsStoreType::StartNewOnly, 0),
+        Some(began) => {
+            (EventsStoreType::StartAtTimeDelta, i64::try_from(began.elapsed().as_secs() + 2).unwrap_or(i64::MAX))
+        }
     }
 }
 

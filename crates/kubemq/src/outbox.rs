@@ -32,6 +32,7 @@ const SWEEP_EVERY: Duration = Duration::from_millis(500);
 /// Who hears of the outcome.
 pub(crate) enum Answer {
     Receipt(MessageId, Completer<Receipt>),
+    Done(Completer<()>),
     Then(Box<dyn FnOnce(Result<()>) + Send>),
 }
 
@@ -40,17 +41,23 @@ impl Answer {
     fn hand_over(&self) -> bool {
         match self {
             Self::Receipt(_, completer) => completer.hand_over(),
+            Self::Done(completer) => completer.hand_over(),
             Self::Then(_) => true,
         }
     }
 
     fn is_withdrawn(&self) -> bool {
-        matches!(self, Self::Receipt(_, completer) if completer.is_abandoned())
+        match self {
+            Self::Receipt(_, completer) => completer.is_abandoned(),
+            Self::Done(completer) => completer.is_abandoned(),
+            Self::Then(_) => false,
+        }
     }
 
     fn give(self, result: Result<()>) {
         match self {
             Self::Receipt(id, completer) => completer.complete(result.map(|()| Receipt { id, broker_id: None })),
+            Self::Done(completer) => completer.complete(result),
             Self::Then(then) => then(result),
         }
     }
@@ -139,10 +146,10 @@ impl<K: Kind> Outbox<K> {
         }
     }
 
-    /// Hands a message over at once; the future waits for the answer.
+    /// Hands a message over at once; the future waits for the answer, and can be withdrawn until a request takes it.
     pub(crate) fn hand_over(&self, item: K::Item) -> polymq_core::Completion<()> {
         let (completer, completion) = polymq_core::Completion::queued();
-        self.push(item, Answer::Then(Box::new(move |result| completer.complete(result))));
+        self.push(item, Answer::Done(completer));
         completion
     }
 

@@ -10,8 +10,9 @@ use polymq_core::{ATTEMPT, Completer, Completion, Error, Message, Settler, Token
 use crate::{
     NAME,
     convert::{self, MAX_SECONDS},
+    held::Held,
     outbox::Answer,
-    shared::{Held, Shared, Verb},
+    shared::{Shared, Verb},
 };
 
 /// From how many deliveries on a return is a copy: servers give a message up that they have delivered 1024 times.

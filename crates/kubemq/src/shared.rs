@@ -6,29 +6,14 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use polymq_core::{Error, Headers, Incoming, Message, Result, Token};
-use polymq_kubemq_proto::QueueMessagePolicy;
+use polymq_core::{ConsumeOptions, Error, Incoming, Message, Result, Token};
 use tokio::sync::Notify;
 
 use crate::{
     error,
+    held::{Held, Loans},
     outbox::{Outbox, ToQueues},
 };
-
-/// A message that the broker has lent to us.
-#[derive(Debug, Clone)]
-pub(crate) struct Held {
-    pub(crate) transaction: Arc<str>,
-    pub(crate) sequence: i64,
-    pub(crate) attempt: u32,
-    /// The broker's own count of its deliveries.
-    pub(crate) count: u32,
-    /// polymq's own headers as it came with them: others, a return must carry.
-    pub(crate) system: Headers,
-    /// What its sender wants to happen after so many deliveries, if anything.
-    pub(crate) policy: Option<Box<QueueMessagePolicy>>,
-    generation: u64,
-}
 
 /// What is to be done with messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -55,7 +40,7 @@ pub(crate) struct Order {
 
 #[derive(Debug, Default)]
 struct State {
-    held: HashMap<Token, Held>,
+    held: Loans,
     buffer: VecDeque<Incoming>,
     /// What was received, goes back unhandled, and waits for the end of the stream.
     kept: HashMap<Token, Message>,
@@ -89,6 +74,7 @@ pub(crate) struct Shared {
     /// Something was told.
     told: Notify,
     prefetch: usize,
+    prefetch_bytes: usize,
 }
 
 impl Shared {
@@ -96,7 +82,7 @@ impl Shared {
         queue: Arc<str>,
         client_id: Arc<str>,
         outbox: Arc<Outbox<ToQueues>>,
-        prefetch: usize,
+        options: &ConsumeOptions,
     ) -> Arc<Self> {
         Arc::new(Self {
             queue,
@@ -106,7 +92,8 @@ impl Shared {
             arrived: Notify::new(),
             work: Notify::new(),
             told: Notify::new(),
-            prefetch: prefetch.max(1),
+            prefetch: options.prefetch.max(1),
+            prefetch_bytes: options.prefetch_bytes.max(1),
         })
     }
 
@@ -114,13 +101,16 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many messages may be asked for.
-    pub(crate) fn room(&self) -> Option<usize> {
+    /// How many messages, and of how many bytes, may be asked for. Nobody knows how large the next ones are: a poll may bring
+    /// more bytes than that, and then there is none until enough are settled.
+    pub(crate) fn room(&self) -> Option<(usize, usize)> {
         let state = self.lock();
-        let free = self.prefetch.saturating_sub(state.held.len());
+        let count = self.prefetch.saturating_sub(state.held.count());
+        let bytes = self.prefetch_bytes.saturating_sub(state.held.bytes());
         // A poll for one message costs as much as one for many: while others wait to be read, it can wait too.
-        let enough = if state.buffer.is_empty() { 1 } else { (self.prefetch / 4).max(1) };
-        (!state.closing && state.end.is_none() && free >= enough).then_some(free)
+        let enough = |most: usize| if state.buffer.is_empty() { 1 } else { (most / 4).max(1) };
+        let fits = count >= enough(self.prefetch) && bytes >= enough(self.prefetch_bytes);
+        (!state.closing && state.end.is_none() && fits).then_some((count, bytes))
     }
 
     /// A stream begins, to a server that takes single messages back to their places, or not.
@@ -138,7 +128,7 @@ impl Shared {
     pub(crate) fn lose(&self) {
         let mut state = self.lock();
         state.generation += 1;
-        state.held.clear();
+        state.held = Loans::default();
         state.buffer.clear();
         state.kept.clear();
         let lost = state.orders.drain(..).map(|order| order.sequences.len()).sum::<usize>();
@@ -208,7 +198,7 @@ impl Shared {
         let mut state = self.lock();
         state.closing = true;
         state.abandoned = true;
-        state.held.clear();
+        state.held = Loans::default();
         state.buffer.clear();
         state.kept.clear();
         drop(state);
@@ -224,7 +214,7 @@ impl Shared {
     /// stream. `None`: it was kept.
     pub(crate) fn keep(&self, token: Token, message: Message) -> Option<Message> {
         let mut state = self.lock();
-        if state.returns || !state.closing || state.abandoned || !state.held.contains_key(&token) {
+        if state.returns || !state.closing || state.abandoned || !state.held.contains(token) {
             return Some(message);
         }
         state.kept.insert(token, message);
@@ -241,7 +231,7 @@ impl Shared {
         let all = unread.into_iter().map(|incoming| (incoming.token, incoming.message)).chain(kept);
         let mut released = Vec::new();
         for (token, message) in all {
-            released.extend(state.held.remove(&token).map(|held| (held, message)));
+            released.extend(state.held.remove(token).map(|held| (held, message)));
         }
         // In the order in which they were.
         released.sort_by_key(|(held, _)| held.sequence);
@@ -259,7 +249,7 @@ impl Shared {
         state.buffer.clear();
         state.kept.clear();
         let mut first: HashMap<Arc<str>, i64> = HashMap::new();
-        for held in std::mem::take(&mut state.held).into_values() {
+        for held in state.held.take() {
             let sequence = first.entry(held.transaction).or_insert(held.sequence);
             *sequence = held.sequence.min(*sequence);
         }
@@ -273,7 +263,7 @@ impl Shared {
     /// Nothing that was received is unsettled.
     pub(crate) fn is_settled(&self) -> bool {
         let state = self.lock();
-        state.held.len() <= state.buffer.len() + state.kept.len()
+        state.held.count() <= state.buffer.len() + state.kept.len()
     }
 
     /// Everything that was settled is told.
@@ -386,7 +376,7 @@ impl State {
         if self.abandoned {
             return Err(error::closed("settle"));
         }
-        self.held.remove(&token).ok_or_else(error::stale)
+        self.held.remove(token).ok_or_else(error::stale)
     }
 
     fn order(&mut self, verb: Verb, held: Held) {
@@ -394,25 +384,6 @@ impl State {
         match self.orders.iter_mut().rev().find(same) {
             Some(order) => order.sequences.push(held.sequence),
             None => self.orders.push(Order { verb, transaction: held.transaction, sequences: vec![held.sequence] }),
-        }
-    }
-}
-
-impl Held {
-    pub(crate) fn new(
-        transaction: &Arc<str>,
-        incoming: &Incoming,
-        (sequence, count): (i64, u32),
-        policy: Option<QueueMessagePolicy>,
-    ) -> Self {
-        Self {
-            transaction: Arc::clone(transaction),
-            sequence,
-            attempt: incoming.attempt(),
-            count,
-            system: incoming.message.system_headers().clone(),
-            policy: policy.filter(|policy| !policy.max_receive_queue.is_empty()).map(Box::new),
-            generation: 0,
         }
     }
 }

@@ -162,13 +162,16 @@ impl Log {
         self.all().into_iter().filter(|seen| seen.body == body).collect()
     }
 
-    /// Waits until there are `count`.
+    /// Waits until there are `count`, for as long as there are more and more.
     pub(crate) async fn reaches(&self, count: usize) {
-        eventually(PATIENCE * 2, || async {
-            let seen = self.len();
-            if seen >= count { Ok(()) } else { Err(format!("{seen} of {count} calls of the handler")) }
-        })
-        .await;
+        let mut before = self.len();
+        while before < count {
+            before = eventually(PATIENCE * 2, || async {
+                let seen = self.len();
+                if seen > before { Ok(seen) } else { Err(format!("{seen} of {count} calls of the handler")) }
+            })
+            .await;
+        }
     }
 }
 

@@ -23,10 +23,7 @@ impl Lent {
 
     /// The message as a receiver sees it.
     pub(crate) fn message(&self) -> QueueMessage {
-        let mut message = self.waiting.as_ref().map(|waiting| waiting.message.clone()).unwrap_or_default();
-        let digest = Md5::digest(&message.body);
-        message.attributes.get_or_insert_default().md5_of_body = format!("{digest:x}");
-        message
+        shown(self.waiting.as_ref().map(|waiting| waiting.message.clone()).unwrap_or_default())
     }
 
     /// How often it was delivered, and what was asked for it.
@@ -118,6 +115,13 @@ impl Lent {
         });
         waits.await.unwrap_or(Err(StoreError::Closed))
     }
+}
+
+/// A message as a receiver sees it.
+pub(crate) fn shown(mut message: QueueMessage) -> QueueMessage {
+    let digest = Md5::digest(&message.body);
+    message.attributes.get_or_insert_default().md5_of_body = format!("{digest:x}");
+    message
 }
 
 /// A message whose removal is on its way to the disk.

@@ -111,8 +111,7 @@ impl Queue {
     }
 
     fn expire(&self, state: &mut State, waiting: &Waiting, gone: &mut Vec<Change>) -> bool {
-        let at = waiting.message.attributes.as_ref().map_or(0, |attributes| attributes.expiration_at);
-        if at == 0 || at > now() {
+        if !is_over(&waiting.message, now()) {
             return false;
         }
         gone.push(Change::Remove(Key::new(self.id, waiting.sequence), waiting.size));
@@ -134,6 +133,12 @@ impl Queue {
         drop(state);
         self.arrived.notify_one();
     }
+}
+
+/// Whether a message has expired.
+pub(super) fn is_over(message: &QueueMessage, now: i64) -> bool {
+    let at = message.attributes.as_ref().map_or(0, |attributes| attributes.expiration_at);
+    at != 0 && at <= now
 }
 
 /// Somebody waits for so many messages.

@@ -4,11 +4,11 @@ use bytes::Bytes;
 use tokio::{sync::oneshot, time::Instant};
 
 use super::*;
-use crate::{queues::QUEUES, store::Store};
+use crate::{numbers::Numbers, queues::QUEUES, store::Store};
 
 fn queue() -> Arc<Queue> {
     let store = Store::in_memory(&Limits::default()).unwrap();
-    let (row, channel) = Row::make(&store, 1, QUEUES, "orders");
+    let (row, channel) = Row::make(&store, Numbers::after(&[]).next().unwrap(), QUEUES, "orders");
     Arc::new(Queue::new(store, row, 1 << 20, channel))
 }
 

@@ -1,9 +1,15 @@
+use std::{
+    sync::mpsc::{Receiver, Sender, channel},
+    task::{Context, Poll, Wake, Waker},
+};
+
 use super::*;
+use crate::store::MOST_CHANNELS;
 
 fn queues() -> Arc<Queues> {
     let limits = Limits::default();
     let store = Store::in_memory(&limits).unwrap();
-    let numbers = Arc::new(Numbers::after(&[]));
+    let numbers = Numbers::after(&[]);
     Arc::new(Queues::open(store, limits, numbers, Vec::new()).unwrap())
 }
 
@@ -46,4 +52,80 @@ async fn what_is_delayed_comes_although_its_sender_went_away() {
     let taken = queue.take(1, tokio::time::Instant::now() + Duration::from_secs(10)).await.unwrap();
     assert_eq!(taken.messages.len(), 1);
     clock.abort();
+}
+
+/// A message that is due.
+fn due(id: u64, queue: &Queue) -> Change {
+    let message = QueueMessage { body: "x".into(), ..QueueMessage::default() };
+    Change::Delay { id, channel: queue.id, due: 1, value: message.encode_to_vec() }
+}
+
+/// Holds up the store's thread while that wakes somebody: tells so, and waits.
+struct Held(Sender<()>, Mutex<Receiver<()>>);
+
+impl Wake for Held {
+    fn wake(self: Arc<Self>) {
+        let _ = self.0.send(());
+        let _ = self.1.lock().unwrap().recv();
+    }
+}
+
+#[tokio::test]
+async fn what_is_due_is_moved_once_although_another_one_of_its_batch_fails() {
+    let queues = queues();
+    let (goes, stays) = (queues.get("goes").unwrap(), queues.get("stays").unwrap());
+    queues.store.store(vec![due(1, &goes), due(2, &stays)]).await.unwrap();
+    let (free, waits) = channel::<()>();
+    queues.store.commit(Vec::new(), None, move |_| _ = waits.recv());
+    // The first group that is written ends with the message of the queue that goes; the other message is in the next one.
+    let mut removal = std::pin::pin!(queues.remove("goes"));
+    assert!(futures_util::poll!(removal.as_mut()).is_pending());
+    let nothing = || Change::Seen { channel: 0, reader: String::new(), seen: 0 };
+    queues.store.commit((0..4094).map(|_| nothing()).collect(), None, drop);
+    let ((woken, is_woken), (goes_on, held)) = (channel(), channel());
+    let held = Waker::from(Arc::new(Held(woken, Mutex::new(held))));
+    let mut release = std::pin::pin!(queues.release());
+    assert!(release.as_mut().poll(&mut Context::from_waker(&held)).is_pending());
+    drop(free);
+    is_woken.recv().unwrap();
+    let early = release.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    drop(goes_on);
+    assert!(matches!(early, Poll::Pending), "the other one is on its way: {early:?}");
+    assert!(matches!(release.await, Err(StoreError::Gone)));
+    assert!(removal.await.unwrap());
+    assert!(queues.release().await.unwrap().is_none());
+    assert_eq!(stays.stats().messages, 1);
+}
+
+#[tokio::test]
+async fn what_is_delayed_leaves_its_delay_once() {
+    let queues = queues();
+    let queue = queues.get("orders").unwrap();
+    queues.store.store(vec![due(1, &queue)]).await.unwrap();
+    assert!(queues.release().await.unwrap().is_none());
+    let (done, waits) = oneshot::channel();
+    queue.put(vec![QueueMessage::default()], vec![Change::Undelay(1)], None, |result| drop(done.send(result)));
+    assert!(matches!(waits.await.unwrap(), Err(StoreError::Gone)));
+    assert_eq!(queue.stats().messages, 1);
+}
+
+#[tokio::test]
+async fn a_number_is_another_channels_when_nobody_has_its_channel_any_more() {
+    let stored = |id| StoredChannel { id, kind: 0, name: String::new(), next: 1, count: 0, bytes: 0, first: None };
+    let numbers = Numbers::after(&(2..=MOST_CHANNELS).map(stored).collect::<Vec<_>>());
+    let limits = Limits::default();
+    let store = Store::in_memory(&limits).unwrap();
+    let queues = Arc::new(Queues::open(store, limits, numbers, Vec::new()).unwrap());
+    let queue = queues.get("orders").unwrap();
+    queue.put(vec![QueueMessage::default()], Vec::new(), None, drop);
+    queues.store.store(Vec::new()).await.unwrap();
+    let mut held = queue.take(1, tokio::time::Instant::now()).await.unwrap().messages;
+    assert!(queues.remove("orders").await.unwrap());
+    drop(queue);
+    queues.store.store(Vec::new()).await.unwrap();
+    let refused = queues.get("other").unwrap_err().to_string();
+    assert!(refused.starts_with("there are 524287 channels, the most this broker allows"), "{refused}");
+    assert!(matches!(held.pop().unwrap().remove().await, Ok(())));
+    queues.store.store(Vec::new()).await.unwrap();
+    assert_eq!(queues.get("other").unwrap().id, 1);
 }

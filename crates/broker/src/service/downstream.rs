@@ -347,7 +347,7 @@ async fn settle(
 async fn nack(shared: &Shared, messages: Result<Vec<Lent>, Refusal>) -> Result<(), Refusal> {
     // They are handed to the store in their order, and share its answer.
     let rejected = join_all(messages?.into_iter().map(|lent| shared.queues.reject(lent))).await;
-    Ok(rejected.into_iter().collect::<Result<(), _>>()?)
+    rejected.into_iter().collect()
 }
 
 async fn requeue(

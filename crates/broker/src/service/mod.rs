@@ -49,8 +49,12 @@ async fn in_flight<T>(room: Arc<Semaphore>, size: usize, request: T) -> (T, Opti
 pub(crate) struct Service(pub(crate) Arc<Shared>);
 
 impl Service {
-    /// While the broker stops, clients are told to come again.
+    /// While the broker stops, clients are told to come again, and so they are when its store has failed: then it must be
+    /// started anew, and whoever looks after it sees that a ping is refused.
     fn ready(&self) -> Result<(), Status> {
+        if let Some(cause) = self.0.store.failed() {
+            return Err(Status::unavailable(cause.to_string()));
+        }
         if self.0.stopping.is_cancelled() {
             return Err(Status::unavailable("grpc server is not ready to accept requests"));
         }

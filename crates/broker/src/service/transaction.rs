@@ -139,7 +139,7 @@ impl Transaction {
             }
             Kind::RejectMessage => {
                 let lent = self.take(&request, Refusal::nothing_to_reject()).map_err(goes)?;
-                self.shared.queues.reject(lent).await.map_err(|cause| (cause.into(), Next::Ends))?;
+                self.shared.queues.reject(lent).await.map_err(|refusal| (refusal, Next::Ends))?;
             }
             Kind::ModifyVisibility => {
                 self.holds(Refusal::nothing_to_ack()).map_err(goes)?;

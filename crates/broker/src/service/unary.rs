@@ -16,7 +16,7 @@ use crate::{
     broker::Shared,
     limits::DEFAULT_WAIT,
     names,
-    queue::{Lent, Taken},
+    queue::{Lent, shown},
     queues::{Queues, within},
     refusal::Refusal,
     rules::{Action, Resource},
@@ -66,15 +66,10 @@ pub(super) async fn receive(
     request: ReceiveQueueMessagesRequest,
 ) -> ReceiveQueueMessagesResponse {
     let (request_id, is_peak) = (request.request_id.clone(), request.is_peak);
-    match taken(shared, caller, &request).await {
-        Ok(taken) => {
-            let messages: Vec<_> = taken.messages.iter().map(Lent::message).collect();
+    match received(shared, caller, &request).await {
+        Ok((messages, expired)) => {
             let messages_received = i32::try_from(messages.len()).unwrap_or(i32::MAX);
-            let messages_expired = i32::try_from(taken.expired).unwrap_or(i32::MAX);
-            if !is_peak {
-                // A caller that is gone by now has dropped this future, and with it the loans.
-                Lent::remove_all(taken.messages);
-            }
+            let messages_expired = i32::try_from(expired).unwrap_or(i32::MAX);
             ReceiveQueueMessagesResponse {
                 request_id,
                 messages,
@@ -94,7 +89,12 @@ pub(super) async fn receive(
     }
 }
 
-async fn taken(shared: &Shared, caller: &Caller, request: &ReceiveQueueMessagesRequest) -> Result<Taken, Refusal> {
+/// Messages, and how many were found to be expired.
+async fn received(
+    shared: &Shared,
+    caller: &Caller,
+    request: &ReceiveQueueMessagesRequest,
+) -> Result<(Vec<QueueMessage>, u64), Refusal> {
     let limits = shared.queues.limits();
     if request.client_id.is_empty() {
         return Err(Refusal::no_client());
@@ -107,8 +107,19 @@ async fn taken(shared: &Shared, caller: &Caller, request: &ReceiveQueueMessagesR
     }
     let wait = wait(request.wait_time_seconds, limits.wait)?;
     let queue = shared.queues.get(&request.channel)?;
+    let until = Instant::now() + wait;
+    let work = async {
+        if request.is_peak {
+            return Ok((queue.peek(most, until).await?.into_iter().map(shown).collect(), 0));
+        }
+        let taken = queue.take(most, until).await?;
+        let messages = taken.messages.iter().map(Lent::message).collect();
+        // A caller that is gone by now has dropped this future, and with it the loans.
+        Lent::remove_all(taken.messages);
+        Ok((messages, taken.expired))
+    };
     tokio::select! {
-        taken = queue.take(most, Instant::now() + wait) => Ok(taken?),
+        received = work => received,
         () = shared.stopping.cancelled() => Err(Refusal::shutdown()),
     }
 }

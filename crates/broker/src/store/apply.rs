@@ -15,7 +15,7 @@ struct Moved {
     bytes: i64,
 }
 
-/// The channel is not there.
+/// The channel is not there, or what was delayed for it.
 const GONE: rusqlite::Error = rusqlite::Error::StatementChangedRows(0);
 
 type Channels = HashMap<u32, Moved>;
@@ -87,7 +87,10 @@ fn apply(transaction: &Transaction<'_>, change: &Change, channels: &mut Channels
             }
         }
         Change::Undelay(id) => {
-            run("DELETE FROM delayed WHERE id = ?1", params![id])?;
+            // What is put in its place would be there twice.
+            if run("DELETE FROM delayed WHERE id = ?1", params![id])? == 0 {
+                return Err(GONE);
+            }
         }
         Change::Position { channel, reader, next, seen } => {
             // A reader may go on a moment longer than its channel, whose number may be another one's some day.

@@ -2,6 +2,8 @@
 
 /// Bits of a key that count within a channel.
 const SEQUENCE_BITS: u32 = 44;
+/// The highest number of a channel: the rest of a key's bits, without the one of its sign.
+pub(crate) const MOST_CHANNELS: u32 = (1 << (63 - SEQUENCE_BITS)) - 1;
 
 /// A place in a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -71,7 +73,7 @@ pub(crate) enum Change {
         /// The message.
         value: Vec<u8>,
     },
-    /// A delayed message has had its time.
+    /// A delayed message has had its time; refused when it has had it already.
     Undelay(u64),
     /// Where a reader goes on.
     Position {

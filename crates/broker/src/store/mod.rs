@@ -16,7 +16,7 @@ mod syncs;
 mod tests;
 mod writer;
 
-pub(crate) use change::{Change, Key, StoredChannel, StoredDelay};
+pub(crate) use change::{Change, Key, MOST_CHANNELS, StoredChannel, StoredDelay};
 pub use error::StoreError;
 pub(crate) use error::told;
 

@@ -116,3 +116,28 @@ async fn what_is_stored_needs_its_channel() {
     assert_eq!((sequences(&store), store.delays().unwrap()), (Vec::new(), (None, 0, 0)));
     store.close();
 }
+
+#[tokio::test]
+async fn what_is_owed_of_a_channel_goes_with_it() {
+    let store = Store::in_memory(&Limits::default()).unwrap();
+    let made = |id: u32| Change::Channel { id, kind: 1, name: id.to_string() };
+    let mut first = put(1, b"old".into());
+    first.splice(0..0, [made(QUEUE), made(2)]);
+    store.store(first).await.unwrap();
+    let pages = |most: &str| {
+        let reads = super::lock(&store.0.reads);
+        reads.query_row(&format!("PRAGMA max_page_count = {most}"), [], |_| Ok(())).unwrap();
+    };
+    pages("1");
+    let large = vec![b'x'; 1 << 20];
+    store.remove(vec![Change::Remove(Key::new(QUEUE, 1), 3), Change::Put(Key::new(2, 1), large)], drop);
+    store.store(vec![Change::RemoveChannel(QUEUE)]).await.unwrap();
+    let mut anew = put(1, b"new".into());
+    anew.insert(0, made(QUEUE));
+    store.store(anew).await.unwrap();
+    pages("1000000");
+    while store.read(2, 1, 1, 1).unwrap().is_empty() {
+        store.store(Vec::new()).await.unwrap();
+    }
+    assert_eq!(store.read(QUEUE, 1, 9, 9).unwrap(), [(1, b"new".to_vec())], "the number is another channel's now");
+}

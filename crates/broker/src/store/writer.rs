@@ -199,6 +199,9 @@ impl Writer {
             *done = (done.0 + 1, done.1 + started.elapsed());
         }
         for (commit, result) in group.into_iter().zip(results) {
+            if result.is_ok() {
+                self.forget_owed(&commit.changes);
+            }
             match result {
                 Err(StoreError::Full) if commit.kind == Kind::Lasting => {
                     self.owed.extend(commit.changes);
@@ -209,6 +212,18 @@ impl Writer {
         }
         if let (Ok(()), Some(disk), Some(log)) = (synced, &self.disk, log) {
             disk.fold.after(&lock(&self.connection), log);
+        }
+    }
+
+    /// What is owed of a channel goes with it: its number may be another one's soon.
+    fn forget_owed(&mut self, changes: &[Change]) {
+        if self.owed.is_empty() {
+            return;
+        }
+        for change in changes {
+            if let Change::RemoveChannel(id) = change {
+                self.owed.retain(|owed| !matches!(owed, Change::Remove(key, _) if key.channel() == *id));
+            }
         }
     }
 

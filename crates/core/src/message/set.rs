@@ -101,11 +101,10 @@ impl Message {
         self
     }
 
-    /// The message is not handled later than `ttl` from now.
+    /// The message is not handled later than `ttl` from now, and no later than 30 years from now.
     #[must_use]
     pub fn expires_in(self, ttl: Duration) -> Self {
-        let at = clock::now() + ttl;
-        self.with_expires_at(at)
+        self.with_expires_at(clock::wall_in(ttl))
     }
 
     /// The message is not delivered before `at`; a backend without delay refuses to send it.
@@ -115,11 +114,10 @@ impl Message {
         self
     }
 
-    /// The message is not delivered before `delay` from now.
+    /// The message is not delivered before `delay` from now; more than 30 years count as 30.
     #[must_use]
     pub fn deliver_in(self, delay: Duration) -> Self {
-        let at = clock::now() + delay;
-        self.with_deliver_at(at)
+        self.with_deliver_at(clock::wall_in(delay))
     }
 
     /// Takes the delivery time away, as a backend does that has kept it.

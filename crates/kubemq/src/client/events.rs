@@ -133,7 +133,8 @@ impl KubeMq {
     }
 
     /// Subscribes to stored events, from a place on. Without a group (empty), this place counts each time, and when a connection
-    /// was lost the subscription goes on after what was returned last. A group has one place, kept by the server as what
+    /// was lost the subscription goes on after what was returned last; one of new events that has returned none begins again up to
+    /// two seconds before it did, so that none is missed. A group has one place, kept by the server as what
     /// was *delivered*: `start` counts for its first member only, and what was delivered to a connection that is lost does
     /// not come again. Groups of a `Bus` go on after what was handled.
     ///
@@ -153,8 +154,7 @@ impl KubeMq {
         };
         let mut feed = Feed::start(self.link.link(), subscribe, SUBSCRIBE).await?;
         let resumes = group.is_empty();
-        // A client that began with new events is one the server should go on with; who began elsewhere begins there again.
-        if resumes && start != StartAt::New {
+        if resumes {
             feed.renamed = Some(self.link.client_id.clone());
         }
         Ok(Events { feed, resumes })
@@ -186,7 +186,6 @@ impl Events {
         let event = self.feed.next().await?;
         if self.resumes {
             let feed = &mut self.feed;
-            feed.renamed.get_or_insert_with(|| feed.link.client_id.clone());
             feed.subscribe.set_events_store_type_data(EventsStoreType::StartAtSequence);
             feed.subscribe.events_store_type_value = (event.sequence + 1).cast_signed();
         }

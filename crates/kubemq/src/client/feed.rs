@@ -5,12 +5,13 @@ use std::{fmt, sync::Arc, time::Duration};
 use futures_util::{StreamExt, future::BoxFuture};
 use polymq_core::{ErrorKind, Result};
 use polymq_kubemq_proto::{Subscribe, subscribe::EventsStoreType};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tonic::{Response, Status, Streaming};
 
 use crate::{
     error::{self, Effect, native},
     link::{Items, Link, Live},
+    listener::new_since,
     topology::request_id,
     transport::Client,
 };
@@ -29,6 +30,8 @@ pub(super) struct Feed<T> {
     /// The client id of each time is this and something random: of stored events, the server goes on where it was with a
     /// client that it knows, and counts what was delivered, not what came here.
     pub(super) renamed: Option<String>,
+    /// When the subscription was asked for that was there first.
+    began: Option<Instant>,
     call: Call<T>,
     open: Option<(Live, Items<T>)>,
 }
@@ -37,7 +40,7 @@ impl<T: Send + 'static> Feed<T> {
     /// Subscribes; returns when the server has the subscription.
     pub(super) async fn start(link: Arc<Link>, subscribe: Subscribe, call: Call<T>) -> Result<Self> {
         let live = link.live_soon("subscribe").await?;
-        let mut feed = Self { link, subscribe, renamed: None, call, open: None };
+        let mut feed = Self { link, subscribe, renamed: None, began: None, call, open: None };
         feed.open(live).await?;
         Ok(feed)
     }
@@ -46,8 +49,16 @@ impl<T: Send + 'static> Feed<T> {
         if let Some(client_id) = &self.renamed {
             self.subscribe.client_id = format!("{client_id}-{}", request_id());
         }
-        let opening = (self.call)(live.client.clone(), self.subscribe.clone());
+        let mut subscribe = self.subscribe.clone();
+        if self.renamed.is_some() && subscribe.events_store_type_data() == EventsStoreType::StartNewOnly {
+            let (place, value) = new_since(self.began);
+            subscribe.set_events_store_type_data(place);
+            subscribe.events_store_type_value = value;
+        }
+        let asked = Instant::now();
+        let opening = (self.call)(live.client.clone(), subscribe);
         let items = self.link.subscribe(&live, "subscribe", opening).await?;
+        self.began.get_or_insert(asked);
         self.open = Some((live, items));
         Ok(())
     }

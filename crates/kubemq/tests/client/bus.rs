@@ -1,48 +1,26 @@
 //! What a bus makes of polymq's own broker where other servers have no such thing: limits, and channels that are deleted.
 
-use std::{sync::Arc, time::Duration};
-
 use polymq_broker::{Broker, Limits};
-use polymq_core::{
-    Backend, Bus, Channel, ConsumeOptions, Environment, ErrorKind, HealthState, Message, Registry, Retry, Start,
-    Subscription,
-};
-use polymq_kubemq::{KubeMqBackend, Pattern};
+use polymq_core::{Bus, Channel, ConsumeOptions, ErrorKind, HealthState, Message, Retry, Start};
+use polymq_kubemq::Pattern;
 use polymq_testkit::eventually;
 use tokio::time::timeout;
 
-use crate::{SECOND, connect};
+use crate::{PATIENCE, SECOND, connect, take};
 
-const PATIENCE: Duration = Duration::from_secs(30);
-
-async fn start(limits: Limits) -> (Broker, Bus) {
+pub(crate) async fn start(limits: Limits) -> (Broker, Bus) {
     let broker = Broker::builder().listen("127.0.0.1:0").limits(limits).start().await.expect("a broker");
-    let mut registry = Registry::new();
-    let backend: Arc<dyn Backend> = Arc::new(KubeMqBackend);
-    registry.add(backend).expect("one backend");
-    let builder = Bus::builder().registry(registry).environment(Environment::default());
-    let bus = builder.url(format!("kubemq://{}", broker.address())).connect().await.expect("connect");
+    let bus = crate::bus(broker.address()).await;
     (broker, bus)
 }
 
-async fn send(channel: &Channel, bodies: &[&'static str]) {
+pub(crate) async fn send(channel: &Channel, bodies: &[&'static str]) {
     for body in bodies {
         channel.send_message(Message::new(*body)).await.expect("sent");
     }
 }
 
-/// The next bodies, acknowledged.
-async fn take(subscription: &mut Subscription, count: usize) -> Vec<String> {
-    let mut taken = Vec::new();
-    for _ in 0..count {
-        let delivery = timeout(PATIENCE, subscription.next()).await.expect("in time").expect("received");
-        taken.push(String::from_utf8_lossy(delivery.message().payload()).into_owned());
-        delivery.ack().await.expect("acknowledged");
-    }
-    taken
-}
-
-fn group() -> ConsumeOptions {
+pub(crate) fn group() -> ConsumeOptions {
     ConsumeOptions { group: Some("audit".to_owned()), ..ConsumeOptions::default() }
 }
 

@@ -1,9 +1,11 @@
 //! The typed client against a broker in this process: one file a topic.
 
+mod bounds;
 mod bus;
 mod channels;
 mod closing;
 mod events;
+mod losses;
 mod polls;
 mod queues;
 mod requests;
@@ -12,11 +14,16 @@ mod transactions;
 
 use std::time::Duration;
 
+use std::{net::SocketAddr, sync::Arc};
+
 use polymq_broker::Broker;
-use polymq_core::{Message, Settings};
-use polymq_kubemq::{KubeMq, Policy};
+use polymq_core::{Backend, Bus, Delivery, Environment, Message, Registry, Settings, Subscription};
+use polymq_kubemq::{KubeMq, KubeMqBackend, Policy};
+use tokio::time::timeout;
 
 const SECOND: Duration = Duration::from_secs(1);
+/// How long something that must come may take.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 async fn start() -> (Broker, KubeMq) {
     let broker = Broker::builder().listen("127.0.0.1:0").start().await.expect("a broker");
@@ -32,6 +39,40 @@ async fn start_again(folder: &std::path::Path, address: &str) -> Broker {
 async fn connect(broker: &Broker) -> KubeMq {
     let settings = Settings::from_url(&format!("kubemq://{}", broker.address())).expect("a URL");
     KubeMq::connect(&settings).await.expect("connect")
+}
+
+/// A bus of the broker at this address, or of what is between.
+async fn bus(address: SocketAddr) -> Bus {
+    let mut registry = Registry::new();
+    let backend: Arc<dyn Backend> = Arc::new(KubeMqBackend);
+    registry.add(backend).expect("one backend");
+    let builder = Bus::builder().registry(registry).environment(Environment::default());
+    builder.url(format!("kubemq://{address}")).connect().await.expect("connect")
+}
+
+async fn next(subscription: &mut Subscription) -> Delivery {
+    timeout(PATIENCE, subscription.next()).await.expect("in time").expect("received")
+}
+
+fn body(delivery: &Delivery) -> String {
+    String::from_utf8_lossy(delivery.message().payload()).into_owned()
+}
+
+/// The next bodies, acknowledged.
+async fn take(subscription: &mut Subscription, count: usize) -> Vec<String> {
+    let mut taken = Vec::new();
+    for _ in 0..count {
+        let delivery = next(subscription).await;
+        taken.push(body(&delivery));
+        delivery.ack().await.expect("acknowledged");
+    }
+    taken
+}
+
+/// Nothing comes for longer than whatever was refused waits before it is tried again.
+async fn quiet(subscription: &mut Subscription) {
+    let more = subscription.receive(1, 3 * SECOND).await.expect("receive");
+    assert!(more.is_empty(), "came although nothing may come: {:?}", more.iter().map(body).collect::<Vec<_>>());
 }
 
 fn bodies(messages: &[polymq_kubemq_proto::QueueMessage]) -> Vec<String> {

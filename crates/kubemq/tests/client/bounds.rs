@@ -1,0 +1,111 @@
+//! What a bus holds at most, and what it makes of a broker that takes or gives no more for now.
+
+use polymq_broker::Limits;
+use polymq_core::{ConsumeOptions, Message, Start};
+
+use crate::{
+    SECOND, body,
+    bus::{group, send, start},
+    connect, next, quiet, take,
+};
+
+fn numbers(range: std::ops::RangeInclusive<u32>) -> Vec<String> {
+    range.map(|n| n.to_string()).collect()
+}
+
+/// A poll that the broker refuses, as too much is held already, takes nothing from who holds it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_poll_keeps_what_is_held() {
+    let (broker, bus) = start(Limits { held_count: 8, ..Limits::default() }).await;
+    let queue = bus.queue("q");
+    for sent in queue.send_all(numbers(1..=20).into_iter().map(Message::new)).await {
+        sent.expect("accepted");
+    }
+    let mut subscription = queue.subscribe(ConsumeOptions::default()).await.expect("subscribed");
+    // One poll brings more than may be held when the next one is asked for.
+    let mut held = Vec::new();
+    for n in numbers(1..=16) {
+        held.push(next(&mut subscription).await);
+        assert_eq!(body(&held[held.len() - 1]), n);
+    }
+    quiet(&mut subscription).await;
+    for delivery in held {
+        delivery.ack().await.expect("it is held as it was");
+    }
+    assert_eq!(take(&mut subscription, 4).await, numbers(17..=20));
+    bus.close().await.expect("closed");
+    broker.stop().await;
+}
+
+/// What is fetched and not settled is bounded in bytes too, as well as that can be known before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_is_fetched_until_so_many_bytes_are_held() {
+    let (broker, bus) = start(Limits::default()).await;
+    let queue = bus.queue("q");
+    for sent in queue.send_all((0..40).map(|_| Message::new("x".repeat(10_000)))).await {
+        sent.expect("accepted");
+    }
+    let few = ConsumeOptions { prefetch_bytes: 50_000, ..ConsumeOptions::default() };
+    let mut subscription = queue.subscribe(few).await.expect("subscribed");
+    let mut held = Vec::new();
+    loop {
+        let more = subscription.receive(40, 3 * SECOND).await.expect("received");
+        if more.is_empty() {
+            break;
+        }
+        held.extend(more);
+    }
+    assert_eq!(held.len(), 5);
+    for delivery in held {
+        delivery.ack().await.expect("acknowledged");
+    }
+    take(&mut subscription, 35).await;
+    bus.close().await.expect("closed");
+    broker.stop().await;
+}
+
+/// Where a group's queue takes a part of what is moved, that part is not moved again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_full_queue_has_taken_is_not_moved_again() {
+    let (broker, bus) = start(Limits { queue_count: Some(40), ..Limits::default() }).await;
+    let client = connect(&broker).await;
+    let stored = numbers(1..=60).into_iter().map(|n| client.stream_stored("prices", &Message::new(n)));
+    for stored in stored.collect::<Vec<_>>() {
+        stored.await.expect("stored");
+    }
+    let all = ConsumeOptions { start: Start::Earliest, ..group() };
+    let mut member = bus.topic("prices").subscribe(all).await.expect("subscribed");
+    let mut held = Vec::new();
+    for n in numbers(1..=40) {
+        held.push(next(&mut member).await);
+        assert_eq!(body(&held[held.len() - 1]), n);
+    }
+    quiet(&mut member).await;
+    // Less room than the next attempt asks for.
+    for delivery in held.drain(..10) {
+        delivery.ack().await.expect("acknowledged");
+    }
+    assert_eq!(take(&mut member, 10).await, numbers(41..=50));
+    bus.close().await.expect("closed");
+    broker.stop().await;
+}
+
+/// What waits to be tried again counts against the prefetch: a handler that fails everything for a while holds no more than that.
+#[tokio::test(flavor = "multi_thread")]
+async fn retries_of_a_topic_are_bounded_by_the_prefetch() {
+    let (broker, bus) = start(Limits::default()).await;
+    let topic = bus.topic("prices");
+    let two = ConsumeOptions { prefetch: 2, ..ConsumeOptions::default() };
+    let mut alone = topic.subscribe(two).await.expect("subscribed");
+    send(&topic, &["1", "2", "3", "4"]).await;
+    for (expected, after) in [("1", 5 * SECOND), ("2", 3600 * SECOND)] {
+        let delivery = next(&mut alone).await;
+        assert_eq!(body(&delivery), expected);
+        delivery.retry(after).await.expect("waits");
+    }
+    quiet(&mut alone).await;
+    // Each one that is done makes room for one.
+    assert_eq!(take(&mut alone, 3).await, ["1", "3", "4"]);
+    bus.close().await.expect("closed");
+    broker.stop().await;
+}
