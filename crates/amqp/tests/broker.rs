@@ -79,6 +79,7 @@ fn main() -> ExitCode {
         one_stuck_message_does_not_stop_the_others,
         close_returns_what_was_not_received,
         an_expired_message_is_not_delivered,
+        a_message_that_expires_in_ten_thousand_years_is_one_like_others,
     ));
     trials.extend(trials!(trial, faults:
         a_deleted_queue_is_made_again_or_final,

@@ -10,6 +10,9 @@ use crate::{
     headers::{SYSTEM_PREFIX, Text},
 };
 
+/// The last second of the year 9999, since 1970.
+const LAST_EXPIRY: Duration = Duration::from_secs(253_402_300_799);
+
 impl Message {
     /// Sets the id; without it, sending gives a UUIDv7.
     #[must_use]
@@ -94,10 +97,11 @@ impl Message {
         self
     }
 
-    /// From `at` on the message is not handled any more.
+    /// From `at` on the message is not handled any more; the year 9999 is as late as it gets, since the text that carries
+    /// this time knows no later one.
     #[must_use]
     pub fn with_expires_at(mut self, at: SystemTime) -> Self {
-        self.rest_mut().expires_at = Some(at);
+        self.rest_mut().expires_at = Some(at.min(SystemTime::UNIX_EPOCH + LAST_EXPIRY));
         self
     }
 
