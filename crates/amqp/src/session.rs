@@ -10,7 +10,7 @@ use polymq_core::{Error, ErrorKind, Message, Result, until};
 use tokio::time::Instant;
 
 use crate::{
-    config::AmqpConfig,
+    config::{AmqpConfig, QueueType},
     convert::{self, short},
     error::{self, Stage},
     inflight::Target,
@@ -30,7 +30,7 @@ pub(crate) struct Session {
     pub(crate) failure: Option<lapin::Error>,
 }
 
-/// The time that a message spends in a delay queue, and when that queue was declared.
+/// The time that a message spends in a classic delay queue, and when that queue was declared.
 pub(crate) type Delay = (Duration, Instant);
 
 impl Session {
@@ -77,7 +77,8 @@ impl Session {
             };
             return Ok((target, None));
         };
-        let ttl = delay_step(wait);
+        let queue_type = self.config.queue_type;
+        let ttl = delay_step(wait, queue_type);
         let name = self.declare_delay(route, ttl).await?;
         let target = Target {
             exchange: short("")?,
@@ -86,7 +87,8 @@ impl Session {
             // Expiring in the delay queue would mean being delivered early.
             properties: convert::properties(&outgoing.message, route.persistent, false)?,
         };
-        Ok((target, Some((ttl, Instant::now()))))
+        // A quorum queue stays.
+        Ok((target, (queue_type == QueueType::Classic).then(|| (ttl, Instant::now()))))
     }
 
     fn is_ensured(&self, route: &Route) -> bool {
@@ -95,14 +97,15 @@ impl Session {
     }
 
     async fn declare_delay(&mut self, route: &Route, ttl: Duration) -> Result<String> {
-        let delay = DelayQueue { exchange: &route.exchange, routing_key: &route.routing_key, ttl };
+        let queue_type = self.config.queue_type;
+        let delay = DelayQueue { exchange: &route.exchange, routing_key: &route.routing_key, ttl, queue_type };
         let open = self.declares.take().filter(|channel| channel.status().connected());
         let declared = async {
             let channel = match open {
                 Some(channel) => channel,
                 None => self.live.connection.create_channel().await.map_err(failed("declare"))?,
             };
-            topology::ensure_delay(&channel, &delay, self.config.queue_type).await?;
+            topology::ensure_delay(&channel, &delay).await?;
             Ok(channel)
         };
         self.declares = Some(self.link.unless_lost(&self.live, "declare", declared).await?);

@@ -17,15 +17,15 @@ use crate::{
 
 /// Longest name that AMQP carries.
 const MAX_NAME: usize = 255;
-/// Room for `.delay.<millis>` behind a queue's name.
+/// Room for `.waitq.<millis>` behind a queue's name.
 const MAX_DELAY_SUFFIX: usize = 17;
 
 /// The longest delay: TTLs and expiry times of RabbitMQ are milliseconds in 32 bits, 49 days, and a delay queue must
 /// outlive its messages.
 pub(crate) const MAX_DELAY: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// How long a delay queue outlives the last message that it may hold. Too small, and a publisher that stalls between
-/// declaring it and writing to it loses the queue under its message.
+/// How long a classic delay queue outlives the last message that it may hold. Too small, and a publisher that stalls
+/// between declaring it and writing to it loses the queue under its message.
 pub(crate) const DELAY_MARGIN: Duration = Duration::from_secs(120);
 
 /// A queue to be, or to be found.
@@ -91,9 +91,11 @@ pub(crate) fn has_wildcard(topic: &str) -> bool {
 }
 
 /// The delay that a queue exists for: at least as long as asked, in steps, so that jitter does not make a queue a message.
-pub(crate) fn delay_step(delay: Duration) -> Duration {
+/// A quorum queue stays for good, and is dear, so there are few: eight for each doubling of the delay.
+pub(crate) fn delay_step(delay: Duration, queue_type: QueueType) -> Duration {
     let millis = u64::try_from(delay.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
     let step = match millis {
+        _ if queue_type == QueueType::Quorum => (millis.checked_next_power_of_two().unwrap_or(millis) / 16).max(100),
         0..=10_000 => 100,
         10_001..=600_000 => 1_000,
         600_001..=3_600_000 => 10_000,
@@ -201,20 +203,24 @@ pub(crate) async fn inspect(connection: &Connection, queue: &str) -> Result<Opti
     }
 }
 
-/// A queue that holds messages for `delay` and then sends them on. It goes away by itself when nobody declares it
-/// again for longer than its messages live, so it is declared before every use.
-pub(crate) async fn ensure_delay(channel: &Channel, delay: &DelayQueue<'_>, queue_type: QueueType) -> Result<()> {
+/// A queue that holds messages for `delay` and then sends them on. A classic one goes away by itself when nobody declares
+/// it again for longer than its messages live, so it is declared before every use. A quorum queue would go when its time
+/// is over, declared again or not and whatever is in it (rabbitmq-server#5894), so it stays.
+pub(crate) async fn ensure_delay(channel: &Channel, delay: &DelayQueue<'_>) -> Result<()> {
     let mut arguments = FieldTable::default();
+    // What is said here must not depend on the virtual host's default type.
+    arguments.insert("x-queue-type".into(), text(if delay.is_quorum() { "quorum" } else { "classic" }));
     let millis = |duration: Duration| AMQPValue::LongLongInt(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX));
     arguments.insert("x-message-ttl".into(), millis(delay.ttl));
-    arguments.insert("x-expires".into(), millis(delay.ttl + DELAY_MARGIN));
     dead_letter_to(&mut arguments, delay.exchange, delay.routing_key);
-    if queue_type == QueueType::Quorum {
+    if delay.is_quorum() {
         // Classic queues give a message up before its target has it on disk; quorum queues can wait for that.
         arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
         arguments.insert("x-overflow".into(), text("reject-publish"));
+    } else {
+        arguments.insert("x-expires".into(), millis(delay.ttl + DELAY_MARGIN));
     }
-    create(channel, &delay.name(), queue_type, false, arguments).await
+    create(channel, &delay.name(), delay.queue_type, false, arguments).await
 }
 
 /// Where a delayed message goes afterwards.
@@ -223,18 +229,21 @@ pub(crate) struct DelayQueue<'a> {
     pub(crate) exchange: &'a str,
     pub(crate) routing_key: &'a str,
     pub(crate) ttl: Duration,
+    pub(crate) queue_type: QueueType,
 }
 
 impl DelayQueue<'_> {
+    /// `<queue>.wait.<millis>`, of a quorum queue `.waitq.`: each name always has the same arguments. `.delay.` are those of
+    /// older versions, with others. For a topic `<topic>@.wait.<millis>`, which is no group's queue.
     pub(crate) fn name(&self) -> String {
-        delay_name(self.exchange, self.routing_key, self.ttl)
+        let topic = if self.exchange.is_empty() { "" } else { "@" };
+        let wait = if self.is_quorum() { "waitq" } else { "wait" };
+        format!("{}{topic}.{wait}.{}", self.routing_key, self.ttl.as_millis())
     }
-}
 
-/// `<queue>.delay.<millis>`; for a topic `<topic>@.delay.<millis>`, which is no group's queue.
-pub(crate) fn delay_name(exchange: &str, routing_key: &str, ttl: Duration) -> String {
-    let topic = if exchange.is_empty() { "" } else { "@" };
-    format!("{routing_key}{topic}.delay.{}", ttl.as_millis())
+    fn is_quorum(&self) -> bool {
+        self.queue_type == QueueType::Quorum
+    }
 }
 
 async fn create(
@@ -307,22 +316,33 @@ mod tests {
             (ms(86_400_001), ms(87_000_000)),
             (MAX_DELAY, MAX_DELAY),
         ] {
-            assert_eq!(delay_step(asked), given, "{asked:?}");
+            assert_eq!(delay_step(asked, QueueType::Classic), given, "{asked:?}");
+        }
+        for (asked, given) in [(1, 100), (1_700, 1_792), (60_000, 61_440), (3_600_000, 3_670_016)] {
+            assert_eq!(delay_step(ms(asked), QueueType::Quorum), ms(given), "{asked}");
         }
         for millis in (0..200_000_000).step_by(9_973) {
-            let (asked, given) = (ms(millis), delay_step(ms(millis)));
+            let (asked, given) = (ms(millis), delay_step(ms(millis), QueueType::Classic));
             assert!(given >= asked && given <= asked + asked / 10 + ms(100), "{asked:?} {given:?}");
+            let given = delay_step(asked, QueueType::Quorum);
+            assert!(given >= asked && given <= asked + asked / 8 + ms(100), "{asked:?} {given:?}");
         }
         // The timers of the broker have 32 bits.
         assert!(u32::try_from((MAX_DELAY + DELAY_MARGIN).as_millis()).is_ok());
+        assert!(u32::try_from(delay_step(MAX_DELAY, QueueType::Quorum).as_millis()).is_ok());
     }
 
     #[test]
     fn names_fit_and_do_not_collide() {
         let longest = "q".repeat(200);
         assert!(check_queue_name(&longest).is_ok());
-        assert!(delay_name("", &"q".repeat(MAX_NAME - MAX_DELAY_SUFFIX), MAX_DELAY).len() <= MAX_NAME);
-        assert!(delay_name("e", &"q".repeat(200), MAX_DELAY).len() <= MAX_NAME);
+        for queue_type in [QueueType::Classic, QueueType::Quorum] {
+            let name_of = |exchange, routing_key: &str| {
+                DelayQueue { exchange, routing_key, ttl: delay_step(MAX_DELAY, queue_type), queue_type }.name()
+            };
+            assert!(name_of("", &"q".repeat(MAX_NAME - MAX_DELAY_SUFFIX)).len() <= MAX_NAME);
+            assert!(name_of("e", &"q".repeat(200)).len() <= MAX_NAME);
+        }
         assert!(queue_name(&Address::topic("t".repeat(200)), Some(&"g".repeat(100))).is_err());
         assert!(queue_name(&Address::topic("t"), Some("a@b")).is_err());
         assert!(queue_name(&Address::queue("amq.mine"), None).is_err());

@@ -103,8 +103,9 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     let said = said.split("\nFor more information").next().unwrap_or(said);
     let said = said.trim_start_matches("error: ");
     let parts: Vec<_> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let _ = writeln!(std::io::stderr(), "error: {}; see polymq --help", parts.join(" "));
-    Exit::Usage.into()
+    // What was not understood has no options; this one is for those who read errors by program.
+    let output = Output::new(std::env::args_os().any(|argument| argument == "--json"));
+    Failed::new(Exit::Usage, format!("{}; see polymq --help", parts.join(" "))).tell(&output)
 }
 
 pub(crate) fn one_line(text: &str) -> String {

@@ -41,7 +41,12 @@ fn refuses(url: &str, arguments: &[&str], way: &str) {
 fn administration(url: &str, counts: bool) {
     let wanted = ["--queue", "admin", "--group", "admin.events@audit"];
     let topology = |command: &str| lines(url, &[&["topology", command], &wanted[..]].concat());
-    let missing = ["missing: queue admin", "missing: group audit of topic admin.events"];
+    let missing = [
+        "missing: queue admin",
+        "missing: queue admin.dlq",
+        "missing: group audit of topic admin.events",
+        "missing: queue admin.events.audit.dlq",
+    ];
     assert_eq!(topology("plan"), missing);
     assert_eq!(topology("plan"), missing, "a plan changes nothing");
     assert_eq!(topology("apply"), missing.map(|line| line.replace("missing", "made")));

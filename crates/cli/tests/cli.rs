@@ -103,8 +103,10 @@ fn consume_ends_when_nothing_comes() {
     fails(&run("consume orders --timeout 50ms"), 6, &["no message came within 50ms"]);
     fails(&run("consume orders --timeout 50ms --existing"), 6, &["\"orders\"", "does not exist"]);
     fails(&run("dead-letters replay events --topic --group audit"), 1, &["cannot do this", "dead letters of a topic"]);
-    let output = run("dead-letters list orders --timeout 50ms");
-    assert!(output.status.success() && stderr(&output).contains("has no dead letters"), "{}", stderr(&output));
+    for command in ["list", "replay"] {
+        // A wrong name is told, and nothing is made for it.
+        fails(&run(&format!("dead-letters {command} ordres")), 6, &["\"ordres.dlq\"", "does not exist"]);
+    }
 }
 
 /// Each line of a file, or the whole of it.
@@ -118,6 +120,54 @@ fn send_reads_files() {
     std::fs::remove_file(&path).unwrap();
     fails(&sent("--lines"), 2, &["polymq-cli-lines", "cannot be read"]);
     fails(&run("send orders body --file /nowhere"), 2, &["--file"]);
+}
+
+/// Messages that were sent are told even when nobody reads that, and those that were not even more so.
+#[test]
+fn send_tells_failures_to_a_reader_that_goes_away() {
+    let path = std::env::temp_dir().join(format!("polymq-cli-refused-{}", std::process::id()));
+    std::fs::write(&path, "short\nmuch too long\n").unwrap();
+    let mut child = polymq()
+        .args(["send", "orders", "--set", "max_payload=10", "--lines"])
+        .arg(&path)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    std::fs::remove_file(&path).unwrap();
+    fails(&output, 1, &["1 of 2 messages were not sent"]);
+}
+
+#[test]
+fn a_duration_that_no_clock_can_add_is_for_ever() {
+    for option in ["--expires", "--delay"] {
+        let output = run(&format!("send orders x {option} 10000000000000000000s"));
+        assert!(output.status.success(), "{option}: {}", stderr(&output));
+    }
+}
+
+/// More than are fetched at once are shown, and looking at dead letters makes no queue.
+#[cfg(feature = "embedded")]
+#[test]
+fn j18_consume_keeps_as_many_as_it_shows() {
+    let folder = std::env::temp_dir().join(format!("polymq-cli-keep-{}", std::process::id()));
+    let url = format!("embedded://{}", folder.display());
+    let on = |line: &str| {
+        let output = polymq().args(line.split_whitespace()).args(["--url", &url]).output().unwrap();
+        assert!(output.status.success(), "{line}: {}", stderr(&output));
+        (stdout(&output).lines().count(), stderr(&output).to_owned())
+    };
+    on("send orders body --count 110");
+    for _ in 0..2 {
+        assert_eq!(on("consume orders --max 100 --keep --timeout 2s").0, 100);
+    }
+    assert_eq!(on("consume orders --timeout 1s").0, 110, "all are back");
+    assert!(on("dead-letters list orders --timeout 50ms").1.contains("has no dead letters"));
+    let channels = run(&format!("channels --url {url}"));
+    assert!(!stdout(&channels).contains("dlq.dlq"), "{}", stdout(&channels));
+    std::fs::remove_dir_all(&folder).unwrap();
 }
 
 /// Looking takes nothing, however often.
@@ -164,17 +214,37 @@ fn administration_without_a_broker() {
         stdout(&plan).lines().collect::<Vec<_>>(),
         [
             "missing: queue inbox",
+            "missing: queue inbox.dlq",
             "missing: queue orders",
+            "missing: queue orders.dlq",
             "missing: topic events",
             "missing: group audit of topic events",
+            "missing: queue events.audit.dlq",
             "ensured: binding of queue inbox to topic events",
         ]
     );
-    assert!(stderr(&plan).contains("4 of 5 missing; nothing was changed"), "{}", stderr(&plan));
+    assert!(stderr(&plan).contains("7 of 8 missing; nothing was changed"), "{}", stderr(&plan));
     let made: Vec<serde_json::Value> = stdout(&apply).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(made.len(), 4);
+    assert_eq!(made.len(), 6);
     assert_eq!((&made[0]["state"], &made[0]["name"]), (&"made".into(), &"inbox".into()));
     fails(&broken, 3, &["unknown field `queue`"]);
+}
+
+/// What was missing is made; what has that word in its name keeps it.
+#[test]
+fn made_is_a_state_and_no_part_of_a_name() {
+    let path = std::env::temp_dir().join(format!("polymq-cli-missing-{}.toml", std::process::id()));
+    std::fs::write(&path, "[queues.missing-items]\ntopics = [\"events\"]\n").unwrap();
+    let output = polymq().args(["topology", "apply"]).arg(&path).output().unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(
+        stdout(&output).lines().collect::<Vec<_>>(),
+        [
+            "made: queue missing-items",
+            "made: queue missing-items.dlq",
+            "ensured: binding of queue missing-items to topic events",
+        ]
+    );
 }
 
 #[test]
@@ -241,6 +311,10 @@ fn errors_are_objects_for_machines() {
     let error: serde_json::Value = serde_json::from_str(stderr(&output).trim()).unwrap();
     assert_eq!(error["exit"], 3);
     assert!(error["error"].as_str().unwrap().contains("kakfa"));
+    let output = run("--json send");
+    let error: serde_json::Value = serde_json::from_str(stderr(&output).trim()).unwrap();
+    assert_eq!((output.status.code(), &error["exit"]), (Some(2), &2.into()));
+    assert!(error["error"].as_str().unwrap().ends_with("see polymq --help"), "{error}");
 }
 
 #[test]

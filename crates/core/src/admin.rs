@@ -12,9 +12,7 @@ impl Channel {
     /// As the broker answers; [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) when it exists with other properties.
     pub async fn declare(&self, mut options: ConsumeOptions) -> Result<()> {
         self.check()?;
-        if options.dead_letters.is_none() {
-            options.dead_letters = Some(self.address().dead_letters(options.group.as_deref()));
-        }
+        options.dead_letters = self.letters_of(&options);
         let capabilities = self.connection().capabilities();
         let located = |error: Error| self.locate(error.with_operation("declare"));
         subscription::check_options(self.backend(), capabilities, self.address(), &options).map_err(located)?;

@@ -40,10 +40,23 @@ pub fn now() -> SystemTime {
     }
 }
 
-/// How long until `time`; zero when it has passed.
+/// What "for ever" comes to: much more can be added to the present neither by every clock nor by every broker.
+pub(crate) const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+
+/// How long until `time`; zero when it has passed, and 30 years for all that is further away.
 #[must_use]
 pub fn until(time: SystemTime) -> Duration {
-    time.duration_since(now()).unwrap_or_default()
+    time.duration_since(now()).unwrap_or_default().min(FAR)
+}
+
+/// The wall clock in so long; in 30 years for all that is longer.
+pub(crate) fn wall_in(wait: Duration) -> SystemTime {
+    now() + wait.min(FAR)
+}
+
+/// The same by the monotonic clock.
+pub(crate) fn instant_in(wait: Duration) -> Instant {
+    Instant::now() + wait.min(FAR)
 }
 
 /// A mark of this process, and from when on its monotonic clock counts.

@@ -88,14 +88,15 @@ fn cut(text: &str, max: usize) -> String {
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] for the dead letters of a topic's group, because sending to the topic would reach
-/// the other groups too: consume the dead-letter queue itself instead. Otherwise the errors of receiving and
-/// sending; what was sent back before stays sent back.
+/// the other groups too: consume the dead-letter queue itself instead. [`ErrorKind::NotFound`] where it does not exist.
+/// Otherwise the errors of receiving and sending; what was sent back before stays sent back.
 pub async fn replay_dead_letters(bus: &Bus, source: &Address, max: usize, patience: Duration) -> Result<usize> {
     if source.kind() == ChannelKind::Topic {
         return Err(Error::unsupported(bus.backend(), "replaying the dead letters of a topic's group")
             .with_hint("consume the dead-letter queue itself"));
     }
-    let options = ConsumeOptions { prefetch: max.clamp(1, 64), ..ConsumeOptions::default() };
+    // Without the queue there is nothing to send back.
+    let options = ConsumeOptions { prefetch: max.clamp(1, 64), declare: false, ..ConsumeOptions::default() };
     let mut letters = bus.channel(source.dead_letters(None)).subscribe(options).await?;
     let target = bus.channel(source.clone());
     let mut replayed = 0;

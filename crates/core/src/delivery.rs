@@ -4,6 +4,7 @@ use std::{fmt, mem, sync::Arc, time::Duration};
 
 use crate::{
     Address, Bus, Capabilities, Channel, Details, Error, Incoming, Message, Result, Retry, Sends, Settler, Support,
+    clock::FAR,
     dead_letter::{FIRST_ERROR, Obituary, brief_dead_letter, dead_letter, header_text},
     request::{ReplyAddress, Trace},
 };
@@ -160,7 +161,7 @@ impl Delivery {
         self.ack().await
     }
 
-    /// Another attempt, no earlier than `after` from now.
+    /// Another attempt, no earlier than `after` from now; more than 30 years count as 30.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) as the backend declares; `Stale` as for [`ack`](Self::ack).
@@ -187,6 +188,8 @@ impl Delivery {
         {
             self.0.incoming.message.set_system_header(FIRST_ERROR, header_text(error));
         }
+        // A backend adds it to the present.
+        let after = after.min(FAR);
         let settling = self.0.origin.settler.retry(self.0.incoming.token, &self.0.incoming.message, attempt, after);
         let returned = settling.await;
         self.settled(returned)

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, path::Path};
 
 use serde::Deserialize;
 
-use crate::{Address, Bus, ConsumeOptions, Error, ErrorKind, Kinds, Result, Scalar};
+use crate::{Address, Bus, ChannelKind, ConsumeOptions, Error, ErrorKind, Kinds, Result, Scalar};
 
 /// Queues, topics, groups of topics and bindings that must exist.
 ///
@@ -17,8 +17,9 @@ use crate::{Address, Bus, ConsumeOptions, Error, ErrorKind, Kinds, Result, Scala
 ///
 /// let bus = Bus::connect("memory://shop").await?;
 /// let topology = Topology::new().queue("orders").group("events", "audit");
-/// assert_eq!(topology.plan(&bus).await?.to_string(), "missing: queue orders\nmissing: group audit of topic events\n");
-/// assert_eq!(topology.apply(&bus).await?.missing().count(), 2);
+/// assert_eq!(topology.plan(&bus).await?.steps[0].to_string(), "missing: queue orders");
+/// // The queue and the group, each with a queue for its dead letters.
+/// assert_eq!(topology.apply(&bus).await?.missing().count(), 4);
 /// assert_eq!(topology.apply(&bus).await?.missing().count(), 0);
 /// # Ok(()) }
 /// ```
@@ -131,17 +132,26 @@ impl Topology {
         self
     }
 
-    /// What of it exists. Nothing is changed.
+    /// What of it exists, with the queues for dead letters. Nothing is changed.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] where the backend cannot look without creating; otherwise as the broker answers: whoever
     /// may not look gets an error, and no step that says "missing".
     pub async fn plan(&self, bus: &Bus) -> Result<TopologyPlan> {
         let mut steps = Vec::new();
-        for (address, group) in self.channels.keys() {
+        let look = async |address: &Address, group: &Option<String>| {
             let exists = bus.channel(address.clone()).exists(group.as_deref()).await?;
             let state = if exists { StepState::Present } else { StepState::Missing };
-            steps.push(Step { what: StepKind::Channel { address: address.clone(), group: group.clone() }, state });
+            Ok::<_, Error>(Step { what: StepKind::channel(address, group), state })
+        };
+        for ((address, group), options) in &self.channels {
+            steps.push(look(address, group).await?);
+            let Some(letters) = letters(bus, address, options) else { continue };
+            let what = StepKind::channel(&letters, &None);
+            let own = self.channels.contains_key(&(letters.clone(), None));
+            if !own && !steps.iter().any(|step| step.what == what) {
+                steps.push(look(&letters, &None).await?);
+            }
         }
         for (queue, topic) in &self.bindings {
             let what = StepKind::Binding { queue: queue.clone(), topic: topic.clone() };
@@ -160,13 +170,13 @@ impl Topology {
             return Err(Error::unsupported(bus.backend(), "binding a queue to a topic").with_operation("apply"));
         }
         let plan = self.plan(bus).await?;
-        let missing = |address: &Address, group: &Option<String>| {
-            plan.missing().any(
-                |step| matches!(&step.what, StepKind::Channel { address: a, group: g } if (a, g) == (address, group)),
-            )
-        };
+        let missing = |what: StepKind| plan.missing().any(|step| step.what == what);
         for ((address, group), options) in &self.channels {
-            if missing(address, group) {
+            let letters = letters(bus, address, options);
+            // Declaring a channel makes both, and harms neither.
+            if missing(StepKind::channel(address, group))
+                || letters.is_some_and(|letters| missing(StepKind::channel(&letters, &None)))
+            {
                 bus.channel(address.clone()).declare(options.clone()).await?;
             }
         }
@@ -175,6 +185,12 @@ impl Topology {
         }
         Ok(plan)
     }
+}
+
+/// The queue for the dead letters of a channel. A subscription without a group makes its own, when it is there.
+fn letters(bus: &Bus, address: &Address, options: &ConsumeOptions) -> Option<Address> {
+    let kept = address.kind() == ChannelKind::Queue || options.group.is_some();
+    kept.then(|| bus.channel(address.clone()).letters_of(options)).flatten()
 }
 
 /// The steps from what exists to a [`Topology`].
@@ -223,6 +239,12 @@ pub enum StepKind {
         /// The topic.
         topic: Address,
     },
+}
+
+impl StepKind {
+    fn channel(address: &Address, group: &Option<String>) -> Self {
+        Self::Channel { address: address.clone(), group: group.clone() }
+    }
 }
 
 /// Whether something exists.

@@ -104,11 +104,11 @@ async fn h8_a_factory_makes_every_missing_channel_once() {
     consumers.route("events", async |_: Order| {}).group("audit");
     consumers.route("events", async |_: Order| {}).group("billing");
     let plan = consumers.topology().expect("consistent").plan(&bus).await.expect("looks");
-    assert_eq!(plan.missing().count(), 3, "{plan}");
+    assert_eq!(plan.missing().count(), 6, "{plan}");
     assert!(bus.list().await.expect("lists").is_empty(), "a plan changes nothing");
     assert_eq!(consumers.declare().await.expect("makes"), plan);
     let again = consumers.declare().await.expect("looks");
-    assert_eq!((again.missing().count(), again.steps.len()), (0, 3), "{again}");
+    assert_eq!((again.missing().count(), again.steps.len()), (0, 6), "{again}");
     let listed: Vec<_> = bus.list().await.expect("lists").into_iter().map(|one| (one.address, one.group)).collect();
     let none = |address: Address| (address, None);
     let group = |group: &str| (Address::topic("events"), Some(group.to_owned()));
@@ -124,6 +124,50 @@ async fn h8_a_factory_makes_every_missing_channel_once() {
             group("billing"),
         ]
     );
+}
+
+/// H8 where the channel is there and its dead-letter queue is not: the first message that fails would find that out.
+#[tokio::test]
+async fn h8_a_missing_dead_letter_queue_is_seen_and_made() {
+    let bus = bus("h8-letters").await;
+    let declare = async |letters: &str| {
+        let mut consumers = ConsumerFactory::new(&bus);
+        let dead_letters = DeadLetters::To(Address::queue(letters));
+        let policy = FailurePolicy { dead_letters, ..FailurePolicy::default() };
+        consumers.route("orders", async |_: Order| {}).policy(policy.clone());
+        consumers.route("refunds", async |_: Order| {}).policy(policy);
+        consumers.declare().await.expect("makes").to_string()
+    };
+    let first = declare("failed").await;
+    assert_eq!(first, "missing: queue orders\nmissing: queue failed\nmissing: queue refunds\n");
+    let second = declare("parking").await;
+    assert_eq!(second, "present: queue orders\nmissing: queue parking\npresent: queue refunds\n");
+    assert!(bus.queue("parking").exists(None).await.expect("looks"));
+
+    // By name only, as on the command line.
+    bus.queue("orders.dlq").delete(None).await.expect("deleted");
+    let topology = Topology::new().queue("orders").queue("orders.dlq").group("events", "audit").topic("prices");
+    let plan = topology.apply(&bus).await.expect("makes").to_string();
+    let made = ["queue orders.dlq", "topic prices", "group audit of topic events", "queue events.audit.dlq"];
+    let expected: Vec<_> = made.iter().map(|made| format!("missing: {made}")).collect();
+    assert_eq!(plan.lines().filter(|line| line.starts_with("missing")).count(), 4, "{plan}");
+    assert!(expected.iter().all(|line| plan.contains(line.as_str())), "{plan}");
+    assert_eq!(topology.apply(&bus).await.expect("looks").missing().count(), 0);
+}
+
+/// Looking at dead letters, or sending them back, makes no queue; nor has a dead-letter queue one of its own.
+#[tokio::test(start_paused = true)]
+async fn dead_letters_are_looked_at_without_making_queues() {
+    let bus = bus("letters-looked-at").await;
+    let source = Address::queue("ordres");
+    let missing = polymq_core::replay_dead_letters(&bus, &source, 10, QUIET).await.expect_err("no such queue");
+    assert_eq!(missing.kind(), ErrorKind::NotFound, "{missing}");
+    assert!(bus.list().await.expect("lists").is_empty(), "nothing was made");
+    let mut letters = bus.queue("orders.dlq").subscribe(ConsumeOptions::default()).await.expect("subscribes");
+    letters.close().await.expect("closed");
+    bus.queue("refunds.dlq").declare(ConsumeOptions::default()).await.expect("declared");
+    let listed: Vec<_> = bus.list().await.expect("lists").iter().map(|one| one.address.name().to_owned()).collect();
+    assert_eq!(listed, ["orders.dlq", "refunds.dlq"]);
 }
 
 #[test]
@@ -307,7 +351,7 @@ async fn a_binding_is_ensured_and_a_state_has_a_word() {
     let plan = topology.plan(&bus).await.expect("looks");
     assert_eq!(
         plan.to_string(),
-        "missing: queue inbox\nmissing: topic events\nensured: binding of queue inbox to topic events\n"
+        "missing: queue inbox\nmissing: queue inbox.dlq\nmissing: topic events\nensured: binding of queue inbox to topic events\n"
     );
     topology.apply(&bus).await.expect("made");
     topology.apply(&bus).await.expect("harmless");

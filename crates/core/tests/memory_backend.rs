@@ -583,7 +583,7 @@ async fn a_missing_channel_is_not_found_and_a_deleted_one_unroutable() {
     assert_eq!(waits.await.unwrap_err().kind(), ErrorKind::Unroutable);
     assert_eq!(producer.send(message(3)).await.unwrap_err().kind(), ErrorKind::Unroutable);
     assert_eq!(blocked.await.unwrap(), ErrorKind::NotFound);
-    assert_eq!(settler.retry(held.token, &held.message, 2, SECOND).await.unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(settler.retry(held.token, &held.message, 2, SECOND).await.unwrap_err().kind(), ErrorKind::Stale);
 
     let mut again = consumer(&connection, &queue()).await;
     send(producer.as_ref(), 4).await;

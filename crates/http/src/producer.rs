@@ -1,6 +1,6 @@
 //! Sends messages as requests; the answer is the confirmation.
 
-use std::{sync::Arc, time::Duration};
+use std::{cmp::Reverse, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
@@ -184,19 +184,30 @@ impl HttpProducer {
 fn all_of(answers: Vec<Result<Answered>>) -> Result<()> {
     let count = answers.len();
     let mut failures: Vec<Error> = answers.into_iter().filter_map(Result::err).collect();
-    match failures.len() {
-        0 => Ok(()),
-        // Nobody has it, and all say the same: as with one place.
-        failed if failed == count => Err(failures.swap_remove(0)),
-        failed => {
-            let first = failures.swap_remove(0);
-            let sentence = format!("{failed} of {count} endpoints did not take the message: {}", first.message());
-            // Sending again reaches those once more that have it.
-            Err(Error::new(first.kind(), sentence)
-                .with_retry(if first.retry() == Retry::Never { Retry::Never } else { Retry::UnknownOutcome })
-                .with_backend(NAME)
-                .with_source(first))
-        }
+    let failed = failures.len();
+    // Sending again reaches all of them, so the one that bears it least speaks for the others. Of equals the first.
+    failures.sort_by_key(|error| Reverse(caution(error.retry())));
+    let Some(first) = failures.into_iter().next() else { return Ok(()) };
+    if failed == count {
+        // Nobody has it: as with one place.
+        return Err(first);
+    }
+    let sentence = format!("{failed} of {count} endpoints did not take the message: {}", first.message());
+    // Sending again reaches those once more that have it.
+    Err(Error::new(first.kind(), sentence)
+        .with_retry(if first.retry() == Retry::Never { Retry::Never } else { Retry::UnknownOutcome })
+        .with_backend(NAME)
+        .with_source(first))
+}
+
+/// How much speaks against sending again.
+fn caution(retry: Retry) -> (u8, Duration) {
+    match retry {
+        Retry::Now => (0, Duration::ZERO),
+        Retry::After(wait) => (1, wait),
+        Retry::Never => (2, Duration::ZERO),
+        // May have had its effect, which "never" does not say.
+        Retry::UnknownOutcome => (3, Duration::ZERO),
     }
 }
 

@@ -183,6 +183,28 @@ async fn a_topic_goes_to_each_of_its_endpoints() {
 }
 
 #[tokio::test]
+async fn the_most_careful_of_several_endpoints_speaks_for_all_that_failed() {
+    let lost = Stub::start(|_| Act::HangUp).await;
+    let full = Stub::start(|_| answer("503 Service Unavailable", "retry-after: 5\r\n", "")).await;
+    let strict = Stub::start(|_| answer("422 Unprocessable Content", "", "")).await;
+    let (lost, full, strict, nobody) = (&lost.url(), &full.url(), &strict.url(), &free_url());
+    let bus = bus(nobody).await;
+    let wait = Retry::After(Duration::from_secs(5));
+    for (one, other, retry) in [
+        (nobody, lost, Retry::UnknownOutcome),
+        (strict, lost, Retry::UnknownOutcome),
+        (full, strict, Retry::Never),
+        (nobody, full, wait),
+    ] {
+        for endpoints in [format!("{one},{other}"), format!("{other},{one}")] {
+            let topic = bus.topic("prices").with("endpoints", endpoints.as_str());
+            let error = topic.send_message(order(1)).await.expect_err("nobody took it");
+            assert_eq!(error.retry(), retry, "{endpoints}: {error:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn credentials_are_sent_and_never_shown() {
     let stub = Stub::start(|request| match request.header("authorization") {
         Some("Bearer s3cret" | "Basic bWU6czNjcmV0") => answer("200 OK", "", ""),

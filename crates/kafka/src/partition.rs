@@ -103,6 +103,13 @@ impl Partition {
         }
     }
 
+    /// The position is to be committed again, though nothing has changed, if there is one that anybody would miss.
+    pub(crate) fn renew(&mut self) {
+        if self.touched || (self.is_delay && self.position() > 0) {
+            (self.dirty, self.touched) = (true, true);
+        }
+    }
+
     /// Whether the offset is before the next one.
     pub(crate) fn has_seen(&self, offset: i64) -> bool {
         offset < self.next

@@ -8,6 +8,7 @@ use std::{
 
 use polymq_core::{Error, ErrorKind, Result};
 use rdkafka::{
+    Offset,
     consumer::{CommitMode, Consumer},
     error::{KafkaError, KafkaResult},
     message::{BorrowedMessage, Message as _},
@@ -32,6 +33,9 @@ const TICK: Duration = Duration::from_millis(50);
 /// How long a full prefetch is waited for before fetching is paused. Pausing throws away what the client library has
 /// fetched; without it, a rebalance of the group waits for this long.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How often positions are committed though nothing has changed: much more often than Kafka forgets them.
+const RENEWAL: Duration = Duration::from_secs(3600);
 
 /// What a hub reads, and from where.
 #[derive(Debug, Clone)]
@@ -89,8 +93,10 @@ struct Poller {
     /// Since when there is no room.
     full_since: Option<Instant>,
     committed: Instant,
-    /// When a delay topic was looked for.
+    /// When a delay topic or new partitions were looked for.
     looked: Instant,
+    /// When positions were committed for their own sake.
+    renewed: Instant,
 }
 
 impl Poller {
@@ -127,6 +133,7 @@ impl Poller {
             full_since: None,
             committed: Instant::now(),
             looked: Instant::now(),
+            renewed: Instant::now(),
         })
     }
 
@@ -262,20 +269,47 @@ impl Poller {
         }
     }
 
-    /// Now and then looks for a delay topic where there was none.
+    /// Now and then looks for a delay topic where there was none, and without a group for new partitions.
     fn look(&mut self) {
+        if self.renewed.elapsed() >= RENEWAL {
+            self.hub.renew_positions();
+            self.renewed = Instant::now();
+        }
         let context = self.native.context();
-        if context.may_lack_companions(&self.hub)
+        let is_alone = self.hub.names.group.is_none();
+        if (is_alone || context.may_lack_companions(&self.hub))
             && self.looked.elapsed() >= self.config.heartbeat
             && self.link.is_up_or_closing()
         {
-            context.find_companions(&self.hub, &self.native);
+            match is_alone {
+                true => self.find_partitions(),
+                false => context.find_companions(&self.hub, &self.native),
+            }
             self.looked = Instant::now();
         }
     }
 
-    /// Tells the broker what is finished, without waiting: librdkafka repeats what fails on the way, and the next commit
-    /// says it all again.
+    /// Reads partitions that were added, from their beginning: all that is in them is new. Only a group is told of them.
+    fn find_partitions(&self) {
+        let topic = &*self.hub.names.topic;
+        let found = topology::partitions(self.native.client(), topic, self.config.connect_timeout);
+        let Ok(Some(found)) = found.inspect_err(|error| tracing::debug!(topic, %error, "partitions are not known"))
+        else {
+            return;
+        };
+        let mut new = topology::list(topic, &self.hub.missing(&found));
+        if new.count() == 0 {
+            return;
+        }
+        tracing::debug!(topic, partitions = new.count(), "added");
+        match new.set_all_offsets(Offset::Beginning).and_then(|()| self.native.incremental_assign(&new)) {
+            Ok(()) => self.hub.assigned(&new, false),
+            Err(error) => tracing::warn!(topic, %error, "new partitions cannot be read yet"),
+        }
+    }
+
+    /// Tells the broker what is finished, without waiting: librdkafka repeats what fails on the way, and what the broker
+    /// refuses is said again with the next assignment, and every hour.
     fn commit(&mut self) {
         let flushing = self.hub.flushing();
         if !flushing.is_empty() {

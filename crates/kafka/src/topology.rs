@@ -23,8 +23,8 @@ use crate::{
 pub(crate) const MAX_DELAY: Duration = Duration::from_secs(7 * 24 * 3600);
 /// A delay topic keeps its messages for longer than the longest delay, whatever the broker's default is.
 const DELAY_RETENTION: Duration = Duration::from_secs(14 * 24 * 3600);
-/// A delay topic has a partition for each of these spans and one for what is longer, so that what is due soon is not
-/// behind what is due late.
+/// A delay topic has a partition for each of these spans and one for what is longer, so that what is due in seconds is not
+/// behind what is due in hours. Within a span it may be: only so much of a partition waits in memory.
 const TIERS: [Duration; 3] = [Duration::from_secs(15), Duration::from_secs(5 * 60), Duration::from_secs(3600)];
 /// The partitions of a delay topic.
 pub(crate) const DELAY_PARTITIONS: [i32; TIERS.len() + 1] = [0, 1, 2, 3];

@@ -20,6 +20,8 @@ mod idle;
 #[cfg(feature = "tls")]
 #[path = "broker/logins.rs"]
 mod logins;
+#[path = "broker/positions.rs"]
+mod positions;
 #[path = "broker/records.rs"]
 mod records;
 #[path = "broker/topics.rs"]
@@ -81,7 +83,12 @@ fn main() -> ExitCode {
         a_topic_made_by_another_tool_is_taken_as_it_is,
         a_delay_topic_that_is_made_later_is_read,
         requests_are_answered_where_topics_are_only_checked,
+        partitions_that_are_added_are_read_without_a_group,
         a_deleted_topic_ends_its_consumers,
+    ));
+    trials.extend(trials!(positions:
+        a_position_in_the_delay_topic_is_committed_with_each_assignment,
+        a_commit_that_is_refused_is_repeated,
     ));
     trials.extend(trials!(records:
         keys_choose_the_partition_as_other_clients_do,

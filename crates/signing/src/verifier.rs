@@ -16,6 +16,8 @@ use crate::{
 
 /// How long a signed message is believed, unless said otherwise.
 const WINDOW: Duration = Duration::from_secs(24 * 3600);
+/// How long what was handled is remembered when the window has no end that a clock can tell.
+const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 /// How far a sender's clock may be ahead of ours.
 const AHEAD: Duration = Duration::from_secs(60);
 
@@ -66,7 +68,7 @@ impl Verifier {
 
     fn handled(&self, message: &Message, by: &str, signature: &[u8]) {
         let Some(made) = message.time() else { return };
-        let until = made + self.window + AHEAD;
+        let until = made.checked_add(self.window.saturating_add(AHEAD)).unwrap_or_else(|| now() + FOR_EVER);
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).add(by, signature, until, now());
     }
 }

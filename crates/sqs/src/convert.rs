@@ -240,6 +240,14 @@ mod tests {
     }
 
     #[test]
+    fn an_expiry_far_away_is_written_too() {
+        for time in [Duration::from_secs(1 << 40), Duration::from_secs(1 << 50)] {
+            let lasting = Message::new("x").with_expires_at(SystemTime::UNIX_EPOCH + time);
+            assert_eq!(round_trip(&lasting), lasting);
+        }
+    }
+
+    #[test]
     fn a_full_message_is_written_like_this() {
         let wire = encode(&full(), MAX).expect("fits");
         let own = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {

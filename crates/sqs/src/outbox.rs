@@ -255,11 +255,10 @@ impl Outbox {
             let sent = self.link.call(&live, "send", Effect::Once, self.link.config.request_timeout, request).await;
             match sent {
                 Ok(results) => {
-                    now.into_iter().zip(results).for_each(|(entry, result)| {
-                        let receipt = result.map(|id| Receipt { id: entry.letter.id.clone(), broker_id: Some(id) });
-                        self.answer(entry, receipt);
-                    });
-                    return;
+                    batch = self.answer_all(now, results);
+                    if !batch.is_empty() {
+                        rest_a_while(&mut pause).await;
+                    }
                 }
                 // Nothing of it had an effect: these wait until it goes on, or until they are withdrawn.
                 Err(error) if matches!(error.kind(), ErrorKind::Disconnected | ErrorKind::Busy) => {
@@ -267,8 +266,7 @@ impl Outbox {
                     batch = now;
                     if error.kind() == ErrorKind::Busy {
                         tracing::debug!(%error, ?pause, "the service is busy");
-                        tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-                        pause = (pause * 2).min(BUSY_MOST);
+                        rest_a_while(&mut pause).await;
                     }
                 }
                 // The credentials have expired: once more with those that are found next.
@@ -289,6 +287,27 @@ impl Outbox {
                 Err(error) => return self.fail(now, &error),
             }
         }
+    }
+
+    /// Answers what the service has taken or refused for good. What it was too busy for had no effect and is returned, to be
+    /// sent again; but not behind a later one of its group.
+    fn answer_all(&self, batch: Vec<Entry>, results: Vec<Result<Box<str>>>) -> Vec<Entry> {
+        let (mut again, mut passed) = (Vec::new(), BTreeSet::new());
+        for (entry, result) in batch.into_iter().zip(results).rev() {
+            let group = entry.letter.fifo.as_ref().map(|(group, _)| group);
+            if result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Busy)
+                && group.is_none_or(|group| !passed.contains(group))
+            {
+                entry.completer.take_back();
+                again.push(entry);
+                continue;
+            }
+            passed.extend(group.cloned());
+            let receipt = result.map(|id| Receipt { id: entry.letter.id.clone(), broker_id: Some(id) });
+            self.answer(entry, receipt);
+        }
+        again.reverse();
+        again
     }
 
     /// Whether the credentials have expired, and others may be found.
@@ -312,6 +331,11 @@ impl Outbox {
             Target::Topic(_) => sends::to_topic(live, place, letters).await,
         }
     }
+}
+
+async fn rest_a_while(pause: &mut Duration) {
+    tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+    *pause = (*pause * 2).min(BUSY_MOST);
 }
 
 async fn run(outbox: Arc<Outbox>) {

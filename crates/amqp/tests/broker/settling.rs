@@ -207,3 +207,17 @@ pub async fn a_second_close_waits_for_what_was_settled_since() {
     }
     assert_eq!(connection.stats(&queue, None).await.expect("counts").ready, 0);
 }
+
+pub async fn a_message_that_expires_in_ten_thousand_years_is_one_like_others() {
+    let connection = connect(&shared().url()).await;
+    let queue = Address::queue(unique("lasting"));
+    let producer = producer(&connection, &queue).await;
+    let mut consumer = consumer(&connection, &queue).await;
+    send(&*producer, message("lasting").with_expires_at(SystemTime::now() + Duration::from_secs(1 << 40)))
+        .await
+        .expect("sent");
+    send(&*producer, message("another")).await.expect("sent");
+    let received = receive(&mut *consumer, 2).await;
+    assert_eq!((text(&received[0]).as_str(), text(&received[1]).as_str()), ("lasting", "another"));
+    assert!(received[0].message.expires_at().is_some_and(|at| at > SystemTime::now() + Duration::from_secs(1 << 30)));
+}

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use lapin::{
@@ -148,4 +148,53 @@ pub async fn what_is_a_consumers_own_is_made_whatever_is_declared() {
         drop(connection.consumer(&topic, &options).await.expect("a queue of its own"));
         assert!(!all.exists(&letters, None).await.expect("an answer"), "{declare}");
     }
+}
+
+pub async fn a_queue_of_delayed_messages_stays_while_one_waits() {
+    let bare = raw(shared()).await;
+    for kind in ["classic", "quorum"] {
+        let connection = connect(&format!("{}?queue_type={kind}", shared().url())).await;
+        let name = unique("waits");
+        // As older versions made them, where the virtual host's default is quorum too: RabbitMQ deletes such a queue when
+        // its time is over, declared again or not, and with what is in it.
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+        arguments.insert("x-message-ttl".into(), AMQPValue::LongLongInt(59_000));
+        arguments.insert("x-expires".into(), AMQPValue::LongLongInt(179_000));
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        let old = format!("{name}.delay.59000");
+        bare.queue_declare(old.as_str().into(), options, arguments).await.expect("declared");
+
+        let producer = producer(&connection, &Address::queue(&*name)).await;
+        send(&*producer, message("x").deliver_in(Duration::from_secs(59)))
+            .await
+            .expect("no queue of before is in its way");
+        let queues = shared().management("GET", "queues/%2F", "").await;
+        let queues = queues.as_array().expect("queues");
+        let made = |queue: &&serde_json::Value| {
+            let at = queue["name"].as_str().expect("a name");
+            at.starts_with(&format!("{name}.")) && at != old && !at.ends_with(".dlq")
+        };
+        let waits: Vec<_> = queues.iter().filter(made).collect();
+        let [waits] = waits.as_slice() else { panic!("one queue for the delay: {waits:?}") };
+        let arguments = &waits["arguments"];
+        assert_eq!(arguments["x-queue-type"], kind, "whatever the virtual host's default is: {waits}");
+        // Only a classic queue lives longer when it is declared again.
+        assert_eq!(arguments["x-expires"].is_null(), kind == "quorum", "{waits}");
+    }
+}
+
+/// Two minutes and a half, so it is not among the others: `--ignored`.
+pub async fn a_delayed_message_outlives_the_first_of_its_queue() {
+    let connection = connect(&format!("{}?queue_type=quorum", shared().url())).await;
+    let queue = Address::queue(unique("outlives"));
+    let producer = producer(&connection, &queue).await;
+    let mut consumer = consumer(&connection, &queue).await;
+    send(&*producer, message("first").deliver_in(Duration::from_secs(10))).await.expect("sent");
+    let start = Instant::now();
+    assert_eq!(text(&receive(&mut *consumer, 1).await[0]), "first");
+    // The first has made a queue, which was to go 130 s later.
+    tokio::time::sleep(Duration::from_secs(125).saturating_sub(start.elapsed())).await;
+    send(&*producer, message("second").deliver_in(Duration::from_secs(10))).await.expect("sent");
+    assert_eq!(text(&receive(&mut *consumer, 1).await[0]), "second");
 }

@@ -19,8 +19,8 @@ pub(crate) async fn run(builder: BusBuilder, options: Consume, output: &Output) 
     let max = options.max.map_or(usize::MAX, |max| max as usize);
     let consume = ConsumeOptions {
         group: options.group.clone(),
-        // Nothing is taken from other consumers that is not wanted.
-        prefetch: max.min(64),
+        // Nothing is taken from other consumers that is not wanted; what is kept counts until the end.
+        prefetch: if options.keep { max } else { max.min(64) },
         declare: !options.existing,
         ..ConsumeOptions::default()
     };

@@ -31,7 +31,7 @@ pub(crate) async fn run(builder: BusBuilder, options: DeadLetters, output: &Outp
 
 async fn list(bus: &Bus, source: &Address, of: &DeadLettersOf, output: &Output) -> Result<Exit, Failed> {
     let max = of.max as usize;
-    let options = ConsumeOptions { prefetch: max, ..ConsumeOptions::default() };
+    let options = ConsumeOptions { prefetch: max, declare: false, ..ConsumeOptions::default() };
     let mut letters = bus.channel(source.dead_letters(of.group.as_deref())).subscribe(options).await?;
     let mut seen = Vec::new();
     while seen.len() < max {

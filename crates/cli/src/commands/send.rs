@@ -23,20 +23,26 @@ pub(crate) async fn run(builder: BusBuilder, options: Send, output: &Output) -> 
     }
     let count = messages.len();
     let results = channel.send_all(messages).await;
-    let mut failed = Vec::new();
+    // Nobody may read what was sent: what was not is told all the same.
+    let (mut failed, mut said) = (Vec::new(), Ok(()));
     for result in results {
         match result {
-            Ok(receipt) => output.say(
+            Ok(receipt) if said.is_ok() => said = output.say(
                 || format!("sent {} to {address}", receipt.id),
                 || json!({ "sent": receipt.id.to_string(), "channel": address.name(), "broker_id": receipt.broker_id }),
-            )?,
+            ),
+            Ok(_) => {}
             Err(error) => failed.push(error),
         }
     }
     let closed = bus.close().await;
     let not_sent = failed.len();
     match failed.into_iter().next() {
-        None => closed.map(|()| Exit::Done).map_err(Failed::from),
+        None => {
+            closed?;
+            said?;
+            Ok(Exit::Done)
+        }
         Some(error) if count == 1 => Err(error.into()),
         Some(error) => {
             let sentence = format!("{not_sent} of {count} messages were not sent; the first: {error}");

@@ -1,6 +1,6 @@
 //! `polymq topology`: what must exist, planned or made.
 
-use polymq::{BusBuilder, Step, StepKind, Topology};
+use polymq::{BusBuilder, Step, StepKind, StepState, Topology};
 use serde_json::{Value, json};
 
 use super::connect;
@@ -20,7 +20,8 @@ pub(crate) async fn run(builder: BusBuilder, command: TopologyCommand, output: &
         TopologyCommand::Apply(_) => (topology.apply(&bus).await?, "made"),
     };
     for step in &plan.steps {
-        output.say(|| step.to_string().replacen("missing", word, 1), || object(step, word))?;
+        let state = if step.state == StepState::Missing { word.to_owned() } else { step.state.to_string() };
+        output.say(|| format!("{state}: {}", step.what), || object(step, &state))?;
     }
     let count = plan.missing().count();
     output.note(&match &command {
@@ -48,8 +49,7 @@ fn read(of: &TopologyOf) -> Result<Topology, Failed> {
     Ok(topology)
 }
 
-fn object(step: &Step, word: &str) -> Value {
-    let state = step.state.to_string().replacen("missing", word, 1);
+fn object(step: &Step, state: &str) -> Value {
     match &step.what {
         StepKind::Channel { address, group } => {
             json!({ "state": state, "kind": address.kind().to_string(), "name": address.name(), "group": group })

@@ -125,6 +125,11 @@ impl Bus {
         BusBuilder::default()
     }
 
+    /// Whether it is a clone of that one.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.parts, &other.parts)
+    }
+
     /// A queue: each message goes to one consumer.
     #[must_use]
     pub fn queue(&self, name: impl Into<Arc<str>>) -> Channel {

@@ -22,7 +22,7 @@ use tokio::{
 use self::{counters::Counters, window::Window};
 use crate::{
     Address, Backoff, ChannelKind, Connection, ConsumeOptions, Error, ErrorKind, Message, ProduceOptions, Producer,
-    Result, Subscription, bus::Parts,
+    Result, Subscription, bus::Parts, clock,
 };
 
 /// What a send does when the window of unconfirmed messages is full.
@@ -38,8 +38,6 @@ pub enum WhenFull {
 /// How long closing a producer waits for what was handed over and not answered: what waits for a connection, or for room in a
 /// queue that nobody reads, may wait for ever. What is left then ends with the connection.
 const CLOSE_FOR: Duration = Duration::from_secs(5);
-/// What a time-out comes to that no clock can add to the present.
-const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
 /// A queue or topic of a [`Bus`](crate::Bus). Cheap to clone and to share between tasks; clones share one producer,
 /// which is opened by the first send. Making a channel does no I/O.
@@ -208,9 +206,8 @@ impl Channel {
     /// [`ErrorKind::NotFound`], [`ErrorKind::PermissionDenied`] and others as the broker answers.
     pub async fn subscribe(&self, mut options: ConsumeOptions) -> Result<Subscription> {
         self.check()?;
-        // Where the sender keeps what is rejected, it is told; no queue is needed.
-        if options.dead_letters.is_none() && options.declare && !self.0.parts.capabilities.direct {
-            options.dead_letters = Some(self.0.address.dead_letters(options.group.as_deref()));
+        if options.declare {
+            options.dead_letters = self.letters_of(&options);
         }
         if let Some(letters) = &options.dead_letters {
             self.0.parts.check_dead_letters(&self.0.address, letters)?;
@@ -236,6 +233,16 @@ impl Channel {
         self.0.parts.check_address(&self.0.address)
     }
 
+    /// The queue for its dead letters, unless the options name another. None where the sender is told and keeps them, and for
+    /// a queue that is one itself.
+    pub(crate) fn letters_of(&self, options: &ConsumeOptions) -> Option<Address> {
+        let address = &self.0.address;
+        let is_last = address.kind() == ChannelKind::Queue && address.name().ends_with(".dlq");
+        let own =
+            || (!is_last && !self.0.parts.capabilities.direct).then(|| address.dead_letters(options.group.as_deref()));
+        options.dead_letters.clone().or_else(own)
+    }
+
     pub(crate) fn check_group(&self, group: Option<&str>) -> Result<()> {
         match group {
             Some(group) if self.0.address.kind() == ChannelKind::Queue => {
@@ -248,8 +255,7 @@ impl Channel {
 
     /// When a send that begins now must have ended.
     fn deadline(&self) -> Instant {
-        let now = Instant::now();
-        now.checked_add(self.0.options.timeout).unwrap_or_else(|| now + FAR)
+        clock::instant_in(self.0.options.timeout)
     }
 
     async fn producer(&self, deadline: Instant) -> Result<&dyn Producer> {

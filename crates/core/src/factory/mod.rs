@@ -115,15 +115,15 @@ impl ConsumerFactory {
     /// As [`check`](Self::check).
     pub fn topology(&self) -> Result<Topology> {
         let with_letters = |plan: Plan| {
-            let letters = plan.policy.dead_letter_address(&plan.address, plan.options.group.as_deref());
-            (plan.address, ConsumeOptions { dead_letters: Some(letters), ..plan.options })
+            let dead_letters = plan.dead_letters(&self.bus);
+            (plan.address, ConsumeOptions { dead_letters, ..plan.options })
         };
         let channels = self.plans()?.into_iter().map(with_letters);
         Ok(channels.fold(Topology::new(), |topology, (address, options)| topology.channel(address, options)))
     }
 
-    /// Makes the channels of these handlers that are missing, without consuming anything, and says which those were. For
-    /// deployments where the service itself may not create channels.
+    /// Makes the channels and dead-letter queues of these handlers that are missing, without consuming anything, and says
+    /// which those were. For deployments where the service itself may not create channels.
     ///
     /// # Errors
     /// As [`Topology::apply`].

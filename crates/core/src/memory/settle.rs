@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{NAME, channel::Channel, queue::Ticket, space::lock};
-use crate::{Completion, ConsumeOptions, Error, Message, Result, Settler, Token};
+use crate::{Completion, ConsumeOptions, Error, ErrorKind, Message, Result, Settler, Token};
 
 /// A consumer's share of its queue: what it has in flight, who to wake, and how deliveries are settled.
 ///
@@ -170,7 +170,11 @@ impl Settler for Share {
         }
         let ticket = Ticket::from(token);
         if !self.channel.give_back(self.queue, message.clone(), ticket, Some(attempt), after) {
-            return Completion::ready(Err(self.channel.missing("settle")));
+            // The delivery has ended with its queue. It is released next, which settles the ticket.
+            return Completion::ready(Err(Error::new(
+                ErrorKind::Stale,
+                "its queue was deleted, and the message with it",
+            )));
         }
         self.discharge(iter::once(ticket));
         Completion::ready(Ok(()))

@@ -10,6 +10,9 @@ use crate::{
     headers::{SYSTEM_PREFIX, Text},
 };
 
+/// The last second of the year 9999, since 1970.
+const LAST_EXPIRY: Duration = Duration::from_secs(253_402_300_799);
+
 impl Message {
     /// Sets the id; without it, sending gives a UUIDv7.
     #[must_use]
@@ -94,18 +97,18 @@ impl Message {
         self
     }
 
-    /// From `at` on the message is not handled any more.
+    /// From `at` on the message is not handled any more; the year 9999 is as late as it gets, since the text that carries
+    /// this time knows no later one.
     #[must_use]
     pub fn with_expires_at(mut self, at: SystemTime) -> Self {
-        self.rest_mut().expires_at = Some(at);
+        self.rest_mut().expires_at = Some(at.min(SystemTime::UNIX_EPOCH + LAST_EXPIRY));
         self
     }
 
-    /// The message is not handled later than `ttl` from now.
+    /// The message is not handled later than `ttl` from now, and no later than 30 years from now.
     #[must_use]
     pub fn expires_in(self, ttl: Duration) -> Self {
-        let at = clock::now() + ttl;
-        self.with_expires_at(at)
+        self.with_expires_at(clock::wall_in(ttl))
     }
 
     /// The message is not delivered before `at`; a backend without delay refuses to send it.
@@ -115,11 +118,10 @@ impl Message {
         self
     }
 
-    /// The message is not delivered before `delay` from now.
+    /// The message is not delivered before `delay` from now; more than 30 years count as 30.
     #[must_use]
     pub fn deliver_in(self, delay: Duration) -> Self {
-        let at = clock::now() + delay;
-        self.with_deliver_at(at)
+        self.with_deliver_at(clock::wall_in(delay))
     }
 
     /// Takes the delivery time away, as a backend does that has kept it.

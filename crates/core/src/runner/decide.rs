@@ -15,7 +15,7 @@ use super::{
     work::{DONE, Work},
 };
 use crate::{
-    Error, ErrorKind, Fate, Outcome, Result, RetryMode,
+    AckMode, Error, ErrorKind, Fate, Outcome, Result, RetryMode,
     handler::{Service, layered},
 };
 
@@ -113,7 +113,8 @@ impl Work {
                     return None;
                 }
                 let delay = after.unwrap_or_else(|| env.policy.backoff.delay(attempt));
-                if env.policy.mode == RetryMode::InPlace && !self.acked {
+                let acked = self.acked || env.ack_mode == AckMode::Always;
+                if env.policy.mode == RetryMode::InPlace && !acked {
                     counters.retried.fetch_add(1, Ordering::Relaxed);
                     return Some(delay);
                 }

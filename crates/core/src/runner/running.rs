@@ -18,7 +18,7 @@ use super::{
     Control, RouteStats, Signals, Stop,
     supervise::{Opening, Task},
 };
-use crate::{Bus, ConsumerFactory, Error, ErrorKind, Result, factory::Plan};
+use crate::{Bus, ChannelKind, ConsumerFactory, Error, ErrorKind, Result, clock, factory::Plan};
 
 /// How long handlers that were cancelled get to end, and consumers to close.
 pub(super) const CANCEL_GRACE: Duration = Duration::from_secs(5);
@@ -40,6 +40,7 @@ struct Inner {
 
 struct Subscribed {
     bus: Bus,
+    kind: ChannelKind,
     control: Arc<Control>,
     stop: Stop,
     cancelled: CancellationToken,
@@ -59,20 +60,33 @@ impl Running {
         }))
     }
 
-    /// Adds the handlers of a factory while the service runs.
+    /// Adds the handlers of a factory while the service runs: all of them, or none when it fails.
     ///
     /// # Errors
     /// As [`ConsumerRunner::start`](crate::ConsumerRunner::start); [`ErrorKind::Conflict`] when a channel is consumed already.
     pub async fn attach(&self, factory: ConsumerFactory) -> Result<()> {
+        let mut attached = Vec::new();
         for plan in factory.plans()? {
-            self.attach_plan(factory.bus().clone(), plan).await?;
+            match self.attach_plan(factory.bus().clone(), plan).await {
+                Ok(name) => attached.push(name),
+                Err(error) => {
+                    for detached in join_all(attached.iter().map(|name| self.detach(name))).await {
+                        if let Err(error) = detached {
+                            tracing::warn!(%error, "what was attached was not detached in order");
+                        }
+                    }
+                    return Err(error);
+                }
+            }
         }
         Ok(())
     }
 
-    pub(super) async fn attach_plan(&self, bus: Bus, plan: Plan) -> Result<()> {
+    /// Says under which name.
+    pub(super) async fn attach_plan(&self, bus: Bus, plan: Plan) -> Result<String> {
         let name = self.name_for(&bus, &plan);
         self.may_attach(&self.subscribed(), &name)?;
+        let kind = plan.address.kind();
         let (stop, cancelled) = (self.0.stop.child(), self.0.cancelled.child_token());
         let (opening, mut consumer, origin) =
             Opening::open(bus.clone(), plan, stop.clone(), cancelled.clone(), self.0.failed.clone()).await?;
@@ -83,8 +97,8 @@ impl Running {
                 Ok(()) => {
                     let control = Arc::clone(&opening.control);
                     let task = Task::spawn(opening.supervise(consumer, origin));
-                    subscribed.insert(name, Subscribed { bus, control, stop, cancelled, task });
-                    return Ok(());
+                    subscribed.insert(name.clone(), Subscribed { bus, kind, control, stop, cancelled, task });
+                    return Ok(name);
                 }
                 Err(refused) => refused,
             }
@@ -109,17 +123,19 @@ impl Running {
     }
 
     /// `queue` or `topic@group`; with the backend before it (`amqp:queue`) when the service consumes a channel of
-    /// that name over another connection too.
+    /// that name over another connection too, and with its kind (`topic orders`) when it consumes one of the other kind.
     fn name_for(&self, bus: &Bus, plan: &Plan) -> String {
         let name = plan.name();
         let same = |known: &Bus| std::ptr::eq(known.connection().as_ref(), bus.connection().as_ref());
         match self.subscribed().get(&name) {
             Some(taken) if !same(&taken.bus) => format!("{}:{name}", bus.backend()),
+            Some(taken) if taken.kind != plan.address.kind() => format!("{} {name}", plan.address.kind()),
             _ => name,
         }
     }
 
-    /// Stops one subscription (`queue`, or `topic@group`) as [`stop`](Self::stop) does; the others go on.
+    /// Stops one subscription (`queue`, or `topic@group`; `topic orders` beside a queue of that name) as
+    /// [`stop`](Self::stop) does; the others go on.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] naming the subscriptions there are; otherwise that of closing the consumer.
@@ -129,7 +145,7 @@ impl Running {
             (subscribed.task.clone(), subscribed.cancelled.clone())
         });
         let (task, cancelled) = found.ok_or_else(|| self.unknown(name))?;
-        let outcome = task.ends(Instant::now() + self.0.drain_timeout, &cancelled).await;
+        let outcome = task.ends(clock::instant_in(self.0.drain_timeout), &cancelled).await;
         let mut subscribed = self.subscribed();
         // Another call may have been faster, and the channel been attached anew.
         if subscribed.get(name).is_some_and(|found| found.task.is(&task)) {
@@ -176,10 +192,16 @@ impl Running {
         self.subscribed().iter().map(|(name, subscribed)| (name.clone(), subscribed.control.stats())).collect()
     }
 
-    /// The buses it runs on.
+    /// The buses it runs on: those it was started with, and those of handlers that were attached.
     #[must_use]
-    pub fn buses(&self) -> &[Bus] {
-        &self.0.buses
+    pub fn buses(&self) -> Vec<Bus> {
+        let mut buses = self.0.buses.clone();
+        for Subscribed { bus, .. } in self.subscribed().values() {
+            if !buses.iter().any(|known| known.is(bus)) {
+                buses.push(bus.clone());
+            }
+        }
+        buses
     }
 
     /// Every subscription that it was started with is live.
@@ -192,7 +214,7 @@ impl Running {
     pub fn is_ready(&self) -> bool {
         use crate::HealthState::{Degraded, Up};
         let works = self.0.started.load(Ordering::Acquire) && !self.0.stop.is_said();
-        works && self.0.buses.iter().all(|bus| matches!(bus.health().state, Up | Degraded))
+        works && self.buses().iter().all(|bus| matches!(bus.health().state, Up | Degraded))
     }
 
     /// Stops: no further message is fetched, handlers that run may end within the drain time-out, then they are
@@ -204,7 +226,7 @@ impl Running {
     /// before within the drain time-out and 5 seconds more.
     pub async fn stop(&self) -> Result<()> {
         self.stop_soon();
-        let deadline = Instant::now() + self.0.drain_timeout;
+        let deadline = clock::instant_in(self.0.drain_timeout);
         let tasks: Vec<_> = self.subscribed().values().map(|subscribed| subscribed.task.clone()).collect();
         let ended = join_all(tasks.iter().map(|task| task.ends(deadline, &self.0.cancelled))).await;
         let outcome: Result<()> = ended.into_iter().collect();
@@ -218,7 +240,8 @@ impl Running {
 
     /// What was sent is with its broker, unless that does not answer in time.
     async fn flush(&self, deadline: Instant) -> Result<()> {
-        let flushing = join_all(self.0.buses.iter().map(Bus::flush));
+        let buses = self.buses();
+        let flushing = join_all(buses.iter().map(Bus::flush));
         let over = async {
             tokio::select! {
                 () = tokio::time::sleep_until(deadline) => {}

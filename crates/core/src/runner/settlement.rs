@@ -54,8 +54,10 @@ async fn end_at_once(
     } else {
         Some(delivery)
     };
+    // The answer is the acknowledgement there.
+    let answers = unsettled.is_some() && env.origin.capabilities.direct;
     match (settlement, &asking) {
-        (Settlement::Answer(reply), Some(asking)) => {
+        (Settlement::Answer(reply), Some(asking)) if !answers => {
             if let Err(error) = asking.send(&env.bus, reply.clone()).await {
                 tracing::warn!(channel, %error, "not answered");
             }
@@ -69,12 +71,16 @@ async fn end_at_once(
         }
         _ => {}
     }
-    if let Some(delivery) = unsettled
-        && let Err(error) = delivery.ack().await
-    {
-        let error = Error::from(error);
-        tracing::warn!(channel, %error, "not acknowledged; the message comes again");
-        return env.callbacks.transport_error(&env.origin.address, &error);
+    if let Some(delivery) = unsettled {
+        let settled = match settlement {
+            Settlement::Answer(_) if answers => settlement.apply(delivery, &env.bus).await,
+            _ => delivery.ack().await,
+        };
+        if let Err(error) = settled {
+            let error = Error::from(error);
+            tracing::warn!(channel, %error, "not acknowledged; the message comes again");
+            return env.callbacks.transport_error(&env.origin.address, &error);
+        }
     }
     let Some(reason) = settlement.failure() else { return };
     env.control.counters.dropped.fetch_add(1, Ordering::Relaxed);

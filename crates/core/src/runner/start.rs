@@ -1,6 +1,6 @@
 //! Starts every subscription of a service and stops it in order.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use super::{Running, Signals};
 use crate::{Bus, ConsumerFactory, Error, ErrorKind, Result, factory::Plan};
@@ -54,7 +54,7 @@ impl ConsumerRunner {
         };
         let mut buses: Vec<Bus> = Vec::new();
         for factory in &self.factories {
-            if !buses.iter().any(|bus| Arc::ptr_eq(bus.parts(), factory.bus().parts())) {
+            if !buses.iter().any(|bus| bus.is(factory.bus())) {
                 buses.push(factory.bus().clone());
             }
         }

@@ -27,6 +27,15 @@ impl Hub {
             let metadata = if ours { element.metadata() } else { "" };
             state.add(Partition::at(is_delay, element.partition(), position, metadata));
         }
+        drop(state);
+        self.renew_positions();
+    }
+
+    /// Positions are committed again, though nothing has changed. Those in the delay topic, because Kafka forgets them some days
+    /// after their last commit, as the group subscribes to the topic only, and keeps the messages for longer. All that we have
+    /// committed, because nobody tells when the broker has refused that, as it does while partitions are shared anew.
+    pub(crate) fn renew_positions(&self) {
+        lock(&self.state).slots.values_mut().for_each(Partition::renew);
     }
 
     /// Partitions that go to another consumer: what nobody has received is forgotten, and handlers that run may end, for
@@ -59,6 +68,12 @@ impl Hub {
         }
     }
 
+    /// Those of them that are not ours.
+    pub(crate) fn missing(&self, partitions: &[i32]) -> Vec<i32> {
+        let state = lock(&self.state);
+        partitions.iter().copied().filter(|number| state.find(false, *number).is_none()).collect()
+    }
+
     /// Whether the first partition of the topic is ours.
     pub(crate) fn has_first(&self) -> bool {
         lock(&self.state).find(false, 0).is_some()
@@ -81,12 +96,12 @@ impl Hub {
         self.positions(&mut state, |_, partition| partition.touched)
     }
 
-    /// A commit has failed: these are to be committed again.
+    /// A commit has failed: these are to be committed again, but for those that have come anew meanwhile.
     pub(crate) fn not_committed(&self, list: &TopicPartitionList) {
         let mut state = lock(&self.state);
         for slot in state.slots_of(list, &self.names) {
             if let Some(partition) = state.slots.get_mut(&slot) {
-                partition.dirty = true;
+                partition.dirty = partition.touched;
             }
         }
     }
@@ -114,5 +129,41 @@ impl Hub {
         let state = lock(&self.state);
         let slot = state.find(false, number)?;
         state.slots.get(&slot).map(|partition| partition.waiting(high))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use polymq_core::Address;
+
+    use super::*;
+    use crate::topology::Names;
+
+    /// What is to be committed: topic, partition and offset.
+    fn changes(hub: &Hub) -> Vec<(String, i32, Offset)> {
+        let list = hub.changes();
+        list.elements().iter().map(|one| (one.topic().to_owned(), one.partition(), one.offset())).collect()
+    }
+
+    #[test]
+    fn positions_in_the_delay_topic_are_renewed() {
+        let hub = Hub::new(Names::of(&Address::queue("orders"), None));
+        let mut list = TopicPartitionList::new();
+        for (topic, partition, offset) in [
+            ("orders", 0, Offset::Offset(7)),
+            ("orders.delay", 0, Offset::Offset(5)),
+            ("orders.delay", 1, Offset::Invalid),
+            ("orders.delay", 2, Offset::Offset(0)),
+        ] {
+            list.add_partition_offset(topic, partition, offset).expect("an offset");
+        }
+        hub.assigned(&list, true);
+        let renewed = [("orders.delay".to_owned(), 0, Offset::Offset(5))];
+        assert_eq!(changes(&hub), renewed, "with the assignment");
+        assert_eq!(changes(&hub), [], "once");
+        hub.renew_positions();
+        assert_eq!(changes(&hub), renewed, "and now and then");
+        hub.not_committed(&list);
+        assert_eq!(changes(&hub), renewed, "and after a commit that failed, and nothing else");
     }
 }

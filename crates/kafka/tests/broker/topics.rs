@@ -7,9 +7,12 @@ use polymq_core::{
     ProduceOptions,
 };
 use polymq_kafka::rdkafka::{
-    admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
+    admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication},
     client::DefaultClientContext,
+    producer::{BaseProducer, BaseRecord, Producer as _},
 };
+
+use polymq_testkit::eventually;
 
 use crate::harness::{PATIENCE, bare, body, connect, consumer, name, producer, quiet, send, settings, take, url};
 
@@ -126,6 +129,36 @@ pub async fn requests_are_answered_where_topics_are_only_checked() {
     asker.close().await.expect("close");
     running.stop().await.expect("stop");
     server.close().await.expect("close");
+}
+
+/// Somebody makes more partitions while a reader without a group is at work: it has no rebalance that would tell.
+pub async fn partitions_that_are_added_are_read_without_a_group() {
+    let topic = Address::topic(name("wider"));
+    let narrow = NewTopic::new(topic.name(), 1, TopicReplication::Fixed(1));
+    admin().create_topics(&[narrow], &AdminOptions::new()).await.expect("asked").remove(0).expect("made");
+    let connection = connect(&settings().with("heartbeat", "1s")).await;
+    let mut reader = consumer(&connection, &topic, ConsumeOptions::default()).await;
+    let wider = NewPartitions::new(topic.name(), 3);
+    admin().create_partitions([&wider], &AdminOptions::new()).await.expect("asked").remove(0).expect("made");
+    eventually(PATIENCE, || async {
+        let found = tokio::task::block_in_place(|| partitions(topic.name()));
+        if found == 3 { Ok(()) } else { Err(format!("{found} partitions")) }
+    })
+    .await;
+    tokio::task::block_in_place(|| {
+        let native: BaseProducer = bare().config().create().expect("a producer");
+        for partition in 0..3 {
+            let text = partition.to_string();
+            let record: BaseRecord<'_, str, str> = BaseRecord::to(topic.name()).partition(partition).payload(&text);
+            native.send(record).expect("sent");
+        }
+        native.flush(PATIENCE).expect("delivered");
+    });
+    let mut bodies: Vec<String> = take(&mut *reader, 3).await.iter().map(body).collect();
+    bodies.sort();
+    assert_eq!(bodies, ["0", "1", "2"]);
+    quiet(&mut *reader).await;
+    connection.close().await.expect("close");
 }
 
 /// Nobody waits for a topic that is no more.

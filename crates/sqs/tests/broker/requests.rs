@@ -1,17 +1,19 @@
 //! What goes over the wire, how often, and what happens when it is refused.
 
 use std::{
+    pin::pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
+use futures_util::FutureExt;
 use polymq_core::{Address, Connection, ConsumeOptions, ErrorKind, HealthState, Message, ProduceOptions, Settings};
 use polymq_sqs::SqsConnection;
 use polymq_testkit::Proxy;
-use tokio::time::timeout;
+use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
     harness::{Answer, front},
@@ -131,6 +133,59 @@ pub async fn what_is_throttled_is_sent_once_in_the_end() {
     seen.sort();
     assert_eq!(seen, (0..30).map(|n| format!("{n:02}")).collect::<Vec<_>>());
     quiet(&mut subscription).await;
+}
+
+pub async fn what_is_throttled_in_a_batch_is_sent_once_in_the_end() {
+    for fifo in [false, true] {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let (arrived, mut arrivals) = mpsc::unbounded_channel();
+        let (open, door) = std::sync::mpsc::channel();
+        let (bodies, door) = (Arc::clone(&seen), Mutex::new(door));
+        let at = front(address(), move |request| {
+            if request.action() != "SendMessageBatch" {
+                return None;
+            }
+            let body: serde_json::Value = serde_json::from_slice(&request.body).expect("JSON");
+            let (mut good, mut bad) = (Vec::new(), Vec::new());
+            for entry in body["Entries"].as_array().expect("entries") {
+                let text = entry["MessageBody"].as_str().expect("text").to_owned();
+                if text == "first" {
+                    // The others gather behind it, for one request.
+                    arrived.send(()).expect("the test");
+                    door.lock().expect("a lock").recv().expect("the test");
+                }
+                let mut bodies = bodies.lock().expect("a lock");
+                if matches!(text.as_str(), "a-0" | "b-0") && !bodies.contains(&text) {
+                    bad.push(serde_json::json!({"Id": entry["Id"], "Code": "RequestThrottled", "SenderFault": false}));
+                } else {
+                    good.push(serde_json::json!({"Id": entry["Id"], "MessageId": "x", "MD5OfMessageBody": "x"}));
+                }
+                bodies.push(text);
+            }
+            let body = serde_json::json!({"Successful": good, "Failed": bad}).to_string();
+            Some(Answer { status: 200, body })
+        });
+        let bus = bus(&format!("{}&fifo={fifo}", url_of(at))).await;
+        let queue = bus.queue(unique("entries"));
+        let mut first = pin!(queue.send_message(Message::new("first")));
+        tokio::select! {
+            sent = &mut first => panic!("not yet: {sent:?}"),
+            _ = arrivals.recv() => {}
+        }
+        let mut others =
+            pin!(queue.send_all(["a-0", "a-1", "b-0"].map(|text| Message::new(text).with_key(&text[..1]))));
+        assert!((&mut others).now_or_never().is_none());
+        open.send(()).expect("the front");
+        first.await.expect("sent");
+        let results = others.await;
+        // Behind a later one of its key it would be out of order in a FIFO queue, so its sender decides.
+        let kinds: Vec<_> = results.iter().map(|result| result.as_ref().err().map(polymq_core::Error::kind)).collect();
+        assert_eq!(kinds, [fifo.then_some(ErrorKind::Busy), None, None], "{results:?}");
+        let seen = seen.lock().expect("a lock");
+        assert_eq!(seen[..4], ["first", "a-0", "a-1", "b-0"]);
+        let again: &[&str] = if fifo { &["b-0"] } else { &["a-0", "b-0"] };
+        assert_eq!(seen[4..], *again, "each once more");
+    }
 }
 
 pub async fn c10_a_held_message_is_held_beyond_its_lease_and_not_beyond_the_cap() {
