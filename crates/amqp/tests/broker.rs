@@ -69,8 +69,6 @@ fn main() -> ExitCode {
         what_is_a_consumers_own_is_made_whatever_is_declared,
         a_queue_of_delayed_messages_stays_while_one_waits,
     ));
-    let slow = trials!(trial, topology: a_delayed_message_outlives_the_first_of_its_queue);
-    trials.extend(slow.into_iter().map(|trial| trial.with_ignored_flag(true)));
     trials.extend(trials!(trial, settling:
         a_delayed_message_comes_in_time_and_never_early,
         a_retried_message_counts_its_attempts,

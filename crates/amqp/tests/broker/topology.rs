@@ -1,4 +1,4 @@
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use lapin::{
@@ -182,19 +182,4 @@ pub async fn a_queue_of_delayed_messages_stays_while_one_waits() {
         // Only a classic queue lives longer when it is declared again.
         assert_eq!(arguments["x-expires"].is_null(), kind == "quorum", "{waits}");
     }
-}
-
-/// Two minutes and a half, so it is not among the others: `--ignored`.
-pub async fn a_delayed_message_outlives_the_first_of_its_queue() {
-    let connection = connect(&format!("{}?queue_type=quorum", shared().url())).await;
-    let queue = Address::queue(unique("outlives"));
-    let producer = producer(&connection, &queue).await;
-    let mut consumer = consumer(&connection, &queue).await;
-    send(&*producer, message("first").deliver_in(Duration::from_secs(10))).await.expect("sent");
-    let start = Instant::now();
-    assert_eq!(text(&receive(&mut *consumer, 1).await[0]), "first");
-    // The first has made a queue, which was to go 130 s later.
-    tokio::time::sleep(Duration::from_secs(125).saturating_sub(start.elapsed())).await;
-    send(&*producer, message("second").deliver_in(Duration::from_secs(10))).await.expect("sent");
-    assert_eq!(text(&receive(&mut *consumer, 1).await[0]), "second");
 }
