@@ -83,8 +83,8 @@ pub async fn throttled(cx: Cx) {
     throttle.turn(true).await;
     let began = Instant::now();
     let error = scenario.perhaps(SHORT).await.expect_err("throttled");
-    // A client library may come again by itself until the time is over.
-    assert_in_time(&error, began, &[ErrorKind::Busy, ErrorKind::Timeout]);
+    // A client library may come again by itself until the time is over, and one more try may be under way then.
+    assert_in_time(&error, began, &[ErrorKind::Busy, ErrorKind::Timeout, ErrorKind::UnknownOutcome]);
     scenario.send(50);
     tokio::time::sleep(SHORT).await;
     throttle.turn(false).await;
