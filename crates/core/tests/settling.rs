@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use common::{Log, Order, assert_empty, bus, order};
 use polymq_core::{
     AckMode, Address, Answer, Backend, Backoff, Bus, Capabilities, Completion, Connection, ConsumeOptions, Consumer,
-    ConsumerFactory, ConsumerRunner, Environment, ErrorKind, Failure, FailurePolicy, HealthWatch, Incoming, Key,
+    ConsumerFactory, ConsumerRunner, Environment, Error, ErrorKind, Failure, FailurePolicy, HealthWatch, Incoming, Key,
     Message, Outcome, ProduceOptions, Producer, Registry, Result, Running, Settings, Settler, State, Token,
     memory::MemoryBackend,
 };
@@ -162,13 +162,16 @@ impl Settler for DirectSettler {
     }
 
     fn answer(&self, token: Token, answer: &Message) -> Option<Completion<()>> {
+        if **answer.payload() == *b"0" {
+            return Some(Completion::ready(Err(Error::new(ErrorKind::Refused, "nobody is told of nothing"))));
+        }
         self.0.tell(&String::from_utf8_lossy(answer.payload()));
         Some(self.1.ack(token))
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn what_is_always_acknowledged_is_answered_on_the_same_exchange() {
+/// What the sender is told when a handler that is always acknowledged answers twice the number, and how often it was called.
+async fn doubled(n: u64) -> (Vec<String>, usize) {
     let direct = Direct::default();
     let mut registry = Registry::new();
     registry.add(Arc::new(direct.clone())).expect("free");
@@ -182,10 +185,22 @@ async fn what_is_always_acknowledged_is_answered_on_the_same_exchange() {
     }
     consumers.state(log.clone()).route("double", doubles).ack_mode(AckMode::Always);
     let running = ConsumerRunner::new(consumers).start().await.expect("starts");
-    bus.queue("double").send(&21_u64).await.expect("sent");
+    bus.queue("double").send(&n).await.expect("sent");
     log.wait(1).await;
+    tokio::time::sleep(60 * SECOND).await;
     running.stop().await.expect("stops");
-    assert_eq!(*direct.0.lock().expect("not poisoned"), ["42"]);
+    let told = direct.0.lock().expect("not poisoned").clone();
+    (told, log.entries().len())
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_always_acknowledged_is_answered_on_the_same_exchange() {
+    assert_eq!(doubled(21).await, (vec!["42".to_owned()], 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_always_acknowledged_is_so_although_its_answer_is_refused() {
+    assert_eq!(doubled(0).await, (vec!["nothing".to_owned()], 1));
 }
 
 /// Its handler fails when the queue of its message has been deleted, and made anew, meanwhile.

@@ -4,7 +4,7 @@
 //! names for Kafka's binary mode (`ce_id`, `ce_type`, ...), and the user's own by their names. The record's
 //! timestamp stays the broker's affair: retention counts from it, and a message may be older than that.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use polymq_core::{Message, MessageId};
@@ -25,8 +25,9 @@ const ESCAPE: &str = "polymq:";
 /// On records of a delay topic only: when the message is due. Never a header of a message.
 const DUE: &str = "polymq-due";
 
-/// The headers of a record; `due` is when a message in a delay topic is to be delivered.
-pub(crate) fn headers(message: &Message, due: Option<SystemTime>) -> Option<OwnedHeaders> {
+/// The headers of a record; `due` is when a message in a delay topic is to be delivered, by a clock that nobody sets while
+/// it waits to be sent.
+pub(crate) fn headers(message: &Message, due: Option<Instant>) -> Option<OwnedHeaders> {
     let mut headers = None;
     let mut put = |name: &str, value: &str| {
         let known = headers.take().unwrap_or_else(|| OwnedHeaders::new_with_capacity(8));
@@ -64,7 +65,7 @@ pub(crate) fn headers(message: &Message, due: Option<SystemTime>) -> Option<Owne
         put(REPLY_TO, value);
     }
     if let Some(due) = due {
-        put(DUE, &polymq_core::due_in(polymq_core::until(due)));
+        put(DUE, &polymq_core::due_in(due.saturating_duration_since(Instant::now())));
     }
     for (name, value) in message.wire_headers() {
         if name.eq_ignore_ascii_case(CONTENT_TYPE) {
@@ -175,7 +176,7 @@ mod tests {
         headers.into_iter().flat_map(|headers| headers.iter()).map(|h| (h.key.to_owned(), text(h.value))).collect()
     }
 
-    fn record(message: &Message, due: Option<SystemTime>) -> OwnedMessage {
+    fn record(message: &Message, due: Option<Instant>) -> OwnedMessage {
         OwnedMessage::new(
             Some(message.payload().to_vec()),
             message.key().map(|key| key.as_bytes().to_vec()),
@@ -221,7 +222,7 @@ mod tests {
     #[test]
     fn a_delay_is_told_and_taken_away_again() {
         let wait = Duration::from_secs(60);
-        let (found, left) = read(&record(&full(), Some(polymq_core::now() + wait)));
+        let (found, left) = read(&record(&full(), Some(Instant::now() + wait)));
         assert_eq!(found, full());
         assert!(left.is_some_and(|left| left > wait / 2 && left <= wait + Duration::from_millis(1)), "{left:?}");
     }

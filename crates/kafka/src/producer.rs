@@ -45,8 +45,7 @@ impl KafkaProducer {
         if self.closed.load(Ordering::Acquire) {
             return Err(error::closed("send"));
         }
-        let due = message.deliver_at();
-        let (topic, partition) = topology::place(&self.topic, self.delay.as_ref(), due)?;
+        let (topic, partition, due) = topology::place(&self.topic, self.delay.as_ref(), message.deliver_at())?;
         let (completer, completion) = Completion::queued();
         let id = message.id().cloned().unwrap_or_default();
         let answer = Answer::Send { completer, id, _ticket: ticket };

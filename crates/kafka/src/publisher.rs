@@ -7,7 +7,7 @@ use std::{
     collections::VecDeque,
     sync::{Arc, Mutex},
     thread,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant},
 };
 
 use polymq_core::{Completer, Error, ErrorKind, Message, MessageId, Receipt, Result, Ticket, Token};
@@ -119,7 +119,7 @@ pub(crate) struct Outgoing {
     pub(crate) message: Message,
     pub(crate) topic: Arc<str>,
     pub(crate) partition: Option<i32>,
-    pub(crate) due: Option<SystemTime>,
+    pub(crate) due: Option<Instant>,
     pub(crate) answer: Answer,
 }
 

@@ -1,8 +1,11 @@
 //! Settling: finished messages are noted and committed soon; a retry is a copy, for now or for later.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use polymq_core::{ATTEMPT, Address, Completion, Error, Message, Settler, Token, now};
+use polymq_core::{ATTEMPT, Address, Completion, Error, Message, Settler, Token};
 
 use crate::{
     NAME,
@@ -44,7 +47,7 @@ impl KafkaSettler {
         let at_once = after.is_zero() && self.hub.names.is_queue;
         let (topic, partition, due) = match at_once {
             true => (&self.hub.names.topic, None, None),
-            false => (delay, Some(topology::tier(after)), Some(now() + after)),
+            false => (delay, Some(topology::tier(after)), Some(Instant::now() + after)),
         };
         let topic = Arc::clone(topic);
         if let Some(transactions) = self.hub.transactions() {

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use polymq_core::{Address, ChannelKind, Error, ErrorKind, Result, now};
+use polymq_core::{Address, ChannelKind, Error, ErrorKind, Result, until};
 use rdkafka::{
     TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
@@ -41,9 +41,9 @@ pub(crate) fn place(
     topic: &Arc<str>,
     later: Option<&Arc<str>>,
     deliver_at: Option<SystemTime>,
-) -> Result<(Arc<str>, Option<i32>)> {
-    let Some(due) = deliver_at else { return Ok((Arc::clone(topic), None)) };
-    let delay = due.duration_since(now()).unwrap_or_default();
+) -> Result<(Arc<str>, Option<i32>, Option<Instant>)> {
+    let Some(due) = deliver_at else { return Ok((Arc::clone(topic), None, None)) };
+    let delay = until(due);
     match later {
         None => {
             Err(Error::unsupported(NAME, "sending to a topic now what is delivered later")
@@ -52,7 +52,7 @@ pub(crate) fn place(
         Some(_) if delay > MAX_DELAY => {
             Err(Error::unsupported(NAME, format_args!("a delay of more than {MAX_DELAY:?}")))
         }
-        Some(later) => Ok((Arc::clone(later), Some(tier(delay)))),
+        Some(later) => Ok((Arc::clone(later), Some(tier(delay)), Some(Instant::now() + delay))),
     }
 }
 

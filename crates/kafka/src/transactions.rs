@@ -62,7 +62,7 @@ struct Settlement {
 pub(crate) struct Sending {
     pub(crate) topic: Arc<str>,
     pub(crate) partition: Option<i32>,
-    pub(crate) due: Option<std::time::SystemTime>,
+    pub(crate) due: Option<std::time::Instant>,
     pub(crate) message: Message,
 }
 
@@ -70,8 +70,8 @@ impl Sending {
     /// Where a message to this address goes.
     pub(crate) fn to(address: &Address, message: Message) -> Result<Self> {
         let names = Names::of(address, None);
-        let (topic, partition) = topology::place(&names.topic, names.delay.as_ref(), message.deliver_at())?;
-        Ok(Self { topic, partition, due: message.deliver_at(), message })
+        let (topic, partition, due) = topology::place(&names.topic, names.delay.as_ref(), message.deliver_at())?;
+        Ok(Self { topic, partition, due, message })
     }
 }
 

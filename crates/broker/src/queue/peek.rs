@@ -15,7 +15,7 @@ impl Queue {
             let arrived = self.arrived.notified();
             tokio::pin!(arrived);
             arrived.as_mut().enable();
-            let found = self.look(most)?;
+            let found = self.look(most).await?;
             if !found.is_empty() {
                 // Who takes messages may have been meant by what woke this one.
                 self.arrived.notify_one();
@@ -30,7 +30,7 @@ impl Queue {
         }
     }
 
-    fn look(&self, most: usize) -> Result<Vec<QueueMessage>, StoreError> {
+    async fn look(&self, most: usize) -> Result<Vec<QueueMessage>, StoreError> {
         if let Some(cause) = self.store.failed() {
             return Err(cause.clone());
         }
@@ -47,13 +47,14 @@ impl Queue {
             found.push(message.clone());
             true
         };
-        let state = self.lock();
-        let mut goes = !state.gone;
-        for waiting in state.back.values().chain(&state.ahead) {
-            goes = goes && add(&waiting.message, waiting.size);
-        }
-        let (mut from, end) = (state.cursor, state.visible);
-        drop(state);
+        let (mut goes, mut from, end) = {
+            let state = self.lock();
+            let mut goes = !state.gone;
+            for waiting in state.back.values().chain(&state.ahead) {
+                goes = goes && add(&waiting.message, waiting.size);
+            }
+            (goes, state.cursor, state.visible)
+        };
         // Without the lock, so that nobody waits for this. What is taken meanwhile was there when this began.
         while goes && from < end {
             let page = self.store.read(self.id, from, PAGE.0, PAGE.1)?;
@@ -63,6 +64,8 @@ impl Queue {
                 let message = QueueMessage::decode(&*value);
                 goes = goes && sequence < end && message.map_or(true, |message| add(&message, value.len()));
             }
+            // Very many may be over, and other callers are served by this thread too.
+            tokio::task::yield_now().await;
         }
         Ok(found)
     }

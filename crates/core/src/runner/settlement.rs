@@ -73,7 +73,15 @@ async fn end_at_once(
     }
     if let Some(delivery) = unsettled {
         let settled = match settlement {
-            Settlement::Answer(_) if answers => settlement.apply(delivery, &env.bus).await,
+            Settlement::Answer(_) if answers => match settlement.apply(delivery, &env.bus).await {
+                // It is acknowledged whatever becomes of its answer.
+                Err(refused) if !matches!(refused.error().kind(), ErrorKind::Stale | ErrorKind::Closed) => {
+                    let (error, delivery) = refused.into_parts();
+                    tracing::warn!(channel, %error, "not answered");
+                    delivery.ack().await
+                }
+                answered => answered,
+            },
             _ => delivery.ack().await,
         };
         if let Err(error) = settled {
