@@ -29,10 +29,10 @@ use crate::{Address, Bus, ChannelKind, ConsumeOptions, Error, ErrorKind, Kinds, 
 /// ```toml
 /// [queues.orders]
 /// topics = ["events"]        # this queue gets the messages of these topics too
+/// queue_type = "quorum"      # RabbitMQ's
 ///
 /// [topics.events]
 /// groups = ["audit"]
-/// partitions = 12            # Kafka's
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Topology {
@@ -146,10 +146,9 @@ impl Topology {
         };
         for ((address, group), options) in &self.channels {
             steps.push(look(address, group).await?);
-            let Some(letters) = letters(bus, address, options) else { continue };
+            let Some(letters) = self.letters(bus, address, options) else { continue };
             let what = StepKind::channel(&letters, &None);
-            let own = self.channels.contains_key(&(letters.clone(), None));
-            if !own && !steps.iter().any(|step| step.what == what) {
+            if !steps.iter().any(|step| step.what == what) {
                 steps.push(look(&letters, &None).await?);
             }
         }
@@ -172,8 +171,8 @@ impl Topology {
         let plan = self.plan(bus).await?;
         let missing = |what: StepKind| plan.missing().any(|step| step.what == what);
         for ((address, group), options) in &self.channels {
-            let letters = letters(bus, address, options);
-            // Declaring a channel makes both, and harms neither.
+            let letters = self.letters(bus, address, options);
+            // Declaring a channel makes both, and is harmless to the one that exists.
             if missing(StepKind::channel(address, group))
                 || letters.is_some_and(|letters| missing(StepKind::channel(&letters, &None)))
             {
@@ -185,12 +184,14 @@ impl Topology {
         }
         Ok(plan)
     }
-}
 
-/// The queue for the dead letters of a channel. A subscription without a group makes its own, when it is there.
-fn letters(bus: &Bus, address: &Address, options: &ConsumeOptions) -> Option<Address> {
-    let kept = address.kind() == ChannelKind::Queue || options.group.is_some();
-    kept.then(|| bus.channel(address.clone()).letters_of(options)).flatten()
+    /// The queue for dead letters that is made with a channel. Not one that has an entry, and maybe options, of its own, nor
+    /// that of a channel that must exist already. A subscription without a group makes its own, when it is there.
+    fn letters(&self, bus: &Bus, address: &Address, options: &ConsumeOptions) -> Option<Address> {
+        let kept = address.kind() == ChannelKind::Queue || options.group.is_some();
+        let letters = (kept && options.declare).then(|| bus.channel(address.clone()).letters_of(options)).flatten();
+        letters.filter(|letters| !self.channels.contains_key(&(letters.clone(), None)))
+    }
 }
 
 /// The steps from what exists to a [`Topology`].

@@ -155,6 +155,33 @@ async fn h8_a_missing_dead_letter_queue_is_seen_and_made() {
     assert_eq!(topology.apply(&bus).await.expect("looks").missing().count(), 0);
 }
 
+/// What must exist already is made by somebody else, and so are its dead letters: no step says that they were made.
+#[tokio::test]
+async fn h8_dead_letters_of_an_existing_channel_are_not_made() {
+    let bus = bus("h8-existing").await;
+    bus.queue("orders").declare(ConsumeOptions::default()).await.expect("declared");
+    bus.queue("orders.dlq").delete(None).await.expect("deleted");
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers.route("orders", async |_: Order| {}).existing();
+    assert_eq!(consumers.declare().await.expect("looks").to_string(), "present: queue orders\n");
+    assert!(!bus.queue("orders.dlq").exists(None).await.expect("looks"));
+}
+
+/// A dead-letter queue with options of its own is made with these, not with those of the queue that it is for.
+#[tokio::test]
+async fn h8_a_dead_letter_queue_in_the_topology_is_made_for_itself() {
+    let bus = bus("h8-own").await;
+    bus.queue("orders").declare(ConsumeOptions::default()).await.expect("declared");
+    bus.queue("orders.dlq").delete(None).await.expect("deleted");
+    // Refused by this backend when it is declared with it, which it need not be.
+    let extra = vec![("queue_type".to_owned(), "classic".to_owned())];
+    let orders = ConsumeOptions { extra, ..ConsumeOptions::default() };
+    let topology = Topology::new().channel(Address::queue("orders"), orders).queue("orders.dlq");
+    let made = topology.apply(&bus).await.expect("makes").to_string();
+    assert_eq!(made, "present: queue orders\nmissing: queue orders.dlq\n");
+    assert!(bus.queue("orders.dlq").exists(None).await.expect("looks"));
+}
+
 /// Looking at dead letters, or sending them back, makes no queue; nor has a dead-letter queue one of its own.
 #[tokio::test(start_paused = true)]
 async fn dead_letters_are_looked_at_without_making_queues() {

@@ -202,11 +202,12 @@ impl Connection for KafkaConnection {
         let located = |error: Error| error.with_channel(address.name());
         let plan = Self::plan(&names, options)?;
         self.declare_all(&names, options).await.map_err(located)?;
-        // A group's share begins now.
+        // A group's share begins now. One that exists stays where it is: only a consumer moves it.
+        let start = plan.seek.unwrap_or(plan.start);
         let Some(group) = names.group.clone().filter(|_| !names.is_queue) else { return Ok(()) };
         let declared = self.blocking("declare", move |_, config, link| {
             let native = stats::asking(config, link, &group)?;
-            position::begin_at(&native, &names, plan.start, plan.seek, config.connect_timeout)
+            position::begin_at(&native, &names, start, None, config.connect_timeout)
         });
         declared.await.map_err(located)
     }

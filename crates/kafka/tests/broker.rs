@@ -88,6 +88,7 @@ fn main() -> ExitCode {
     ));
     trials.extend(trials!(positions:
         a_position_in_the_delay_topic_is_committed_with_each_assignment,
+        declaring_does_not_move_a_group_that_exists,
         a_commit_that_is_refused_is_repeated,
     ));
     trials.extend(trials!(records:

@@ -11,7 +11,7 @@ use polymq_testkit::eventually;
 
 use crate::{
     groups::committed,
-    harness::{PATIENCE, bare, connect, consumer, name, producer, send, settings, take},
+    harness::{PATIENCE, bare, connect, consumer, group, name, producer, send, settings, take},
 };
 
 /// Kafka forgets a position some days after its last commit when its group subscribes to another topic, as that of the delay
@@ -45,6 +45,27 @@ pub async fn a_position_in_the_delay_topic_is_committed_with_each_assignment() {
     })
     .await;
     reader.close().await.expect("close");
+    connection.close().await.expect("close");
+}
+
+/// Only a consumer moves a group to the `position` that it asks for. Declaring is harmless, with members or without.
+pub async fn declaring_does_not_move_a_group_that_exists() {
+    let topic = Address::topic(name("unmoved"));
+    let connection = connect(&settings()).await;
+    send(&*producer(&connection, &topic).await, ["one".to_owned(), "two".to_owned()]).await;
+    let at = |position: &str| {
+        let extra = vec![("position".to_owned(), position.to_owned())];
+        ConsumeOptions { extra, ..group("audit") }
+    };
+    let position = || tokio::task::block_in_place(|| committed(topic.name(), &format!("{}.audit", topic.name()))).0;
+    connection.declare(&topic, &at("offset:1")).await.expect("declare");
+    assert_eq!(position(), Offset::Offset(1), "a new one begins there");
+    connection.declare(&topic, &at("first")).await.expect("declare");
+    assert_eq!(position(), Offset::Offset(1));
+    let mut reader = consumer(&connection, &topic, group("audit")).await;
+    take(&mut *reader, 1).await;
+    connection.declare(&topic, &at("first")).await.expect("declare beside a member");
+    assert_eq!(position(), Offset::Offset(1));
     connection.close().await.expect("close");
 }
 
