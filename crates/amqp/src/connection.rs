@@ -228,6 +228,7 @@ impl Connection for AmqpConnection {
                 plan: None,
                 declare_exchange: false,
                 persistent: extra.persistent,
+                temporary: true,
                 ensured: AtomicU64::new(0),
             },
             ChannelKind::Queue => {
@@ -238,6 +239,7 @@ impl Connection for AmqpConnection {
                     plan: (extra.declare == Declare::Auto).then_some(plan),
                     declare_exchange: false,
                     persistent: extra.persistent,
+                    temporary: false,
                     ensured: AtomicU64::new(0),
                 }
             }
@@ -252,6 +254,7 @@ impl Connection for AmqpConnection {
                     routing_key: address.shared_name(),
                     plan: None,
                     persistent: extra.persistent,
+                    temporary: false,
                     ensured: AtomicU64::new(0),
                 }
             }

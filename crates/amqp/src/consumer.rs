@@ -86,8 +86,7 @@ impl AmqpConsumer {
         background: bool,
         bound: Duration,
     ) -> Result<(Self, ConsumerHandle)> {
-        let queue = Arc::clone(&subscription.plan.name);
-        let shared = Shared::new(queue, subscription.prefetch.into(), publishers);
+        let shared = Shared::new(&subscription.plan, subscription.prefetch.into(), publishers);
         let settler = Arc::new(AmqpSettler(Arc::clone(&shared)));
         let (stop, stopped) = watch::channel(false);
         let (ready, first) = oneshot::channel();

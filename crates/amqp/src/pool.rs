@@ -27,19 +27,22 @@ pub(crate) struct Route {
     pub(crate) plan: Option<QueuePlan>,
     pub(crate) declare_exchange: bool,
     pub(crate) persistent: bool,
+    /// The queue ends with somebody's connection, so what is made for its delays must not stay either.
+    pub(crate) temporary: bool,
     /// The generation of the connection that has seen the plan carried out; 0 is none.
     pub(crate) ensured: AtomicU64,
 }
 
 impl Route {
     /// Straight to one queue, which exists.
-    pub(crate) fn to_queue(queue: Arc<str>) -> Arc<Self> {
+    pub(crate) fn to_queue(queue: Arc<str>, temporary: bool) -> Arc<Self> {
         Arc::new(Self {
             exchange: "".into(),
             routing_key: queue,
             plan: None,
             declare_exchange: false,
             persistent: true,
+            temporary,
             ensured: AtomicU64::new(0),
         })
     }

@@ -17,6 +17,7 @@ use tokio::{sync::Notify, time::Instant};
 use crate::{
     error,
     pool::{Answer, Outgoing, Publishers, Route},
+    topology::QueuePlan,
     window::{Ack, AckWindow},
 };
 
@@ -36,6 +37,8 @@ pub(crate) struct Shared {
     pub(crate) work: Notify,
     publishers: Arc<Publishers>,
     limit: usize,
+    /// The queue ends with its connection.
+    exclusive: bool,
 }
 
 #[derive(Debug)]
@@ -86,12 +89,12 @@ impl State {
 }
 
 impl Shared {
-    pub(crate) fn new(queue: Arc<str>, prefetch: usize, publishers: Arc<Publishers>) -> Arc<Self> {
+    pub(crate) fn new(plan: &QueuePlan, prefetch: usize, publishers: Arc<Publishers>) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State {
                 generation: 0,
                 channel: None,
-                queue,
+                queue: Arc::clone(&plan.name),
                 window: AckWindow::default(),
                 buffer: VecDeque::new(),
                 last_flush: Instant::now(),
@@ -104,6 +107,7 @@ impl Shared {
             work: Notify::new(),
             publishers,
             limit: MAX_PENDING.min(prefetch / 2).max(1),
+            exclusive: plan.exclusive,
         })
     }
 
@@ -286,7 +290,8 @@ impl Settler for AmqpSettler {
         }
         let (completer, completion) = Completion::queued();
         let answer = Answer::Retry { completer, shared: Arc::clone(&self.0), token };
-        self.0.publishers.send(Outgoing { message: copy, route: Route::to_queue(queue), answer });
+        let route = Route::to_queue(queue, self.0.exclusive);
+        self.0.publishers.send(Outgoing { message: copy, route, answer });
         completion
     }
 }

@@ -213,12 +213,13 @@ pub(crate) async fn ensure_delay(channel: &Channel, delay: &DelayQueue<'_>) -> R
     let millis = |duration: Duration| AMQPValue::LongLongInt(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX));
     arguments.insert("x-message-ttl".into(), millis(delay.ttl));
     dead_letter_to(&mut arguments, delay.exchange, delay.routing_key);
-    if delay.is_quorum() {
-        // Classic queues give a message up before its target has it on disk; quorum queues can wait for that.
+    if !delay.is_quorum() {
+        arguments.insert("x-expires".into(), millis(delay.ttl + DELAY_MARGIN));
+    } else if delay.exchange.is_empty() {
+        // Classic queues give a message up before its target has it on disk; quorum queues can wait for that. Not for a
+        // topic: what nobody is bound to would be kept, for whoever is one day.
         arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
         arguments.insert("x-overflow".into(), text("reject-publish"));
-    } else {
-        arguments.insert("x-expires".into(), millis(delay.ttl + DELAY_MARGIN));
     }
     create(channel, &delay.name(), delay.queue_type, false, arguments).await
 }

@@ -68,6 +68,8 @@ fn main() -> ExitCode {
         counts_purge_and_delete,
         what_is_a_consumers_own_is_made_whatever_is_declared,
         a_queue_of_delayed_messages_stays_while_one_waits,
+        delays_of_what_ends_with_its_connection_leave_no_queue_for_good,
+        a_topic_that_nobody_listens_to_forgets_delayed_messages_too,
     ));
     trials.extend(trials!(trial, settling:
         a_delayed_message_comes_in_time_and_never_early,

@@ -150,6 +150,25 @@ pub async fn what_is_a_consumers_own_is_made_whatever_is_declared() {
     }
 }
 
+/// The delay queues whose names begin like this, as soon as the management API, which caches its list, shows one.
+async fn delay_queues(prefix: &str) -> Vec<serde_json::Value> {
+    let named = |queue: &serde_json::Value| {
+        queue["name"].as_str().is_some_and(|name| name.starts_with(prefix) && name.contains(".wait"))
+    };
+    within(10, async {
+        loop {
+            let mut queues = shared().management("GET", "queues/%2F", "").await;
+            let queues = std::mem::take(queues.as_array_mut().expect("queues"));
+            let found: Vec<_> = queues.into_iter().filter(named).collect();
+            if !found.is_empty() {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await
+}
+
 pub async fn a_queue_of_delayed_messages_stays_while_one_waits() {
     let bare = raw(shared()).await;
     for kind in ["classic", "quorum"] {
@@ -169,17 +188,57 @@ pub async fn a_queue_of_delayed_messages_stays_while_one_waits() {
         send(&*producer, message("x").deliver_in(Duration::from_secs(59)))
             .await
             .expect("no queue of before is in its way");
-        let queues = shared().management("GET", "queues/%2F", "").await;
-        let queues = queues.as_array().expect("queues");
-        let made = |queue: &&serde_json::Value| {
-            let at = queue["name"].as_str().expect("a name");
-            at.starts_with(&format!("{name}.")) && at != old && !at.ends_with(".dlq")
-        };
-        let waits: Vec<_> = queues.iter().filter(made).collect();
+        let waits = delay_queues(&format!("{name}.")).await;
         let [waits] = waits.as_slice() else { panic!("one queue for the delay: {waits:?}") };
         let arguments = &waits["arguments"];
         assert_eq!(arguments["x-queue-type"], kind, "whatever the virtual host's default is: {waits}");
         // Only a classic queue lives longer when it is declared again.
         assert_eq!(arguments["x-expires"].is_null(), kind == "quorum", "{waits}");
     }
+}
+
+/// The names of such queues never come back, so nobody would clean up after them.
+pub async fn delays_of_what_ends_with_its_connection_leave_no_queue_for_good() {
+    let connection = connect(&format!("{}?queue_type=quorum", shared().url())).await;
+    let topic = Address::topic(unique("own"));
+    let mut own = consumer(&connection, &topic).await;
+    send(&*producer(&connection, &topic).await, message("news")).await.expect("sent");
+    let first = receive(&mut *own, 1).await.remove(0);
+    let retried = own.settler().retry(first.token, &first.message, 2, Duration::from_millis(100));
+    within(10, retried).await.expect("retried");
+    assert_eq!(receive(&mut *own, 1).await[0].message.header_attempt(), 2);
+
+    let replies = Address::queue(unique("replies"));
+    let options = ConsumeOptions { temporary: true, ..ConsumeOptions::default() };
+    let mut asker = connection.consumer(&replies, &options).await.expect("a queue for replies");
+    let options = ProduceOptions { temporary: true, declare: false, ..ProduceOptions::default() };
+    let answers = connection.producer(&replies, &options).await.expect("a producer");
+    send(&*answers, message("answer").deliver_in(Duration::from_millis(100))).await.expect("sent");
+    receive(&mut *asker, 1).await;
+
+    for prefix in [format!("{}@", topic.name()), format!("{}.", replies.name())] {
+        let waits = delay_queues(&prefix).await;
+        let [waits] = waits.as_slice() else { panic!("one queue for the delay: {waits:?}") };
+        assert_eq!(waits["arguments"]["x-queue-type"], "classic", "{waits}");
+        assert!(waits["arguments"]["x-expires"].is_u64(), "it goes away when unused: {waits}");
+    }
+}
+
+pub async fn a_topic_that_nobody_listens_to_forgets_delayed_messages_too() {
+    let connection = connect(&format!("{}?queue_type=quorum", shared().url())).await;
+    let topic = Address::topic(unique("unheard"));
+    let producer = producer(&connection, &topic).await;
+    send(&*producer, message("soon").deliver_in(Duration::from_secs(2))).await.expect("sent");
+    send(&*producer, message("later").deliver_in(Duration::from_secs(53))).await.expect("sent");
+    // Counts are late: when that of the second queue is there, that of the first one, which is older, is not from before.
+    eventually("the second message waits, and the first one does not", || async {
+        let waits = delay_queues(&format!("{}@.", topic.name())).await;
+        let held = |later: bool| {
+            let of =
+                |queue: &&serde_json::Value| (queue["arguments"]["x-message-ttl"].as_u64() > Some(10_000)) == later;
+            waits.iter().find(of).and_then(|queue| queue["messages"].as_u64())
+        };
+        (held(false), held(true)) == (Some(0), Some(1))
+    })
+    .await;
 }
