@@ -64,7 +64,7 @@ pub(crate) enum Command {
     Send(Send),
     /// Prints messages and acknowledges what it has printed.
     Consume(Consume),
-    /// Connects, sends and receives on a temporary queue, and says what works and what does not.
+    /// Connects, sends and receives on a temporary queue, and says what works and what does not; not for http.
     Check(Check),
     /// Shows the dead letters of a queue or sends them back.
     #[command(subcommand)]
@@ -183,7 +183,7 @@ pub(crate) struct Send {
     #[arg(long, value_name = "PATH", conflicts_with = "lines")]
     pub(crate) file: Option<std::path::PathBuf>,
 
-    /// Sends each line of a file as a message of its own.
+    /// Sends each line of a file as a message of its own; leaves out empty ones.
     #[arg(long, value_name = "PATH", conflicts_with_all = ["count", "id"])]
     pub(crate) lines: Option<std::path::PathBuf>,
 
@@ -282,7 +282,7 @@ pub(crate) struct DeadLettersOf {
     /// The queue that the messages come from, or with --topic the topic.
     pub(crate) channel: String,
 
-    /// The dead letters of a topic's group.
+    /// The dead letters of a topic's group; list only, replay refuses it.
     #[arg(long, requires = "group")]
     pub(crate) topic: bool,
 
@@ -294,7 +294,7 @@ pub(crate) struct DeadLettersOf {
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max: u32,
 
-    /// Ends when no further one has come for so long.
+    /// Ends when none has come for so long; say 10s on Kafka, where joining a group takes seconds.
     #[arg(long, value_parser = duration, default_value = "1s", value_name = "DURATION")]
     pub(crate) timeout: Duration,
 }

@@ -11,7 +11,7 @@ use tokio::{sync::watch, time::Instant};
 pub enum HealthState {
     /// Connected.
     Up,
-    /// Connected, but not for long: it was lost within the last half minute.
+    /// Connected again, for less than half a minute.
     Degraded,
     /// Not connected; the backend keeps trying.
     Down,

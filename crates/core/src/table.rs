@@ -15,7 +15,7 @@ use crate::{Error, ErrorKind, Registry, Result, Settings, config::Origin};
 ///
 /// [backends.amqp]
 /// url = "amqp://localhost"
-/// prefetch = 50
+/// heartbeat = "5s"
 /// ```
 ///
 /// JSON files may also have the older shape, an object of queues without `queues` around it, where `consumer_loop`

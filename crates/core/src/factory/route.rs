@@ -16,7 +16,7 @@ pub enum AckMode {
     AfterSuccess,
     /// Before its handler is called: at most once, a failure is only reported.
     OnReceipt,
-    /// After its handler was called, whether it succeeded or not.
+    /// After its handler was called, whether it succeeded or not: a failure is only reported.
     Always,
 }
 
