@@ -258,6 +258,8 @@ impl Task {
                     let id = number.to_string();
                     outgoing.push_back(self.get(&id, room));
                     poll = Some((id, Instant::now() + self.link.config.poll_wait + self.link.config.request_timeout));
+                    // One that comes late would make a queue anew that is deleted after the end of this.
+                    written = true;
                 }
             }
             let deadline = poll.as_ref().map_or_else(Instant::now, |(_, deadline)| *deadline);
