@@ -25,8 +25,9 @@ impl Kafka {
     }
 
     fn url_of(&self, login: &str, at: SocketAddr) -> String {
-        // The shortest time after which the broker gives the messages of a killed consumer to another one.
-        format!("kafka://{login}@{at}?session_timeout=6s")
+        // Short enough for a killed consumer's messages to be given to another one soon, and long enough for a machine that
+        // stands still for a while: its members must not be taken for dead.
+        format!("kafka://{login}@{at}?session_timeout=20s")
     }
 }
 

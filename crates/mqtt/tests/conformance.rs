@@ -106,7 +106,7 @@ impl Harness for Mosquitto {
 
     fn write_lag(&self) -> Duration {
         // With autosave_on_changes the database is written after the answers of one turn of the broker's loop.
-        Duration::from_millis(100)
+        Duration::from_secs(1)
     }
 
     fn bad_names(&self) -> Vec<(Address, &'static str)> {
@@ -141,6 +141,7 @@ impl Bare {
         let id = format!("bare-{:x}", fastrand::u64(..));
         let mut options = MqttOptions::new(id, self.address.ip().to_string(), self.address.port());
         options.set_credentials("polymq", "secret-1").set_keep_alive(Duration::from_secs(30));
+        options.set_connection_timeout(60);
         AsyncClient::new(options, 10)
     }
 }

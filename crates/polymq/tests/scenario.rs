@@ -67,7 +67,7 @@ fn url(backend: &'static str) -> String {
     match backend {
         "mqtt" => format!("mqtt://{}", at(|| Broker::mosquitto(&[]))),
         "amqp" => format!("amqp://{}", at(Broker::rabbitmq)),
-        "kafka" => format!("kafka://admin:secret@{}?session_timeout=6s", at(Broker::kafka)),
+        "kafka" => format!("kafka://admin:secret@{}?session_timeout=10s", at(Broker::kafka)),
         "sqs" => format!("sqs://test:test@{}?poll_wait=1s", at(|| Broker::sqs("ministack"))),
         "kubemq" => format!("kubemq://{}", lock(&OWN).get_or_insert_with(Own::start).broker.address()),
         "embedded" => format!("embedded://{}", lock(&OWN).get_or_insert_with(Own::start).folder().display()),

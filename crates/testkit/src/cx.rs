@@ -14,7 +14,7 @@ use polymq_core::{Address, Backend, Bus, BusBuilder, Capabilities, Channel, Envi
 use crate::{BareClient, BrokerControl, Figures, Harness};
 
 /// How long something that must happen may take; generous, because machines of tests are busy.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 /// How long nothing must happen where nothing may.
 pub const QUIET: Duration = Duration::from_millis(300);
 
@@ -116,12 +116,15 @@ impl Cx {
         Bus::builder().registry(registry).environment(Environment::default()).backend(name).url(url)
     }
 
-    /// A fresh connection.
+    /// A fresh connection, with twice the usual patience for a broker that is busy with other cases.
     ///
     /// # Panics
     /// When it cannot be made.
     pub async fn bus(&self) -> Bus {
-        self.builder().connect().await.expect("connect")
+        let keys = self.0.harness.backend().keys();
+        let patience = ["connect_timeout", "operation_timeout"].into_iter();
+        let known = patience.filter(|name| keys.iter().any(|key| key.name == *name));
+        known.fold(self.builder(), |builder, name| builder.with(name, "20s")).connect().await.expect("connect")
     }
 
     /// A queue's name that nobody else uses; the queue is deleted after the case.

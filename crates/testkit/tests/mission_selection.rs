@@ -9,7 +9,8 @@ use polymq_testkit::TestService;
 
 /// What any program does: it knows no backend.
 async fn echo(bus: &Bus, text: &str) -> String {
-    let queue = bus.queue("echo");
+    // The toy lives in this process, and so do the other tests.
+    let queue = bus.queue(format!("echo-{:016x}", fastrand::u64(..)));
     queue.send(&text.to_owned()).await.expect("send");
     let mut subscription = queue.subscribe(ConsumeOptions::default()).await.expect("subscribe");
     let mut deliveries = subscription.receive(1, Duration::from_secs(5)).await.expect("receive");

@@ -16,7 +16,7 @@ use crate::{
 async fn proxied() -> (Relays, Proxy, KafkaConnection) {
     let broker: SocketAddr = bare().servers.parse().expect("an address");
     let (proxy, relays) = (Proxy::start(broker).await.expect("a proxy"), Relays::new(broker));
-    let url = format!("kafka://admin:secret@{}?session_timeout=6s", relays.before(proxy.address()));
+    let url = format!("kafka://admin:secret@{}?session_timeout=10s", relays.before(proxy.address()));
     let connection = connect(&Settings::from_url(&url).expect("a URL")).await;
     (relays, proxy, connection)
 }

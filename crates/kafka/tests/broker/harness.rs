@@ -31,7 +31,7 @@ pub fn bare() -> Bare {
 }
 
 pub fn url() -> String {
-    format!("kafka://admin:secret@{}?session_timeout=6s", bare().servers)
+    format!("kafka://admin:secret@{}?session_timeout=10s", bare().servers)
 }
 
 pub fn settings() -> Settings {

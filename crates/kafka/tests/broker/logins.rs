@@ -8,7 +8,7 @@ use polymq_kafka::KafkaConnection;
 use crate::harness::{PATIENCE, bare, body, connect, consumer, name, producer, take};
 
 pub fn settings(scheme: &str, login: &str, at: &str) -> Settings {
-    let url = format!("{scheme}://{login}@{at}?connect_timeout=5s&session_timeout=6s");
+    let url = format!("{scheme}://{login}@{at}?connect_timeout=20s&session_timeout=10s");
     Settings::from_url(&url).expect("a URL")
 }
 

@@ -33,7 +33,7 @@ const LISTEN: &str = "POLYMQ_TEST_BROKER_LISTEN";
 /// The folder of data, key and rules.
 const FOLDER: &str = "POLYMQ_TEST_BROKER_FOLDER";
 /// How long a broker may take to start or to stop.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// With what the tokens of the tests are signed.
 const SECRET: &str = "the-secret-of-the-tests";
@@ -222,9 +222,7 @@ impl Process {
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::write(folder.path().join("rules.toml"), RULES).expect("the rules");
         std::fs::write(folder.path().join("key"), secret).expect("the key");
-        let free = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-        let address = free.local_addr().expect("an address");
-        drop(free);
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, polymq_testkit::free_port()));
         let process = Self { address, child: Mutex::default(), folder };
         // On a thread of its own: the caller may be inside a runtime.
         std::thread::scope(|scope| {

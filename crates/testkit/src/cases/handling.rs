@@ -9,7 +9,9 @@ use polymq_core::{
 use crate::{
     Case, Cx, Ledger, PATIENCE,
     case::run,
-    drive::{Log, bodies, counted, counts, dead_letters, publish, quiet, retry_every, start, subscribe},
+    drive::{
+        Log, assert_stopped, bodies, counted, counts, dead_letters, publish, quiet, retry_every, start, subscribe,
+    },
     eventually,
 };
 
@@ -127,7 +129,7 @@ async fn cancel_a_handler(cx: &Cx, max_attempts: u32) -> (polymq_core::Bus, poly
     let running = ConsumerRunner::new(consumers).start().await.expect("start");
     log.reaches(1).await;
     running.force();
-    running.stop().await.expect("stop");
+    assert_stopped(cx, running.stop().await);
     let stats = running.stats(queue.address().name()).expect("stats");
     assert_eq!((stats.handled, stats.failed, stats.retried, stats.dead_lettered), (0, 0, 0, 0), "{stats:?}");
     assert_eq!(errors.len(), 0, "a cancelled handler was reported as a failed one");

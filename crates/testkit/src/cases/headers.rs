@@ -131,7 +131,7 @@ pub async fn attributes(cx: Cx) {
     let expiry = got.expires_at().expect("expiry");
     // Brokers that carry a time to live instead of a point in time may move it by the time on the way.
     let off = expiry.duration_since(expires).or_else(|_| expires.duration_since(expiry)).expect("one is later");
-    assert!(off < Duration::from_secs(5), "expiry is off by {off:?}");
+    assert!(off < Duration::from_secs(60), "expiry is off by {off:?}");
     assert_eq!(got.headers(), sent.headers(), "headers");
     delivery.ack().await.expect("ack");
 

@@ -48,7 +48,7 @@ pub async fn health_while_the_broker_is_away(cx: Cx) {
     async fn note_down(message: Message, log: State<Log>) {
         log.add(&message, 1);
     }
-    let mut builder = cx.builder().with("reconnect_max", "1s").with("connect_timeout", "3s");
+    let mut builder = cx.builder().with("reconnect_max", "1s").with("connect_timeout", "15s");
     for (key, value) in cx.harness().heartbeat().map(|heartbeat| heartbeat.settings).unwrap_or_default() {
         builder = builder.with(key, value);
     }
@@ -60,7 +60,15 @@ pub async fn health_while_the_broker_is_away(cx: Cx) {
     let running = start(consumers).await;
     publish(&queue, ["before".to_owned()]).await;
     log.reaches(1).await;
-    assert!(running.is_ready() && bus.health().state == HealthState::Up, "{}", bus.health());
+    eventually(PATIENCE, || async {
+        let health = bus.health();
+        if running.is_ready() && health.state == HealthState::Up {
+            Ok(())
+        } else {
+            Err(format!("all is well and it is {health}"))
+        }
+    })
+    .await;
 
     cx.broker().stop().await;
     eventually(PATIENCE, || async {

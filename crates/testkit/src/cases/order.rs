@@ -18,8 +18,8 @@ use crate::{
     Case, Cx, Ledger, PATIENCE,
     case::run,
     drive::{
-        Log, bodies, counted, in_order, next, prefetch, publish, quiet, refused, start, subscribe, subscribe_with,
-        take, text,
+        Log, assert_stopped, bodies, counted, in_order, next, prefetch, publish, quiet, refused, start, subscribe,
+        subscribe_with, take, text,
     },
     eventually,
 };
@@ -305,7 +305,7 @@ pub async fn stuck_handler(cx: Cx) {
         ConsumerRunner::new(consumers).drain_timeout(Duration::from_millis(100)).start().await.expect("start");
     publish(&queue, bodies(50)).await;
     log.reaches(49).await;
-    running.stop().await.expect("stop");
+    assert_stopped(&cx, running.stop().await);
     assert_eq!(in_order(&cx, log.bodies()), bodies(50).skip(1).collect::<Vec<_>>(), "the others, in order");
     assert_eq!(crate::drive::take_acked(&mut subscribe(&queue).await, 1).await, ["m-000000"]);
 }

@@ -2,24 +2,27 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
 
+use async_trait::async_trait;
 use polymq_core::{
-    Attempt, Backoff, ConsumerFactory, DeliveryCount, Failure, FailurePolicy, Jitter, Message, RetryMode, State,
-    Support,
+    Attempt, Backoff, Completion, ConsumerFactory, DeliveryCount, Failure, FailurePolicy, Jitter, Message, RetryMode,
+    State, Support, Token,
 };
 
 use crate::{
     Case, Cx, PATIENCE,
     case::run,
+    cx::lock,
     drive::{
         Log, bodies, counted, counted_within, counts, dead_letters, in_order, next, publish, quiet, retry_every, start,
         subscribe, take_acked,
     },
+    twist::{Receiving, Twist, Twisted},
 };
 
 pub(super) const CASES: &[Case] = &[
@@ -54,7 +57,7 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 /// How much later than planned a retry may come on a busy machine.
-const TOLERANCE: Duration = Duration::from_secs(15);
+const TOLERANCE: Duration = Duration::from_secs(30);
 
 async fn fail(message: Message, attempt: Attempt, log: State<Log>) -> Result<(), Failure> {
     log.add(&message, attempt.0);
@@ -108,7 +111,20 @@ pub async fn in_place_schedule(cx: Cx) {
     follows_schedule(&cx, RetryMode::InPlace).await;
 }
 
-/// With equal jitter, each of 1000 retries comes within the second half of its delay or later, and they are spread.
+/// The delays that a backend was asked for.
+#[derive(Debug, Default)]
+struct Delays(Mutex<Vec<Duration>>);
+
+#[async_trait]
+impl Twist for Delays {
+    fn retry(&self, at: &Receiving, token: Token, message: &Message, attempt: u32, after: Duration) -> Completion<()> {
+        lock(&self.0).push(after);
+        at.settler.retry(token, message, attempt, after)
+    }
+}
+
+/// With equal jitter, the delays of 1000 retries are spread over the second half of what is set, and each message comes no
+/// earlier. (How late it comes says more about the machine than about the spread.)
 pub async fn jitter(cx: Cx) {
     const DELAY: Duration = Duration::from_secs(4);
     const COUNT: usize = 1000;
@@ -116,7 +132,10 @@ pub async fn jitter(cx: Cx) {
         log.add(&message, attempt.0);
         if attempt.0 == 1 { Err(Failure::new("the first time")) } else { Ok(()) }
     }
-    let bus = cx.bus().await;
+    let delays = Arc::new(Delays::default());
+    let twist = Arc::clone(&delays);
+    let builder = cx.builder_around(cx.harness().url(None), |backend| Twisted::around(backend, twist));
+    let bus = builder.connect().await.expect("connect");
     let queue = cx.queue(&bus);
     let log = Log::default();
     let backoff = Backoff { initial: DELAY, factor: 1.0, max: DELAY, jitter: Jitter::Equal };
@@ -140,10 +159,13 @@ pub async fn jitter(cx: Cx) {
     let (shortest, longest) = (waits[0], waits[COUNT - 1]);
     assert!(shortest >= DELAY / 2, "the shortest delay was {shortest:?}");
     assert!(longest < DELAY + TOLERANCE * 4, "the longest delay was {longest:?}");
-    // Uniform in 2 s to 4 s: a tenth of them lies below 2.2 s and a tenth above 3.8 s, so the middle 80 % are 1.6 s, or
-    // 1 s where a broker knows whole seconds only.
-    let spread = waits[COUNT * 9 / 10] - waits[COUNT / 10];
-    assert!(spread > Duration::from_millis(900), "the middle of the delays is only {spread:?} wide");
+    let mut asked = std::mem::take(&mut *lock(&delays.0));
+    asked.sort();
+    let most = asked.len().checked_sub(1).expect("delays");
+    assert!(asked.len() >= COUNT && asked[0] >= DELAY / 2 && asked[most] <= DELAY, "{:?} {:?}", asked[0], asked[most]);
+    // Uniform in 2 s to 4 s: a tenth of them lies below 2.2 s and a tenth above 3.8 s.
+    let spread = asked[most * 9 / 10] - asked[most / 10];
+    assert!(spread > Duration::from_millis(1400), "the middle 80 % of the delays are only {spread:?} wide");
     cx.note(format_args!("1000 delays of 2 s to 4 s: shortest {shortest:?}, longest {longest:?}"));
 }
 
@@ -170,7 +192,7 @@ pub async fn permanent_goes_at_once(cx: Cx) {
 
 /// While a message waits for its retry, the others are handled, one at a time as the limit says.
 pub async fn retries_do_not_block(cx: Cx) {
-    const DELAY: Duration = Duration::from_secs(12);
+    const DELAY: Duration = Duration::from_secs(20);
     async fn fail_first(message: Message, attempt: Attempt, log: State<Log>) -> Result<(), Failure> {
         log.add(&message, attempt.0);
         if attempt.0 == 1 && &message.payload()[..] == b"m-000000" { Err(Failure::new("later")) } else { Ok(()) }
@@ -191,14 +213,16 @@ pub async fn retries_do_not_block(cx: Cx) {
     assert!(bad[1].at - bad[0].at >= DELAY, "{bad:?}");
     let others =
         log.all().into_iter().filter(|seen| seen.body != "m-000000").map(|seen| seen.at).max().expect("others");
-    assert!(others < bad[0].at + DELAY, "the others waited for the retry");
+    assert!(others < bad[1].at, "the others waited for the retry");
 }
 
 /// With order by key, a message that is tried again holds its key up, and no other key.
 pub async fn in_place_blocks_the_key(cx: Cx) {
-    async fn fail_twice(message: Message, attempt: Attempt, log: State<Log>) -> Result<(), Failure> {
+    // Until the other key is through, which takes as long as it takes.
+    async fn fails_for_a_while(message: Message, attempt: Attempt, log: State<Log>) -> Result<(), Failure> {
         log.add(&message, attempt.0);
-        if attempt.0 <= 2 && &message.payload()[..] == b"a1" { Err(Failure::new("again")) } else { Ok(()) }
+        let waits = &message.payload()[..] == b"a1" && (attempt.0 <= 2 || log.of("b3").is_empty());
+        if waits { Err(Failure::new("again")) } else { Ok(()) }
     }
     let bus = cx.bus().await;
     let queue = cx.queue(&bus);
@@ -208,17 +232,17 @@ pub async fn in_place_blocks_the_key(cx: Cx) {
     }
     let log = Log::default();
     let mut consumers = ConsumerFactory::new(&bus);
-    let route = consumers.state(log.clone()).route(queue.address().name(), fail_twice);
-    route.ordered_by_key().concurrency(4).policy(retry_every(Duration::from_secs(5), 5));
+    let route = consumers.state(log.clone()).route(queue.address().name(), fails_for_a_while);
+    route.ordered_by_key().concurrency(4).policy(retry_every(Duration::from_millis(500), 1000));
     let running = start(consumers).await;
     counted(&running, queue.address().name(), "handled", 6).await;
     running.stop().await.expect("stop");
     let seen = log.bodies();
     let of = |key: char| seen.iter().filter(|body| body.starts_with(key)).map(String::as_str).collect::<Vec<_>>();
-    assert_eq!(of('a'), ["a1", "a1", "a1", "a2", "a3"], "{seen:?}");
+    let of_a = of('a');
+    let tries = of_a.iter().take_while(|body| **body == "a1").count();
+    assert!(tries >= 3 && of_a[tries..] == ["a2", "a3"], "{seen:?}");
     assert_eq!(of('b'), ["b1", "b2", "b3"], "{seen:?}");
-    let last_b = log.of("b3")[0].at;
-    assert!(last_b < log.of("a1")[2].at, "the other key waited: {seen:?}");
 }
 
 /// A restart in the middle of a backoff loses nothing and repeats nothing; where the broker itself delays, the

@@ -44,7 +44,7 @@ pub async fn nothing_secret_is_told(cx: Cx) {
     let url = with_password(&cx.harness().url(None), &password);
     let mut kinds = Kinds::new();
     kinds.bind::<Order>("order", None).expect("no conflict");
-    let builder = cx.builder_to(url.clone()).kinds(kinds.clone()).with("connect_timeout", "5s");
+    let builder = cx.builder_to(url.clone()).kinds(kinds.clone());
     shown.push(format!(
         "{builder:?} {:?}",
         Settings::from_url(&url).map(|settings| settings.with("password", password))

@@ -184,7 +184,7 @@ pub async fn reject(cx: Cx) {
 
 /// A delayed return comes not before its time and not long after, and holds nobody else up.
 pub async fn delayed_nack(cx: Cx) {
-    const DELAY: Duration = Duration::from_secs(10);
+    const DELAY: Duration = Duration::from_secs(15);
     let bus = cx.bus().await;
     let queue = cx.queue(&bus);
     publish(&queue, ["late".to_owned(), "other".to_owned()]).await;
@@ -193,13 +193,14 @@ pub async fn delayed_nack(cx: Cx) {
     assert_eq!(text(&delivery), "late");
     let returned = Instant::now();
     delivery.retry(DELAY).await.expect("retry");
+    let answered = Instant::now();
     assert_eq!(take_acked(&mut subscription, 1).await, ["other"]);
-    assert!(returned.elapsed() < DELAY, "the other one was held up for {:?}", returned.elapsed());
+    assert!(answered.elapsed() < DELAY, "the other one was held up for {:?}", answered.elapsed());
     let delivery = next(&mut subscription).await;
     let after = returned.elapsed();
     assert_eq!(text(&delivery), "late");
     assert!(after >= DELAY, "came {:?} too early", DELAY - after);
-    assert!(after < DELAY + Duration::from_secs(15), "came {:?} late", after - DELAY);
+    assert!(answered.elapsed() < DELAY + Duration::from_secs(30), "came {:?} late", after - DELAY);
     cx.note(format_args!("came {:?} after its time", after - DELAY));
     delivery.ack().await.expect("ack");
     quiet(&mut subscription).await;
@@ -292,16 +293,16 @@ pub async fn settle_after_bus_close(cx: Cx) {
 
 /// A message that is lent for a time and extended does not come again, though it is held for longer than that.
 pub async fn lease_extension(cx: Cx) {
-    let lease = Duration::from_secs(12);
+    let lease = Duration::from_secs(20);
     let bus = cx.bus().await;
     let queue = cx.queue(&bus);
     publish(&queue, ["lent".to_owned()]).await;
     let options = ConsumeOptions { lease, ..ConsumeOptions::default() };
     let mut subscription = subscribe_with(&queue, options).await;
     let delivery = next(&mut subscription).await;
-    for _ in 0..5 {
+    for _ in 0..4 {
         delivery.extend(lease).await.expect("extend");
-        let more = subscription.receive(1, lease / 4).await.expect("receive");
+        let more = subscription.receive(1, lease * 3 / 10).await.expect("receive");
         assert!(more.is_empty(), "came again although its loan was extended");
     }
     delivery.ack().await.expect("ack");
@@ -310,7 +311,7 @@ pub async fn lease_extension(cx: Cx) {
 /// A loan that was not extended ends: the message comes again, the first delivery is `Stale` and gives itself back,
 /// the second one is settled as usual.
 pub async fn settle_after_lease(cx: Cx) {
-    let lease = Duration::from_secs(2);
+    let lease = Duration::from_secs(8);
     let bus = cx.bus().await;
     let queue = cx.queue(&bus);
     publish(&queue, ["lent".to_owned()]).await;
@@ -330,7 +331,7 @@ pub async fn settle_after_lease(cx: Cx) {
         assert_eq!(error.error().kind(), ErrorKind::Stale, "{error}");
         second = next(&mut subscription).await;
     }
-    assert!(subscription.receive(1, lease * 2).await.expect("receive").is_empty(), "it was acknowledged");
+    assert!(subscription.receive(1, lease * 3 / 2).await.expect("receive").is_empty(), "it was acknowledged");
 }
 
 /// Where nothing is lent, asking for an extension is `Unsupported`, and the delivery is still ours.
@@ -398,6 +399,11 @@ pub async fn out_of_order_acks_kill(cx: Cx) {
     is_written_down(&cx, &bus).await;
     let mut subscription = subscribe(&queue).await;
     let left = ack_odd_ones(&mut subscription).await;
+    // What is acknowledged is written down too: twice, as a broker that writes after it has answered has written the
+    // first when it answers the second.
+    for _ in 0..2 {
+        is_written_down(&cx, &bus).await;
+    }
     cx.broker().kill().await;
     cx.broker().start().await;
     let mut unacknowledged = Vec::new();
@@ -413,7 +419,7 @@ pub async fn out_of_order_acks_kill(cx: Cx) {
         }
     }
     let mut ledger = Ledger::sent(unacknowledged);
-    let deadline = Instant::now() + cx.harness().recovery();
+    let deadline = Instant::now() + cx.harness().recovery() * 2;
     while !ledger.is_complete() && Instant::now() < deadline {
         for delivery in subscription.receive(10, Duration::from_secs(1)).await.expect("receive") {
             ledger.see(text(&delivery));

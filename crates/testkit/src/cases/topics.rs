@@ -321,7 +321,7 @@ pub async fn replies_refused(cx: Cx) {
 
 /// A message for later comes not before its time and not long after, and lets others pass.
 pub async fn delayed_send(cx: Cx) {
-    const DELAY: Duration = Duration::from_secs(8);
+    const DELAY: Duration = Duration::from_secs(15);
     let bus = cx.bus().await;
     let queue = cx.queue(&bus);
     let mut subscription = subscribe(&queue).await;
@@ -333,7 +333,7 @@ pub async fn delayed_send(cx: Cx) {
     let after = sent.elapsed();
     assert_eq!((text(&delivery).as_str(), delivery.attempt()), ("late", 1));
     assert!(after >= DELAY, "came {:?} too early", DELAY - after);
-    assert!(after < DELAY + Duration::from_secs(15), "came {:?} late", after - DELAY);
+    assert!(after < DELAY + Duration::from_secs(30), "came {:?} late", after - DELAY);
     delivery.ack().await.expect("ack");
     quiet(&mut subscription).await;
 }

@@ -353,7 +353,7 @@ impl Twist for AcksOnReceipt {
             settler.ack(incoming.token).await?;
         }
         // Until they are on the wire.
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
         Ok(())
     }
 

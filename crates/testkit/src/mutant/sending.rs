@@ -275,7 +275,7 @@ impl Twist for AnswersEarly {
         let producer: Arc<dyn Producer> = Arc::clone(&at.producer);
         lock(&self.0).push(tokio::spawn(async move {
             // Longer than a busy machine takes to kill a broker.
-            tokio::time::sleep(Duration::from_secs(5)).await;
+            tokio::time::sleep(Duration::from_secs(30)).await;
             drop(producer.send(message).await);
         }));
         answer

@@ -1,23 +1,30 @@
 //! F9, F16: acknowledgements and confirmations are lost, and messages come twice.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, sync::Arc};
 
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 
 use super::scenario::{Expect, Plan, Scenario};
-use crate::{Case, Cx, Direction, PATIENCE, case::run, eventually};
+use crate::{Case, Cx, Direction, PATIENCE, case::run, drive::bodies, eventually};
 
 pub(in crate::cases) const CASES: &[Case] = &[
     Case::new("F9_ack_fails_while_a_handler_runs", run!(ack_fails_while_a_handler_runs)).broker(),
     Case::new("F16_duplicates_have_one_id", run!(duplicates_have_one_id)).broker(),
 ];
 
+/// What health tells of one short cut. Where nothing is tied to a connection, one that was lost between two requests, or is
+/// made again before anybody has looked, is not even noticed. (F3 breaks them until it is told.)
+fn told(cx: &Cx) -> Expect {
+    if cx.deliveries_outlive_connections() { Expect::IsUp } else { Expect::Flips }
+}
+
 /// The connection is lost while a handler runs, so that its acknowledgement fails: the message is handled again, and
 /// the service goes on. (What is lent for a time, or to a member of a group,
 /// is not tied to a connection; there the acknowledgement may succeed.)
 pub async fn ack_fails_while_a_handler_runs(cx: Cx) {
     let (proxy, mut plan) = Plan::through_proxy(&cx).await;
-    plan.slow = Some(("m-000000", Duration::from_secs(2)));
+    let goes_on = Arc::new(Notify::new());
+    plan.slow = Some(("m-000000", Arc::clone(&goes_on)));
     let mut scenario = Scenario::start(&cx, plan).await;
     scenario.send(3);
     if !cx.capabilities().direct {
@@ -26,21 +33,23 @@ pub async fn ack_fails_while_a_handler_runs(cx: Cx) {
     }
     let begun = || scenario.started.of("m-000000").len();
     eventually(cx.harness().recovery(), || async {
-        if begun() == 1 { Ok(()) } else { Err("the handler does not run") }
+        if begun() >= 1 { Ok(()) } else { Err("the handler does not run") }
     })
     .await;
+    let before = proxy.stats().resets;
     proxy.reset_all();
     let reset = Instant::now();
+    eventually(PATIENCE, || async { if proxy.stats().resets > before { Ok(()) } else { Err("not reset") } }).await;
+    goes_on.notify_one();
     eventually(cx.harness().recovery(), || async {
         let again = begun() >= 2 || cx.deliveries_outlive_connections();
         if again { Ok(()) } else { Err(format!("handled {} times; {}", begun(), scenario.bus.health())) }
     })
     .await;
     scenario.works_again(reset).await;
-    let started = scenario.started.bodies();
-    assert!(started.len() <= 8, "handled far too often: {started:?}");
-    // Where nothing is tied to a connection, one that was lost between two requests is not even noticed.
-    scenario.ends(if cx.capabilities().leases { Expect::IsUp } else { Expect::Flips }).await;
+    let most = bodies(3).map(|body| scenario.started.of(&body).len()).max();
+    assert!(most <= Some(4), "handled far too often: {:?}", scenario.started.bodies());
+    scenario.ends(told(&cx)).await;
 }
 
 /// Connections are cut between request and answer, and in the middle of what clients say, again and again: whatever
@@ -51,7 +60,7 @@ pub async fn duplicates_have_one_id(cx: Cx) {
     let mut scenario = Scenario::start(&cx, plan).await;
     scenario.send(count);
     for cut in 1..=6 {
-        scenario.handled.reaches(count * cut / 8).await;
+        scenario.handled.reaches(count * cut / 12).await;
         if cut % 2 == 1 {
             proxy.cut_before_reply()
         } else {
@@ -67,5 +76,5 @@ pub async fn duplicates_have_one_id(cx: Cx) {
             assert!(effects.insert(seen.body.clone()), "{} has two effects", seen.body);
         }
     }
-    scenario.ends(Expect::Flips).await;
+    scenario.ends(told(&cx)).await;
 }

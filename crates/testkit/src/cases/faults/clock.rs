@@ -94,6 +94,6 @@ pub async fn clock_jumps(cx: Cx) {
 #[track_caller]
 fn assert_wait(what: &str, waited: Duration, wanted: Duration) {
     // Brokers count in whole seconds and milliseconds, and are busy.
-    let within = wanted - Duration::from_millis(200)..wanted + Duration::from_secs(15);
+    let within = wanted - Duration::from_millis(200)..wanted + Duration::from_secs(30);
     assert!(within.contains(&waited), "{what} came after {waited:?}, wanted {wanted:?}");
 }

@@ -28,7 +28,7 @@ async fn killed(cx: &Cx, mode: Mode, drain: bool) {
     // In the background, because without anybody between, a send waits for its handler.
     let sending = tokio::spawn({
         // A send that has timed out is sent again: without a broker between it has to, and else it would come twice.
-        let one = Duration::from_secs(if cx.capabilities().direct { 5 } else { 30 });
+        let one = Duration::from_secs(if cx.capabilities().direct { 12 } else { 30 });
         let (hope, queue) = (cx.harness().recovery() * 2, queue.with_timeout(one));
         async move {
             let sends = bodies(COUNT).map(|body| {

@@ -6,7 +6,7 @@ use polymq_core::{Error, ErrorKind, Retry};
 use tokio::time::Instant;
 
 use super::scenario::{Expect, Plan, Scenario};
-use crate::{Case, Cx, Direction, case::run};
+use crate::{Case, Cx, Direction, PATIENCE, case::run};
 
 pub(in crate::cases) const CASES: &[Case] = &[
     Case::new("F13_alarm", run!(alarm)).with("an alarm", |harness| harness.alarm().map(drop)).own_broker(),
@@ -46,6 +46,7 @@ pub async fn alarm(cx: Cx) {
         let error = scenario.perhaps(SHORT).await.expect_err("the broker takes nothing");
         assert_in_time(&error, began, NO_ROOM);
     }
+    scenario.states.goes_down(PATIENCE, 0).await;
     scenario.send(20);
     tokio::time::sleep(SHORT).await;
     alarm.turn(false).await;

@@ -5,7 +5,7 @@ use std::{ops::AsyncFnOnce, sync::Arc, time::Duration};
 
 use polymq_core::{Attempt, Bus, Channel, ConsumerFactory, Error, HealthState, Message, Retry, Running, State};
 use tokio::{
-    sync::{OwnedRwLockWriteGuard, RwLock},
+    sync::{Notify, OwnedRwLockWriteGuard, RwLock},
     task::{JoinHandle, JoinSet},
     time::Instant,
 };
@@ -32,8 +32,8 @@ pub(super) struct Plan {
     pub(super) senders: usize,
     /// How long a message is sent again and again until it must be accepted; by default twice the harness's recovery.
     pub(super) hope: Option<Duration>,
-    /// The first handler of this message takes so long.
-    pub(super) slow: Option<(&'static str, Duration)>,
+    /// The first handler of this message goes on when it is told.
+    pub(super) slow: Option<(&'static str, Arc<Notify>)>,
 }
 
 impl Plan {
@@ -89,7 +89,7 @@ pub(super) struct Scenario {
 struct Handling {
     started: Log,
     handled: Log,
-    slow: Option<(&'static str, Duration)>,
+    slow: Option<(&'static str, Arc<Notify>)>,
     /// Of one consumer alone.
     own: Log,
     /// Held up while somebody has it for writing.
@@ -99,9 +99,9 @@ struct Handling {
 async fn handle(message: Message, attempt: Attempt, of: State<Handling>) {
     of.started.add(&message, attempt.0);
     drop(of.gate.read().await);
-    match of.slow {
-        Some((body, time)) if &message.payload()[..] == body.as_bytes() && of.started.of(body).len() == 1 => {
-            tokio::time::sleep(time).await;
+    match &of.slow {
+        Some((body, goes_on)) if &message.payload()[..] == body.as_bytes() && of.started.of(body).len() == 1 => {
+            goes_on.notified().await;
         }
         _ => tokio::time::sleep(Duration::from_millis(2)).await,
     }
@@ -425,7 +425,7 @@ async fn connect(cx: &Cx, plan: &Plan, url: &str, states: Option<&States>) -> Bu
 /// Settings under which a lost connection is looked for again soon, as far as the backend has them.
 pub(super) fn usual(cx: &Cx) -> Vec<(String, String)> {
     let known = cx.harness().backend();
-    [("reconnect_max", "1s"), ("connect_timeout", "3s")]
+    [("reconnect_max", "1s"), ("connect_timeout", "10s")]
         .into_iter()
         .filter(|(key, _)| known.keys().iter().any(|known| known.name == *key))
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
