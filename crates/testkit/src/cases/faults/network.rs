@@ -6,7 +6,7 @@ use polymq_core::ErrorKind;
 use tokio::time::Instant;
 
 use super::scenario::{Expect, Plan, Scenario};
-use crate::{Case, Cx, Direction, Heartbeat, PATIENCE, case::run};
+use crate::{Case, Cx, Direction, Heartbeat, PATIENCE, case::run, eventually};
 
 pub(in crate::cases) const CASES: &[Case] = &[
     Case::new("F3_reset_of_all_connections", run!(reset_of_all_connections)).broker(),
