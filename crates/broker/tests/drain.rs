@@ -289,6 +289,8 @@ async fn time_goes_on_over_a_restart() {
     assert_eq!(bodies, [b"twice"], "the other one has expired, and the delayed one waits");
     assert_eq!(polled.messages[0].attributes.as_ref().unwrap().receive_count, 2, "counted over the restart");
     requests.send(nack(&polled)).await.unwrap();
+    requests.send(QueuesDownstreamRequest { request_type_data: status, ..ack(&polled) }).await.unwrap();
+    assert!(answers.message().await.unwrap().unwrap().transaction_complete);
     let dead = receive(&mut caller, "dead", 1).await;
     assert_eq!(dead, ["twice"], "the second failure was the last one allowed");
     requests.send(get("orders", 60_000)).await.unwrap();

@@ -174,6 +174,13 @@ async fn polls_are_settled_one_by_one_and_given_back_when_their_stream_ends() {
         ..settle(QueuesDownstreamRequestType::NAckAll, vec![])
     };
     requests.send(all).await.unwrap();
+    // Answered after it: the transaction is over.
+    let status = QueuesDownstreamRequest {
+        ref_transaction_id: again.transaction_id.clone(),
+        ..settle(QueuesDownstreamRequestType::TransactionStatus, vec![])
+    };
+    requests.send(status).await.unwrap();
+    assert!(answers.message().await.unwrap().unwrap().transaction_complete);
     let dead = receive(&mut client, "dead", 1, true).await;
     assert_eq!(dead, ["1"]);
 

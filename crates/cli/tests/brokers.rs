@@ -183,7 +183,7 @@ fn lines(url: &str, arguments: &[&str]) -> Vec<String> {
 }
 
 fn check(url: &str) {
-    let lines = lines(url, &["check"]);
+    let lines = lines(url, &["check", "--timeout", "60s"]);
     assert_eq!(lines.iter().filter(|line| line.starts_with("ok ")).count(), 7, "{lines:#?}");
 }
 

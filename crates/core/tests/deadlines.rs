@@ -278,7 +278,7 @@ fn replies_come_when_the_runtime_of_the_first_request_has_ended() {
         (bus, running)
     });
     let ask =
-        async |n: u64| -> Result<u64> { bus.queue("double").with_timeout(5 * SECOND).request(&n).await?.decode() };
+        async |n: u64| -> Result<u64> { bus.queue("double").with_timeout(30 * SECOND).request(&n).await?.decode() };
     let first = runtime();
     assert_eq!(first.block_on(ask(1)).expect("answered"), 2);
     drop(first);

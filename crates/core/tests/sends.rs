@@ -13,7 +13,7 @@ async fn subscribed(bus: &Bus, queue: &str) -> Subscription {
 async fn bodies(subscription: &mut Subscription, count: usize) -> Vec<String> {
     let mut found = Vec::new();
     while found.len() < count {
-        let delivery = tokio::time::timeout(Duration::from_secs(5), subscription.next()).await;
+        let delivery = tokio::time::timeout(Duration::from_secs(30), subscription.next()).await;
         let delivery = delivery.expect("in time").expect("a delivery");
         found.push(String::from_utf8_lossy(delivery.message().payload()).into_owned());
         delivery.ack().await.expect("acknowledged");

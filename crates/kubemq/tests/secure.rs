@@ -36,7 +36,7 @@ fn settings(files: &Certificates, url: &str, ca: Option<&str>, shown: Option<&st
 }
 
 fn url(host: &str, broker: &Broker) -> String {
-    format!("kubemqs://:{TOKEN}@{host}:{}?connect_timeout=5s", broker.address().port())
+    format!("kubemqs://:{TOKEN}@{host}:{}?connect_timeout=30s", broker.address().port())
 }
 
 /// A message through the backend, and one through the typed client.

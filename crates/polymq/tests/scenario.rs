@@ -34,7 +34,7 @@ const OUTCOME: &str = "POLYMQ_TEST_OUTCOME";
 /// Tells the program to try shapes and nothing else.
 const SHAPES: &str = "POLYMQ_TEST_SHAPES";
 /// How long a backend may take for all of it.
-const LIMIT: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_secs(480);
 
 fn main() -> ExitCode {
     if let Some(path) = std::env::var_os(OUTCOME) {
@@ -67,7 +67,7 @@ fn url(backend: &'static str) -> String {
     match backend {
         "mqtt" => format!("mqtt://{}", at(|| Broker::mosquitto(&[]))),
         "amqp" => format!("amqp://{}", at(Broker::rabbitmq)),
-        "kafka" => format!("kafka://admin:secret@{}?session_timeout=10s", at(Broker::kafka)),
+        "kafka" => format!("kafka://admin:secret@{}?session_timeout=45s", at(Broker::kafka)),
         "sqs" => format!("sqs://test:test@{}?poll_wait=1s", at(|| Broker::sqs("ministack"))),
         "kubemq" => format!("kubemq://{}", lock(&OWN).get_or_insert_with(Own::start).broker.address()),
         "embedded" => format!("embedded://{}", lock(&OWN).get_or_insert_with(Own::start).folder().display()),

@@ -12,9 +12,15 @@ use polymq::prelude::*;
 /// Tells the child process which service it is.
 const SERVICE: &str = "SERVICE_UNDER_TEST";
 
+/// Told when the main of "fails when told" is about to fail.
+static FAILED: tokio::sync::Notify = tokio::sync::Notify::const_new();
+
 #[consumer("slow")]
 async fn slow(text: String) {
     println!("started {text}");
+    if std::env::var(SERVICE).is_ok_and(|service| service == "fails when told") {
+        FAILED.notified().await; // however late the signal comes
+    }
     tokio::time::sleep(Duration::from_millis(300)).await;
     println!("finished {text}");
 }
@@ -41,7 +47,7 @@ async fn fails_when_told(bus: Bus) -> Result<(), std::io::Error> {
     let mut told = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     bus.queue("slow").send(&"one").await.map_err(std::io::Error::other)?;
     told.recv().await;
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    FAILED.notify_one();
     Err(std::io::Error::other("told to end"))
 }
 

@@ -79,6 +79,10 @@ async fn j22_a_million_sends_to_a_stalled_broker_stay_within_the_window() {
             message(n)
         });
         let sending = tokio::spawn(async move { waits.send_all(messages).await.len() });
+        polymq_testkit::eventually(Duration::from_secs(30), || async {
+            if taken.load(Ordering::Relaxed) > 0 { Ok(()) } else { Err("no message was taken") }
+        })
+        .await;
         tokio::time::sleep(Duration::from_secs(3)).await;
         assert!(!sending.is_finished(), "{scheme}: the broker has stalled");
         let taken = taken.load(Ordering::Relaxed);

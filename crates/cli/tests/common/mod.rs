@@ -9,7 +9,7 @@ use std::{
 };
 
 /// How long a broker may take to end.
-const ENDS: Duration = Duration::from_secs(20);
+const ENDS: Duration = Duration::from_secs(60);
 
 /// A broker on a port of its own. Dropped, it is killed.
 #[derive(Debug)]
@@ -33,7 +33,9 @@ impl Broker {
     /// As [`Broker::start`], by a command that becomes the broker when the broker's options are added.
     pub(crate) fn start_under(command: Command, folder: &Path, options: &[&str]) -> Result<Self, String> {
         let options = options.iter().map(ToString::to_string).collect();
-        Self::listen(command, "127.0.0.1:0", folder.join("broker.log"), options)
+        // A port that it gets again after a crash.
+        let address = format!("127.0.0.1:{}", polymq_testkit::free_port());
+        Self::listen(command, &address, folder.join("broker.log"), options)
     }
 
     fn listen(mut command: Command, address: &str, log: PathBuf, options: Vec<String>) -> Result<Self, String> {

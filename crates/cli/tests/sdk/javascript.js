@@ -345,7 +345,7 @@ cases.events_store_stream = async () => {
 cases.events_store_start_positions = async () => {
   const sender = new EventsStoreClient(options('sender'));
   for (const value of ['1', '2', '3']) await sender.send(event('log', value));
-  await sleep(12_000);
+  await sleep(32_000);
   const between = Date.now() - 500;
   for (const value of ['4', '5']) await sender.send(event('log', value));
   const positions = [
@@ -354,7 +354,7 @@ cases.events_store_start_positions = async () => {
     ['sequence', { requestType: EventStoreType.StartAtSequence, requestTypeValue: 4 }, ['4', '5']],
     ['time in seconds', { requestType: EventStoreType.StartAtTime, requestTypeValue: Math.floor(between / 1000) }, ['4', '5']],
     ['time in nanoseconds', { requestType: EventStoreType.StartAtTime, requestTypeValue: between * 1e6 }, ['4', '5']],
-    ['delta', { requestType: EventStoreType.StartAtTimeDelta, requestTypeValue: 10 }, ['4', '5']],
+    ['delta', { requestType: EventStoreType.StartAtTimeDelta, requestTypeValue: 25 }, ['4', '5']],
   ];
   const listeners = [];
   for (const [name, request, found] of positions) {

@@ -195,7 +195,7 @@ def visibility_ends():
     send(orders, b"slow")
     transaction = orders.create_transaction()
     held = fine(receive(transaction, visibility=1))
-    time.sleep(1.5)
+    time.sleep(6)
     late = transaction.ack_message(held.message.Attributes.Sequence)
     assert late.is_error and "129" in late.error, late.error
     received = orders.receive_queue_messages()
@@ -363,7 +363,7 @@ def events_store_stream():
 def events_store_start_positions():
     for body in (b"1", b"2", b"3"):
         send_event("log", body, store=True)
-    time.sleep(12)
+    time.sleep(32)
     between = time.time()
     for body in (b"4", b"5"):
         send_event("log", body, store=True)
@@ -372,7 +372,7 @@ def events_store_start_positions():
         ("last", EventsStoreType.StartFromLast, 0, [b"5"]),
         ("sequence", EventsStoreType.StartAtSequence, 4, [b"4", b"5"]),
         ("time in nanoseconds", EventsStoreType.StartAtTime, int(between * 1e9) - 500_000_000, [b"4", b"5"]),
-        ("time delta", EventsStoreType.StartAtTimeDelta, 10, [b"4", b"5"]),
+        ("time delta", EventsStoreType.StartAtTimeDelta, 25, [b"4", b"5"]),
     ]
     listeners = [(name, Listener("log", start=start, value=value), found) for name, start, value, found in positions]
     for name, listener, found in listeners:
@@ -404,9 +404,16 @@ def events_store_goes_on_where_the_client_was():
     first.token.cancel()
     until(lambda: first.errors, "the end of the subscription")
     send_event("log", b"b", store=True)
-    second = Listener("log", client="reader", start=EventsStoreType.StartFromFirst)
-    until(second.bodies, f"the second event: {second.errors}")
-    equal(second.bodies(), [b"b"])
+    listeners = []
+
+    def heard():
+        # The SDK tells of the end before the broker knows of it, which then refuses a second one of this name.
+        if not listeners or "registered" in str(listeners[-1].errors):
+            listeners.append(Listener("log", client="reader", start=EventsStoreType.StartFromFirst))
+        return listeners[-1].bodies()
+
+    until(heard, f"the second event: {[listener.errors for listener in listeners]}")
+    equal(listeners[-1].bodies(), [b"b"])
 
 
 # Commands and queries
@@ -530,10 +537,11 @@ def request_groups():
 
     members = [Answers(SubscribeType.Commands, answer, group="workers") for _ in range(2)]
     until(lambda: ready(RequestType.Command) and all(member.seen for member in members), "both members")
-    before = sum(len(member.seen) for member in members)
     for number in range(20):
         equal(ask(RequestType.Command, b"%d" % number).executed, True)
-    equal(sum(len(member.seen) for member in members) - before, 20, "each command to one of the group")
+    # A probe that was given up may still come.
+    commands = [body for member in members for body in member.seen if body != b"probe"]
+    equal(len(commands), 20, "each command to one of the group")
 
 
 if __name__ == "__main__":

@@ -198,7 +198,7 @@ async fn a_group_of_stored_events_has_one_place() {
 #[tokio::test(flavor = "multi_thread")]
 async fn subscriptions_go_on_after_a_restart() {
     let folder = tempfile::tempdir().expect("a folder");
-    let broker = start_again(folder.path(), "127.0.0.1:0").await;
+    let broker = start_again(folder.path(), &format!("127.0.0.1:{}", polymq_testkit::free_port())).await;
     let address = broker.address().to_string();
     let client = connect(&broker).await;
     store(&client, "log", 1..=5).await;

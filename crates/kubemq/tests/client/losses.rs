@@ -26,7 +26,7 @@ async fn start() -> (Broker, KubeMq, Proxy) {
 async fn what_was_not_moved_yet_leaves_with_its_connection() {
     let (broker, client, proxy) = start().await;
     let bus = bus(proxy.address()).await;
-    let (topic, other) = (bus.topic("prices"), bus.queue("other").with_timeout(SECOND));
+    let (topic, other) = (bus.topic("prices"), bus.queue("other"));
     let mut member = topic.subscribe(group()).await.expect("subscribed");
     send(&topic, &["first"]).await;
     assert_eq!(take(&mut member, 1).await, ["first"]);
@@ -34,6 +34,7 @@ async fn what_was_not_moved_yet_leaves_with_its_connection() {
     // The position is written by then, so that the next thing to do is to move.
     quiet(&mut member).await;
     proxy.pause_one_way(Direction::Up);
+    let other = other.with_timeout(3 * SECOND);
     // As many requests as begin for a few messages: what comes now waits.
     for _ in 0..2 {
         let error = other.send_message(Message::new("unanswered")).await.expect_err("nobody answers");

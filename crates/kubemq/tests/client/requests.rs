@@ -221,7 +221,7 @@ async fn many_requests_run_within_a_limit_and_are_answered_in_order() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_responder_goes_on_after_a_restart() {
     let folder = tempfile::tempdir().expect("a folder");
-    let broker = start_again(folder.path(), "127.0.0.1:0").await;
+    let broker = start_again(folder.path(), &format!("127.0.0.1:{}", polymq_testkit::free_port())).await;
     let address = broker.address().to_string();
     let client = connect(&broker).await;
     let responder = client.respond(RequestKind::Command, "c", "", 1, echo).await.expect("listens");

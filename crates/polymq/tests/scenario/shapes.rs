@@ -102,7 +102,7 @@ pub(crate) async fn try_all(bus: &Bus) -> BTreeMap<String, String> {
         ("no prefetch", bus.queue("x6-q"), ConsumeOptions { prefetch: 0, ..options.clone() }),
         ("an unknown option", bus.queue("x6-q"), ConsumeOptions { extra: vec![("no".into(), "1".into())], ..options }),
     ] {
-        let subscribed = tokio::time::timeout(LIMIT, channel.subscribe(options)).await.expect("an answer in time");
+        let subscribed = tokio::time::timeout(LIMIT * 3, channel.subscribe(options)).await.expect("an answer in time");
         tell(format!("consuming: {shape}"), subscribed.map(drop));
     }
     tell("stats".into(), bus.queue("x6-q").stats(None).await.map(drop));

@@ -132,7 +132,7 @@ async fn events_store_start_positions() {
     for body in ["1", "2", "3"] {
         store(&sender, body).await;
     }
-    sleep(Duration::from_secs(12)).await;
+    sleep(Duration::from_secs(32)).await;
     let between = SystemTime::now() - Duration::from_millis(500);
     for body in ["4", "5"] {
         store(&sender, body).await;
@@ -142,7 +142,7 @@ async fn events_store_start_positions() {
         (Start::StartFromLast, &["5"]),
         (Start::StartAtSequence(4), &["4", "5"]),
         (Start::StartAtTime(between), &["4", "5"]),
-        (Start::StartAtTimeDelta(Duration::from_secs(10)), &["4", "5"]),
+        (Start::StartAtTimeDelta(Duration::from_secs(25)), &["4", "5"]),
     ];
     let mut readers = Vec::new();
     for (number, (start, found)) in positions.into_iter().enumerate() {

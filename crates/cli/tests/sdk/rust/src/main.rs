@@ -42,6 +42,8 @@ async fn client(id: &str) -> KubemqClient {
     let address = std::env::args().nth(1).expect("an address");
     let (host, port) = address.rsplit_once(':').expect("HOST:PORT");
     let builder = KubemqClient::builder().host(host).port(port.parse().expect("a port")).client_id(id);
+    // A busy machine's broker may stand still for longer than the SDK waits for its signs of life.
+    let builder = builder.keepalive_timeout(Duration::from_secs(60));
     builder.check_connection(true).build().await.expect("a connection")
 }
 

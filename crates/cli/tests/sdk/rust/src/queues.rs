@@ -33,7 +33,7 @@ async fn receive(client: &KubemqClient, channel: &str, wait: i32) -> Vec<String>
 }
 
 async fn poll(receiver: &mut QueueDownstreamReceiver, channel: &str, auto_ack: bool) -> PollResponse {
-    let request = PollRequest { channel: channel.into(), max_items: 100, wait_timeout_seconds: 2, auto_ack };
+    let request = PollRequest { channel: channel.into(), max_items: 100, wait_timeout_seconds: 20, auto_ack };
     let found = receiver.poll(request).await.expect("an answer");
     assert!(!found.is_error, "{found:?}");
     found
