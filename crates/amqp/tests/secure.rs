@@ -15,7 +15,7 @@ use polymq_amqp::AmqpBackend;
 use polymq_core::{Backend, Bus, ConsumeOptions, Environment, ErrorKind, Message, Registry};
 use polymq_testkit::{Broker, BrokerControl, Certificates, Proxy, eventually, free_port};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn connect(url: &str, settings: &[(&str, String)]) -> polymq_core::Result<Bus> {
     let mut registry = Registry::new();
@@ -26,11 +26,11 @@ async fn connect(url: &str, settings: &[(&str, String)]) -> polymq_core::Result<
 }
 
 async fn round_trip(bus: &Bus, body: &'static str) -> Result<(), String> {
-    let queue = bus.queue("secured").with_timeout(Duration::from_secs(5));
+    let queue = bus.queue("secured").with_timeout(PATIENCE);
     queue.send_message(Message::new(body)).await.map_err(|error| error.to_string())?;
     let mut subscription = queue.subscribe(ConsumeOptions::default()).await.map_err(|error| error.to_string())?;
     loop {
-        let taken = subscription.receive(1, Duration::from_secs(5)).await.map_err(|error| error.to_string())?;
+        let taken = subscription.receive(1, PATIENCE).await.map_err(|error| error.to_string())?;
         let Some(delivery) = taken.into_iter().next() else { return Err("nothing came".into()) };
         let found = delivery.message().payload() == body;
         delivery.ack().await.map_err(|error| error.to_string())?;
@@ -57,7 +57,7 @@ async fn j4_rabbitmq_and_its_clients_prove_who_they_are() {
     );
     std::fs::write(&include, lines).expect("written");
     let _broker = Broker::rabbitmq_with(&["--include", &include]);
-    let named = format!("amqps://guest:guest@localhost:{port}?connect_timeout=5s");
+    let named = format!("amqps://guest:guest@localhost:{port}?connect_timeout=60s");
     let ours =
         || vec![("ca_file", file("ca.pem")), ("cert_file", file("client.pem")), ("key_file", file("client.key"))];
     let with = |mut settings: Vec<(&'static str, String)>, more: &[(&'static str, String)]| {
@@ -70,7 +70,7 @@ async fn j4_rabbitmq_and_its_clients_prove_who_they_are() {
     round_trip(&bus, "over TLS 1.2").await.expect("works");
     bus.close().await.expect("closed");
 
-    let address = format!("amqps://guest:guest@127.0.0.1:{port}?connect_timeout=5s");
+    let address = format!("amqps://guest:guest@127.0.0.1:{port}?connect_timeout=60s");
     let without_ca: Vec<_> = ours().into_iter().filter(|(key, _)| *key != "ca_file").collect();
     let without_certificate: Vec<_> = ours().into_iter().filter(|(key, _)| *key == "ca_file").collect();
     let stranger = [("cert_file", file("stranger.pem")), ("key_file", file("stranger.key"))];

@@ -22,7 +22,7 @@ use tokio_rustls::{
     },
 };
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn connect(url: &str, settings: &[(&str, String)]) -> polymq_core::Result<Bus> {
     let mut registry = Registry::new();
@@ -33,11 +33,11 @@ async fn connect(url: &str, settings: &[(&str, String)]) -> polymq_core::Result<
 }
 
 async fn round_trip(bus: &Bus, body: &'static str) -> Result<(), String> {
-    let queue = bus.queue("secured").with_timeout(Duration::from_secs(5));
+    let queue = bus.queue("secured").with_timeout(PATIENCE);
     queue.send_message(Message::new(body)).await.map_err(|error| error.to_string())?;
     let mut subscription = queue.subscribe(ConsumeOptions::default()).await.map_err(|error| error.to_string())?;
     loop {
-        let taken = subscription.receive(1, Duration::from_secs(5)).await.map_err(|error| error.to_string())?;
+        let taken = subscription.receive(1, PATIENCE).await.map_err(|error| error.to_string())?;
         let Some(delivery) = taken.into_iter().next() else { return Err("nothing came".into()) };
         let found = delivery.message().payload() == body;
         delivery.ack().await.map_err(|error| error.to_string())?;
@@ -89,7 +89,7 @@ async fn j4_mosquitto_and_its_clients_prove_who_they_are() {
     let broker = Broker::mosquitto(&["--include", &include]);
     let trusting = || vec![("ca_file", file("ca.pem"))];
     let known = || [trusting(), vec![("cert_file", file("client.pem")), ("key_file", file("client.key"))]].concat();
-    let url = |host: &str, port: u16| format!("mqtts://{host}:{port}?connect_timeout=5s");
+    let url = |host: &str, port: u16| format!("mqtts://{host}:{port}?connect_timeout=60s");
 
     for (port, settings) in [(asks, trusting()), (demands, known())] {
         for protocol in ["5", "3.1.1"] {

@@ -64,7 +64,7 @@ pub async fn a_retried_message_counts_its_attempts() {
         assert!(Instant::now() >= due, "attempt {attempt} is early");
         let after = Duration::from_millis(300) * (attempt - 1);
         due = Instant::now() + after;
-        within(10, settler.retry(incoming.token, &incoming.message, attempt + 1, after)).await.expect("retried");
+        within(60, settler.retry(incoming.token, &incoming.message, attempt + 1, after)).await.expect("retried");
         let again = settler.retry(incoming.token, &incoming.message, attempt + 1, after).await;
         assert_eq!(again.expect_err("settled").kind(), ErrorKind::Stale);
     }
@@ -95,7 +95,6 @@ pub async fn acknowledgements_are_coalesced() {
     join_all((0..5_000).map(|n| producer.send(message(&n.to_string())))).await;
     let mut consumer = consumer(&connection, &queue).await;
     let settler = consumer.settler();
-    // What trickles in is acknowledged one by one.
     eventually("the window is full", || async {
         let queue = shared().management("GET", &format!("queues/%2F/{}", queue.name()), "").await;
         queue["messages_unacknowledged"].as_u64() >= Some(100)
@@ -103,8 +102,8 @@ pub async fn acknowledgements_are_coalesced() {
     .await;
     let mut left = 5_000;
     while left > 0 {
-        let mut batch = Vec::new();
-        within(10, consumer.receive(128, &mut batch)).await.expect("messages");
+        // Half of the window, the other half being always under way: what trickles in would be acknowledged one by one.
+        let batch = receive(&mut *consumer, left.min(64)).await;
         for incoming in &batch {
             settler.ack(incoming.token).await.expect("acknowledged");
         }
@@ -158,7 +157,10 @@ pub async fn close_returns_what_was_not_received() {
     drop(first);
     let mut second = consumer(&connection, &queue).await;
     let rest = receive(&mut *second, 7).await;
-    assert_eq!(rest.iter().map(text).collect::<Vec<_>>(), ["3", "4", "5", "6", "7", "8", "9"]);
+    // A broker that is slow to cancel brings the new consumer some before it has the others back.
+    let mut rest: Vec<_> = rest.iter().map(text).collect();
+    rest.sort();
+    assert_eq!(rest, ["3", "4", "5", "6", "7", "8", "9"]);
     // What was received can still be settled, and given back.
     settler.ack(received[0].token).await.expect("acknowledged");
     settler.ack(received[2].token).await.expect("acknowledged");
@@ -195,7 +197,7 @@ pub async fn a_second_close_waits_for_what_was_settled_since() {
     let mut consumer = consumer(&connection, &queue).await;
     send(&*producer, message("held")).await.expect("sent");
     let held = receive(&mut *consumer, 1).await.remove(0);
-    within(25, consumer.close()).await.expect("closed");
+    within(60, consumer.close()).await.expect("closed");
     broker.kill("STOP");
     consumer.settler().ack(held.token).await.expect("acknowledged");
     {
@@ -203,7 +205,7 @@ pub async fn a_second_close_waits_for_what_was_settled_since() {
         let early = closing.as_mut().now_or_never();
         broker.kill("CONT");
         assert!(early.is_none(), "nobody has read the acknowledgement");
-        within(25, closing).await.expect("closed");
+        within(60, closing).await.expect("closed");
     }
     assert_eq!(connection.stats(&queue, None).await.expect("counts").ready, 0);
 }

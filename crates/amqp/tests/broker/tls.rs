@@ -90,7 +90,7 @@ pub async fn connections_are_encrypted_and_certificates_checked() {
     let certificates = Certificates::make();
     let port = certificates.terminate(shared().port).await;
     let settings =
-        Settings::from_url(&format!("amqps://guest:guest@localhost:{port}?connect_timeout=5s")).expect("a URL");
+        Settings::from_url(&format!("amqps://guest:guest@localhost:{port}?connect_timeout=60s")).expect("a URL");
     let error = AmqpConnection::connect(&settings).await.expect_err("an unknown authority");
     assert_eq!(error.kind(), ErrorKind::Disconnected);
     assert!(error.to_string().contains("certificate"), "{error}");

@@ -155,7 +155,7 @@ async fn delay_queues(prefix: &str) -> Vec<serde_json::Value> {
     let named = |queue: &serde_json::Value| {
         queue["name"].as_str().is_some_and(|name| name.starts_with(prefix) && name.contains(".wait"))
     };
-    within(10, async {
+    within(60, async {
         loop {
             let mut queues = shared().management("GET", "queues/%2F", "").await;
             let queues = std::mem::take(queues.as_array_mut().expect("queues"));
@@ -205,7 +205,7 @@ pub async fn delays_of_what_ends_with_its_connection_leave_no_queue_for_good() {
     send(&*producer(&connection, &topic).await, message("news")).await.expect("sent");
     let first = receive(&mut *own, 1).await.remove(0);
     let retried = own.settler().retry(first.token, &first.message, 2, Duration::from_millis(100));
-    within(10, retried).await.expect("retried");
+    within(60, retried).await.expect("retried");
     assert_eq!(receive(&mut *own, 1).await[0].message.header_attempt(), 2);
 
     let replies = Address::queue(unique("replies"));

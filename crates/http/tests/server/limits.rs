@@ -61,7 +61,7 @@ async fn c23_no_more_are_taken_than_were_asked_for() {
 
 #[tokio::test]
 async fn c23_slow_senders_are_cut_and_others_are_served_meanwhile() {
-    let limits = [("header_timeout", "500ms"), ("idle_timeout", "500ms"), ("body_timeout", "1500ms")];
+    let limits = [("header_timeout", "3s"), ("idle_timeout", "3s"), ("body_timeout", "6s")];
     let (_connection, mut consumer, address) = listening(&limits, &ConsumeOptions::default()).await;
     let mut streams = Vec::new();
     for begun in ["", "P", "PRI", "POST /in/orders HTTP/1.1\r\nHost"] {

@@ -9,9 +9,7 @@ use crate::logins::{refused, round_trip, settings};
 /// The certificate of the broker, its name, and what this client shows of itself.
 pub async fn j4_certificates_are_checked() {
     let certificates = Certificates::make();
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let at = listener.local_addr().expect("an address");
-    drop(listener);
+    let at = SocketAddr::from(([127, 0, 0, 1], polymq_testkit::free_port()));
     let tls = format!("{}:{}", at.port(), certificates.directory().display());
     // The name that its certificate has.
     let called = format!("localhost:{}", at.port());

@@ -57,10 +57,11 @@ pub async fn c18_the_committed_position_never_passes_an_unfinished_message() {
     quiet(&mut *second).await;
     second.settler().ack(again[0].token).await.expect("ack");
     second.close().await.expect("close");
-    assert_eq!(
-        tokio::task::block_in_place(|| committed(queue.name(), queue.name())),
-        (Offset::Offset(10), String::new())
-    );
+    eventually(PATIENCE, || async {
+        let found = tokio::task::block_in_place(|| committed(queue.name(), queue.name()));
+        if found == (Offset::Offset(10), String::new()) { Ok(()) } else { Err(format!("{found:?}")) }
+    })
+    .await;
     connection.close().await.expect("close");
 }
 
@@ -69,7 +70,7 @@ pub async fn c18_the_committed_position_never_passes_an_unfinished_message() {
 pub async fn two_processes_share_by_partitions_and_nothing_is_handled_twice() {
     const SOME: usize = 100;
     let queue = Address::queue(name("shared"));
-    let settings = settings().with("partitions", "6");
+    let settings = settings().with("partitions", "6").with("revoke_wait", "60s");
     let (one, two) = (connect(&settings).await, connect(&settings).await);
     let mut first = consumer(&one, &queue, ConsumeOptions { prefetch: 10, ..ConsumeOptions::default() }).await;
     let sender = producer(&one, &queue).await;
@@ -115,7 +116,7 @@ pub async fn two_processes_share_by_partitions_and_nothing_is_handled_twice() {
 /// A second process takes half of the partitions over; a handler that ends in time has its message to itself.
 pub async fn a_partition_that_goes_waits_for_its_handlers() {
     let queue = Address::queue(name("waits"));
-    let settings = settings().with("partitions", "2").with("revoke_wait", "20s");
+    let settings = settings().with("partitions", "2").with("revoke_wait", "60s");
     let (one, two) = (connect(&settings).await, connect(&settings).await);
     let (sender, mut first) = (producer(&one, &queue).await, consumer(&one, &queue, ConsumeOptions::default()).await);
     for n in 0..20 {

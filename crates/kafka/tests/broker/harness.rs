@@ -15,7 +15,7 @@ use crate::common::bare::Bare;
 
 static BROKER: Mutex<Option<Broker>> = Mutex::new(None);
 
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn start() {
     *BROKER.lock().unwrap_or_else(PoisonError::into_inner) = Some(Broker::kafka());
@@ -31,7 +31,7 @@ pub fn bare() -> Bare {
 }
 
 pub fn url() -> String {
-    format!("kafka://admin:secret@{}?session_timeout=10s", bare().servers)
+    format!("kafka://admin:secret@{}?session_timeout=30s&connect_timeout=60s", bare().servers)
 }
 
 pub fn settings() -> Settings {

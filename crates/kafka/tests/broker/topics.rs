@@ -66,11 +66,21 @@ pub async fn h7_more_copies_than_brokers_are_an_error() {
     connection.close().await.expect("close");
 }
 
+/// Makes a topic, as another tool would, and waits until the broker tells everybody of it.
+async fn made(topic: &NewTopic<'_>) {
+    admin().create_topics([topic], &AdminOptions::new()).await.expect("asked").remove(0).expect("made");
+    eventually(PATIENCE, || async {
+        let found = tokio::task::block_in_place(|| partitions(topic.name));
+        if found as i32 == topic.num_partitions { Ok(()) } else { Err(format!("{found} partitions")) }
+    })
+    .await;
+}
+
 /// Its partitions stay what they are, and nothing else is needed with it.
 pub async fn a_topic_made_by_another_tool_is_taken_as_it_is() {
     let queue = Address::queue(name("foreign"));
     let topic = NewTopic::new(queue.name(), 5, TopicReplication::Fixed(1));
-    admin().create_topics(&[topic], &AdminOptions::new()).await.expect("asked").remove(0).expect("made");
+    made(&topic).await;
     let connection = connect(&settings().with("declare", "passive")).await;
     let mut reader = consumer(&connection, &queue, ConsumeOptions::default()).await;
     send(&*producer(&connection, &queue).await, ["one".to_owned()]).await;
@@ -89,8 +99,8 @@ pub async fn a_topic_made_by_another_tool_is_taken_as_it_is() {
 pub async fn a_delay_topic_that_is_made_later_is_read() {
     let queue = Address::queue(name("grown"));
     let topic = NewTopic::new(queue.name(), 1, TopicReplication::Fixed(1));
-    admin().create_topics(&[topic], &AdminOptions::new()).await.expect("asked").remove(0).expect("made");
-    let passive = connect(&settings().with("declare", "passive").with("heartbeat", "1s")).await;
+    made(&topic).await;
+    let passive = connect(&settings().with("declare", "passive").with("heartbeat", "3s")).await;
     let mut reader = consumer(&passive, &queue, ConsumeOptions::default()).await;
     let auto = connect(&settings()).await;
     let sender = producer(&auto, &queue).await;
@@ -135,8 +145,8 @@ pub async fn requests_are_answered_where_topics_are_only_checked() {
 pub async fn partitions_that_are_added_are_read_without_a_group() {
     let topic = Address::topic(name("wider"));
     let narrow = NewTopic::new(topic.name(), 1, TopicReplication::Fixed(1));
-    admin().create_topics(&[narrow], &AdminOptions::new()).await.expect("asked").remove(0).expect("made");
-    let connection = connect(&settings().with("heartbeat", "1s")).await;
+    made(&narrow).await;
+    let connection = connect(&settings().with("heartbeat", "3s")).await;
     let mut reader = consumer(&connection, &topic, ConsumeOptions::default()).await;
     let wider = NewPartitions::new(topic.name(), 3);
     admin().create_partitions([&wider], &AdminOptions::new()).await.expect("asked").remove(0).expect("made");

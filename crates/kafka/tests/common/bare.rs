@@ -11,7 +11,7 @@ use polymq_kafka::rdkafka::{
 };
 use polymq_testkit::{BareClient, BareMessage, BareReceiver};
 
-const WAIT: Duration = Duration::from_secs(10);
+const WAIT: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub struct Bare {

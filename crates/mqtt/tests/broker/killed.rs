@@ -61,7 +61,7 @@ async fn a_killed_broker_loses_nothing_that_was_acknowledged() {
         while health.now().state == HealthState::Down {
             timeout(harness::PATIENCE, health.changed()).await.expect("up again");
         }
-        assert_eq!(health.now().state, HealthState::Degraded);
+        assert!(health.now().reconnects > 0, "{}", health.now());
     }
     assert!(unknown > 0, "the broker was killed while messages were under way");
     let mut buffer = Vec::new();

@@ -36,7 +36,7 @@ pub async fn b10_messages_of_a_key_keep_their_order_through_failures() {
     let route = consumers.state(Arc::clone(&log)).route(queue.address().name(), handle);
     route.ordered_by_key().concurrency(5).policy(policy);
     let running = ConsumerRunner::new(consumers).start().await.expect("start");
-    polymq_testkit::eventually(Duration::from_secs(60), || async {
+    polymq_testkit::eventually(Duration::from_secs(180), || async {
         let seen = log.lock().expect("a lock").len();
         if seen >= names.len() { Ok(()) } else { Err(format!("{seen} of {}", names.len())) }
     })

@@ -12,7 +12,7 @@ use std::{
 use futures_util::FutureExt;
 use polymq_core::{Address, Connection, ConsumeOptions, ErrorKind, HealthState, Message, ProduceOptions, Settings};
 use polymq_sqs::SqsConnection;
-use polymq_testkit::Proxy;
+use polymq_testkit::{Direction, Proxy};
 use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
@@ -39,17 +39,18 @@ pub async fn sends_and_acknowledgements_share_their_requests() {
     results.into_iter().for_each(|result| drop(result.expect("sent")));
     let sends = counted.of("SendMessageBatch");
     assert!((20..=30).contains(&sends), "{sends} requests for 200 messages");
-    let mut subscription = subscribe(&queue).await;
-    let mut seen = 0;
-    while seen < 200 {
-        for delivery in subscription.receive(50, Duration::from_secs(10)).await.expect("receive") {
-            delivery.ack().await.expect("ack");
-            seen += 1;
-        }
+    let options = ConsumeOptions { prefetch: 250, ..ConsumeOptions::default() };
+    let mut subscription = queue.subscribe(options).await.expect("a subscription");
+    let mut held = Vec::new();
+    while held.len() < 200 {
+        held.extend(subscription.receive(50, Duration::from_secs(60)).await.expect("receive"));
+    }
+    for delivery in held {
+        delivery.ack().await.expect("ack");
     }
     subscription.close().await.expect("close");
     let (polls, deletes) = (counted.of("ReceiveMessage"), counted.of("DeleteMessageBatch"));
-    assert!((20..=40).contains(&polls), "{polls} polls for 200 messages");
+    assert!((20..=60).contains(&polls), "{polls} polls for 200 messages");
     assert!((20..=60).contains(&deletes), "{deletes} requests to acknowledge 200 messages");
     quiet(&mut subscribe(&queue).await).await;
 }
@@ -117,7 +118,7 @@ pub async fn what_is_throttled_is_sent_once_in_the_end() {
         let is_one = request.action() == "SendMessageBatch" && count.fetch_add(1, Ordering::SeqCst) < 4;
         is_one.then(|| request.refused(400, "RequestThrottled", "Rate exceeded"))
     });
-    let bus = bus(&url_of(at)).await;
+    let bus = bus(&format!("{}&heartbeat=600s", url_of(at))).await;
     let queue = bus.queue(unique("throttled"));
     let results = queue.send_all((0..30).map(|n| Message::new(format!("{n:02}")))).await;
     results.into_iter().for_each(|result| drop(result.expect("sent in the end")));
@@ -189,23 +190,25 @@ pub async fn what_is_throttled_in_a_batch_is_sent_once_in_the_end() {
 }
 
 pub async fn c10_a_held_message_is_held_beyond_its_lease_and_not_beyond_the_cap() {
-    let lease = Duration::from_secs(8);
-    let options = || ConsumeOptions { lease, prefetch: 1, ..ConsumeOptions::default() };
+    // It is extended when half of it is over.
+    let lease = Duration::from_secs(24);
+    let options = |lease| ConsumeOptions { lease, prefetch: 1, ..ConsumeOptions::default() };
     let name = unique("held");
     let bus_of = async |more: &str| bus(&format!("{}{more}", url())).await;
-    let (patient, hasty) = (bus_of("").await, bus_of("&lease_cap=12s").await);
+    let (patient, hasty) = (bus_of("").await, bus_of("&lease_cap=20s").await);
     let queue = patient.queue(name.as_str());
     queue.send_message(Message::new("held")).await.expect("sent");
-    let mut first = queue.subscribe(options()).await.expect("a subscription");
+    let mut first = queue.subscribe(options(lease)).await.expect("a subscription");
     let delivery = next(&mut first).await;
-    let mut other = hasty.queue(name.as_str()).subscribe(options()).await.expect("a subscription");
-    let more = other.receive(1, lease * 2).await.expect("receive");
+    let mut other =
+        hasty.queue(name.as_str()).subscribe(options(Duration::from_secs(10))).await.expect("a subscription");
+    let more = other.receive(1, lease + Duration::from_secs(6)).await.expect("receive");
     assert!(more.is_empty(), "it came again although it is held: {more:?}");
     delivery.ack().await.expect("ack in time");
     quiet(&mut other).await;
 
-    queue.send_message(Message::new("given up")).await.expect("sent");
     first.close().await.expect("close");
+    queue.send_message(Message::new("given up")).await.expect("sent");
     let delivery = next(&mut other).await;
     let again = next(&mut other).await;
     assert_eq!((text(&again).as_str(), again.attempt()), ("given up", 2));
@@ -215,7 +218,7 @@ pub async fn c10_a_held_message_is_held_beyond_its_lease_and_not_beyond_the_cap(
     tokio::time::sleep(Duration::from_secs(1)).await;
     again.extend(lease * 100).await.expect("up to the cap");
     let third = next(&mut other).await;
-    assert_eq!(third.attempt(), 3, "twelve seconds in all, whatever is asked for");
+    assert_eq!(third.attempt(), 3, "twenty seconds in all, whatever is asked for");
     third.ack().await.expect("ack");
 }
 
@@ -258,21 +261,25 @@ pub async fn a_deleted_queue_is_made_again_or_final() {
     let strict = ConsumeOptions { declare: false, ..ConsumeOptions::default() };
     let mut strict = queue.subscribe(strict).await.expect("it exists");
     queue.delete(None).await.expect("deleted");
-    let error = tokio::time::timeout(Duration::from_secs(10), strict.next()).await.expect("an answer");
+    let error = tokio::time::timeout(Duration::from_secs(60), strict.next()).await.expect("an answer");
     assert_eq!(error.expect_err("the queue is gone").kind(), ErrorKind::NotFound);
 }
 
 pub async fn closing_does_not_wait_for_a_long_poll() {
-    let bus = bus(&url().replace("poll_wait=1s", "poll_wait=20s")).await;
+    let proxy = Proxy::start(address()).await.expect("a proxy");
+    let url = format!("{}&heartbeat=600s", url_of(proxy.address())).replace("poll_wait=1s", "poll_wait=20s");
+    let bus = bus(&url).await;
     let queue = bus.queue(unique("closing"));
     let mut subscription = subscribe(&queue).await;
+    // Who waits for the poll waits for fifty seconds.
+    proxy.pause_one_way(Direction::Down);
     assert!(subscription.receive(1, Duration::from_millis(300)).await.expect("receive").is_empty());
     let began = Instant::now();
     subscription.close().await.expect("close");
-    assert!(began.elapsed() < Duration::from_secs(12), "closing took {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(30), "closing took {:?}", began.elapsed());
     let began = Instant::now();
     bus.close().await.expect("close");
-    assert!(began.elapsed() < Duration::from_secs(12), "closing the bus took {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(30), "closing the bus took {:?}", began.elapsed());
 }
 
 pub async fn a_consumer_without_messages_asks_seldom() {
@@ -281,12 +288,12 @@ pub async fn a_consumer_without_messages_asks_seldom() {
     let queue = bus.queue(unique("idle"));
     let mut subscription = subscribe(&queue).await;
     assert!(subscription.receive(1, Duration::from_secs(4)).await.expect("receive").is_empty());
-    assert_eq!(counted.of("ReceiveMessage"), 1, "one long poll");
+    assert!(counted.of("ReceiveMessage") <= 1, "one long poll");
     // It is there at once all the same.
     queue.send_message(Message::new("now")).await.expect("sent");
     let began = Instant::now();
     next(&mut subscription).await.ack().await.expect("ack");
-    assert!(began.elapsed() < Duration::from_secs(10), "it took {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(15), "it took {:?}", began.elapsed());
 }
 
 pub async fn the_native_clients_are_at_hand() {
@@ -306,7 +313,9 @@ pub async fn trouble_with_one_send_is_no_lost_service() {
         let cursed = sends && request.text().contains("cursed");
         cursed.then(|| request.refused(500, "InternalError", "our own trouble"))
     });
-    let bus = bus(&url_of(at).replace("poll_wait=1s", "poll_wait=20s")).await;
+    // Its silence is not what this is about.
+    let url = format!("{}&heartbeat=600s", url_of(at)).replace("poll_wait=1s", "poll_wait=20s");
+    let bus = bus(&url).await;
     let (queue, topic) = (bus.queue(unique("troubled")), bus.topic(unique("troubled")));
     let mut subscription = subscribe(&queue).await;
     // A long poll is on its way from here on.
@@ -335,13 +344,13 @@ async fn cut(proxy: &Proxy, connection: &SqsConnection) {
     proxy.reset_all();
     let mut health = connection.health();
     while health.now().state != HealthState::Down {
-        timeout(Duration::from_secs(20), health.changed()).await.expect("the loss is seen");
+        timeout(Duration::from_secs(60), health.changed()).await.expect("the loss is seen");
     }
 }
 
 /// A handler fails while the service is away, and is told so when the loan is over by the time it is back.
 pub async fn a_message_that_sqs_shows_again_is_not_copied() {
-    let lease = Duration::from_secs(6);
+    let lease = Duration::from_secs(15);
     let proxy = Proxy::start(address()).await.expect("a proxy");
     let connection = through(&proxy).await;
     let queue = Address::queue(unique("late-copy"));
@@ -383,7 +392,7 @@ pub async fn what_is_withdrawn_during_an_outage_is_not_kept() {
     let mut flush = std::pin::pin!(producer.flush());
     assert!(timeout(Duration::from_millis(100), &mut flush).await.is_err(), "it waits for messages");
     assert!(withdrawn.iter().all(polymq_core::Completion::withdraw));
-    timeout(Duration::from_secs(3), flush).await.expect("nothing is left to wait for").expect("flushed");
+    timeout(Duration::from_secs(30), flush).await.expect("nothing is left to wait for").expect("flushed");
     let kept = producer.send(message("kept"));
     let (mut given_up, mut sends) = (0, Vec::new());
     for _ in 0..5_000 {
@@ -396,5 +405,5 @@ pub async fn what_is_withdrawn_during_an_outage_is_not_kept() {
     }
     assert!(given_up >= 3_000, "of 5000 withdrawn messages {given_up} are gone");
     proxy.refuse(false);
-    timeout(Duration::from_secs(20), kept).await.expect("in time").expect("sent after all");
+    timeout(Duration::from_secs(60), kept).await.expect("in time").expect("sent after all");
 }

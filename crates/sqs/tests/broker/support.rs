@@ -35,7 +35,7 @@ pub fn url() -> String {
 }
 
 pub fn url_of(address: SocketAddr) -> String {
-    format!("sqs://test:test@{address}?poll_wait=1s")
+    format!("sqs://test:test@{address}?poll_wait=1s&connect_timeout=60s")
 }
 
 pub fn native() -> Client {

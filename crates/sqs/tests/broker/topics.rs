@@ -114,7 +114,7 @@ pub async fn b17_attributes_are_read_by_a_raw_subscriber_however_many_there_are(
     let client = native();
     let queue = client.get_queue_url().queue_name(format!("{name}---others")).send().await.expect("the queue");
     let request = client.receive_message().queue_url(queue.queue_url.expect("its URL")).message_attribute_names("All");
-    let got = request.wait_time_seconds(5).send().await.expect("received").messages.unwrap_or_default().remove(0);
+    let got = request.wait_time_seconds(20).send().await.expect("received").messages.unwrap_or_default().remove(0);
     assert_eq!(got.body(), Some("body"));
     let attributes = got.message_attributes.expect("attributes");
     let value = |name: &str| attributes.get(name).and_then(|value| value.string_value());
@@ -138,7 +138,7 @@ pub async fn a_subject_is_read_by_others() {
     topic.with("subject", "an order").send_message(Message::new("body")).await.expect("sent");
     let client = native();
     let queue = client.get_queue_url().queue_name(format!("{name}---others")).send().await.expect("the queue");
-    let got = client.receive_message().queue_url(queue.queue_url.expect("its URL")).wait_time_seconds(5).send().await;
+    let got = client.receive_message().queue_url(queue.queue_url.expect("its URL")).wait_time_seconds(20).send().await;
     let body = got.expect("received").messages.unwrap_or_default().pop().expect("a message").body.expect("a body");
     let body: serde_json::Value = serde_json::from_str(&body).expect("SNS's JSON");
     assert_eq!((body["Subject"].as_str(), body["Message"].as_str()), (Some("an order"), Some("body")));
@@ -183,7 +183,7 @@ pub async fn a_subscription_without_a_group_leaves_nothing_behind() {
     // Its own, and its dead letters.
     assert!(queues().await >= 1);
     drop(subscription);
-    polymq_testkit::eventually(std::time::Duration::from_secs(15), || async {
+    polymq_testkit::eventually(std::time::Duration::from_secs(60), || async {
         let found = client.list_queues().queue_name_prefix(format!("{name}---")).send().await.expect("a list");
         match found.queue_urls.unwrap_or_default().len() {
             0 => Ok(()),

@@ -55,7 +55,7 @@ pub async fn h2_refused_credentials_are_no_missing_queue_and_nothing_is_made() {
         });
         let refused = |error: polymq_core::Error| assert_eq!(error.kind(), kind, "{error}");
         // A connection each: the first refusal may count as a lost service.
-        let connect = async || bus(&format!("{}&connect_timeout=10s", url_of(at))).await;
+        let connect = async || bus(&format!("{}&connect_timeout=60s", url_of(at))).await;
         refused(connect().await.queue("refused").exists(None).await.expect_err("refused"));
         refused(connect().await.queue("refused").declare(ConsumeOptions::default()).await.expect_err("refused"));
         refused(connect().await.queue("refused").subscribe(ConsumeOptions::default()).await.expect_err("refused"));
@@ -137,7 +137,7 @@ pub async fn what_is_a_consumers_own_is_made_whatever_is_declared() {
     let (all, passive) = (connect("").await, connect("&declare=passive").await);
     let mut got = Vec::new();
     let mut receives = async |consumer: &mut dyn Consumer, body: &str| {
-        let received = timeout(Duration::from_secs(10), consumer.receive(1, &mut got)).await;
+        let received = timeout(Duration::from_secs(60), consumer.receive(1, &mut got)).await;
         received.expect("in time").expect("a message");
         let incoming = got.pop().expect("one");
         assert_eq!(incoming.message.payload().as_ref(), body.as_bytes());
