@@ -1,5 +1,7 @@
 //! Encryption, in real handshakes.
 
+use std::net::SocketAddr;
+
 use polymq_core::ErrorKind;
 use polymq_testkit::{Broker, Certificates};
 use tokio::net::{TcpListener, TcpStream};
