@@ -272,31 +272,35 @@ pub(crate) struct Check {
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeadLetters {
     /// Prints them, with the reasons, and leaves them where they are.
-    List(DeadLettersOf),
+    List {
+        #[command(flatten)]
+        of: DeadLettersOf,
+
+        /// CHANNEL is a topic: the dead letters of one of its groups.
+        #[arg(long, requires = "group")]
+        topic: bool,
+
+        /// The group of the topic.
+        #[arg(long, requires = "topic")]
+        group: Option<String>,
+    },
     /// Sends them back to their queue, where they start with the first attempt.
     Replay(DeadLettersOf),
 }
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct DeadLettersOf {
-    /// The queue that the messages come from, or with --topic the topic.
+    /// Where the messages come from.
     pub(crate) channel: String,
-
-    /// The dead letters of a topic's group; list only, replay refuses it.
-    #[arg(long, requires = "group")]
-    pub(crate) topic: bool,
-
-    /// The group of the topic.
-    #[arg(long, requires = "topic")]
-    pub(crate) group: Option<String>,
 
     /// At most so many.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max: u32,
 
-    /// Ends when none has come for so long; say 10s on Kafka, where joining a group takes seconds.
-    #[arg(long, value_parser = duration, default_value = "1s", value_name = "DURATION")]
-    pub(crate) timeout: Duration,
+    /// Ends when none has come for so long. By default it ends when it has what waits by the broker's count, or after 3s
+    /// where the broker does not count.
+    #[arg(long, value_parser = duration, value_name = "DURATION")]
+    pub(crate) timeout: Option<Duration>,
 }
 
 /// A queue, or a topic.

@@ -102,7 +102,8 @@ fn send_reads_stdin() {
 fn consume_ends_when_nothing_comes() {
     fails(&run("consume orders --timeout 50ms"), 6, &["no message came within 50ms"]);
     fails(&run("consume orders --timeout 50ms --existing"), 6, &["\"orders\"", "does not exist"]);
-    fails(&run("dead-letters replay events --topic --group audit"), 1, &["cannot do this", "dead letters of a topic"]);
+    let refused = run("dead-letters replay events --topic --group audit");
+    assert!(refused.status.code() == Some(2) && stderr(&refused).contains("--topic"), "{}", stderr(&refused));
     for command in ["list", "replay"] {
         // A wrong name is told, and nothing is made for it.
         fails(&run(&format!("dead-letters {command} ordres")), 6, &["\"ordres.dlq\"", "does not exist"]);
@@ -164,7 +165,8 @@ fn j18_consume_keeps_as_many_as_it_shows() {
         assert_eq!(on("consume orders --max 100 --keep --timeout 2s").0, 100);
     }
     assert_eq!(on("consume orders --timeout 1s").0, 110, "all are back");
-    assert!(on("dead-letters list orders --timeout 50ms").1.contains("has no dead letters"));
+    // The broker counts: nothing is waited for.
+    assert!(on("dead-letters list orders").1.contains("has no dead letters"));
     let channels = run(&format!("channels --url {url}"));
     assert!(!stdout(&channels).contains("dlq.dlq"), "{}", stdout(&channels));
     std::fs::remove_dir_all(&folder).unwrap();

@@ -1,6 +1,8 @@
 //! `polymq dead-letters`: shows what was given up, or sends it back.
 
-use polymq::{Address, Bus, BusBuilder, ConsumeOptions, Delivery, dead_letter, replay_dead_letters};
+use std::time::Duration;
+
+use polymq::{Address, Bus, BusBuilder, Channel, ConsumeOptions, Delivery, dead_letter, replay_dead_letters};
 use serde_json::json;
 
 use super::connect;
@@ -10,32 +12,58 @@ use crate::{
     output::{self, Output},
 };
 
+/// How long one that waits may take to come: a member that joins a group of Kafka gets nothing for some seconds.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long nothing has to come where the broker does not say how many wait.
+const QUIET: Duration = Duration::from_secs(3);
+
 pub(crate) async fn run(builder: BusBuilder, options: DeadLetters, output: &Output) -> Result<Exit, Failed> {
     let bus = connect(builder, output).await?;
-    let (DeadLetters::List(of) | DeadLetters::Replay(of)) = &options;
-    let source = address(&of.channel, of.topic);
-    let exit = match &options {
-        DeadLetters::List(of) => list(&bus, &source, of, output).await?,
+    match &options {
+        DeadLetters::List { of, topic, group } => {
+            list(&bus, &address(&of.channel, *topic), group.as_deref(), of, output).await?;
+        }
         DeadLetters::Replay(of) => {
-            let count = replay_dead_letters(&bus, &source, of.max as usize, of.timeout).await?;
+            let source = address(&of.channel, false);
+            let (most, patience) = looks_for(&bus.channel(source.dead_letters(None)), &bus, of).await?;
+            let count = if most == 0 { 0 } else { replay_dead_letters(&bus, &source, most, patience).await? };
             output.say(
                 || format!("{count} sent back to {source}"),
                 || json!({ "replayed": count, "channel": source.name() }),
             )?;
-            Exit::Done
         }
-    };
+    }
     bus.close().await?;
-    Ok(exit)
+    Ok(Exit::Done)
 }
 
-async fn list(bus: &Bus, source: &Address, of: &DeadLettersOf, output: &Output) -> Result<Exit, Failed> {
+/// How many are wanted, and how long each is waited for.
+async fn looks_for(letters: &Channel, bus: &Bus, of: &DeadLettersOf) -> polymq::Result<(usize, Duration)> {
     let max = of.max as usize;
-    let options = ConsumeOptions { prefetch: max, declare: false, ..ConsumeOptions::default() };
-    let mut letters = bus.channel(source.dead_letters(of.group.as_deref())).subscribe(options).await?;
+    Ok(match of.timeout {
+        Some(timeout) => (max, timeout),
+        None if bus.capabilities().stats => {
+            let waiting = letters.stats(None).await?.ready;
+            (max.min(usize::try_from(waiting).unwrap_or(max)), PATIENCE)
+        }
+        None => (max, QUIET),
+    })
+}
+
+async fn list(
+    bus: &Bus,
+    source: &Address,
+    group: Option<&str>,
+    of: &DeadLettersOf,
+    output: &Output,
+) -> Result<(), Failed> {
+    let channel = bus.channel(source.dead_letters(group));
+    let (max, patience) = looks_for(&channel, bus, of).await?;
+    let options = ConsumeOptions { prefetch: max.max(1), declare: false, ..ConsumeOptions::default() };
+    let mut letters = channel.subscribe(options).await?;
     let mut seen = Vec::new();
     while seen.len() < max {
-        let received = letters.receive(max - seen.len(), of.timeout).await?;
+        let received = letters.receive(max - seen.len(), patience).await?;
         if received.is_empty() {
             break;
         }
@@ -51,7 +79,7 @@ async fn list(bus: &Bus, source: &Address, of: &DeadLettersOf, output: &Output) 
     if count == 0 {
         output.note(&format!("{source} has no dead letters"));
     }
-    Ok(Exit::Done)
+    Ok(())
 }
 
 fn print(letter: &Delivery, output: &Output) -> std::io::Result<()> {
