@@ -143,7 +143,7 @@ pub async fn a_first_connection_may_be_tried_for_ever() {
 pub async fn a_broker_out_of_memory_blocks_nobody_for_ever() {
     let proxy = Proxy::start(shared().port).await;
     // What is held up is the heartbeat too.
-    let connection = connect(&format!("{}?heartbeat=60s", proxy.url())).await;
+    let connection = connect(&format!("{}&heartbeat=60s", proxy.url())).await;
     let queue = Address::queue(unique("blocked"));
     let producer = producer(&connection, &queue).await;
     send(&*producer, message("before")).await.expect("sent");
