@@ -27,8 +27,9 @@ const SNS: &str = "sns.amazonaws.com";
 /// How long AWS may take to show everybody what was written.
 const SPREAD: Duration = Duration::from_secs(60);
 
-/// How long others may take between reading a policy and writing it, about.
-const OTHERS: Duration = Duration::from_millis(150);
+/// How long others may take between reading a policy and writing it, about: a slow network, or a process that stands still. It is
+/// waited for only after something was written.
+const OTHERS: Duration = Duration::from_millis(750);
 
 /// How often a policy is written that does not become what it is meant to be.
 const ATTEMPTS: usize = 10;
