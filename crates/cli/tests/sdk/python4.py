@@ -388,7 +388,7 @@ def events_store_start_positions():
         for body in (b"1", b"2", b"3"):
             client.send_event_store(stored("log", body))
         # This SDK sends whole seconds, rounded down.
-        time.sleep(12)
+        time.sleep(32)
         between = datetime.datetime.now()
         for body in (b"4", b"5"):
             client.send_event_store(stored("log", body))
