@@ -64,7 +64,7 @@ pub(crate) enum Command {
     Send(Send),
     /// Prints messages and acknowledges what it has printed.
     Consume(Consume),
-    /// Connects, sends and receives on a temporary queue, and says what works and what does not; not for http.
+    /// Connects, sends and receives on a temporary queue, and says what works and what does not; for http, asks the server.
     Check(Check),
     /// Shows the dead letters of a queue or sends them back.
     #[command(subcommand)]

@@ -257,6 +257,31 @@ fn check_goes_through_every_step() {
     assert!(stdout(&output).contains("memory works; accepted messages do not survive a restart"));
 }
 
+/// Without a broker in between, what is sent would be handled: the server is asked whether it is there, and no more.
+#[cfg(feature = "http")]
+#[test]
+fn check_of_a_server_sends_nothing() {
+    use std::io::{BufRead, BufReader};
+
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", server.local_addr().unwrap());
+    let asked = std::thread::spawn(move || {
+        let (stream, _) = server.accept().unwrap();
+        let head: Vec<_> =
+            BufReader::new(&stream).lines().map_while(|line| line.ok().filter(|line| !line.is_empty())).collect();
+        (&stream).write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n").unwrap();
+        (head, server)
+    });
+    let output = run(&format!("check --url {url}"));
+    assert!(output.status.success(), "{}", stdout(&output));
+    assert_eq!(stdout(&output).lines().filter(|line| line.starts_with("ok ")).count(), 3);
+    assert!(stdout(&output).contains("http reaches its server"), "{}", stdout(&output));
+    let (head, server) = asked.join().unwrap();
+    assert!(head[0].starts_with("OPTIONS "), "{head:?}");
+    server.set_nonblocking(true).unwrap();
+    assert!(server.accept().is_err(), "nothing else is asked for");
+}
+
 #[test]
 fn wrong_usage() {
     fails(&run("send orders"), 2, &["<BODY>"]);
