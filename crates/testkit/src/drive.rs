@@ -1,7 +1,7 @@
 //! What the cases have in common: sending, taking, and looking that nothing comes.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -202,6 +202,45 @@ pub(crate) async fn counted_within(within: Duration, running: &Running, name: &s
         if value >= at_least { Ok(()) } else { Err(format!("{what} is {value}, not {at_least}: {stats:?}")) }
     })
     .await;
+}
+
+/// What waits in a queue, taken over a fresh connection until nothing comes for a while. A short silence counts only when
+/// so many different ones have come, and a message that says that the subscription is served: joining a group takes its time
+/// on some brokers.
+pub(crate) async fn rest(cx: &Cx, queue: &Channel, at_least: usize) -> Vec<String> {
+    rest_until(cx, queue, |seen| seen.iter().collect::<HashSet<_>>().len() >= at_least).await
+}
+
+/// The same, where a short silence counts when these are enough.
+pub(crate) async fn rest_until(cx: &Cx, queue: &Channel, enough: impl Fn(&[String]) -> bool) -> Vec<String> {
+    const SERVED: &str = "the subscription is served";
+    let bus = cx.bus().await;
+    let channel = bus.channel(queue.address().clone());
+    let mut subscription = subscribe(&channel).await;
+    publish(&channel, [SERVED.to_owned()]).await;
+    let (mut seen, mut served) = (Vec::new(), false);
+    loop {
+        let wait = if served && enough(&seen) { Duration::from_secs(2) } else { PATIENCE };
+        let batch = subscription.receive(100, wait).await.expect("receive");
+        if batch.is_empty() {
+            break;
+        }
+        for delivery in batch {
+            match text(&delivery) {
+                body if body == SERVED => served = true,
+                body => seen.push(body),
+            }
+            delivery.ack().await.expect("ack");
+        }
+    }
+    assert!(served, "the subscription is served within {PATIENCE:?}");
+    bus.close().await.expect("close");
+    seen
+}
+
+/// Closes, within its time.
+pub(crate) async fn closes(bus: &Bus) {
+    tokio::time::timeout(PATIENCE, bus.close()).await.expect("closing is bounded").expect("close");
 }
 
 /// How often each occurs.

@@ -26,15 +26,16 @@ async fn start() -> (Broker, KubeMq, Proxy) {
 async fn what_was_not_moved_yet_leaves_with_its_connection() {
     let (broker, client, proxy) = start().await;
     let bus = bus(proxy.address()).await;
-    let (topic, other) = (bus.topic("prices"), bus.queue("other"));
+    let (topic, other) = (bus.topic("prices"), bus.queue("other").with_timeout(3 * SECOND));
     let mut member = topic.subscribe(group()).await.expect("subscribed");
     send(&topic, &["first"]).await;
     assert_eq!(take(&mut member, 1).await, ["first"]);
-    send(&other, &["first"]).await;
+    // Its producer is open, however long a busy machine takes for that.
+    let first = || async { other.send_message(Message::new("first")).await.map_err(|error| error.to_string()) };
+    eventually(PATIENCE, first).await;
     // The position is written by then, so that the next thing to do is to move.
     quiet(&mut member).await;
     proxy.pause_one_way(Direction::Up);
-    let other = other.with_timeout(3 * SECOND);
     // As many requests as begin for a few messages: what comes now waits.
     for _ in 0..2 {
         let error = other.send_message(Message::new("unanswered")).await.expect_err("nobody answers");

@@ -4,11 +4,10 @@ use std::{future::ready, pin::pin, time::Duration};
 
 use futures_util::future::join_all;
 
-use super::lifecycle::{closes, rest};
 use crate::{
     Case, Cx, PATIENCE,
     case::run,
-    drive::{bodies, counts, publish, subscribe, take, text},
+    drive::{bodies, closes, counts, publish, rest, subscribe, take, text},
 };
 
 pub(super) const CASES: &[Case] = &[Case::new("S2_retry_while_closing", run!(retry_while_closing)).when(

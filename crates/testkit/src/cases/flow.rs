@@ -89,7 +89,7 @@ pub async fn lent_handler_runs_once(cx: Cx) {
 /// Where nothing is lent, a handler that takes its time runs once too, and there is no loan to be extended.
 pub async fn long_handler_runs_once(cx: Cx) {
     handled_for(&cx, Duration::from_secs(7), None).await;
-    super::settlement::lease_extension_refused(cx).await;
+    super::late_settlement::lease_extension_refused(cx).await;
 }
 
 /// A pause fetches and handles nothing and loses nothing, not even the connection or the place at the broker; resumed,

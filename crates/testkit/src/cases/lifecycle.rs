@@ -1,34 +1,21 @@
-//! L1 to L8: stopping, closing, and starting again.
+//! L3 to L8: closing, and starting again.
 
-use std::{
-    collections::HashSet,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::time::Duration;
 
-use polymq_core::{Attempt, Bus, Channel, ConsumerFactory, ConsumerRunner, ErrorKind, Message, State};
+use polymq_core::{ConsumerFactory, ErrorKind, Message, State};
 use tokio::time::Instant;
 
 use crate::{
     Case, Cx, Ledger, PATIENCE, Proxy,
     case::run,
-    child::{self, Mode},
     drive::{
-        Log, assert_stopped, bodies, counted, in_order, publish, quiet, refused, start, subscribe, take, take_acked,
-        text,
+        Log, bodies, closes, counted, in_order, publish, quiet, refused, rest, rest_until, start, subscribe, take,
+        take_acked, text,
     },
     eventually,
 };
 
 pub(super) const CASES: &[Case] = &[
-    Case::new("L1_drain_under_load", run!(drain_under_load)),
-    Case::new("L1_deadline_returns_the_rest", run!(deadline_returns_the_rest)),
-    Case::new("L1_sigterm_drains", run!(sigterm_drains)).broker(),
-    Case::new("L2_force", run!(force)),
-    Case::new("L2_second_signal_forces", run!(second_signal_forces)),
     Case::new("L3_close_flushes", run!(close_flushes)),
     Case::new("L4_after_close", run!(after_close)),
     Case::new("L5_close_is_idempotent", run!(close_is_idempotent)),
@@ -39,211 +26,6 @@ pub(super) const CASES: &[Case] = &[
     Case::new("L8_cancelled_sends", run!(cancelled_sends)),
     Case::new("L8_cancelled_receives", run!(cancelled_receives)),
 ];
-
-/// What waits in a queue, taken over a fresh connection until nothing comes for a while. A short silence counts only when
-/// so many different ones have come, and a message that says that the subscription is served: joining a group takes its time
-/// on some brokers.
-pub(super) async fn rest(cx: &Cx, queue: &Channel, at_least: usize) -> Vec<String> {
-    rest_until(cx, queue, |seen| seen.iter().collect::<HashSet<_>>().len() >= at_least).await
-}
-
-/// The same, where a short silence counts when these are enough.
-async fn rest_until(cx: &Cx, queue: &Channel, enough: impl Fn(&[String]) -> bool) -> Vec<String> {
-    const SERVED: &str = "the subscription is served";
-    let bus = cx.bus().await;
-    let channel = bus.channel(queue.address().clone());
-    let mut subscription = subscribe(&channel).await;
-    publish(&channel, [SERVED.to_owned()]).await;
-    let (mut seen, mut served) = (Vec::new(), false);
-    loop {
-        let wait = if served && enough(&seen) { Duration::from_secs(2) } else { PATIENCE };
-        let batch = subscription.receive(100, wait).await.expect("receive");
-        if batch.is_empty() {
-            break;
-        }
-        for delivery in batch {
-            match text(&delivery) {
-                body if body == SERVED => served = true,
-                body => seen.push(body),
-            }
-            delivery.ack().await.expect("ack");
-        }
-    }
-    assert!(served, "the subscription is served within {PATIENCE:?}");
-    bus.close().await.expect("close");
-    seen
-}
-
-/// A stop under load: every handler that was started ends, what was not started is back with the broker, nothing is
-/// lost, nothing comes twice, and it is soon over.
-pub async fn drain_under_load(cx: Cx) {
-    const COUNT: usize = 3000;
-    async fn handle(message: Message, started: State<Log>, ended: State<Ended>) {
-        started.add(&message, 1);
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        ended.0.0.add(&message, 1);
-    }
-    let bus = cx.bus().await;
-    let queue = cx.queue(&bus);
-    publish(&queue, bodies(COUNT / 3 * 2)).await;
-    let (started, ended) = (Log::default(), Log::default());
-    let mut consumers = ConsumerFactory::new(&bus);
-    consumers.state(started.clone()).state(Ended(ended.clone()));
-    // Few are fetched ahead: what is fetched and not started goes back, one by one on some brokers.
-    consumers.route(queue.address().name(), handle).concurrency(8).prefetch(40);
-    let running = ConsumerRunner::new(consumers).drain_timeout(Duration::from_secs(120)).start().await.expect("start");
-    let sending = tokio::spawn({
-        let queue = queue.clone();
-        async move { publish(&queue, bodies(COUNT).skip(COUNT / 3 * 2)).await }
-    });
-    started.reaches(COUNT / 15).await;
-    let stopping = Instant::now();
-    running.stop().await.expect("stop");
-    assert!(stopping.elapsed() < Duration::from_secs(60), "the stop took {:?}", stopping.elapsed());
-    assert_eq!(started.len(), ended.len(), "every handler that was started has ended");
-    sending.await.expect("the sender");
-    let mut ledger = Ledger::sent(bodies(COUNT));
-    ended.bodies().into_iter().for_each(|body| ledger.see(body));
-    bus.close().await.expect("close");
-    rest(&cx, &queue, COUNT.saturating_sub(ended.len())).await.into_iter().for_each(|body| ledger.see(body));
-    ledger.assert_exact();
-}
-
-#[derive(Debug)]
-struct Ended(Log);
-
-/// How many handlers were called.
-type Turn = Arc<AtomicUsize>;
-
-/// Handlers that do not end within the drain time-out are cancelled, their messages come again, and the stop is over
-/// soon after the time-out.
-pub async fn deadline_returns_the_rest(cx: Cx) {
-    // Each tenth one never ends, whichever it is: not every broker keeps the order.
-    async fn handle(message: Message, turn: State<Turn>, started: State<Log>, ended: State<Ended>) {
-        let turn = turn.fetch_add(1, Ordering::SeqCst);
-        started.add(&message, 1);
-        if turn % 10 == 3 {
-            std::future::pending::<()>().await;
-        }
-        ended.0.0.add(&message, 1);
-    }
-    let bus = cx.bus().await;
-    let queue = cx.queue(&bus);
-    publish(&queue, bodies(40)).await;
-    let (started, ended) = (Log::default(), Log::default());
-    let mut consumers = ConsumerFactory::new(&bus);
-    consumers.state(Turn::default()).state(started.clone()).state(Ended(ended.clone()));
-    consumers.route(queue.address().name(), handle).concurrency(3);
-    let running =
-        ConsumerRunner::new(consumers).drain_timeout(Duration::from_millis(500)).start().await.expect("start");
-    started.reaches(24).await;
-    eventually(PATIENCE, || async { if ended.len() == 21 { Ok(()) } else { Err(format!("{} ended", ended.len())) } })
-        .await;
-    let stopping = Instant::now();
-    assert_stopped(&cx, running.stop().await);
-    let took = stopping.elapsed();
-    assert!(took >= Duration::from_millis(500), "handlers got only {took:?}");
-    assert!(took < Duration::from_secs(60), "the stop took {took:?}");
-    bus.close().await.expect("close");
-    let mut ledger = Ledger::sent(bodies(40));
-    ended.bodies().into_iter().for_each(|body| ledger.see(body));
-    rest(&cx, &queue, 40_usize.saturating_sub(ended.len())).await.into_iter().for_each(|body| ledger.see(body));
-    ledger.assert_exact();
-}
-
-/// What a child of a broker's says at its end: that it has stopped, if need be without waiting any longer for the broker.
-#[track_caller]
-fn assert_ended(line: Option<String>) {
-    let line = line.expect("the child says how it has ended");
-    assert!(line == "ended: Ok(())" || line.contains("did not close in time"), "{line}");
-}
-
-/// A process that gets SIGTERM with ten messages in its handlers: those that end in time are acknowledged, the rest
-/// come again, and the process ends in order, soon after its drain time-out (mission row J12).
-pub async fn sigterm_drains(cx: Cx) {
-    let bus = cx.bus().await;
-    let queue = cx.queue(&bus);
-    publish(&queue, bodies(10)).await;
-    let (of_child, name) = (cx.clone(), queue.address().name().to_owned());
-    let work = move || {
-        let mut child = child::Running::start(&of_child, Mode::Drain, &name);
-        for _ in 0..10 {
-            assert!(child.line(PATIENCE).is_some_and(|line| line.starts_with("handling ")), "ten are in flight");
-        }
-        let told = std::time::Instant::now();
-        child.signal("TERM");
-        assert_ended(child.line(PATIENCE));
-        while child.ended().is_none() {
-            assert!(told.elapsed() < PATIENCE, "the child goes on");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        assert!(told.elapsed() < Duration::from_secs(60), "the drain of ten seconds took {:?}", told.elapsed());
-        assert!(child.ended().is_some_and(|status| status.success()), "{:?}", child.ended());
-    };
-    tokio::task::spawn_blocking(work).await.expect("the child's watcher");
-    let mut left = rest(&cx, &queue, 5).await;
-    left.sort();
-    assert_eq!(left, ["m-000001", "m-000003", "m-000005", "m-000007", "m-000009"], "exactly the others come again");
-    bus.close().await.expect("close");
-}
-
-async fn stuck(message: Message, attempt: Attempt, log: State<Log>) {
-    log.add(&message, attempt.0);
-    std::future::pending::<()>().await;
-}
-
-/// A stop that waits for handlers ends at once when it is forced, and the messages come again.
-pub async fn force(cx: Cx) {
-    let bus = cx.bus().await;
-    let queue = cx.queue(&bus);
-    publish(&queue, bodies(10)).await;
-    let log = Log::default();
-    let mut consumers = ConsumerFactory::new(&bus);
-    consumers.state(log.clone()).route(queue.address().name(), stuck).concurrency(4);
-    let running = ConsumerRunner::new(consumers).drain_timeout(Duration::from_secs(120)).start().await.expect("start");
-    log.reaches(4).await;
-    let stopping = tokio::spawn({
-        let running = running.clone();
-        async move { running.stop().await }
-    });
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    assert!(!stopping.is_finished(), "the stop did not wait for its handlers");
-    let forced = Instant::now();
-    running.force();
-    assert_stopped(&cx, stopping.await.expect("the stop"));
-    assert!(forced.elapsed() < Duration::from_secs(60), "the forced stop took {:?}", forced.elapsed());
-    bus.close().await.expect("close");
-    let mut seen = rest(&cx, &queue, 10).await;
-    seen.sort();
-    assert_eq!(seen, bodies(10).collect::<Vec<_>>());
-}
-
-/// A process that drains after SIGTERM goes on until a second one, which ends it at once, in order.
-pub async fn second_signal_forces(cx: Cx) {
-    let queue = cx.name();
-    let work = move |cx: Cx| {
-        let within = PATIENCE;
-        let mut child = child::Running::start(&cx, Mode::Stuck, &queue);
-        assert_eq!(child.line(within).as_deref(), Some("handling stuck"), "the child handles a message");
-        child.signal("TERM");
-        std::thread::sleep(Duration::from_millis(700));
-        assert!(child.ended().is_none(), "the child did not wait for its handler");
-        let second = std::time::Instant::now();
-        // Again and again, because two signals that meet a process that stands still are one.
-        let told = std::iter::repeat_with(|| {
-            child.signal("TERM");
-            child.line(Duration::from_secs(1))
-        });
-        assert_ended(told.take(30).flatten().next());
-        while child.ended().is_none() {
-            assert!(second.elapsed() < within, "the child goes on after the second signal");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        assert!(second.elapsed() < Duration::from_secs(45), "the second signal took {:?}", second.elapsed());
-        assert!(child.ended().is_some_and(|status| status.success()));
-    };
-    tokio::task::spawn_blocking(move || work(cx)).await.expect("the child's watcher");
-}
 
 /// Closing a bus waits for what was handed over before: every message is with the broker.
 pub async fn close_flushes(cx: Cx) {
@@ -302,10 +84,6 @@ pub async fn after_close(cx: Cx) {
     let mut seen = rest(&cx, &other, 1).await;
     seen.extend(rest(&cx, &queue, 1).await);
     assert_eq!(seen, ["m-000000", "m-000000"], "nothing was sent after the close");
-}
-
-pub(super) async fn closes(bus: &Bus) {
-    tokio::time::timeout(PATIENCE, bus.close()).await.expect("closing is bounded").expect("close");
 }
 
 /// Closing twice, and by many tasks at once, is the same as closing once: when any of these is over, nothing can be

@@ -1,6 +1,7 @@
 //! The cases, one function each. The name of a case begins with its number in the contract's list.
 
 pub mod admin;
+pub mod attempts;
 pub mod bodies;
 pub mod closing;
 pub mod connecting;
@@ -12,6 +13,7 @@ pub mod flow;
 pub mod handling;
 pub mod headers;
 pub mod health;
+pub mod late_settlement;
 pub mod lifecycle;
 pub mod many;
 pub mod names;
@@ -21,6 +23,7 @@ pub mod retry;
 pub mod secrets;
 pub mod settlement;
 pub mod signing;
+pub mod stopping;
 pub mod topics;
 
 use crate::Case;
@@ -35,11 +38,14 @@ const ALL: &[&[Case]] = &[
     requests::CASES,
     connecting::CASES,
     settlement::CASES,
+    late_settlement::CASES,
+    attempts::CASES,
     handling::CASES,
     retry::CASES,
     dead_letters::CASES,
     order::CASES,
     flow::CASES,
+    stopping::CASES,
     lifecycle::CASES,
     closing::CASES,
     health::CASES,
