@@ -297,8 +297,8 @@ pub(crate) struct DeadLettersOf {
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max: u32,
 
-    /// Ends when none has come for so long. By default it ends when it has what waits by the broker's count, or after 3s
-    /// where the broker does not count.
+    /// Ends when none has come for so long. By default it ends when it has what waits by the broker's count, or when none
+    /// has come for 30s (3s where the broker does not count).
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     pub(crate) timeout: Option<Duration>,
 }

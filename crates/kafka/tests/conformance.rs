@@ -90,6 +90,11 @@ impl Harness for Kafka {
         Err("Kafka throttles by answering late, and its client library waits: a slow answer, not a reply")
     }
 
+    fn recovery(&self) -> Duration {
+        // A killed member keeps its partitions for as long as its session lasts.
+        Duration::from_secs(75)
+    }
+
     fn heartbeat(&self) -> Option<Heartbeat> {
         // Declared: silence of twice the heartbeat is a lost connection.
         Some(Heartbeat { settings: vec![("heartbeat".into(), "2s".into())], bound: Duration::from_secs(4) })

@@ -31,8 +31,8 @@ const SPREAD: Duration = Duration::from_secs(60);
 /// waited for only after something was written.
 const OTHERS: Duration = Duration::from_millis(750);
 
-/// How often a policy is written that does not become what it is meant to be.
-const ATTEMPTS: usize = 10;
+/// How long a policy is looked at that does not become what it is meant to be; less than a declaration may take.
+const LOOKED_AT: Duration = Duration::from_secs(5);
 
 /// The topics that a connection has let in lately, by queue.
 #[derive(Debug, Default)]
@@ -69,7 +69,8 @@ pub(crate) async fn allow(live: &Live, url: &str, queue: &str, topic: &str) -> R
 /// The same for a queue that other topics are let in to as well, perhaps at this moment.
 pub(crate) async fn allow_beside(live: &Live, url: &str, queue: &str, topic: &str) -> Result<()> {
     live.grants.add(queue, topic);
-    for _ in 0..ATTEMPTS {
+    let began = Instant::now();
+    while began.elapsed() < LOOKED_AT {
         if !write(live, url, queue, None).await? {
             return Ok(());
         }
@@ -77,7 +78,7 @@ pub(crate) async fn allow_beside(live: &Live, url: &str, queue: &str, topic: &st
         sleep(OTHERS.mul_f64(1.0 + fastrand::f64())).await;
     }
     // What is read may be old; what was written is right.
-    tracing::debug!(queue, ATTEMPTS, "the queue's policy does not show yet what was written");
+    tracing::debug!(queue, "the queue's policy does not show yet what was written");
     Ok(())
 }
 

@@ -59,10 +59,16 @@ async fn list(
 ) -> Result<(), Failed> {
     let channel = bus.channel(source.dead_letters(group));
     let (max, patience) = looks_for(&channel, bus, of).await?;
-    let options = ConsumeOptions { prefetch: max.max(1), declare: false, ..ConsumeOptions::default() };
+    if max == 0 {
+        output.note(&format!("{source} has no dead letters"));
+        return Ok(());
+    }
+    let options = ConsumeOptions { prefetch: max, declare: false, ..ConsumeOptions::default() };
     let mut letters = channel.subscribe(options).await?;
     let mut seen = Vec::new();
     while seen.len() < max {
+        // Somebody else may have taken what was counted; only the first one has to wait for a group to be joined.
+        let patience = if seen.is_empty() || of.timeout.is_some() { patience } else { QUIET };
         let received = letters.receive(max - seen.len(), patience).await?;
         if received.is_empty() {
             break;

@@ -150,7 +150,7 @@ pub async fn j11_failing_polls_are_backed_off() {
     }
 }
 
-/// Half a minute with three consumers of empty queues, in a process of its own.
+/// Half a minute, up to three times, with three consumers of empty queues, in a process of its own.
 pub async fn j11_an_idle_consumer_costs_less_than_a_hundredth_of_a_core() {
     let program = std::env::current_exe().expect("this program");
     let mut command = tokio::process::Command::new(program);

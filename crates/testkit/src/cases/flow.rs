@@ -96,7 +96,7 @@ pub async fn long_handler_runs_once(cx: Cx) {
 /// it goes on with what has come meanwhile, each message once and as its first attempt.
 pub async fn pause_keeps_the_session(cx: Cx) {
     // Longer than the time after which brokers of the suite give up consumers that show no sign of life.
-    const PAUSE: Duration = Duration::from_secs(8);
+    const PAUSE: Duration = Duration::from_secs(25);
     let bus = cx.bus().await;
     let queue = cx.queue(&bus);
     let name = queue.address().name();

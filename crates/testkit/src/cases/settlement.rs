@@ -167,7 +167,7 @@ pub async fn delayed_nack(cx: Cx) {
     let after = returned.elapsed();
     assert_eq!(text(&delivery), "late");
     assert!(after >= DELAY, "came {:?} too early", DELAY - after);
-    assert!(answered.elapsed() < DELAY + Duration::from_secs(30), "came {:?} late", after - DELAY);
+    assert!(answered.elapsed() < DELAY + Duration::from_secs(30), "came {:?} late", answered.elapsed() - DELAY);
     cx.note(format_args!("came {:?} after its time", after - DELAY));
     delivery.ack().await.expect("ack");
     quiet(&mut subscription).await;
