@@ -66,11 +66,17 @@ async fn killed(cx: &Cx, mode: Mode, drain: bool) {
         }
     }
     sending.await.expect("the sender");
-    ledger.assert_exact();
+    if drain && cx.capabilities().leases {
+        // What is lent may be given back as a copy, and the kill may come before the original is taken away.
+        ledger.assert_nothing_lost();
+    } else {
+        ledger.assert_exact();
+    }
     assert!(held.iter().all(|body| body.starts_with("m-")), "{held:?}");
     cx.record(Figures {
         accepted: COUNT,
-        handled: COUNT,
+        handled: COUNT + ledger.surplus().len(),
+        duplicated: ledger.surplus().len(),
         recovery: Some(killed.elapsed()),
         health: states.to_string(),
         ..Figures::default()
