@@ -320,9 +320,7 @@ impl Poller {
         if self.hub.names.group.is_none() || self.committed.elapsed() < self.config.commit_interval {
             return;
         }
-        // A commit that waits for a coordinator that is gone was seen to keep the client library from finding the next one:
-        // giving partitions up waits for the commit, and the commit for a connection that nobody makes.
-        if !self.hub.has_changes() || !self.link.is_up_or_closing() {
+        if !self.hub.has_changes() {
             return;
         }
         self.committed = Instant::now();
