@@ -425,7 +425,7 @@ async fn connect(cx: &Cx, plan: &Plan, url: &str, states: Option<&States>) -> Bu
 /// Settings under which a lost connection is looked for again soon, as far as the backend has them.
 pub(super) fn usual(cx: &Cx) -> Vec<(String, String)> {
     let known = cx.harness().backend();
-    [("reconnect_max", "1s"), ("connect_timeout", "10s")]
+    [("reconnect_max", "1s"), ("connect_timeout", "3s")]
         .into_iter()
         .filter(|(key, _)| known.keys().iter().any(|known| known.name == *key))
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
