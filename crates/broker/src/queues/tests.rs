@@ -75,8 +75,13 @@ async fn what_is_due_is_moved_once_although_another_one_of_its_batch_fails() {
     let queues = queues();
     let (goes, stays) = (queues.get("goes").unwrap(), queues.get("stays").unwrap());
     queues.store.store(vec![due(1, &goes), due(2, &stays)]).await.unwrap();
-    let (free, waits) = channel::<()>();
-    queues.store.commit(Vec::new(), None, move |_| _ = waits.recv());
+    let ((holds, is_held), (free, waits)) = (channel(), channel::<()>());
+    queues.store.commit(Vec::new(), None, move |_| {
+        let _ = holds.send(());
+        let _ = waits.recv();
+    });
+    // Its group is over: nothing of what follows is written before the store's thread is let go.
+    is_held.recv().unwrap();
     // The first group that is written ends with the message of the queue that goes; the other message is in the next one.
     let mut removal = std::pin::pin!(queues.remove("goes"));
     assert!(futures_util::poll!(removal.as_mut()).is_pending());
