@@ -40,7 +40,7 @@ fn subscribe(kind: SubscribeType, channel: &str, group: &str, client: &str) -> S
 
 async fn next(stream: &mut Streaming<EventReceive>) -> String {
     let event =
-        tokio::time::timeout(Duration::from_secs(20), stream.message()).await.expect("in time").unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(60), stream.message()).await.expect("in time").unwrap().unwrap();
     String::from_utf8(event.body.to_vec()).unwrap()
 }
 

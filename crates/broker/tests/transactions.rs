@@ -108,7 +108,7 @@ async fn a_refused_change_leaves_the_message_held() {
     let answer = answers.message().await.unwrap().unwrap();
     assert!(!answer.is_error, "{answer:?}");
     assert!(answers.message().await.unwrap().is_none(), "the end of the stream");
-    let wait = ReceiveQueueMessagesRequest { wait_time_seconds: 10, ..receiving("changed", 1) };
+    let wait = ReceiveQueueMessagesRequest { wait_time_seconds: 60, ..receiving("changed", 1) };
     let late = caller.receive_queue_messages(wait).await.unwrap().into_inner().messages;
     assert_eq!(late.iter().map(|message| &*message.body).collect::<Vec<_>>(), [b"late"]);
     assert!(receive(&mut caller, "orders", 1).await.is_empty(), "it has gone");

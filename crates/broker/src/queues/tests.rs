@@ -49,7 +49,7 @@ async fn what_is_delayed_comes_although_its_sender_went_away() {
     };
     drop(queues.enter(vec![message], |_| Ok(())).await);
     let queue = queues.get("orders").unwrap();
-    let taken = queue.take(1, tokio::time::Instant::now() + Duration::from_secs(10)).await.unwrap();
+    let taken = queue.take(1, tokio::time::Instant::now() + Duration::from_secs(600)).await.unwrap();
     assert_eq!(taken.messages.len(), 1);
     clock.abort();
 }

@@ -94,7 +94,7 @@ pub(crate) fn subscribe(kind: SubscribeType, channel: &str, start: EventsStoreTy
 }
 
 pub(crate) async fn next(stream: &mut tonic::Streaming<EventReceive>) -> EventReceive {
-    tokio::time::timeout(Duration::from_secs(30), stream.message()).await.expect("in time").unwrap().unwrap()
+    tokio::time::timeout(Duration::from_secs(60), stream.message()).await.expect("in time").unwrap().unwrap()
 }
 
 /// Connects and pings.
