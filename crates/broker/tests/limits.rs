@@ -69,7 +69,7 @@ async fn stored_events_go_by_bytes_and_by_age() {
     let limits = Limits { event_age: Some(Duration::from_secs(3)), ..Limits::default() };
     let broker = self::broker(limits).await;
     let mut caller = client(&broker).await;
-    // It listens before: what is sent later comes, however old it is by then.
+    // It listens before: what is sent later comes to it as long as it is kept.
     let mut live = {
         let all = Subscribe {
             client_id: "live".into(),
@@ -77,8 +77,17 @@ async fn stored_events_go_by_bytes_and_by_age() {
         };
         caller.subscribe_to_events(all).await.unwrap().into_inner()
     };
-    caller.send_event(event("log", "old", true)).await.unwrap();
-    assert_eq!(next(&mut live).await.sequence, 1);
+    // On a machine that stood still, one may be gone before it has come.
+    let mut old = 0;
+    loop {
+        caller.send_event(event("log", "old", true)).await.unwrap();
+        old += 1;
+        assert!(old < 20, "it comes while it is kept");
+        if tokio::time::timeout(Duration::from_secs(5), live.message()).await.is_ok_and(|came| came.unwrap().is_some())
+        {
+            break;
+        }
+    }
     // There is a younger one whenever retention has its turn.
     let kept = loop {
         caller.send_event(event("log", "young", true)).await.unwrap();
@@ -86,7 +95,7 @@ async fn stored_events_go_by_bytes_and_by_age() {
         let looked = tokio::time::timeout(Duration::from_secs(2), first(&mut caller, &reader)).await;
         // On a machine that stood still, that one has gone too.
         if let Ok(kept) = looked
-            && kept.sequence > 1
+            && kept.sequence > old
         {
             break kept;
         }
@@ -236,13 +245,22 @@ async fn a_subscriber_that_does_not_read_loses_events_and_nobody_else_does() {
     caller.send_event(event("news", "the end", false)).await.unwrap();
     next(&mut quick).await;
     // Who comes late finds what had room for it, in order; then it is told again.
-    let mut seen = Vec::new();
-    while let Ok(event) = tokio::time::timeout(Duration::from_secs(3), slow.message()).await {
-        seen.push(event.unwrap().unwrap().body[0]);
+    let (mut seen, mut silences) = (Vec::new(), 0);
+    loop {
+        let Ok(came) = tokio::time::timeout(Duration::from_secs(3), slow.message()).await else {
+            // On a machine that stood still there may be no room yet: then it is lost, and the next one is not.
+            silences += 1;
+            assert!(silences < 20, "it is told again: {seen:?}");
+            caller.send_event(event("news", "later", false)).await.unwrap();
+            continue;
+        };
+        let body = came.unwrap().unwrap().body;
+        if &*body == b"later" {
+            break;
+        }
+        seen.push(body[0]);
     }
     assert!(seen.len() > 5 && seen.len() < 60 && seen.is_sorted(), "{seen:?}");
-    caller.send_event(event("news", "later", false)).await.unwrap();
-    assert_eq!(&*next(&mut slow).await.body, b"later");
 }
 
 #[tokio::test]
@@ -292,9 +310,18 @@ async fn requeueing_makes_no_queue_beyond_the_limit() {
     assert_eq!(receive(&mut caller, "a", 1).await, ["x"], "it is back at its place");
 }
 
-/// Statements of the file beside the broker's.
+/// The file beside the broker, which may hold it for long on a slow disk.
+fn opened(folder: &std::path::Path) -> rusqlite::Connection {
+    let file = rusqlite::Connection::open(folder.join("broker.sqlite")).unwrap();
+    file.busy_timeout(Duration::from_secs(60)).unwrap();
+    file
+}
+
+/// Statements of the file beside the broker's. They wait for no disk, and so the broker waits for them for a moment only.
 fn beside(folder: &std::path::Path, sql: &str) {
-    rusqlite::Connection::open(folder.join("broker.sqlite")).unwrap().execute_batch(sql).unwrap();
+    let file = opened(folder);
+    file.execute_batch("PRAGMA synchronous = OFF").unwrap();
+    file.execute_batch(sql).unwrap();
 }
 
 #[tokio::test]
@@ -312,7 +339,7 @@ async fn what_was_removed_on_a_full_disk_is_removed_when_there_is_room_however_m
     );
     assert_eq!(receive(&mut caller, "orders", 1).await, ["x"]);
     let left = || {
-        let file = rusqlite::Connection::open(folder.path().join("broker.sqlite")).unwrap();
+        let file = opened(folder.path());
         let sql = "SELECT count(*) FROM messages WHERE key >> 44 = (SELECT id FROM channels WHERE name = 'orders')";
         file.query_row(sql, [], |row| row.get::<_, u64>(0)).unwrap()
     };
