@@ -9,7 +9,9 @@ use tokio::net::TcpStream;
 #[tokio::test]
 async fn health_and_figures_are_told() {
     let limits = Limits { store_bytes: Some(1 << 20), ..Limits::default() };
-    let builder = Broker::builder().listen("127.0.0.1:0").http("127.0.0.1:0").limits(limits);
+    // When it has stopped, no other program has its port.
+    let http = format!("127.0.0.1:{}", polymq_testkit::free_port());
+    let builder = Broker::builder().listen("127.0.0.1:0").http(http).limits(limits);
     let broker = builder.start().await.unwrap();
     let http = broker.http_address().unwrap();
     assert_eq!(get(http, "/health/live").await, (200, r#"{"status":"live"}"#.to_owned()));
