@@ -3,6 +3,7 @@
 
 use std::{
     io::{BufRead, BufReader},
+    net::{TcpListener, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::{OnceLock, mpsc},
@@ -25,7 +26,7 @@ fn rabbitmq() {
     lines(&url, &["topology", "apply", file.to_str().unwrap()]);
     std::fs::remove_file(file).unwrap();
     lines(&url, &["send", "admin.events", "to the queue", "--topic"]);
-    assert_eq!(lines(&url, &["consume", "inbox", "--max", "1", "--timeout", "20s"]), ["to the queue"]);
+    assert_eq!(lines(&url, &["consume", "inbox", "--max", "1", "--timeout", "60s"]), ["to the queue"]);
     refuses(&url, &["channels"], "polymq channels NAME");
     refuses(&url, &["peek", "tools"], "--keep");
 }
@@ -60,7 +61,7 @@ fn administration(url: &str, counts: bool) {
         assert_eq!(lines(url, &["purge", "admin"]), ["0 messages of queue admin are gone"]);
     }
     lines(url, &["send", "admin", "of dev", "--prefix", "dev"]);
-    assert_eq!(lines(url, &["consume", "admin", "--prefix", "dev", "--max", "1", "--timeout", "20s"]), ["of dev"]);
+    assert_eq!(lines(url, &["consume", "admin", "--prefix", "dev", "--max", "1", "--timeout", "60s"]), ["of dev"]);
     assert_eq!(lines(url, &["delete", "admin"]), ["deleted queue admin"]);
     assert_eq!(polymq(url, &["delete", "admin"]).status.code(), Some(6), "it was deleted");
     lines(url, &["delete", "admin.events", "--topic", "--group", "audit"]);
@@ -99,7 +100,7 @@ fn j8_nothing_secret_is_logged_while_brokers_are_used() {
     ] {
         for command in [
             &["send", "vault", MARKER, "--header", "token=s3cr3t-marker", "--content-type", "application/json"][..],
-            &["consume", "vault", "--max", "1", "--timeout", "20s"],
+            &["consume", "vault", "--max", "1", "--timeout", "60s"],
             &["check"],
         ] {
             let output = polymq(&url, &[&["--log", "trace"], command].concat());
@@ -118,11 +119,17 @@ fn j8_nothing_secret_is_logged_while_brokers_are_used() {
     assert!(logged > 10, "only {logged} lines were logged");
 }
 
-/// What the stack may add to its usual ports without meeting anybody.
-fn free_offset() -> u16 {
-    let free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
-    let taken = |offset: u16| [1883, 4566, 5672, 9092, 15672, 25672].into_iter().any(|port| !free(port + offset));
-    (10_000..39_000).step_by(317).find(|offset| !taken(*offset)).expect("free ports")
+/// What the stack may add to its usual ports without meeting anybody, while the claims are held. The ports lie below those
+/// that the system gives; `polymq_testkit::free_port` claims even ones in the same way, so the offset is even.
+fn free_offset() -> (u16, Vec<UdpSocket>) {
+    let claim = |port: u16| {
+        let claim = UdpSocket::bind(("127.0.0.1", port)).ok()?;
+        TcpListener::bind(("127.0.0.1", port)).is_ok().then_some(claim)
+    };
+    let claims = |offset: u16| -> Option<Vec<UdpSocket>> {
+        [1883, 4566, 5672, 9092, 15672, 25672].into_iter().map(|port| claim(port + offset)).collect()
+    };
+    (1_000..7_000).step_by(38).find_map(|offset| Some((offset, claims(offset)?))).expect("free ports")
 }
 
 /// One command starts the development stack and prints how to use it; another one stops it.
@@ -131,7 +138,8 @@ fn j24_the_development_stack_is_one_command() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let state = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("stack-{}", std::process::id()));
     let native = Path::new("/usr/lib/rabbitmq/bin/rabbitmq-server").exists();
-    let offset = free_offset().to_string();
+    let (offset, _claims) = free_offset();
+    let offset = offset.to_string();
     let brokers = |arguments: &[&str]| {
         let mut command = Command::new(root.join("scripts/brokers"));
         if native {
@@ -190,7 +198,7 @@ fn check(url: &str) {
 fn send_and_consume(url: &str) {
     let sent = lines(url, &["send", "tools", "hello", "--header", "tenant=acme", "--key", "k", "--count", "2"]);
     assert_eq!(sent.len(), 2);
-    let consume = ["consume", "tools", "--max", "2", "--timeout", "20s", "--json"];
+    let consume = ["consume", "tools", "--max", "2", "--timeout", "60s", "--json"];
     let kept = lines(url, &[&consume[..], &["--keep"]].concat());
     let taken = lines(url, &consume);
     assert_eq!(kept.len(), 2, "{kept:#?}");
@@ -218,15 +226,15 @@ fn quickstart_and_dead_letters(url: &str, bare: impl Fn(&str)) {
     service.stop();
 
     // Where the broker counts, what waits is waited for.
-    let patience: &[&str] = if url.starts_with("mqtt") { &["--timeout", "30s"] } else { &[] };
+    let patience: &[&str] = if url.starts_with("mqtt") { &["--timeout", "60s"] } else { &[] };
     let on = |line: &[&str]| lines(url, &[&["dead-letters"], line, patience].concat());
-    let letters = on(&["list", "orders"]);
+    let letters = lines(url, &["dead-letters", "list", "orders", "--max", "3", "--timeout", "60s"]);
     assert!(letters.len() == 3 && letters.iter().all(|letter| letter.contains("undecodable")), "{letters:#?}");
     let two = on(&["replay", "orders", "--max", "2"]);
     assert_eq!(two, ["2 sent back to queue orders"]);
     let replayed = on(&["replay", "orders", "--max", "1"]);
     assert_eq!(replayed, ["1 sent back to queue orders"]);
-    let back = lines(url, &["consume", "orders", "--max", "3", "--timeout", "20s"]);
+    let back = lines(url, &["consume", "orders", "--max", "3", "--timeout", "60s"]);
     assert_eq!(back, ["{\"id\":"; 3]);
 }
 
