@@ -112,11 +112,11 @@ cases.expiration = async () => {
 cases.delay = async () => {
   const client = queues();
   const start = Date.now();
-  await send(client, ['late'], { policy: { delaySeconds: 8 } });
+  await send(client, ['late'], { policy: { delaySeconds: 20 } });
   await send(client, ['now']);
   assert.deepEqual(texts(await pull(client)), ['now']);
-  assert.deepEqual(texts(await pull(client, 10, 'orders', 20)), ['late']);
-  assert.ok(Date.now() - start >= 7900, 'when it was due');
+  assert.deepEqual(texts(await pull(client, 10, 'orders', 40)), ['late']);
+  assert.ok(Date.now() - start >= 19_900, 'when it was due');
 };
 
 cases.dead_letter = async () => {
@@ -162,9 +162,9 @@ cases.transaction_reject = async () => {
 cases.extend_visibility = async () => {
   const client = queues();
   await send(client, ['slow']);
-  const { held, ended } = await transaction(client, 8);
+  const { held, ended } = await transaction(client, 20);
   await held.extendVisibility(60);
-  await sleep(9000);
+  await sleep(21_000);
   assert.deepEqual(texts(await pull(queues('other'))), [], 'held, so nobody else sees it');
   await held.ack();
   await ended;
@@ -177,7 +177,7 @@ cases.visibility_ends = async () => {
   const { ended, failure } = await transaction(client, 1);
   await ended;
   assert.match(failure().message, /129/);
-  const [again] = await pull(client);
+  const [again] = await pull(client, 10, 'orders', 20);
   assert.deepEqual([text(again), again.attributes.receiveCount], ['slow', 2]);
 };
 
@@ -445,12 +445,12 @@ cases.query_cache = async () => {
   const client = new QueriesClient(options());
   const seen = await respond(client, (_, requests) => ({ executed: true, error: '', body: body(`${requests.length}`) }));
   await ready(client);
-  const cached = () => ask(client, 'question', { cacheKey: 'k', cacheTTL: 10 });
+  const cached = () => ask(client, 'question', { cacheKey: 'k', cacheTTL: 30 });
   const first = await cached();
   const before = seen.length;
   const second = await cached();
   assert.deepEqual([text(second), seen.length], [text(first), before], 'without asking again');
-  await sleep(11_000);
+  await sleep(31_000);
   const late = await cached();
   assert.deepEqual([seen.length, text(late) !== text(first)], [before + 1, true], 'its time is over');
 };

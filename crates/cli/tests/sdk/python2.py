@@ -182,9 +182,9 @@ def extend_visibility():
     orders = queue()
     send(orders, b"slow")
     transaction = orders.create_transaction()
-    held = fine(receive(transaction, visibility=8))
+    held = fine(receive(transaction, visibility=20))
     fine(transaction.extend_visibility(60))
-    time.sleep(9)
+    time.sleep(21)
     equal(bodies(queue().receive_queue_messages()), [], "held, so nobody else sees it")
     fine(transaction.ack_message(held.message.Attributes.Sequence))
 
@@ -198,7 +198,7 @@ def visibility_ends():
     time.sleep(6)
     late = transaction.ack_message(held.message.Attributes.Sequence)
     assert late.is_error and "129" in late.error, late.error
-    received = orders.receive_queue_messages()
+    received = queue(wait=20).receive_queue_messages()
     equal(bodies(received), [b"slow"])
     equal(received.messages[0].Attributes.ReceiveCount, 2)
 
@@ -519,13 +519,13 @@ def query_cache():
 
     responder = Answers(SubscribeType.Queries, answer)
     ready(RequestType.Query)
-    first, second = (ask(RequestType.Query, key="k", ttl=10) for _ in range(2))
+    first, second = (ask(RequestType.Query, key="k", ttl=30) for _ in range(2))
     equal((first.cache_hit, second.cache_hit), (False, True))
     equal(second.body, first.body)
-    other = ask(RequestType.Query, key="other", ttl=10)
+    other = ask(RequestType.Query, key="other", ttl=30)
     equal(other.cache_hit, False)
-    time.sleep(11)
-    late = ask(RequestType.Query, key="k", ttl=10)
+    time.sleep(31)
+    late = ask(RequestType.Query, key="k", ttl=30)
     equal(late.cache_hit, False, "its time is over")
     assert late.body != first.body, late.body
 
