@@ -34,7 +34,7 @@ async fn serve(folder: &Path) {
         sent.send_message(Message::new(text.clone())).await.expect("sent");
         println!("sent {text}");
         done.send_message(Message::new(text.clone())).await.expect("sent");
-        let mut taken = subscription.receive(1, Duration::from_secs(10)).await.expect("received");
+        let mut taken = subscription.receive(1, Duration::from_secs(600)).await.expect("received");
         let delivery: Delivery = taken.pop().expect("one");
         let body = String::from_utf8_lossy(delivery.message().payload()).into_owned();
         delivery.ack().await.expect("acknowledged");
@@ -52,7 +52,7 @@ async fn end(folder: &Path) -> ! {
     }
     let mut taken = 0;
     while taken < MESSAGES {
-        for delivery in subscription.receive(256, Duration::from_secs(10)).await.expect("received") {
+        for delivery in subscription.receive(256, Duration::from_secs(600)).await.expect("received") {
             delivery.ack().await.expect("acknowledged");
             taken += 1;
         }
