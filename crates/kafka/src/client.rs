@@ -10,6 +10,7 @@ use rdkafka::{
 };
 
 use crate::{
+    brokers::TOLD_EVERY,
     config::{Compression, KafkaConfig, Mechanism, RECORD_ROOM},
     error,
 };
@@ -91,6 +92,13 @@ fn path<'a>(key: &str, file: &'a Path) -> Result<&'a str> {
     }
 }
 
+/// A client tells what brokers it knows, unless somebody has chosen how often.
+fn tell_brokers(client: &mut ClientConfig) {
+    if client.get("statistics.interval.ms").is_none() {
+        client.set("statistics.interval.ms", millis(TOLD_EVERY));
+    }
+}
+
 /// The client that sends.
 pub(crate) fn producer(config: &KafkaConfig) -> Result<ClientConfig> {
     let compression = match config.compression {
@@ -101,6 +109,7 @@ pub(crate) fn producer(config: &KafkaConfig) -> Result<ClientConfig> {
         Compression::Zstd => "zstd",
     };
     let mut client = common(config)?;
+    tell_brokers(&mut client);
     client
         // Brings acks=all, retries without end within the delivery time-out, and an order that survives them.
         .set("enable.idempotence", "true")
@@ -133,6 +142,7 @@ pub(crate) fn transactional(config: &KafkaConfig, id: &str) -> Result<ClientConf
 /// A client that receives, as a member of `group` or, without one, on its own.
 pub(crate) fn consumer(config: &KafkaConfig, group: &str, prefetch: usize, bytes: usize) -> Result<ClientConfig> {
     let mut client = common(config)?;
+    tell_brokers(&mut client);
     let session = config.session_timeout;
     // librdkafka has a buffer of its own before ours: a fraction of what may be fetched, and never much.
     let kilobytes = (bytes / 1024 / 4).clamp(64, 8 * 1024);

@@ -18,6 +18,7 @@ use rdkafka::{
 };
 
 use crate::{
+    brokers::Brokers,
     client,
     config::KafkaConfig,
     error,
@@ -31,9 +32,11 @@ pub(crate) type Native = BaseConsumer<Context>;
 
 /// What the client library calls back.
 pub(crate) struct Context {
-    hub: Weak<Hub>,
+    /// Until another client takes over.
+    hub: Mutex<Weak<Hub>>,
     link: Arc<Link>,
     config: Arc<KafkaConfig>,
+    pub(crate) brokers: Brokers,
     /// Whether the delay topic is being read here.
     has_companions: AtomicBool,
     /// What it told that ends the consumer.
@@ -43,24 +46,34 @@ pub(crate) struct Context {
 impl Context {
     /// Of the consumer of a hub.
     pub(crate) fn receiving(hub: &Arc<Hub>, link: &Arc<Link>, config: &Arc<KafkaConfig>) -> Self {
-        Self { hub: Arc::downgrade(hub), ..Self::asking(link, config) }
+        Self { hub: Mutex::new(Arc::downgrade(hub)), ..Self::asking(link, config) }
     }
 
     /// Of a consumer that asks and never reads.
     pub(crate) fn asking(link: &Arc<Link>, config: &Arc<KafkaConfig>) -> Self {
         Self {
-            hub: Weak::new(),
+            hub: Mutex::default(),
             link: Arc::clone(link),
             config: Arc::clone(config),
+            brokers: Brokers::default(),
             has_companions: AtomicBool::new(false),
             end: Mutex::new(None),
         }
+    }
+
+    /// Another client has taken over: what happens to this one is nothing to the hub.
+    pub(crate) fn resign(&self) {
+        *lock(&self.hub) = Weak::new();
     }
 }
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         client::log(level, facility, line);
+    }
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        self.brokers.told(statistics);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -76,7 +89,7 @@ impl ConsumerContext for Context {
     // One call for what the group shares and what goes with it: after the first one the client library goes on.
     fn rebalance(&self, consumer: &Native, event: RDKafkaRespErr, list: &mut TopicPartitionList) {
         let is_assignment = event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
-        let hub = self.hub.upgrade();
+        let hub = lock(&self.hub).upgrade();
         let mut all = list.clone();
         if let Some(hub) = hub.as_deref().filter(|hub| list.find_partition(&hub.names.topic, 0).is_some()) {
             let companions = if is_assignment { self.new_companions(hub, consumer) } else { self.old_companions(hub) };

@@ -3,6 +3,7 @@
 mod admin;
 mod backend;
 mod bodies;
+mod brokers;
 mod client;
 mod config;
 mod connection;

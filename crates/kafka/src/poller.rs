@@ -38,7 +38,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const RENEWAL: Duration = Duration::from_secs(3600);
 
 /// What a hub reads, and from where.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Plan {
     pub(crate) prefetch: usize,
     pub(crate) bytes: usize,
@@ -86,6 +86,7 @@ struct Poller {
     hub: Arc<Hub>,
     config: Arc<KafkaConfig>,
     link: Arc<Link>,
+    plan: Plan,
     native: Arc<Native>,
     batch: Vec<Fetched>,
     bodies: Bodies,
@@ -101,11 +102,7 @@ struct Poller {
 
 impl Poller {
     fn begin(hub: &Arc<Hub>, config: Arc<KafkaConfig>, link: Arc<Link>, plan: &Plan) -> Result<Self> {
-        let own = format!("polymq-{:016x}", fastrand::u64(..));
-        let group = hub.names.group.as_deref().unwrap_or(&own);
-        let context = Context::receiving(hub, &link, &config);
-        let settings = client::consumer(&config, group, plan.prefetch, plan.bytes)?;
-        let native: Native = settings.create_with_context(context).map_err(configuration)?;
+        let native = create(hub, &config, &link, plan)?;
         let (topic, timeout) = (&*hub.names.topic, config.connect_timeout);
         let failed = |error| error::native("consume", error).with_channel(topic);
         match &hub.names.group {
@@ -126,6 +123,7 @@ impl Poller {
             hub: Arc::clone(hub),
             config,
             link,
+            plan: *plan,
             native,
             batch: Vec::new(),
             bodies: Bodies::default(),
@@ -170,7 +168,40 @@ impl Poller {
             }
             self.commit();
             self.look();
+            if self.native.context().brokers.are_gone() {
+                self.renew();
+            }
         }
+    }
+
+    /// Another client takes over from one that cannot go on. What that one had not committed comes again.
+    fn renew(&mut self) {
+        let topic = &*self.hub.names.topic;
+        tracing::warn!(topic, "librdkafka knows no broker any more; another client takes over");
+        let native = match create(&self.hub, &self.config, &self.link, &self.plan) {
+            Ok(native) => Arc::new(native),
+            Err(error) => {
+                tracing::error!(topic, %error, "no new client can be made; trying again");
+                return self.native.context().brokers.ask_again();
+            }
+        };
+        self.native.context().resign();
+        let list = self.hub.abandoned();
+        let reads = match &self.hub.names.group {
+            Some(_) => native.subscribe(&[topic]),
+            None => native.assign(&list),
+        };
+        if let Err(error) = reads {
+            return self.hub.fail(ErrorKind::Other, &error::text(&error));
+        }
+        if self.hub.names.group.is_none() {
+            self.hub.assigned(&list, true);
+        }
+        (self.is_paused, self.full_since) = (false, None);
+        drop(self.hub.set_native(Some(Arc::clone(&native))));
+        let old = std::mem::replace(&mut self.native, native);
+        // It waits for answers that nobody gives. Without a thread of its own, it does so here.
+        let _ = thread::Builder::new().name("polymq-kafka-end".into()).spawn(move || drop(old));
     }
 
     fn fetch(&mut self, room: usize, due: Option<Instant>) -> usize {
@@ -366,6 +397,13 @@ impl Poller {
         drop(native);
         hub.set_ended();
     }
+}
+
+fn create(hub: &Arc<Hub>, config: &Arc<KafkaConfig>, link: &Arc<Link>, plan: &Plan) -> Result<Native> {
+    let own = format!("polymq-{:016x}", fastrand::u64(..));
+    let group = hub.names.group.as_deref().unwrap_or(&own);
+    let settings = client::consumer(config, group, plan.prefetch, plan.bytes)?;
+    settings.create_with_context(Context::receiving(hub, link, config)).map_err(configuration)
 }
 
 fn fetched(record: &BorrowedMessage<'_>, is_delay: bool, bodies: &mut Bodies) -> Fetched {

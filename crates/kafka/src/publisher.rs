@@ -22,6 +22,7 @@ use rdkafka::{
 use tokio::sync::oneshot;
 
 use crate::{
+    brokers::Brokers,
     client,
     config::KafkaConfig,
     convert, error,
@@ -41,15 +42,22 @@ const SWEEP_FROM: usize = 1024;
 pub(crate) type Native = BaseProducer<Context>;
 
 /// What the client library calls back.
-pub(crate) struct Context(Arc<Link>);
+pub(crate) struct Context {
+    link: Arc<Link>,
+    brokers: Brokers,
+}
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         client::log(level, facility, line);
     }
 
+    fn stats_raw(&self, statistics: &[u8]) {
+        self.brokers.told(statistics);
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
-        self.0.observe(&error, reason);
+        self.link.observe(&error, reason);
     }
 }
 
@@ -59,7 +67,12 @@ impl ProducerContext for Context {
     fn delivery(&self, result: &DeliveryResult<'_>, answer: Box<Answer>) {
         match result {
             Ok(record) => answer.accepted(record.partition(), record.offset()),
-            Err((error, _)) => answer.failed(error::sending(error.clone())),
+            Err((error, _)) => {
+                let failed = error::sending(error.clone());
+                // It may have been on its way before, and what is closed is this client only.
+                let replaced = failed.kind() == ErrorKind::Closed && self.link.closed_error("send").is_none();
+                answer.failed(if replaced { failed.with_kind(ErrorKind::UnknownOutcome) } else { failed });
+            }
         }
     }
 }
@@ -287,6 +300,10 @@ impl Publisher {
             if self.probe(if limited { wait } else { config.connect_timeout }).is_ok() {
                 return true;
             }
+            if self.native().is_some_and(|native| native.context().brokers.are_gone()) {
+                tracing::warn!("librdkafka knows no broker any more; another client takes over");
+                self.renew();
+            }
             let reason = self.link.reason("no broker answers");
             if limited && attempt >= config.reconnect_limit.into() {
                 let sentence = format!("given up after {attempt} attempts to reconnect: {reason}");
@@ -329,7 +346,8 @@ impl std::fmt::Debug for Publisher {
 }
 
 fn create(config: &KafkaConfig, link: &Arc<Link>) -> Result<Arc<Native>> {
-    let made = client::producer(config)?.create_with_context(Context(Arc::clone(link)));
+    let made =
+        client::producer(config)?.create_with_context(Context { link: Arc::clone(link), brokers: Brokers::default() });
     client::served(made.map_err(configuration)?)
 }
 

@@ -25,6 +25,7 @@ use rdkafka::{
 };
 
 use crate::{
+    brokers::Brokers,
     client,
     config::KafkaConfig,
     convert, error,
@@ -112,6 +113,7 @@ impl Transactions {
 /// What the client library calls back.
 pub(crate) struct Context {
     link: Arc<Link>,
+    brokers: Brokers,
     /// Why a message of the present transaction was refused.
     refused: Mutex<Option<KafkaError>>,
 }
@@ -119,6 +121,10 @@ pub(crate) struct Context {
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         client::log(level, facility, line);
+    }
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        self.brokers.told(statistics);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -197,7 +203,8 @@ impl Writer {
         ours.into_iter().for_each(|one| one.completer.complete(Err(error::copy(&error))));
     }
 
-    /// One transaction; an error means that nothing of it has happened, or will.
+    /// One transaction; an error means that nothing of it has happened, or will. One exception is left: when the client loses
+    /// all its brokers for good while a commit is not answered, nobody can tell, and the messages come again.
     fn write(
         &mut self,
         settlements: &[Settlement],
@@ -205,7 +212,6 @@ impl Writer {
         group: &ConsumerGroupMetadata,
     ) -> Result<()> {
         let timeout = self.config.connect_timeout;
-        let link = Arc::clone(&self.link);
         let native = match &self.native {
             Some(native) => native,
             None => {
@@ -215,10 +221,10 @@ impl Writer {
         };
         *lock(&native.context().refused) = None;
         let written = fill(native, settlements, positions, group, timeout);
-        let outcome = written.and_then(|()| again(&link, || native.commit_transaction(timeout)));
+        let outcome = written.and_then(|()| again(native, || native.commit_transaction(timeout)));
         let Err(error) = outcome else { return Ok(()) };
         let refused = lock(&native.context().refused).take();
-        if is_fatal(&error) || again(&link, || native.abort_transaction(timeout)).is_err() {
+        if is_fatal(&error) || again(native, || native.abort_transaction(timeout)).is_err() {
             // The next one has an epoch of its own; the broker ends what this one has begun.
             self.native = None;
         }
@@ -231,11 +237,11 @@ impl Writer {
     fn create(&self) -> Result<Arc<Native>> {
         let timeout = self.config.connect_timeout;
         let id = format!("{}-{:016x}", self.config.name, fastrand::u64(..));
-        let context = Context { link: Arc::clone(&self.link), refused: Mutex::new(None) };
+        let context = Context { link: Arc::clone(&self.link), brokers: Brokers::default(), refused: Mutex::new(None) };
         let native: Native =
             client::transactional(&self.config, &id)?.create_with_context(context).map_err(configuration)?;
         let native = client::served(native)?;
-        again(&self.link, || native.init_transactions(timeout)).map_err(failed)?;
+        again(&native, || native.init_transactions(timeout)).map_err(failed)?;
         Ok(native)
     }
 }
@@ -262,11 +268,13 @@ fn fill(
 }
 
 /// Repeats what may be repeated, also while there is no connection: only an answer tells whether it has happened.
-fn again(link: &Link, mut run: impl FnMut() -> Result<(), KafkaError>) -> Result<(), KafkaError> {
+fn again(native: &Native, mut run: impl FnMut() -> Result<(), KafkaError>) -> Result<(), KafkaError> {
+    let context = native.context();
+    let is_over = || context.link.closed_error("settle").is_some() || context.brokers.are_gone();
     loop {
         let began = Instant::now();
         match run() {
-            Err(KafkaError::Transaction(error)) if error.is_retriable() && link.closed_error("settle").is_none() => {
+            Err(KafkaError::Transaction(error)) if error.is_retriable() && !is_over() => {
                 tracing::debug!(%error, "transaction, trying again");
                 // The client library has waited already, but for what it knows at once.
                 thread::sleep(Duration::from_millis(100).saturating_sub(began.elapsed()));

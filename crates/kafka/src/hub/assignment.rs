@@ -68,6 +68,15 @@ impl Hub {
         }
     }
 
+    /// The client is gone, and all partitions with it: their tokens are stale. Where another one goes on without a group.
+    pub(crate) fn abandoned(&self) -> TopicPartitionList {
+        let mut state = lock(&self.state);
+        let list = self.positions(&mut state, |_, partition| !partition.is_delay);
+        let all: Vec<u32> = state.slots.keys().copied().collect();
+        all.into_iter().for_each(|slot| state.drop_slot(slot));
+        list
+    }
+
     /// Those of them that are not ours.
     pub(crate) fn missing(&self, partitions: &[i32]) -> Vec<i32> {
         let state = lock(&self.state);

@@ -1,0 +1,221 @@
+//! A cluster that tells of no broker, as one of KRaft does while it is being stopped, and has one again later. The client
+//! library may be left without anybody to ask; `metadata.recovery.strategy=none` makes that certain. It is a cluster in this
+//! process that speaks just enough of Kafka's protocol: a real one gives that answer in a moment that nobody can choose.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use polymq_core::{Address, Backend, ConsumeOptions, HealthState, HealthWatch, Settings};
+use polymq_kafka::KafkaBackend;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+
+/// Longer than a client takes to be given up, and a machine that stands still besides.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+const METADATA: i16 = 3;
+const FIND_COORDINATOR: i16 = 10;
+const API_VERSIONS: i16 = 18;
+const INIT_PRODUCER_ID: i16 = 22;
+
+/// A cluster of one broker.
+#[derive(Debug, Default)]
+struct Cluster {
+    port: u16,
+    /// Whether it tells of no broker.
+    is_empty: AtomicBool,
+    /// How often it has told of none.
+    told_of_none: AtomicUsize,
+    /// How often a consumer has asked who coordinates its group.
+    asked: AtomicUsize,
+}
+
+impl Cluster {
+    async fn start() -> Arc<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let cluster = Arc::new(Self { port, ..Self::default() });
+        let serving = Arc::clone(&cluster);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(Arc::clone(&serving).serve(stream));
+            }
+        });
+        cluster
+    }
+
+    fn settings(&self) -> Settings {
+        let options = "metadata.recovery.strategy%3Dnone%3Btopic.metadata.refresh.interval.ms%3D1000";
+        let url = format!("kafka://127.0.0.1:{}?heartbeat=1s&options={options}", self.port);
+        Settings::from_url(&url).expect("a URL")
+    }
+
+    async fn serve(self: Arc<Self>, mut stream: TcpStream) {
+        while let Ok(length) = stream.read_i32().await {
+            let mut request = vec![0; usize::try_from(length).expect("a length")];
+            if stream.read_exact(&mut request).await.is_err() {
+                return;
+            }
+            let Some(body) = self.answer(&request) else { return };
+            let mut answer = u32::try_from(body.len() + 4).expect("a length").to_be_bytes().to_vec();
+            answer.extend(&request[4..8]);
+            answer.extend(body);
+            if stream.write_all(&answer).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The body of an answer; what it does not know ends the connection.
+    fn answer(&self, request: &[u8]) -> Option<Vec<u8>> {
+        let mut answer = Answer::default();
+        match i16::from_be_bytes([request[0], request[1]]) {
+            API_VERSIONS => {
+                // Version 3: a compact array, each with tags.
+                answer = answer.i16(0);
+                let known = [(0, 3, 7), (1, 4, 11), (METADATA, 0, 4), (FIND_COORDINATOR, 0, 0), (API_VERSIONS, 0, 3)];
+                let known: Vec<_> = known.into_iter().chain([(INIT_PRODUCER_ID, 0, 1)]).collect();
+                answer = answer.bytes(&[u8::try_from(known.len() + 1).expect("a few")]);
+                for (key, from, to) in known {
+                    answer = answer.i16(key).i16(from).i16(to).bytes(&[0]);
+                }
+                answer = answer.i32(0).bytes(&[0]);
+            }
+            METADATA => {
+                let is_empty = self.is_empty.load(Ordering::Acquire);
+                answer = answer.i32(0);
+                answer = match is_empty {
+                    true => answer.i32(0),
+                    false => answer.i32(1).i32(1).string("127.0.0.1").i32(self.port.into()).i16(-1),
+                };
+                // No cluster's name, the controller, and each topic that was asked for with one partition.
+                let topics = topics(request);
+                answer = answer.i16(-1).i32(1).i32(i32::try_from(topics.len()).expect("a few"));
+                for topic in topics {
+                    answer = answer.i16(0).string(&topic).bytes(&[0]).i32(1);
+                    answer = answer.i16(0).i32(0).i32(1).i32(1).i32(1).i32(1).i32(1);
+                }
+                if is_empty {
+                    self.told_of_none.fetch_add(1, Ordering::AcqRel);
+                }
+            }
+            FIND_COORDINATOR => {
+                self.asked.fetch_add(1, Ordering::AcqRel);
+                // Not available yet.
+                answer = answer.i16(15).i32(-1).string("").i32(-1);
+            }
+            INIT_PRODUCER_ID => answer = answer.i32(0).i16(0).i32(0).i32(1).i16(0),
+            _ => return None,
+        }
+        Some(answer.0)
+    }
+
+    async fn until(&self, what: &str, is_so: impl Fn(&Self) -> bool) {
+        let so = async {
+            while !is_so(self) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(PATIENCE, so).await.unwrap_or_else(|_| panic!("{what}: {self:?}"));
+    }
+}
+
+/// The names in a request for metadata; what is before them is the head: key, version, number and client.
+fn topics(request: &[u8]) -> Vec<String> {
+    let number = |at: usize| usize::from(u16::from_be_bytes([request[at], request[at + 1]]));
+    let mut at = 10 + number(8);
+    let count = i32::from_be_bytes([request[at], request[at + 1], request[at + 2], request[at + 3]]);
+    at += 4;
+    let mut topics = Vec::new();
+    for _ in 0..count {
+        let end = at + 2 + number(at);
+        topics.push(String::from_utf8_lossy(&request[at + 2..end]).into_owned());
+        at = end;
+    }
+    topics
+}
+
+#[derive(Default)]
+struct Answer(Vec<u8>);
+
+impl Answer {
+    fn bytes(mut self, bytes: &[u8]) -> Self {
+        self.0.extend(bytes);
+        self
+    }
+
+    fn i16(self, number: i16) -> Self {
+        self.bytes(&number.to_be_bytes())
+    }
+
+    fn i32(self, number: i32) -> Self {
+        self.bytes(&number.to_be_bytes())
+    }
+
+    fn string(self, text: &str) -> Self {
+        self.i16(i16::try_from(text.len()).expect("short")).bytes(text.as_bytes())
+    }
+}
+
+async fn becomes(health: &mut HealthWatch, up: bool) {
+    let changed = async {
+        while (health.now().state == HealthState::Down) == up {
+            health.changed().await;
+        }
+    };
+    timeout(PATIENCE, changed).await.unwrap_or_else(|_| panic!("up: {up}, not {:?}", health.now()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_whose_cluster_told_of_no_broker_comes_back() {
+    let cluster = Cluster::start().await;
+    let connection = KafkaBackend.connect(&cluster.settings()).await.expect("connected");
+    let mut health = connection.health();
+    assert_eq!(health.now().state, HealthState::Up);
+
+    cluster.is_empty.store(true, Ordering::Release);
+    cluster.until("told of none", |cluster| cluster.told_of_none.load(Ordering::Acquire) > 0).await;
+    becomes(&mut health, false).await;
+
+    cluster.is_empty.store(false, Ordering::Release);
+    becomes(&mut health, true).await;
+    connection.close().await.expect("closed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_whose_cluster_told_of_no_broker_comes_back() {
+    let cluster = Cluster::start().await;
+    let connection = KafkaBackend.connect(&cluster.settings()).await.expect("connected");
+    let consumer =
+        connection.consumer(&Address::queue("orders"), &ConsumeOptions::default()).await.expect("a consumer");
+    cluster.until("asked", |cluster| cluster.asked.load(Ordering::Acquire) > 0).await;
+
+    cluster.is_empty.store(true, Ordering::Release);
+    let mut health = connection.health();
+    becomes(&mut health, false).await;
+    let silent = async {
+        loop {
+            // Its client asks twice a second, for as long as it knows anybody.
+            let asked = cluster.asked.load(Ordering::Acquire);
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            if cluster.asked.load(Ordering::Acquire) == asked {
+                return asked;
+            }
+        }
+    };
+    let asked = timeout(PATIENCE, silent).await.expect("the consumer's client knows nobody");
+
+    cluster.is_empty.store(false, Ordering::Release);
+    becomes(&mut health, true).await;
+    cluster.until("asked again", |cluster| cluster.asked.load(Ordering::Acquire) > asked).await;
+    drop(consumer);
+    drop(connection);
+}
