@@ -647,7 +647,7 @@ def subscriptions_go_on_after_a_crash():
 def messages_outlive_a_crash():
     with queues() as client:
         send(client, b"a", b"b")
-        send(client, b"late", delay_in_seconds=8)
+        send(client, b"late", delay_in_seconds=15)
         receive(client, 1).messages[0].nack()
         held = receive(client, 1)
         equal(bodies(held), [b"b"])
