@@ -40,12 +40,13 @@ fn no_log_holds_the_password() {
     let broker = Broker::rabbitmq();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
-        let wrong = format!("amqp://guest:{PASSWORD}@{}", broker.address());
+        let wrong = format!("amqp://guest:{PASSWORD}@{}?connect_timeout=60s", broker.address());
         let settings = Settings::from_url(&wrong).expect("a URL");
         let error = AmqpConnection::connect(&settings).await.expect_err("not the password");
         assert_eq!(error.kind(), ErrorKind::Unauthenticated, "{error}");
         assert!(!format!("{error} {error:?}").contains(PASSWORD));
-        let right = Settings::from_url(&format!("amqp://guest:guest@{}", broker.address())).expect("a URL");
+        let right = format!("amqp://guest:guest@{}?connect_timeout=60s", broker.address());
+        let right = Settings::from_url(&right).expect("a URL");
         let connection = AmqpConnection::connect(&right).await.expect("a connection");
         connection.ping().await.expect("logged in");
         connection.close().await.expect("closed");

@@ -118,14 +118,14 @@ async fn j5_a_rotated_password_reaches_every_connection() {
     std::fs::write(&file, "the-first\n").expect("written");
     set("the-first");
     let proxy = Proxy::start(broker.address()).await.expect("a proxy");
-    let url = format!("amqp://app@{}", proxy.address());
+    let url = format!("amqp://app@{}?connect_timeout=60s", proxy.address());
     let settings = [("pass_file", file.clone()), ("reconnect_max", "500ms".into())];
     let bus = connect(&url, &settings).await.expect("with the first password");
     let mut held = bus.queue("held").subscribe(ConsumeOptions::default()).await.expect("a connection that consumes");
     round_trip(&bus, "before").await.expect("works");
 
     set("the-second");
-    let old = format!("amqp://app:the-first@{}", broker.address());
+    let old = format!("amqp://app:the-first@{}?connect_timeout=60s", broker.address());
     assert_eq!(connect(&old, &[]).await.map(drop).expect_err("rotated").kind(), ErrorKind::Unauthenticated);
     proxy.reset_all();
     // The file is written late, as it goes: until then both are refused, and go on trying.

@@ -39,7 +39,7 @@ fn grown_less_than(most: usize, before: usize, what: &str) {
 /// A million messages for a server that takes connections and never reads.
 async fn a_stalled_server() {
     let stalled = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let url = format!("http://{}", stalled.local_addr().expect("an address"));
+    let url = format!("http://{}?connect_timeout=60s", stalled.local_addr().expect("an address"));
     let accepting = tokio::spawn(async move {
         let mut taken = Vec::new();
         while let Ok((stream, _)) = stalled.accept().await {

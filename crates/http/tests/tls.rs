@@ -93,7 +93,7 @@ async fn send(settings: Settings) -> Result<()> {
 }
 
 fn at(scheme: &str, port: u16) -> Settings {
-    Settings::from_url(&format!("{scheme}://localhost:{port}")).expect("a URL")
+    Settings::from_url(&format!("{scheme}://localhost:{port}?connect_timeout=60s")).expect("a URL")
 }
 
 /// Nothing was sent: the connection was not made.

@@ -8,26 +8,30 @@ use async_trait::async_trait;
 use common::{bare::Bare, relay::Relays};
 use polymq_core::{Address, Backend};
 use polymq_kafka::KafkaBackend;
-use polymq_testkit::{BareClient, Broker, BrokerControl, Denied, Harness, Heartbeat, Passwords, Suite, Switch, Tool};
+use polymq_testkit::{
+    BareClient, Broker, BrokerControl, Denied, Harness, Heartbeat, Passwords, Suite, Switch, Tool, Use,
+};
 
 #[derive(Debug)]
 struct Kafka {
+    /// The time after which the broker gives the messages of a killed consumer to another one, in seconds.
+    session: u8,
     broker: Broker,
     bare: Bare,
     relays: Relays,
 }
 
 impl Kafka {
-    fn start() -> Self {
+    fn start(purpose: Use) -> Self {
         let broker = Broker::kafka_with(&["--also", "rotating:unset"]);
         let bare = Bare { servers: broker.address().to_string() };
-        Self { relays: Relays::new(broker.address()), bare, broker }
+        // The shortest that the broker allows where it is killed: a member that comes back after that may wait for it several times.
+        let session = if purpose == Use::Kill { 6 } else { 10 };
+        Self { session, relays: Relays::new(broker.address()), bare, broker }
     }
 
     fn url_of(&self, login: &str, at: SocketAddr) -> String {
-        // The shortest time after which the broker gives the messages of a killed consumer to another one; a member that comes
-        // back after its broker was restarted may wait for it several times.
-        format!("kafka://{login}@{at}?session_timeout=6s")
+        format!("kafka://{login}@{at}?session_timeout={}s", self.session)
     }
 }
 
@@ -102,5 +106,5 @@ impl Harness for Kafka {
 }
 
 fn main() -> ExitCode {
-    Suite::new("kafka", |_| Kafka::start()).main()
+    Suite::new("kafka", Kafka::start).main()
 }

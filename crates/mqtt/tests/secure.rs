@@ -130,7 +130,7 @@ async fn j5_a_rotated_password_reaches_every_connection() {
     std::fs::write(&file, "the-first\n").expect("written");
     let direct = format!("127.0.0.1:{}", broker.port);
     let proxy = Proxy::start(direct.parse().expect("an address")).await.expect("a proxy");
-    let url = format!("mqtt://app@{}", proxy.address());
+    let url = format!("mqtt://app@{}?connect_timeout=60s", proxy.address());
     let settings = [("pass_file", file.clone()), ("reconnect_max", "500ms".into())];
     let bus = connect(&url, &settings).await.expect("with the first password");
     let mut held = bus.queue("held").subscribe(ConsumeOptions::default()).await.expect("a connection that consumes");
@@ -143,7 +143,7 @@ async fn j5_a_rotated_password_reaches_every_connection() {
     // It reads its passwords again.
     assert!(Command::new("kill").args(["-HUP", pid.trim()]).status().expect("kill").success());
     eventually(PATIENCE, || async {
-        let old = connect(&format!("mqtt://app:the-first@{direct}"), &[]).await.map(drop);
+        let old = connect(&format!("mqtt://app:the-first@{direct}?connect_timeout=60s"), &[]).await.map(drop);
         match old.map_err(|error| error.kind()) {
             Err(ErrorKind::Unauthenticated) => Ok(()),
             other => Err(format!("the old password: {other:?}")),

@@ -68,7 +68,7 @@ fn published(body: &[u8]) -> (String, [u8; 2]) {
 async fn claims_keep_to_the_receive_maximum() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let settings = Settings::from_url(&format!("mqtt://{}", listener.local_addr().expect("an address")));
-    let settings = settings.expect("a URL").with("keep_alive", "600s");
+    let settings = settings.expect("a URL").with("keep_alive", "600s").with("operation_timeout", "60s");
     let (connected, mut peer) = tokio::join!(MqttBackend.connect(&settings), Peer::greet(&listener));
     let bus = connected.expect("connected");
     let producer = bus.producer(&Address::topic("news"), &ProduceOptions::default()).await.expect("a producer");

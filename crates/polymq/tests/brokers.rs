@@ -125,7 +125,7 @@ fn a1_c13_one_binary_runs_on_each_backend_and_idles_for_free() {
 
 async fn connect(url: &str) -> Bus {
     let builder = Bus::builder().environment(Environment::default()).url(url);
-    builder.with("reconnect_max", "500ms").connect().await.unwrap()
+    builder.with("reconnect_max", "500ms").with("connect_timeout", "60s").connect().await.unwrap()
 }
 
 /// One queue comes in over AMQP and goes out over MQTT, another is on AMQP both ways, in one process.

@@ -18,9 +18,9 @@ async fn connect(url: &str) -> Bus {
 async fn a7_kafka_in_http_out_and_amqp_both_ways() {
     let (kafka, rabbitmq) = (Broker::kafka(), Broker::rabbitmq());
     let urls = (
-        format!("kafka://admin:secret@{}", kafka.address()),
+        format!("kafka://admin:secret@{}?connect_timeout=60s", kafka.address()),
         format!("http://127.0.0.1:{}", free_port()),
-        format!("amqp://{}", rabbitmq.address()),
+        format!("amqp://{}?connect_timeout=60s", rabbitmq.address()),
     );
     let table = format!(
         "[queues.one]\nconsumer = \"kafka\"\nproducer = \"http\"\n[queues.two]\nconsumer = \"amqp\"\nproducer = \"amqp\"\n\

@@ -64,12 +64,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn url(backend: &'static str) -> String {
     let broker = Arc::clone(lock(&BROKERS).entry(backend).or_default());
     let at = |start: fn() -> Broker| broker.get_or_init(start).address();
+    // Connecting may take a while where all of them run at once.
     match backend {
-        "mqtt" => format!("mqtt://{}", at(|| Broker::mosquitto(&[]))),
-        "amqp" => format!("amqp://{}", at(Broker::rabbitmq)),
-        "kafka" => format!("kafka://admin:secret@{}?session_timeout=45s", at(Broker::kafka)),
-        "sqs" => format!("sqs://test:test@{}?poll_wait=1s", at(|| Broker::sqs("ministack"))),
-        "kubemq" => format!("kubemq://{}", lock(&OWN).get_or_insert_with(Own::start).broker.address()),
+        "mqtt" => format!("mqtt://{}?connect_timeout=60s&operation_timeout=60s", at(|| Broker::mosquitto(&[]))),
+        "amqp" => format!("amqp://{}?connect_timeout=60s", at(Broker::rabbitmq)),
+        "kafka" => format!("kafka://admin:secret@{}?session_timeout=45s&connect_timeout=20s", at(Broker::kafka)),
+        "sqs" => format!("sqs://test:test@{}?poll_wait=1s&connect_timeout=60s", at(|| Broker::sqs("ministack"))),
+        "kubemq" => {
+            format!("kubemq://{}?connect_timeout=60s", lock(&OWN).get_or_insert_with(Own::start).broker.address())
+        }
         "embedded" => format!("embedded://{}", lock(&OWN).get_or_insert_with(Own::start).folder().display()),
         own => format!("{own}://"),
     }

@@ -41,7 +41,7 @@ async fn j22_a_million_sends_to_a_stalled_broker_stay_within_the_window() {
         // So that the connection stays, for all that is sent into it.
         let patient = if scheme == "amqp" { ("heartbeat", "600s") } else { ("keep_alive", "600s") };
         let builder = Bus::builder().environment(Environment::default()).url(format!("{scheme}://{}", proxy.address()));
-        let bus = builder.with(patient.0, patient.1).connect().await.unwrap();
+        let bus = builder.with(patient.0, patient.1).with("connect_timeout", "60s").connect().await.unwrap();
         let queue = bus.queue("stalled").with_timeout(Duration::from_secs(600));
         // Refuses at once when the window is full, or waits.
         let (refusing, waits) =

@@ -9,7 +9,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(60);
 const QUIET: Duration = Duration::from_millis(150);
 
 async fn echo() -> SocketAddr {

@@ -30,8 +30,12 @@ pub async fn what_is_sent_is_received_and_gone_when_acknowledged() {
     assert_eq!(settler.ack(received[0].token).await.expect_err("a second time").kind(), ErrorKind::Stale);
     consumer.close().await.expect("closed");
     assert_eq!(consumer.receive(1, &mut Vec::new()).await.expect_err("after close").kind(), ErrorKind::Closed);
-    let stats = connection.stats(&queue, None).await.expect("counts");
-    assert_eq!((stats.ready, stats.consumers), (0, 0));
+    // The broker may count a consumer for a moment after it has ended.
+    eventually("nothing is left", || async {
+        let stats = connection.stats(&queue, None).await.expect("counts");
+        (stats.ready, stats.consumers) == (0, 0)
+    })
+    .await;
     connection.ping().await.expect("an answer");
     assert_eq!(connection.health().now().state, HealthState::Up);
     producer.close().await.expect("closed");
@@ -92,15 +96,15 @@ pub async fn a_login_that_fails_says_why() {
         let start = Instant::now();
         let settings = Settings::from_url(&url).expect("a URL");
         let error = AmqpConnection::connect(&settings).await.expect_err("refused");
-        assert!(start.elapsed() < Duration::from_secs(25));
+        assert!(start.elapsed() < Duration::from_secs(120));
         assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
         error
     };
-    let error = attempt(format!("amqp://guest:hunter2@127.0.0.1:{port}")).await;
+    let error = attempt(format!("amqp://guest:hunter2@127.0.0.1:{port}?connect_timeout=60s")).await;
     assert_eq!(error.kind(), ErrorKind::Unauthenticated, "{error}");
-    let error = attempt(format!("amqp://guest:guest@127.0.0.1:{port}/nowhere")).await;
+    let error = attempt(format!("amqp://guest:guest@127.0.0.1:{port}/nowhere?connect_timeout=60s")).await;
     assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
-    let error = attempt("amqp://127.0.0.1:1".into()).await;
+    let error = attempt("amqp://127.0.0.1:1?connect_timeout=60s".into()).await;
     assert_eq!((error.kind(), error.retry()), (ErrorKind::Disconnected, Retry::Now), "{error}");
     // A peer that takes the connection and says nothing.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");

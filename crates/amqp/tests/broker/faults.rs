@@ -239,29 +239,37 @@ async fn consumer_has(consumer: &mut dyn polymq_core::Consumer, into: &mut Vec<p
     tokio::time::timeout(Duration::from_millis(1), consumer.receive(1, into)).await.is_ok()
 }
 
+/// Sends it until it is taken: a heartbeat this short loses the connection of a machine that stands still, too.
+async fn send_at_last(producer: &dyn polymq_core::Producer, body: &str) {
+    let start = Instant::now();
+    while let Err(error) = send(producer, message(body)).await {
+        assert!(error.retry() != Retry::Never && start.elapsed() < Duration::from_secs(60), "{error}");
+    }
+}
+
 pub async fn a_broker_that_says_nothing_is_found_out() {
     let broker = breakable();
     let connection = connect(&format!("{}?heartbeat=3s&connect_timeout=60s", broker.url())).await;
+    let patient = connect(&format!("{}?heartbeat=60s&connect_timeout=60s", broker.url())).await;
     let queue = Address::queue(unique("silent"));
     let producer = producer(&connection, &queue).await;
     let mut consumer = consumer(&connection, &queue).await;
-    send(&*producer, message("before")).await.expect("sent");
+    send_at_last(&*producer, "before").await;
     let before = receive(&mut *consumer, 1).await.remove(0);
     broker.kill("STOP");
     // Its last thread stops a little later.
     tokio::time::sleep(Duration::from_millis(200)).await;
-    let start = Instant::now();
     let written = producer.send(message("into the hole"));
     eventually("the silence is noticed", || async { connection.health().now().state == HealthState::Down }).await;
-    let noticed = start.elapsed();
+    let beside = patient.health().now().state;
     let lost = tokio::time::timeout(Duration::from_secs(60), written).await;
     broker.kill("CONT");
     let lost = lost.expect("an answer in time");
-    // The default of ten seconds would take fifteen and more.
-    assert!(noticed < Duration::from_secs(14), "two heartbeats and a bit, but it took {noticed:?}");
+    // It is the heartbeat that counts: who has a longer one has not noticed yet, however slow this machine is.
+    assert_ne!(beside, HealthState::Down, "found out with a heartbeat of a minute too");
     assert_eq!(lost.expect_err("no answer").kind(), ErrorKind::UnknownOutcome);
     eventually("connected again", || async { connection.health().now().state == HealthState::Degraded }).await;
-    send(&*producer, message("after")).await.expect("sent");
+    send_at_last(&*producer, "after").await;
     // The connection that consumes has been lost too, or just not: then the broker still holds the message for us.
     let again = match consumer.settler().ack(before.token).await {
         Ok(()) => None,

@@ -26,7 +26,7 @@ pub async fn a_delayed_message_comes_in_time_and_never_early() {
         let millis: u64 = text(&incoming).parse().expect("a number");
         left.remove(left.iter().position(|one| *one == millis).expect("each comes once"));
         let due = Duration::from_millis(millis);
-        assert!(waited >= due && waited < due + Duration::from_secs(15), "{millis}: {waited:?}");
+        assert!(waited >= due && waited < due + Duration::from_secs(45), "{millis}: {waited:?}");
         assert!(incoming.message.headers().is_empty(), "{:?}", incoming.message);
         consumer.settler().ack(incoming.token).await.expect("acknowledged");
     }

@@ -17,7 +17,9 @@ use crate::{
 #[tokio::test]
 async fn c23_no_more_are_taken_than_were_asked_for() {
     let options = ConsumeOptions { prefetch: 2, ..ConsumeOptions::default() };
-    let (connection, mut consumer, address) = listening(&[("max_requests", "3")], &options).await;
+    // Nobody is cut for being slow, however long a busy machine takes.
+    let limits = [("max_requests", "3"), ("idle_timeout", "120s"), ("body_timeout", "120s")];
+    let (connection, mut consumer, address) = listening(&limits, &options).await;
     let senders = [post(address, "/in/orders", "1"), post(address, "/in/orders", "2")];
     let held = [next(&mut consumer).await, next(&mut consumer).await];
     let answer = answered(post(address, "/in/orders", "3")).await;

@@ -15,7 +15,7 @@ use polymq_testkit::Proxy;
 use crate::{
     common::relay::Relays,
     groups::committed,
-    harness::{bare, connect, consumer, name, producer, send, settings, take},
+    harness::{bare, closed, connect, consumer, name, producer, send, settings, take},
 };
 
 /// A connection through a proxy.
@@ -92,7 +92,7 @@ pub async fn nobody_begins_to_consume_while_the_connection_closes() {
     begin(closing.as_mut()).await;
     let made = connection.consumer(&queue, &ConsumeOptions::default()).await;
     assert_eq!(made.map(drop).expect_err("it closes").kind(), ErrorKind::Closed);
-    closing.await.expect("closed");
+    closed(closing.await);
 }
 
 /// A program may end when its consumer is closed: what was acknowledged is committed, although other messages are not settled yet.
@@ -112,7 +112,7 @@ pub async fn a_closed_consumer_has_committed() {
             reader.settler().ack(done.token).await.expect("ack");
         }
     }
-    connection.close().await.expect("closed");
+    closed(connection.close().await);
 }
 
 /// A message that was settled otherwise while its successor was written is not said to have been retried too.
@@ -126,5 +126,5 @@ pub async fn a_message_is_retried_or_acknowledged() {
     let answers = [done, retried.await];
     let said: Vec<_> = answers.iter().map(|answer| answer.as_ref().map_err(polymq_core::Error::kind)).collect();
     assert!(said.contains(&Ok(&())) && said.contains(&Err(ErrorKind::Stale)), "{said:?}");
-    connection.close().await.expect("closed");
+    closed(connection.close().await);
 }

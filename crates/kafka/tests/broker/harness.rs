@@ -6,7 +6,8 @@ use std::{
 };
 
 use polymq_core::{
-    Address, Connection, ConsumeOptions, Consumer, Incoming, Message, MessageId, ProduceOptions, Producer, Settings,
+    Address, Connection, ConsumeOptions, Consumer, ErrorKind, Incoming, Message, MessageId, ProduceOptions, Producer,
+    Settings,
 };
 use polymq_kafka::KafkaConnection;
 use polymq_testkit::{Broker, BrokerControl};
@@ -40,6 +41,15 @@ pub fn settings() -> Settings {
 
 pub async fn connect(settings: &Settings) -> KafkaConnection {
     KafkaConnection::connect(settings).await.expect("connect")
+}
+
+/// What closing a connection answered. It gives up waiting for a broker that takes longer than five seconds, as one may on a
+/// machine that stands still; it is closed all the same.
+#[track_caller]
+pub fn closed(answer: polymq_core::Result<()>) {
+    if let Err(error) = answer {
+        assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    }
 }
 
 /// A name that no other test uses.

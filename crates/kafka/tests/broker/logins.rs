@@ -5,7 +5,7 @@ use std::time::Instant;
 use polymq_core::{Address, Connection, ConsumeOptions, ErrorKind, Message, Settings};
 use polymq_kafka::KafkaConnection;
 
-use crate::harness::{PATIENCE, bare, body, connect, consumer, name, producer, take};
+use crate::harness::{PATIENCE, bare, body, closed, connect, consumer, name, producer, take};
 
 pub fn settings(scheme: &str, login: &str, at: &str) -> Settings {
     let url = format!("{scheme}://{login}@{at}?connect_timeout=30s&session_timeout=30s");
@@ -25,7 +25,7 @@ pub async fn round_trip(settings: &Settings) {
     producer(&connection, &queue).await.send(Message::new("in")).await.expect("accepted");
     let mut reader = consumer(&connection, &queue, ConsumeOptions::default()).await;
     assert_eq!(body(&take(&mut *reader, 1).await[0]), "in");
-    connection.close().await.expect("close");
+    closed(connection.close().await);
 }
 
 /// PLAIN and SCRAM, right and wrong.

@@ -11,7 +11,7 @@ use polymq_testkit::eventually;
 
 use crate::{
     groups::committed,
-    harness::{PATIENCE, bare, connect, consumer, group, name, producer, send, settings, take},
+    harness::{PATIENCE, bare, closed, connect, consumer, group, name, producer, send, settings, take},
 };
 
 /// Kafka forgets a position some days after its last commit when its group subscribes to another topic, as that of the delay
@@ -45,7 +45,7 @@ pub async fn a_position_in_the_delay_topic_is_committed_with_each_assignment() {
     })
     .await;
     reader.close().await.expect("close");
-    connection.close().await.expect("close");
+    closed(connection.close().await);
 }
 
 /// Only a consumer moves a group to the `position` that it asks for. Declaring is harmless, with members or without.
@@ -66,7 +66,7 @@ pub async fn declaring_does_not_move_a_group_that_exists() {
     take(&mut *reader, 1).await;
     connection.declare(&topic, &at("first")).await.expect("declare beside a member");
     assert_eq!(position(), Offset::Offset(1));
-    connection.close().await.expect("close");
+    closed(connection.close().await);
 }
 
 /// A commit falls into a rebalance of the group, and nothing is received afterwards: nobody tells, but the rebalance ends.
@@ -93,7 +93,8 @@ pub async fn a_commit_that_is_refused_is_repeated() {
         })
         .await;
     };
-    let settings = Settings::from_url(&format!("kafka://{servers}?declare=passive")).expect("a URL");
+    let url = format!("kafka://{servers}?declare=passive&connect_timeout=60s");
+    let settings = Settings::from_url(&url).expect("a URL");
     let connection = connect(&settings).await;
     let mut reader = consumer(&connection, &queue, ConsumeOptions::default()).await;
     send(&*producer(&connection, &queue).await, ["one".to_owned()]).await;
@@ -106,6 +107,6 @@ pub async fn a_commit_that_is_refused_is_repeated() {
     let joined = consumer(&other, &queue, ConsumeOptions::default()).await;
     is_at(1).await;
     drop(joined);
-    connection.close().await.expect("close");
-    other.close().await.expect("close");
+    closed(connection.close().await);
+    closed(other.close().await);
 }

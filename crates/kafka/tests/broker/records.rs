@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use polymq_core::{Address, Connection, ConsumeOptions, HealthState, Message, Settings};
+use polymq_core::{Address, Connection, ConsumeOptions, ErrorKind, HealthState, Message, Settings};
 use polymq_kafka::rdkafka::{
     Message as _,
     consumer::{BaseConsumer, Consumer as _},
@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use crate::{
     common::relay::Relays,
-    harness::{PATIENCE, bare, body, connect, consumer, name, producer, quiet, settings, take},
+    harness::{PATIENCE, bare, body, closed, connect, consumer, name, producer, quiet, settings, take},
 };
 
 /// How many records a topic has, and their bodies.
@@ -48,20 +48,30 @@ pub async fn keys_choose_the_partition_as_other_clients_do() {
         let place = receipt.broker_id.expect("a place");
         assert!(place.starts_with(&format!("{partition}@")), "{key} is at {place}, not in {partition}");
     }
-    connection.close().await.expect("close");
+    closed(connection.close().await);
 }
 
 /// Mission row B15: a program sends 100, awaits none of them, and closes; 100 are on the topic.
 pub async fn b15_closing_flushes_what_was_not_awaited() {
-    let queue = Address::queue(name("flushed"));
-    let connection = connect(&settings()).await;
-    let sender = producer(&connection, &queue).await;
-    for n in 0..100 {
-        drop(sender.send(Message::new(format!("{n}"))));
+    for _ in 0..5 {
+        let queue = Address::queue(name("flushed"));
+        let connection = connect(&settings()).await;
+        let sender = producer(&connection, &queue).await;
+        for n in 0..100 {
+            drop(sender.send(Message::new(format!("{n}"))));
+        }
+        let began = Instant::now();
+        if let Err(error) = connection.close().await {
+            // On a machine that stands still it gives up waiting, as it may, and says so: that round proves nothing.
+            assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+            assert!(began.elapsed() >= Duration::from_secs(5), "gave up after {:?}", began.elapsed());
+            continue;
+        }
+        let found = tokio::task::block_in_place(|| records(queue.name(), 100));
+        assert_eq!(found, (0..100).map(|n| n.to_string()).collect::<Vec<_>>());
+        return;
     }
-    connection.close().await.expect("close");
-    let found = tokio::task::block_in_place(|| records(queue.name(), 100));
-    assert_eq!(found, (0..100).map(|n| n.to_string()).collect::<Vec<_>>());
+    panic!("it gave up waiting each time");
 }
 
 /// While there is no connection messages wait; those that nobody waits for any more take no room, and no flush waits for them.
@@ -71,7 +81,7 @@ pub async fn what_is_withdrawn_in_an_outage_is_gone() {
     let broker: SocketAddr = bare().servers.parse().expect("an address");
     let (proxy, relays) = (Proxy::start(broker).await.expect("a proxy"), Relays::new(broker));
     let at = relays.before(proxy.address());
-    let url = format!("kafka://admin:secret@{at}?declare=passive");
+    let url = format!("kafka://admin:secret@{at}?declare=passive&connect_timeout=60s");
     let connection = connect(&Settings::from_url(&url).expect("a URL")).await;
     let sender = producer(&connection, &queue).await;
     let is = |wanted: HealthState| {
@@ -97,7 +107,7 @@ pub async fn what_is_withdrawn_in_an_outage_is_gone() {
     proxy.refuse(false);
     sender.send(Message::new("next")).await.expect("accepted");
     assert_eq!(tokio::task::block_in_place(|| records(queue.name(), 1)), ["next"]);
-    connection.close().await.expect("close");
+    closed(connection.close().await);
 }
 
 /// A body that tells whether somebody has it.
@@ -131,7 +141,14 @@ pub async fn a_foreign_record_may_hold_anything() {
     // Mission row C17: what the broker knows of it, as Kafka's own client tells it.
     let (offset, partition, time) = tokio::task::block_in_place(|| {
         let reader = bare().consumer(queue.name(), true);
-        let record = reader.poll(PATIENCE).expect("it is kept").expect("a record");
+        let deadline = Instant::now() + PATIENCE;
+        let record = loop {
+            assert!(Instant::now() < deadline, "it is not kept");
+            // Errors on the way are no end.
+            if let Some(Ok(record)) = reader.poll(Duration::from_millis(100)) {
+                break record;
+            }
+        };
         (record.offset(), record.partition(), record.timestamp().to_millis())
     });
     let details = taken[0].details.as_deref().expect("what the broker knows");
@@ -144,7 +161,7 @@ pub async fn a_foreign_record_may_hold_anything() {
     reader.settler().retry(taken[0].token, message, 2, Duration::ZERO).await.expect("retry");
     let again = take(&mut *reader, 1).await;
     assert_eq!((again[0].message.headers(), again[0].message.header_attempt()), (message.headers(), 2));
-    connection.close().await.expect("close");
+    closed(connection.close().await);
 }
 
 /// Nobody else sees them before, and a process that starts later delivers them.
@@ -158,7 +175,7 @@ pub async fn delayed_messages_are_in_the_delay_topic_until_they_are_due() {
     sender.send(Message::new("much later").deliver_in(Duration::from_secs(600))).await.expect("accepted");
     let delay = format!("{}.delay", queue.name());
     assert_eq!(tokio::task::block_in_place(|| records(&delay, 2)).len(), 2);
-    connection.close().await.expect("close");
+    closed(connection.close().await);
     let connection = connect(&settings()).await;
     let mut reader = consumer(&connection, &queue, ConsumeOptions::default()).await;
     let taken = take(&mut *reader, 1).await;
@@ -167,7 +184,7 @@ pub async fn delayed_messages_are_in_the_delay_topic_until_they_are_due() {
     assert!(taken[0].message.system_headers().is_empty() && taken[0].message.deliver_at().is_none());
     reader.settler().ack(taken[0].token).await.expect("ack");
     quiet(&mut *reader).await;
-    connection.close().await.expect("close");
+    closed(connection.close().await);
 }
 
 /// The escape to the native client.
@@ -176,5 +193,5 @@ pub async fn clients_of_your_own_have_the_same_login() {
     let own: BaseConsumer = connection.native_config().expect("settings").create().expect("a client");
     let metadata = tokio::task::block_in_place(|| own.fetch_metadata(None, PATIENCE)).expect("metadata");
     assert_eq!(metadata.brokers().len(), 1);
-    connection.close().await.expect("close");
+    closed(connection.close().await);
 }

@@ -7,6 +7,7 @@ use polymq_core::{
     ProduceOptions,
 };
 use polymq_kafka::rdkafka::{
+    Offset,
     admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication},
     client::DefaultClientContext,
     producer::{BaseProducer, BaseRecord, Producer as _},
@@ -14,7 +15,10 @@ use polymq_kafka::rdkafka::{
 
 use polymq_testkit::eventually;
 
-use crate::harness::{PATIENCE, bare, body, connect, consumer, name, producer, quiet, send, settings, take, url};
+use crate::{
+    groups::committed,
+    harness::{PATIENCE, bare, body, closed, connect, consumer, name, producer, quiet, send, settings, take, url},
+};
 
 pub fn admin() -> AdminClient<DefaultClientContext> {
     bare().config().create().expect("an admin client")
@@ -52,7 +56,7 @@ pub async fn h7_topics_are_made_as_they_are_wanted() {
     connection.delete(&queue, None).await.expect("delete");
     assert_eq!(partitions(queue.name()), 0, "deleted");
     connection.delete(&queue, None).await.expect("harmless");
-    connection.close().await.expect("close");
+    closed(connection.close().await);
 }
 
 /// Mission row H7: what the cluster cannot make is an error of who asked.
@@ -63,7 +67,7 @@ pub async fn h7_more_copies_than_brokers_are_an_error() {
     assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
     assert!(error.to_string().contains("eplication factor") && error.channel() == Some(queue.name()), "{error}");
     assert_eq!(partitions(queue.name()), 0);
-    connection.close().await.expect("close");
+    closed(connection.close().await);
 }
 
 /// Makes a topic, as another tool would, and waits until the broker tells everybody of it.
@@ -92,7 +96,7 @@ pub async fn a_topic_made_by_another_tool_is_taken_as_it_is() {
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
     reader.settler().retry(taken[0].token, &taken[0].message, 2, std::time::Duration::ZERO).await.expect("at once");
     assert_eq!(take(&mut *reader, 1).await[0].message.header_attempt(), 2);
-    connection.close().await.expect("close");
+    closed(connection.close().await);
 }
 
 /// A process that makes nothing consumes a queue that has no delay topic; another one makes it, and delays.
@@ -113,11 +117,17 @@ pub async fn a_delay_topic_that_is_made_later_is_read() {
     assert_eq!(again[0].message.header_attempt(), 2);
     reader.settler().ack(again[0].token).await.expect("ack");
     reader.close().await.expect("close");
-    // And once only: what was read of it is committed with the rest.
+    // And once only: what was read of it is committed with the rest, though a close does not wait for that for ever.
+    let delay = format!("{}.delay", queue.name());
+    eventually(PATIENCE, || async {
+        let found = tokio::task::block_in_place(|| committed(&delay, queue.name())).0;
+        if found == Offset::Offset(2) { Ok(()) } else { Err(format!("{found:?}")) }
+    })
+    .await;
     let mut reader = consumer(&passive, &queue, ConsumeOptions::default()).await;
     quiet(&mut *reader).await;
-    passive.close().await.expect("close");
-    auto.close().await.expect("close");
+    closed(passive.close().await);
+    closed(auto.close().await);
 }
 
 /// A queue for replies is this process's own, and made where topics are only checked, too.
@@ -136,9 +146,9 @@ pub async fn requests_are_answered_where_topics_are_only_checked() {
     assert_eq!(reply.decode::<u64>().expect("a number"), 42);
     let error = asker.queue(name("missing")).send(&1).await.expect_err("nobody makes it");
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
-    asker.close().await.expect("close");
+    closed(asker.close().await);
     running.stop().await.expect("stop");
-    server.close().await.expect("close");
+    closed(server.close().await);
 }
 
 /// Somebody makes more partitions while a reader without a group is at work: it has no rebalance that would tell.
@@ -168,7 +178,7 @@ pub async fn partitions_that_are_added_are_read_without_a_group() {
     bodies.sort();
     assert_eq!(bodies, ["0", "1", "2"]);
     quiet(&mut *reader).await;
-    connection.close().await.expect("close");
+    closed(connection.close().await);
 }
 
 /// Nobody waits for a topic that is no more.
@@ -182,5 +192,5 @@ pub async fn a_deleted_topic_ends_its_consumers() {
     connection.delete(&queue, None).await.expect("delete");
     let ended = tokio::time::timeout(PATIENCE, reader.receive(1, &mut Vec::new())).await.expect("it ends");
     assert_eq!(ended.expect_err("there is nothing to read").kind(), ErrorKind::NotFound);
-    connection.close().await.expect("close");
+    closed(connection.close().await);
 }

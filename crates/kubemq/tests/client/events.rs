@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use crate::{SECOND, connect, start, start_again};
 
 /// How long something that must come may take.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 async fn next(events: &mut Events) -> String {
     let event = timeout(SOON, events.next()).await.expect("in time").expect("an event");

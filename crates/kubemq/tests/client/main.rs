@@ -43,11 +43,15 @@ async fn connect(broker: &Broker) -> KubeMq {
 
 /// A bus of the broker at this address, or of what is between.
 async fn bus(address: SocketAddr) -> Bus {
+    bus_of(&format!("kubemq://{address}")).await
+}
+
+async fn bus_of(url: &str) -> Bus {
     let mut registry = Registry::new();
     let backend: Arc<dyn Backend> = Arc::new(KubeMqBackend);
     registry.add(backend).expect("one backend");
     let builder = Bus::builder().registry(registry).environment(Environment::default());
-    builder.url(format!("kubemq://{address}")).connect().await.expect("connect")
+    builder.url(url).connect().await.expect("connect")
 }
 
 async fn next(subscription: &mut Subscription) -> Delivery {

@@ -35,7 +35,7 @@ async fn a_command_without_a_responder_times_out() {
     let asked = Instant::now();
     let error = client.command(ask("nobody", SECOND)).await.expect_err("nobody answers");
     assert_eq!(error.kind(), ErrorKind::UnknownOutcome, "{error}");
-    assert!((SECOND..15 * SECOND).contains(&asked.elapsed()), "after {:?}", asked.elapsed());
+    assert!((SECOND..45 * SECOND).contains(&asked.elapsed()), "after {:?}", asked.elapsed());
     client.ping().await.expect("the connection is as good as before");
     let cached = Ask { cache: Some(("k".into(), SECOND)), ..ask("nobody", SECOND) };
     assert_eq!(client.command(cached).await.expect_err("no cache").kind(), ErrorKind::InvalidInput);

@@ -1,6 +1,6 @@
 //! Sending and receiving, and the options that a producer has.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use polymq_core::{Address, ConsumeOptions, ErrorKind, Message, ProduceOptions};
 use tokio::time::sleep;
@@ -167,6 +167,17 @@ async fn attempts_and_bodies_survive_version_3_1_1() {
     let mut second =
         broker.connect_with(&[("protocol", "3.1.1")]).await.consumer(&queue, &consume()).await.expect("consumer");
     let producer = bus.producer(&queue, &produce()).await.expect("producer");
+    // The broker deals to both from when both have got something.
+    let deadline = Instant::now() + harness::PATIENCE;
+    let mut reached = [false; 2];
+    while reached != [true; 2] {
+        assert!(Instant::now() < deadline, "one of them gets nothing: {reached:?}");
+        producer.send(Message::new("probe")).await.expect("sent");
+        tokio::select! {
+            _ = harness::take(&mut *consumer, 1) => reached[0] = true,
+            _ = harness::take(&mut *second, 1) => reached[1] = true,
+        }
+    }
     for n in 0..4 {
         producer.send(Message::new(format!("m{n}")).with_id("dropped")).await.expect("sent");
     }

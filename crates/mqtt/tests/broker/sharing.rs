@@ -1,6 +1,6 @@
 //! Who gets what: consumers of one queue, groups of a topic, wildcards.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use polymq_core::{Address, ConsumeOptions, ErrorKind, Message};
 use tokio::time::{sleep, timeout};
@@ -33,6 +33,16 @@ async fn consumers_of_one_queue_split_its_messages() {
                 }
             }
         });
+    }
+    // The broker deals to both connections from when both have got something.
+    let prober = one.producer(&queue, &produce()).await.expect("producer");
+    let deadline = Instant::now() + harness::PATIENCE;
+    let mut reached = [false; 2];
+    while reached != [true; 2] {
+        assert!(Instant::now() < deadline, "a connection gets nothing: {reached:?}");
+        prober.send(Message::new("probe")).await.expect("sent");
+        let (n, _) = timeout(harness::PATIENCE, finds.recv()).await.expect("in time").expect("found");
+        reached[usize::from(n == 2)] = true;
     }
     send_many(&*one, &queue, "m", 300).await;
     let mut seen = Vec::new();

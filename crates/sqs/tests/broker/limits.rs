@@ -25,7 +25,7 @@ async fn silenced(more: &str) -> (Bus, Proxy) {
 pub async fn j21_operations_end_in_time_when_the_service_is_silent() {
     const LIMIT: Duration = Duration::from_secs(5);
     // A busy machine is not the service's silence.
-    const RANGE: std::ops::Range<Duration> = LIMIT..Duration::from_secs(20);
+    const RANGE: std::ops::Range<Duration> = LIMIT..Duration::from_secs(60);
     async fn ends<T: std::fmt::Debug>(name: &str, run: impl AsyncFnOnce(Bus) -> Result<T>) {
         let (bus, _proxy) = silenced("&connect_timeout=5s&request_timeout=5s").await;
         let began = Instant::now();

@@ -122,7 +122,8 @@ pub async fn j4_connections_are_encrypted_and_certificates_checked() {
     old.kill().expect("it is ours");
     old.wait().expect("it is ours");
 
-    let bus = bus(&format!("sqss://test:test@localhost:{port}?poll_wait=1s&ca_file={}", files.path("ca.pem"))).await;
+    let ca = files.path("ca.pem");
+    let bus = bus(&format!("sqss://test:test@localhost:{port}?connect_timeout=60s&poll_wait=1s&ca_file={ca}")).await;
     let queue = bus.queue(unique("encrypted"));
     queue.send_message(Message::new("encrypted")).await.expect("sent");
     let delivery = next(&mut subscribe(&queue).await).await;
@@ -152,7 +153,8 @@ pub async fn j5_rotated_credentials_reach_every_connection() {
         (!request.head.contains(&good)).then(refused)
     });
     write("first");
-    let bus = bus(&format!("sqs://?endpoint=http://{at}&region=us-east-1&credentials_file={path}&poll_wait=1s")).await;
+    let url = format!("sqs://?endpoint=http://{at}&region=us-east-1&credentials_file={path}");
+    let bus = bus(&format!("{url}&poll_wait=1s&connect_timeout=60s")).await;
     let (queue, other) = (bus.queue(unique("rotated")), bus.queue(unique("rotated")));
     let topic = bus.topic(unique("rotated"));
     let mut subscription = subscribe(&queue).await;

@@ -416,7 +416,7 @@ pub async fn peek_refused(cx: Cx) {
 /// The time that each operation is given in the case with a silent broker.
 const GIVEN: Duration = Duration::from_secs(2);
 /// Beyond that: a busy machine, and closing, which has a bound of its own.
-const GRACE: Duration = Duration::from_secs(8);
+const GRACE: Duration = Duration::from_secs(45);
 
 /// A broker that says nothing any more: each operation ends at its configured time with a typed error, and closing ends
 /// too (mission row J21). When the broker speaks again, so does everything.

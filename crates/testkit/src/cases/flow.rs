@@ -119,8 +119,11 @@ pub async fn pause_keeps_the_session(cx: Cx) {
     assert_eq!((now.state, now.reconnects), (before.state, before.reconnects), "the connection is the same one");
     assert_ne!(now.state, HealthState::Down, "{now}");
     if cx.capabilities().stats {
-        let stats = queue.stats(None).await.expect("stats");
-        assert_eq!(stats.consumers, 1, "the consumer is still there: {stats:?}");
+        eventually(PATIENCE, || async {
+            let stats = queue.stats(None).await.map_err(|error| error.to_string())?;
+            if stats.consumers == 1 { Ok(()) } else { Err(format!("the consumer is still there, but {stats:?}")) }
+        })
+        .await;
     }
 
     running.resume(name).expect("resume");

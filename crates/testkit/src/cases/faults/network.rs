@@ -19,7 +19,7 @@ pub(in crate::cases) const CASES: &[Case] = &[
 /// How long a black hole lasts, at least.
 const HOLE: Duration = Duration::from_secs(30);
 /// What an error may say when nobody has answered.
-const NO_ANSWER: [ErrorKind; 3] = [ErrorKind::UnknownOutcome, ErrorKind::Timeout, ErrorKind::Disconnected];
+pub(super) const NO_ANSWER: [ErrorKind; 3] = [ErrorKind::UnknownOutcome, ErrorKind::Timeout, ErrorKind::Disconnected];
 
 /// Every TCP connection is reset at a third and at half of the messages: nothing that was accepted is lost.
 pub async fn reset_of_all_connections(cx: Cx) {
@@ -45,7 +45,7 @@ impl Scenario {
         let began = Instant::now();
         let error = self.perhaps(Duration::from_secs(2)).await.expect_err("nothing can have been accepted");
         assert!(NO_ANSWER.contains(&error.kind()), "{error:?}");
-        let bound = heartbeat.bound + Duration::from_secs(12);
+        let bound = heartbeat.bound + Duration::from_secs(25);
         self.states.goes_down(bound.saturating_sub(began.elapsed()), 0).await;
         self.cx.note(format_args!("noticed after {:?}, declared {:?}", began.elapsed(), heartbeat.bound));
     }

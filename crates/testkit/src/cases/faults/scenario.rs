@@ -3,7 +3,9 @@
 
 use std::{ops::AsyncFnOnce, sync::Arc, time::Duration};
 
-use polymq_core::{Attempt, Bus, Channel, ConsumerFactory, Error, HealthState, Message, Retry, Running, State};
+use polymq_core::{
+    Attempt, Bus, Channel, ConsumerFactory, ConsumerRunner, Error, HealthState, Message, Retry, Running, State,
+};
 use tokio::{
     sync::{Notify, OwnedRwLockWriteGuard, RwLock},
     task::{JoinHandle, JoinSet},
@@ -13,7 +15,7 @@ use tokio::{
 use super::states::{States, is_up};
 use crate::{
     Cx, Figures, Ledger, PATIENCE, Proxy,
-    drive::{Log, Seen, bodies, retry_every, start},
+    drive::{Log, Seen, bodies, retry_every},
     eventually,
 };
 
@@ -109,11 +111,14 @@ async fn handle(message: Message, attempt: Attempt, of: State<Handling>) {
     of.own.add(&message, attempt.0);
 }
 
-async fn consume(bus: &Bus, name: &str, handling: Handling) -> Running {
-    let mut consumers = ConsumerFactory::new(bus);
-    let route = consumers.state(handling).route(name, handle);
-    route.concurrency(4).prefetch(20).policy(retry_every(Duration::from_millis(100), 100));
-    start(consumers).await
+async fn consume(cx: &Cx, bus: &Bus, name: &str, handling: Handling) -> Running {
+    eventually(cx.harness().recovery(), || {
+        let mut consumers = ConsumerFactory::new(bus);
+        let route = consumers.state(handling.clone()).route(name, handle);
+        route.concurrency(4).prefetch(20).policy(retry_every(Duration::from_millis(100), 100));
+        ConsumerRunner::new(consumers).start()
+    })
+    .await
 }
 
 /// A second consumer of a scenario, over a connection of its own.
@@ -153,7 +158,7 @@ impl Scenario {
         };
         let name = cx.name();
         let handling = Handling { slow: plan.slow, ..Handling::default() };
-        let running = consume(&bus, &name, handling.clone()).await;
+        let running = consume(cx, &bus, &name, handling.clone()).await;
         Self {
             cx: cx.clone(),
             queue: sender.as_ref().unwrap_or(&bus).queue(name).with_timeout(plan.one_send),
@@ -224,7 +229,7 @@ impl Scenario {
         let (started, handled) = (self.started.clone(), self.handled.clone());
         let gate = Arc::default();
         let handling = Handling { started, handled, own: own.clone(), gate: Arc::clone(&gate), slow: None };
-        let running = consume(&bus, self.queue.address().name(), handling).await;
+        let running = consume(&self.cx, &bus, self.queue.address().name(), handling).await;
         Member { handled: own, bus, running, gate }
     }
 
@@ -412,6 +417,11 @@ fn marker(number: usize) -> String {
 }
 
 async fn connect(cx: &Cx, plan: &Plan, url: &str, states: Option<&States>) -> Bus {
+    // What is short for the sake of connecting again may be too short for a first time on a busy machine.
+    eventually(cx.harness().recovery(), || try_to_connect(cx, plan, url, states)).await
+}
+
+async fn try_to_connect(cx: &Cx, plan: &Plan, url: &str, states: Option<&States>) -> Result<Bus, String> {
     let mut builder = cx.builder_to(url.to_owned());
     if let Some(states) = states {
         builder = states.watched(builder);
@@ -419,7 +429,7 @@ async fn connect(cx: &Cx, plan: &Plan, url: &str, states: Option<&States>) -> Bu
     for (key, value) in usual(cx).iter().chain(&plan.settings) {
         builder = builder.with(key, value);
     }
-    builder.connect().await.expect("connect")
+    builder.connect().await.map_err(|error| error.to_string())
 }
 
 /// Settings under which a lost connection is looked for again soon, as far as the backend has them.
