@@ -1,6 +1,10 @@
 //! Everything that must exist at the broker, as one value: planned without changing anything, then made.
 
-use std::{collections::BTreeMap, fmt, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::Path,
+};
 
 use serde::Deserialize;
 
@@ -36,9 +40,12 @@ use crate::{Address, Bus, ChannelKind, ConsumeOptions, Error, ErrorKind, Kinds, 
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Topology {
-    channels: BTreeMap<(Address, Option<String>), ConsumeOptions>,
+    channels: BTreeMap<Key, ConsumeOptions>,
     bindings: Vec<(Address, Address)>,
 }
+
+/// A channel, and the group where it is a group's share of a topic.
+type Key = (Address, Option<String>);
 
 impl Topology {
     /// Nothing.
@@ -144,7 +151,7 @@ impl Topology {
             let state = if exists { StepState::Present } else { StepState::Missing };
             Ok::<_, Error>(Step { what: StepKind::channel(address, group), state })
         };
-        for ((address, group), options) in &self.channels {
+        for ((address, group), options) in self.in_order(bus) {
             steps.push(look(address, group).await?);
             let Some(letters) = self.letters(bus, address, options) else { continue };
             let what = StepKind::channel(&letters, &None);
@@ -170,7 +177,7 @@ impl Topology {
         }
         let plan = self.plan(bus).await?;
         let missing = |what: StepKind| plan.missing().any(|step| step.what == what);
-        for ((address, group), options) in &self.channels {
+        for ((address, group), options) in self.in_order(bus) {
             let letters = self.letters(bus, address, options);
             // Declaring a channel makes both, and is harmless to the one that exists.
             if missing(StepKind::channel(address, group))
@@ -185,12 +192,33 @@ impl Topology {
         Ok(plan)
     }
 
-    /// The queue for dead letters that is made with a channel. Not one that has an entry, and maybe options, of its own, nor
-    /// that of a channel that must exist already. A subscription without a group makes its own, when it is there.
+    /// The channels, each behind its dead-letter queue where that has an entry: made with its channel it would get that
+    /// one's options.
+    fn in_order(&self, bus: &Bus) -> Vec<(&Key, &ConsumeOptions)> {
+        let (mut ordered, mut seen) = (Vec::new(), BTreeSet::new());
+        for entry in &self.channels {
+            let mut chain = Vec::new();
+            let mut next = Some(entry);
+            while let Some((key, options)) = next.filter(|(key, _)| seen.insert(*key)) {
+                chain.push((key, options));
+                let letters = Self::all_letters(bus, &key.0, options);
+                next = letters.and_then(|letters| self.channels.get_key_value(&(letters, None)));
+            }
+            ordered.extend(chain.into_iter().rev());
+        }
+        ordered
+    }
+
+    /// The queue for dead letters that is made with a channel, and has no entry, and maybe options, of its own.
     fn letters(&self, bus: &Bus, address: &Address, options: &ConsumeOptions) -> Option<Address> {
+        Self::all_letters(bus, address, options).filter(|letters| !self.channels.contains_key(&(letters.clone(), None)))
+    }
+
+    /// The queue for dead letters that is made with a channel; not that of a channel that must exist already. A subscription
+    /// without a group makes its own, when it is there.
+    fn all_letters(bus: &Bus, address: &Address, options: &ConsumeOptions) -> Option<Address> {
         let kept = address.kind() == ChannelKind::Queue || options.group.is_some();
-        let letters = (kept && options.declare).then(|| bus.channel(address.clone()).letters_of(options)).flatten();
-        letters.filter(|letters| !self.channels.contains_key(&(letters.clone(), None)))
+        (kept && options.declare).then(|| bus.channel(address.clone()).letters_of(options)).flatten()
     }
 }
 

@@ -182,6 +182,28 @@ async fn h8_a_dead_letter_queue_in_the_topology_is_made_for_itself() {
     assert!(bus.queue("orders.dlq").exists(None).await.expect("looks"));
 }
 
+/// What is for the dead letters of others is made before them, or it would get their options; whatever names each other is made all
+/// the same.
+#[tokio::test]
+async fn h8_dead_letter_queues_are_made_before_their_channels() {
+    let bus = bus("h8-order").await;
+    let to =
+        |letters: &str| ConsumeOptions { dead_letters: Some(Address::queue(letters)), ..ConsumeOptions::default() };
+    let topology = Topology::new()
+        .queue("a")
+        .queue("a.dlq")
+        .channel(Address::queue("b"), to("c"))
+        .channel(Address::queue("c"), to("d"))
+        .queue("d.dlq")
+        .channel(Address::queue("d"), to("d.dlq"))
+        .channel(Address::queue("x"), to("y"))
+        .channel(Address::queue("y"), to("x"));
+    let made = topology.apply(&bus).await.expect("makes").to_string();
+    let names: Vec<_> = made.lines().map(|line| line.trim_start_matches("missing: queue ")).collect();
+    assert_eq!(names, ["a.dlq", "a", "d.dlq", "d", "c", "b", "y", "x"]);
+    assert_eq!(topology.apply(&bus).await.expect("looks").missing().count(), 0);
+}
+
 /// Looking at dead letters, or sending them back, makes no queue; nor has a dead-letter queue one of its own.
 #[tokio::test(start_paused = true)]
 async fn dead_letters_are_looked_at_without_making_queues() {

@@ -135,6 +135,27 @@ fn j8_secrets_are_in_no_error_and_no_debug_output() {
 }
 
 #[test]
+fn a_variable_one_slip_away_is_refused_and_the_one_meant_is_named() {
+    let check = |pairs: &[(&str, &str)]| Bus::builder().environment(pairs.iter().copied().collect()).check();
+    for (slip, meant) in [
+        ("POLYMQ_ULR", "POLYMQ_URL"),
+        ("POLYMQ_URI", "POLYMQ_URL"),
+        ("POLYMQ_URLS", "POLYMQ_URL"),
+        ("POLYMQ_BACKED", "POLYMQ_BACKEND"),
+        ("POLYMQ_PERFIX", "POLYMQ_PREFIX"),
+    ] {
+        let error = check(&[(slip, "memory://s3cr3t@here")]).expect_err("a slip");
+        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+        let text = error.to_string();
+        assert!(text.contains(slip) && text.contains(&format!("did you mean {meant}?")), "{text}");
+        assert!(!format!("{text} {error:?}").contains("s3cr3t"), "{text}");
+    }
+    // Whoever has said what polymq asks for has not misspelt it; what looks like nothing of polymq's is another program's.
+    check(&[("POLYMQ_URI", "x"), ("POLYMQ_URL", "memory://here")]).expect("not a slip");
+    check(&[("POLYMQ_DOCKER", "never"), ("POLYMQ_HOME", "/srv")]).expect("somebody else's");
+}
+
+#[test]
 fn a4_unknown_backends_list_what_is_linked_and_guess() {
     let registry = Registry::linked();
     assert!(registry.names().any(|name| name == "memory"));

@@ -11,7 +11,7 @@ use super::{BACKEND_VARIABLE, Bus, Identity, PREFIX_VARIABLE, Parts, UNLABELLED_
 use crate::{
     Environment, Error, ErrorKind, Health, HealthWatch, Kinds, Layer, Registry, Result, Settings,
     channel::{Opened, Sent},
-    config::{Origin, nearest},
+    config::{Origin, is_slip_of},
     prefix::Prefixed,
     request::{Answering, Requests},
 };
@@ -148,7 +148,7 @@ impl BusBuilder {
                 &process
             }
         };
-        warn_about_unknown(environment, &registry);
+        check_variables(environment, &registry)?;
         let mut settings = self.settings.clone();
         // A URL given in code also decides against a backend chosen in the environment.
         let name = match (&self.backend, &self.url) {
@@ -271,14 +271,21 @@ fn report_health(mut watch: HealthWatch, callbacks: Vec<HealthCallback>) {
     });
 }
 
-fn warn_about_unknown(environment: &Environment, registry: &Registry) {
+/// A variable that is one slip away from one of polymq's own is taken for a slip: the service would run with its default, which
+/// for the backend is this process. Others may belong to another program.
+fn check_variables(environment: &Environment, registry: &Registry) -> Result<()> {
     let own = [BACKEND_VARIABLE, URL_VARIABLE, UNLABELLED_VARIABLE, PREFIX_VARIABLE, crate::BIND_VARIABLE];
     for (variable, _) in environment.with_prefix("POLYMQ_") {
         let of_backend =
             registry.names().any(|name| variable.starts_with(&format!("POLYMQ_{}_", name.to_ascii_uppercase())));
-        if !of_backend && !own.contains(&variable) && !variable.starts_with("POLYMQ_TEST_") {
-            let near = nearest(variable, own.into_iter()).unwrap_or("none");
-            tracing::warn!(variable, near, "unknown variable with polymq's prefix is ignored");
+        if of_backend || own.contains(&variable) || variable.starts_with("POLYMQ_TEST_") {
+            continue;
         }
+        if let Some(meant) = own.into_iter().find(|own| is_slip_of(own, variable) && environment.get(own).is_none()) {
+            return Err(Error::new(ErrorKind::Config, format!("the environment variable {variable} is not known"))
+                .with_hint(format!("did you mean {meant}? If it belongs to another program, set {meant} as well")));
+        }
+        tracing::warn!(variable, "unknown variable with polymq's prefix is ignored");
     }
+    Ok(())
 }

@@ -21,3 +21,8 @@ pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> O
         .min()
         .map(|(_, other)| other)
 }
+
+/// Whether a name is the other one but for one letter, or two that changed places.
+pub(crate) fn is_slip_of(name: &str, other: &str) -> bool {
+    strsim::damerau_levenshtein(name, other) == 1
+}
