@@ -4,13 +4,16 @@
 
 use std::{
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use polymq_core::{Address, Backend, ConsumeOptions, HealthState, HealthWatch, Settings};
+use polymq_core::{
+    Address, Backend, Connection, ConsumeOptions, ErrorKind, HealthState, HealthWatch, Message, ProduceOptions, Retry,
+    Settings,
+};
 use polymq_kafka::KafkaBackend;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -21,6 +24,9 @@ use tokio::{
 /// Longer than a client takes to be given up, and a machine that stands still besides.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+const PRODUCE: i16 = 0;
+const FETCH: i16 = 1;
+const LIST_OFFSETS: i16 = 2;
 const METADATA: i16 = 3;
 const FIND_COORDINATOR: i16 = 10;
 const API_VERSIONS: i16 = 18;
@@ -36,6 +42,24 @@ struct Cluster {
     told_of_none: AtomicUsize,
     /// How often a consumer has asked who coordinates its group.
     asked: AtomicUsize,
+    /// Whether messages are taken. Until then nobody hears what became of them.
+    takes: AtomicBool,
+    /// How often messages were sent.
+    sent: AtomicUsize,
+    /// The offset of the next message of every partition.
+    end: AtomicI64,
+    /// From where messages were asked for.
+    fetched_from: Mutex<Vec<i64>>,
+    /// How many connections have ended over which that was asked.
+    hung_up: AtomicUsize,
+}
+
+/// What a request gets.
+enum Said {
+    Answer(Answer),
+    Nothing,
+    /// Not a request that is known here.
+    Goodbye,
 }
 
 impl Cluster {
@@ -59,30 +83,43 @@ impl Cluster {
     }
 
     async fn serve(self: Arc<Self>, mut stream: TcpStream) {
+        let mut is_fetching = false;
         while let Ok(length) = stream.read_i32().await {
             let mut request = vec![0; usize::try_from(length).expect("a length")];
             if stream.read_exact(&mut request).await.is_err() {
-                return;
+                break;
             }
-            let Some(body) = self.answer(&request) else { return };
+            is_fetching |= request.starts_with(&FETCH.to_be_bytes());
+            let body = match self.answer(&request) {
+                Said::Answer(Answer(body)) => body,
+                Said::Nothing => continue,
+                Said::Goodbye => break,
+            };
             let mut answer = u32::try_from(body.len() + 4).expect("a length").to_be_bytes().to_vec();
             answer.extend(&request[4..8]);
             answer.extend(body);
             if stream.write_all(&answer).await.is_err() {
-                return;
+                break;
             }
         }
+        self.hung_up.fetch_add(is_fetching.into(), Ordering::AcqRel);
     }
 
-    /// The body of an answer; what it does not know ends the connection.
-    fn answer(&self, request: &[u8]) -> Option<Vec<u8>> {
+    fn answer(&self, request: &[u8]) -> Said {
         let mut answer = Answer::default();
         match i16::from_be_bytes([request[0], request[1]]) {
             API_VERSIONS => {
                 // Version 3: a compact array, each with tags.
                 answer = answer.i16(0);
-                let known = [(0, 3, 7), (1, 4, 11), (METADATA, 0, 4), (FIND_COORDINATOR, 0, 0), (API_VERSIONS, 0, 3)];
-                let known: Vec<_> = known.into_iter().chain([(INIT_PRODUCER_ID, 0, 1)]).collect();
+                let known = [
+                    (PRODUCE, 3, 7),
+                    (FETCH, 4, 4),
+                    (LIST_OFFSETS, 1, 1),
+                    (METADATA, 0, 4),
+                    (FIND_COORDINATOR, 0, 0),
+                    (API_VERSIONS, 0, 3),
+                    (INIT_PRODUCER_ID, 0, 1),
+                ];
                 answer = answer.bytes(&[u8::try_from(known.len() + 1).expect("a few")]);
                 for (key, from, to) in known {
                     answer = answer.i16(key).i16(from).i16(to).bytes(&[0]);
@@ -112,10 +149,37 @@ impl Cluster {
                 // Not available yet.
                 answer = answer.i16(15).i32(-1).string("").i32(-1);
             }
-            INIT_PRODUCER_ID => answer = answer.i32(0).i16(0).i32(0).i32(1).i16(0),
-            _ => return None,
+            INIT_PRODUCER_ID => answer = answer.i32(0).i16(0).i64(1).i16(0),
+            PRODUCE => {
+                self.sent.fetch_add(1, Ordering::AcqRel);
+                if !self.takes.load(Ordering::Acquire) {
+                    return Said::Nothing;
+                }
+                // One topic with one partition, at its end; without a time of the broker's.
+                let end = self.end.fetch_add(1, Ordering::AcqRel);
+                answer = answer.i32(1).string("orders").i32(1).i32(0).i16(0).i64(end).i64(-1).i64(0).i32(0);
+            }
+            LIST_OFFSETS => {
+                let end = self.end.load(Ordering::Acquire);
+                answer = answer.i32(1).string("events").i32(1).i32(0).i16(0).i64(-1).i64(end);
+            }
+            FETCH => {
+                // The replica, how long, how little, how much, isolation; the one topic and its one partition, and the offset.
+                let at = body(request) + 4 * 4 + 1 + 4 + (2 + "events".len()) + 4 + 4;
+                if let Some(offset) = request.get(at..at + 8) {
+                    let offset = i64::from_be_bytes(offset.try_into().expect("eight bytes"));
+                    self.fetched_from.lock().expect("no panic").push(offset);
+                }
+                return Said::Nothing;
+            }
+            _ => return Said::Goodbye,
         }
-        Some(answer.0)
+        Said::Answer(answer)
+    }
+
+    /// Where a consumer has asked for messages since this was asked before.
+    fn fetches(&self) -> Vec<i64> {
+        std::mem::take(&mut self.fetched_from.lock().expect("no panic"))
     }
 
     async fn until(&self, what: &str, is_so: impl Fn(&Self) -> bool) {
@@ -128,10 +192,15 @@ impl Cluster {
     }
 }
 
-/// The names in a request for metadata; what is before them is the head: key, version, number and client.
+/// Where a request begins to say what it wants. What is before that is the head: key, version, number and client.
+fn body(request: &[u8]) -> usize {
+    10 + usize::from(u16::from_be_bytes([request[8], request[9]]))
+}
+
+/// The names in a request for metadata.
 fn topics(request: &[u8]) -> Vec<String> {
     let number = |at: usize| usize::from(u16::from_be_bytes([request[at], request[at + 1]]));
-    let mut at = 10 + number(8);
+    let mut at = body(request);
     let count = i32::from_be_bytes([request[at], request[at + 1], request[at + 2], request[at + 3]]);
     at += 4;
     let mut topics = Vec::new();
@@ -157,6 +226,10 @@ impl Answer {
     }
 
     fn i32(self, number: i32) -> Self {
+        self.bytes(&number.to_be_bytes())
+    }
+
+    fn i64(self, number: i64) -> Self {
         self.bytes(&number.to_be_bytes())
     }
 
@@ -219,4 +292,56 @@ async fn a_consumer_whose_cluster_told_of_no_broker_comes_back() {
     cluster.until("asked again", |cluster| cluster.asked.load(Ordering::Acquire) > asked).await;
     drop(consumer);
     drop(connection);
+}
+
+/// A subscription of its own has no group that remembers where it was: it goes on where it was, and not at the end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscription_without_a_group_goes_on_where_it_was() {
+    let cluster = Cluster::start().await;
+    cluster.end.store(5, Ordering::Release);
+    let connection = KafkaBackend.connect(&cluster.settings()).await.expect("connected");
+    let consumer =
+        connection.consumer(&Address::topic("events"), &ConsumeOptions::default()).await.expect("a consumer");
+    let fetched = |cluster: &Cluster| !cluster.fetched_from.lock().expect("no panic").is_empty();
+    cluster.until("fetched", fetched).await;
+    assert!(cluster.fetches().iter().all(|from| *from == 5), "from the end, as a new subscription does");
+
+    cluster.end.store(9, Ordering::Release);
+    outage(&cluster, &*connection).await;
+    cluster.until("the consumer's client knows nobody", |cluster| cluster.hung_up.load(Ordering::Acquire) > 0).await;
+    cluster.fetches();
+    cluster.is_empty.store(false, Ordering::Release);
+    cluster.until("fetched again", fetched).await;
+    let from = cluster.fetches();
+    assert!(from.iter().all(|from| *from == 5), "{from:?}: what came meanwhile is left out");
+    drop(consumer);
+    drop(connection);
+}
+
+/// What a client had handed over when it was given up may have arrived; what it was not given yet waits for the next one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sends_on_their_way_have_an_unknown_outcome_and_those_that_wait_are_made() {
+    let cluster = Cluster::start().await;
+    let connection = KafkaBackend.connect(&cluster.settings()).await.expect("connected");
+    let orders = connection.producer(&Address::queue("orders"), &ProduceOptions::default()).await.expect("a producer");
+    let first = orders.send(Message::new("1").with_id("first"));
+    cluster.until("sent", |cluster| cluster.sent.load(Ordering::Acquire) > 0).await;
+
+    outage(&cluster, &*connection).await;
+    let second = orders.send(Message::new("2").with_id("second"));
+    let error = timeout(PATIENCE, first).await.expect("answered").expect_err("nobody knows");
+    assert_eq!((error.kind(), error.retry()), (ErrorKind::UnknownOutcome, Retry::UnknownOutcome), "{error}");
+
+    cluster.takes.store(true, Ordering::Release);
+    cluster.is_empty.store(false, Ordering::Release);
+    let receipt = timeout(PATIENCE, second).await.expect("answered").expect("accepted");
+    assert_eq!(receipt.id, "second".into());
+    drop(orders);
+    drop(connection);
+}
+
+/// No broker is told of until the connection knows that it is lost.
+async fn outage(cluster: &Cluster, connection: &dyn Connection) {
+    cluster.is_empty.store(true, Ordering::Release);
+    becomes(&mut connection.health(), false).await;
 }
