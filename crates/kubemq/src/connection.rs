@@ -12,27 +12,28 @@ use std::{
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use polymq_core::{
-    Address, Capabilities, ChannelKind, Connection, ConsumeOptions, Consumer, Error, ErrorKind, HealthWatch, Listed,
-    Message, ProduceOptions, Producer, Result, Settings,
+    Address, Capabilities, ChannelKind, Connection, ConsumeOptions, Consumer, Error, HealthWatch, Listed, Message,
+    ProduceOptions, Producer, Result, Settings,
 };
 use polymq_kubemq_proto::PingResult;
 use tokio::{sync::OnceCell, time::timeout};
 
 use crate::{
     NAME,
+    admin::Admin,
     backend::capabilities,
     config::{Declare, KubeMqConfig, Topics},
     connect::Target,
     consumer::{ConsumerHandle, KubeMqConsumer},
     error,
     group::{self, Mover},
-    link::{Link, LinkHandle, Live},
+    link::{Link, LinkHandle},
     listener::{Heard, Listener, Reading},
     names,
     outbox::{Outbox, ToQueues, ToTopics},
     producer::{CLOSE_TIMEOUT, KubeMqProducer, Sink},
     shared::Shared,
-    topology::{self, Pattern},
+    topology,
     transport::InProcess,
 };
 
@@ -107,8 +108,8 @@ impl KubeMqConnection {
     /// A round trip, and what the server says about itself.
     ///
     /// # Errors
-    /// [`ErrorKind::Disconnected`] when nobody answers in time, [`ErrorKind::Unauthenticated`] when the token is not good
-    /// any more.
+    /// [`ErrorKind::Disconnected`](polymq_core::ErrorKind::Disconnected) when nobody answers in time,
+    /// [`ErrorKind::Unauthenticated`](polymq_core::ErrorKind::Unauthenticated) when the token is not good any more.
     pub async fn server_info(&self) -> Result<ServerInfo> {
         self.link.ping().await.map(ServerInfo::from)
     }
@@ -122,47 +123,12 @@ impl KubeMqConnection {
         self.queues.get_or_init(|| Outbox::start(self.link.link()))
     }
 
+    fn admin(&self) -> Admin<'_> {
+        Admin { link: &self.link, topics: self.config().topics }
+    }
+
     fn may_declare(&self, wanted: bool) -> bool {
         wanted && self.config().declare == Declare::Auto
-    }
-
-    /// Makes a queue, or sees that it is there.
-    async fn ensure_queue(&self, operation: &'static str, queue: &str, declare: bool) -> Result<()> {
-        let link: &Link = &self.link;
-        let live = link.live_soon(operation).await?;
-        match topology::queue_exists(link, &live, queue).await {
-            Ok(true) => return Ok(()),
-            Ok(false) if !declare => return Err(error::not_found(operation, format_args!("the queue {queue:?}"))),
-            Ok(false) => {}
-            // An older server does not tell what there is.
-            Err(error) if declare && error.kind() == ErrorKind::Unsupported => {}
-            Err(error) => return Err(error),
-        }
-        match topology::create(link, &live, Pattern::Queues, queue).await {
-            // It is made when it is used.
-            Err(error) if error.kind() == ErrorKind::Unsupported => Ok(()),
-            made => made,
-        }
-    }
-
-    /// Makes a topic, or sees that it is there. What is not kept needs not be made.
-    async fn ensure_topic(&self, operation: &'static str, topic: &str, declare: bool) -> Result<()> {
-        if self.config().topics == Topics::Events {
-            return Ok(());
-        }
-        let link: &Link = &self.link;
-        let live = link.live_soon(operation).await?;
-        let found = match declare {
-            true => topology::create(link, &live, Pattern::EventsStore, topic).await.map(|()| true),
-            false => topology::exists(link, &live, Pattern::EventsStore, topic).await,
-        };
-        match found {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(error::not_found(operation, format_args!("the topic {topic:?}"))),
-            // It is made when it is used.
-            Err(error) if declare && error.kind() == ErrorKind::Unsupported => Ok(()),
-            Err(error) => Err(error),
-        }
     }
 
     fn readers(&self) -> MutexGuard<'_, Readers> {
@@ -207,37 +173,6 @@ impl KubeMqConnection {
         readers.listeners.retain(|listener| listener.strong_count() > 0);
         readers.listeners.push(Arc::downgrade(&heard));
         Ok(Box::new(listener))
-    }
-
-    /// The groups of a topic.
-    async fn groups(&self, live: &Live, topic: &str) -> Result<Vec<String>> {
-        let queues = topology::list(&self.link, live, Pattern::Queues, topic).await?;
-        let of_topic = |queue: topology::ChannelInfo| {
-            let (address, group) = names::of_queue(&queue.name)?;
-            group.filter(|_| address == Address::topic(topic))
-        };
-        Ok(queues.into_iter().filter_map(of_topic).collect())
-    }
-
-    async fn delete_group(&self, live: &Live, topic: &str, group: &str) -> Result<()> {
-        let (queue, position) = (names::of_group(topic, group), names::of_position(topic, group));
-        topology::delete(&self.link, live, Pattern::Queues, &position).await?;
-        topology::delete(&self.link, live, Pattern::Queues, &queue).await?;
-        topology::delete(&self.link, live, Pattern::EventsStore, &position).await
-    }
-
-    /// The queue that holds what an address, or a group's share of it, holds.
-    fn queue_of(&self, address: &Address, group: Option<&str>) -> Result<String> {
-        match (address.kind(), group, self.config().topics) {
-            (ChannelKind::Queue, ..) => Ok(address.name().to_owned()),
-            (ChannelKind::Topic, _, Topics::Events) => {
-                Err(Error::unsupported(NAME, "looking into a topic that keeps nothing (topics=events)"))
-            }
-            (ChannelKind::Topic, Some(group), _) => Ok(names::of_group(address.name(), group)),
-            (ChannelKind::Topic, None, _) => {
-                Err(Error::unsupported(NAME, "looking into a topic without naming a group"))
-            }
-        }
     }
 
     /// Returns what is held and flushes what was handed over; whether all of it was answered. Whoever does it again, because
@@ -300,8 +235,8 @@ impl Connection for KubeMqConnection {
         if !options.temporary && (self.link.is_up() || !self.config().connect_retry) {
             let declare = self.may_declare(options.declare);
             let made = match address.kind() {
-                ChannelKind::Queue => self.ensure_queue("declare", address.name(), declare).await,
-                ChannelKind::Topic => self.ensure_topic("declare", address.name(), declare).await,
+                ChannelKind::Queue => self.admin().ensure_queue("declare", address.name(), declare).await,
+                ChannelKind::Topic => self.admin().ensure_topic("declare", address.name(), declare).await,
             };
             made.map_err(|error| error.with_channel(address.name()))?;
         }
@@ -336,10 +271,12 @@ impl Connection for KubeMqConnection {
         let declare = self.may_declare(options.declare);
         let located = |error: Error| error.with_channel(address.name());
         match (address.kind(), &options.group) {
-            (ChannelKind::Queue, _) => self.ensure_queue("declare", address.name(), declare).await.map_err(located)?,
+            (ChannelKind::Queue, _) => {
+                self.admin().ensure_queue("declare", address.name(), declare).await.map_err(located)?
+            }
             (ChannelKind::Topic, group) => {
                 group.as_deref().map_or(Ok(()), names::check_group).map_err(located)?;
-                self.ensure_topic("declare", address.name(), declare).await.map_err(located)?;
+                self.admin().ensure_topic("declare", address.name(), declare).await.map_err(located)?;
                 if let (Some(group), Topics::Store) = (group, self.config().topics) {
                     let live = self.link.live_soon("declare").await?;
                     let position = names::of_position(address.name(), group);
@@ -353,77 +290,29 @@ impl Connection for KubeMqConnection {
             }
         }
         if let Some(letters) = options.dead_letters.as_ref().filter(|_| declare) {
-            self.ensure_queue("declare", letters.name(), true).await.map_err(located)?;
+            self.admin().ensure_queue("declare", letters.name(), true).await.map_err(located)?;
         }
         Ok(())
     }
 
     async fn delete(&self, address: &Address, group: Option<&str>) -> Result<()> {
-        let live = self.link.live_soon("delete").await?;
-        let name = address.name();
-        let deleting = async {
-            match (address.kind(), group, self.config().topics) {
-                (ChannelKind::Queue, ..) => topology::delete(&self.link, &live, Pattern::Queues, name).await,
-                (ChannelKind::Topic, _, Topics::Events) => Ok(()),
-                (ChannelKind::Topic, Some(group), _) => self.delete_group(&live, name, group).await,
-                (ChannelKind::Topic, None, _) => {
-                    for group in self.groups(&live, name).await? {
-                        self.delete_group(&live, name, &group).await?;
-                    }
-                    topology::delete(&self.link, &live, Pattern::EventsStore, name).await
-                }
-            }
-        };
-        deleting.await.map_err(|error| error.with_channel(name))
+        self.admin().delete(address, group).await.map_err(|error| error.with_channel(address.name()))
     }
 
     async fn exists(&self, address: &Address, group: Option<&str>) -> Result<bool> {
-        let live = self.link.live_soon("exists").await?;
-        let name = address.name();
-        let found = match (address.kind(), group, self.config().topics) {
-            (ChannelKind::Queue, ..) => topology::queue_exists(&self.link, &live, name).await,
-            // What is not kept needs not be made: it is there for whoever names it.
-            (ChannelKind::Topic, _, Topics::Events) => Ok(true),
-            (ChannelKind::Topic, Some(group), _) => {
-                topology::queue_exists(&self.link, &live, &names::of_position(name, group)).await
-            }
-            (ChannelKind::Topic, None, _) => topology::exists(&self.link, &live, Pattern::EventsStore, name).await,
-        };
-        found.map_err(|error| error.with_channel(name))
+        self.admin().exists(address, group).await.map_err(|error| error.with_channel(address.name()))
     }
 
     async fn list(&self) -> Result<Vec<Listed>> {
-        let live = self.link.live_soon("list").await?;
-        let kept = self.config().topics == Topics::Store;
-        let mut listed = Vec::new();
-        for queue in topology::list(&self.link, &live, Pattern::Queues, "").await? {
-            if let Some((address, group)) = names::of_queue(&queue.name).filter(|(_, group)| kept || group.is_none()) {
-                listed.push(Listed { address, group, stats: None });
-            }
-        }
-        let of_topics = if kept { Pattern::EventsStore } else { Pattern::Events };
-        for topic in topology::list(&self.link, &live, of_topics, "").await? {
-            // Patterns that somebody listens to are no topics.
-            if names::is_topic(&topic.name) && !topic.name.contains(['*', '>']) {
-                listed.push(Listed { address: Address::topic(topic.name), group: None, stats: None });
-            }
-        }
-        Ok(listed)
+        self.admin().list().await
     }
 
     async fn peek(&self, address: &Address, group: Option<&str>, max: usize) -> Result<Vec<Message>> {
-        let located = |error: Error| error.with_channel(address.name());
-        let queue = self.queue_of(address, group)?;
-        self.ensure_queue("peek", &queue, false).await.map_err(located)?;
-        let live = self.link.live_soon("peek").await?;
-        topology::peek(&self.link, &live, &queue, max).await.map_err(located)
+        self.admin().peek(address, group, max).await.map_err(|error| error.with_channel(address.name()))
     }
 
     async fn purge(&self, address: &Address) -> Result<u64> {
-        let located = |error: Error| error.with_channel(address.name());
-        self.ensure_queue("purge", address.name(), false).await.map_err(located)?;
-        let live = self.link.live_soon("purge").await?;
-        topology::purge(&self.link, &live, address.name()).await.map_err(located)
+        self.admin().purge(address.name()).await.map_err(|error| error.with_channel(address.name()))
     }
 
     async fn ping(&self) -> Result<()> {
