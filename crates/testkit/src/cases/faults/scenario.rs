@@ -3,54 +3,23 @@
 
 use std::{ops::AsyncFnOnce, sync::Arc, time::Duration};
 
-use polymq_core::{
-    Attempt, Bus, Channel, ConsumerFactory, ConsumerRunner, Error, HealthState, Message, Retry, Running, State,
-};
+use polymq_core::{Bus, Channel, Error, HealthState, Message, Retry, Running};
 use tokio::{
-    sync::{Notify, OwnedRwLockWriteGuard, RwLock},
     task::{JoinHandle, JoinSet},
     time::Instant,
 };
 
-use super::states::{States, is_up};
+pub(super) use super::plan::Plan;
+use super::{
+    member::{Handling, Member, consume},
+    plan::connect,
+    states::{States, is_up},
+};
 use crate::{
     Cx, Figures, Ledger, PATIENCE, Proxy,
-    drive::{Log, Seen, bodies, retry_every},
+    drive::{Log, Seen, bodies},
     eventually,
 };
-
-/// How a scenario differs from the usual one.
-#[derive(Debug, Clone)]
-pub(super) struct Plan {
-    /// Where it connects.
-    pub(super) url: String,
-    /// Where its sender connects, if that is a connection of its own.
-    pub(super) sender: Option<String>,
-    /// Settings, besides those under which a lost connection is looked for again soon.
-    pub(super) settings: Vec<(String, String)>,
-    /// The time-out of one send.
-    pub(super) one_send: Duration,
-    /// How many sends run at a time.
-    pub(super) senders: usize,
-    /// How long a message is sent again and again until it must be accepted; by default twice the harness's recovery.
-    pub(super) hope: Option<Duration>,
-    /// The first handler of this message goes on when it is told.
-    pub(super) slow: Option<(&'static str, Arc<Notify>)>,
-}
-
-impl Plan {
-    pub(super) fn at(url: String) -> Self {
-        let one_send = Duration::from_secs(5);
-        Self { url, sender: None, settings: Vec::new(), one_send, senders: 8, hope: None, slow: None }
-    }
-
-    /// A proxy before the broker, and a plan that goes through it.
-    pub(super) async fn through_proxy(cx: &Cx) -> (Arc<Proxy>, Self) {
-        let proxy = Proxy::start(cx.broker().address()).await.expect("a proxy");
-        let url = cx.harness().url(Some(proxy.address()));
-        (Arc::new(proxy), Self::at(url))
-    }
-}
 
 /// What health must have told in the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,63 +54,6 @@ pub(super) struct Scenario {
     /// From when until when the broker may have lost what it had answered, because it writes late and was killed.
     unwritten: Vec<(Instant, Instant)>,
     recovery: Option<Duration>,
-}
-
-#[derive(Debug, Clone, Default)]
-struct Handling {
-    started: Log,
-    handled: Log,
-    slow: Option<(&'static str, Arc<Notify>)>,
-    /// Of one consumer alone.
-    own: Log,
-    /// Held up while somebody has it for writing.
-    gate: Arc<RwLock<()>>,
-}
-
-async fn handle(message: Message, attempt: Attempt, of: State<Handling>) {
-    of.started.add(&message, attempt.0);
-    drop(of.gate.read().await);
-    match &of.slow {
-        Some((body, goes_on)) if &message.payload()[..] == body.as_bytes() && of.started.of(body).len() == 1 => {
-            goes_on.notified().await;
-        }
-        _ => tokio::time::sleep(Duration::from_millis(2)).await,
-    }
-    of.handled.add(&message, attempt.0);
-    of.own.add(&message, attempt.0);
-}
-
-async fn consume(cx: &Cx, bus: &Bus, name: &str, handling: Handling) -> Running {
-    eventually(cx.harness().recovery(), || {
-        let mut consumers = ConsumerFactory::new(bus);
-        let route = consumers.state(handling.clone()).route(name, handle);
-        route.concurrency(4).prefetch(20).policy(retry_every(Duration::from_millis(100), 100));
-        ConsumerRunner::new(consumers).start()
-    })
-    .await
-}
-
-/// A second consumer of a scenario, over a connection of its own.
-#[derive(Debug)]
-pub(super) struct Member {
-    pub(super) handled: Log,
-    bus: Bus,
-    running: Running,
-    gate: Arc<RwLock<()>>,
-}
-
-impl Member {
-    /// From here on its handlers wait, until this is dropped.
-    pub(super) async fn is_held_up(&self) -> OwnedRwLockWriteGuard<()> {
-        Arc::clone(&self.gate).write_owned().await
-    }
-
-    /// Its handlers go on when it has begun to leave.
-    pub(super) async fn leaves(self, held_up: OwnedRwLockWriteGuard<()>) {
-        let (stopped, ()) = tokio::join!(self.running.stop(), async { drop(held_up) });
-        stopped.expect("stop");
-        self.bus.close().await.expect("close");
-    }
 }
 
 /// What begins so was sent once, with an error: it may have arrived.
@@ -414,32 +326,6 @@ async fn leaves_no_task() {
 
 fn marker(number: usize) -> String {
     format!("after fault {number}")
-}
-
-async fn connect(cx: &Cx, plan: &Plan, url: &str, states: Option<&States>) -> Bus {
-    // What is short for the sake of connecting again may be too short for a first time on a busy machine.
-    eventually(cx.harness().recovery(), || try_to_connect(cx, plan, url, states)).await
-}
-
-async fn try_to_connect(cx: &Cx, plan: &Plan, url: &str, states: Option<&States>) -> Result<Bus, String> {
-    let mut builder = cx.builder_to(url.to_owned());
-    if let Some(states) = states {
-        builder = states.watched(builder);
-    }
-    for (key, value) in usual(cx).iter().chain(&plan.settings) {
-        builder = builder.with(key, value);
-    }
-    builder.connect().await.map_err(|error| error.to_string())
-}
-
-/// Settings under which a lost connection is looked for again soon, as far as the backend has them.
-pub(super) fn usual(cx: &Cx) -> Vec<(String, String)> {
-    let known = cx.harness().backend();
-    [("reconnect_max", "1s"), ("connect_timeout", "3s")]
-        .into_iter()
-        .filter(|(key, _)| known.keys().iter().any(|known| known.name == *key))
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .collect()
 }
 
 /// Sends until it is accepted, as long as the errors allow it.
