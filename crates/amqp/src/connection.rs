@@ -5,15 +5,11 @@ use std::{
     future::Future,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use async_trait::async_trait;
-use lapin::{
-    options::{QueueDeleteOptions, QueuePurgeOptions},
-    types::FieldTable,
-};
 use polymq_core::{
     Address, Capabilities, ChannelKind, Connection, ConsumeOptions, Consumer, Error, ErrorKind, HealthWatch,
     ProduceOptions, Producer, Result, Settings, Stats,
@@ -21,14 +17,14 @@ use polymq_core::{
 use tokio::{sync::OnceCell, time::timeout};
 
 use crate::{
-    NAME,
+    NAME, admin,
     backend::capabilities,
-    config::{AmqpConfig, Declare, QueueType},
+    config::{AmqpConfig, Declare},
     consumer::{AmqpConsumer, ConsumerHandle, Subscription},
-    convert::short,
-    error::{self, Stage},
+    error,
     health::HealthBoard,
     link::{CLOSE_TIMEOUT, Link, LinkHandle, Live, Role},
+    options::Extra,
     pool::{Publishers, Route},
     producer::AmqpProducer,
     topology::{self, Binding, QueuePlan},
@@ -43,6 +39,10 @@ pub struct AmqpConnection {
     consume: OnceCell<Arc<LinkHandle>>,
     publishers: Arc<Publishers>,
     consumers: Mutex<Vec<ConsumerHandle>>,
+    /// Whether everything was answered when it was closed.
+    closed: OnceCell<bool>,
+    /// Whether the first one who closed has heard so.
+    told: AtomicBool,
 }
 
 impl AmqpConnection {
@@ -64,6 +64,8 @@ impl AmqpConnection {
             publish,
             consume: OnceCell::new(),
             consumers: Mutex::default(),
+            closed: OnceCell::new(),
+            told: AtomicBool::new(false),
         })
     }
 
@@ -115,37 +117,6 @@ impl AmqpConnection {
         Ok(link)
     }
 
-    /// How a call may differ from the settings.
-    fn extra(&self, extra: &[(String, String)], declare: bool) -> Result<Extra> {
-        let mut found = Extra {
-            exchange: self.config.exchange.as_str().into(),
-            queue_type: self.config.queue_type,
-            persistent: self.config.persistent,
-            declare: match self.config.declare {
-                Declare::Auto if !declare => Declare::Passive,
-                configured => configured,
-            },
-        };
-        for (key, value) in extra {
-            match (key.as_str(), value.as_str()) {
-                ("exchange", name) if (1..=255).contains(&name.len()) => found.exchange = name.into(),
-                ("queue_type", "classic") => found.queue_type = QueueType::Classic,
-                ("queue_type", "quorum") => found.queue_type = QueueType::Quorum,
-                ("persistent", "true") => found.persistent = true,
-                ("persistent", "false") => found.persistent = false,
-                ("exchange" | "queue_type" | "persistent", _) => {
-                    return Err(config(format!("option {key:?}: {value:?} is not valid")).with_hint(
-                        "exchange is a name, queue_type is classic or quorum, persistent is true or false",
-                    ));
-                }
-                _ => {
-                    return Err(config(format!("unknown option {key:?}; known: exchange, queue_type, persistent")));
-                }
-            }
-        }
-        Ok(found)
-    }
-
     /// The queue behind an address, its binding and its dead-letter queue.
     fn plan(
         &self,
@@ -176,20 +147,30 @@ impl AmqpConnection {
         })
     }
 
+    /// Stops consumers and flushes what was handed over; whether all of it was answered. Whoever does it again, because the
+    /// first one was given up, waits for the same.
+    async fn wind_up(&self) -> bool {
+        let mut consumers = self.consumers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        futures_util::future::join_all(consumers.iter_mut().map(ConsumerHandle::stop)).await;
+        // Bounded for a broker that does not answer: what it has not confirmed is answered with "unknown outcome".
+        let flushed = timeout(CLOSE_TIMEOUT, self.publishers.flush_all()).await;
+        // Not before the copies of what is retried are confirmed, which acknowledges the originals.
+        consumers.iter().for_each(ConsumerHandle::abandon);
+        // First the one by which a consumer that comes meanwhile knows that it is too late.
+        self.publish.close().await;
+        if let Some(consume) = self.consume.get() {
+            consume.close().await;
+        }
+        self.health.closed("closed by this program");
+        flushed.is_ok()
+    }
+
     /// The queue that counts, purges and deletes are about.
     fn named(address: &Address, group: Option<&str>) -> Result<String> {
         topology::queue_name(address, group)?.ok_or_else(|| {
             error::invalid(format!("the topic {:?} has no queue of its own", address.name())).with_hint("name a group")
         })
     }
-}
-
-#[derive(Debug)]
-struct Extra {
-    exchange: Arc<str>,
-    queue_type: QueueType,
-    persistent: bool,
-    declare: Declare,
 }
 
 async fn start(role: Role, config: &Arc<AmqpConfig>, health: &Arc<HealthBoard>) -> Result<Arc<LinkHandle>> {
@@ -218,7 +199,7 @@ impl Connection for AmqpConnection {
     }
 
     async fn producer(&self, address: &Address, options: &ProduceOptions) -> Result<Box<dyn Producer>> {
-        let extra = self.extra(&options.extra, options.declare)?;
+        let extra = Extra::of(&self.config, &options.extra, options.declare)?;
         let route = match address.kind() {
             // Where somebody waits for a reply: also a queue that the broker has named, or its pseudo-queue for replies. What
             // no queue takes is returned.
@@ -280,7 +261,7 @@ impl Connection for AmqpConnection {
     }
 
     async fn consumer(&self, address: &Address, options: &ConsumeOptions) -> Result<Box<dyn Consumer>> {
-        let extra = self.extra(&options.extra, options.declare)?;
+        let extra = Extra::of(&self.config, &options.extra, options.declare)?;
         let group = options.group.as_deref();
         let mut plan = self.plan(address, group, options.dead_letters.as_ref(), &extra)?;
         if options.temporary {
@@ -309,7 +290,7 @@ impl Connection for AmqpConnection {
     }
 
     async fn declare(&self, address: &Address, options: &ConsumeOptions) -> Result<()> {
-        let extra = self.extra(&options.extra, options.declare)?;
+        let extra = Extra::of(&self.config, &options.extra, options.declare)?;
         let plan = self.plan(address, options.group.as_deref(), options.dead_letters.as_ref(), &extra)?;
         let declared = self.bounded("declare", |live| async move {
             if let Some(binding) = &plan.binding {
@@ -323,14 +304,7 @@ impl Connection for AmqpConnection {
 
     async fn delete(&self, address: &Address, group: Option<&str>) -> Result<()> {
         let Some(queue) = topology::queue_name(address, group)? else { return Ok(()) };
-        let deleted = self.bounded("delete", |live| async move {
-            let channel = live.connection.create_channel().await.map_err(failed("delete"))?;
-            // RabbitMQ takes the deletion of a queue that does not exist for done.
-            let delete = channel.queue_delete(short(&queue)?, QueueDeleteOptions::default());
-            delete.await.map_err(failed("delete"))?;
-            let _ = channel.close(200, "done".into()).await;
-            Ok(())
-        });
+        let deleted = self.bounded("delete", |live| async move { admin::delete(&live, &queue).await });
         match deleted.await {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             deleted => deleted.map_err(|error| error.with_channel(address.name())),
@@ -350,7 +324,7 @@ impl Connection for AmqpConnection {
     }
 
     async fn bind(&self, queue: &Address, topic: &Address) -> Result<()> {
-        let extra = self.extra(&[], true)?;
+        let extra = Extra::of(&self.config, &[], true)?;
         let plan = self.plan(queue, None, None, &extra)?;
         let binding = Binding { exchange: Arc::clone(&extra.exchange), pattern: topic.shared_name() };
         let bound = self.bounded("bind", |live| async move {
@@ -361,15 +335,9 @@ impl Connection for AmqpConnection {
     }
 
     async fn unbind(&self, queue: &Address, topic: &Address) -> Result<()> {
-        let (exchange, name) = (self.config.exchange.clone(), queue.name().to_owned());
-        let unbound = self.bounded("unbind", |live| async move {
-            let channel = live.connection.create_channel().await.map_err(failed("unbind"))?;
-            let (queue, exchange, pattern) = (short(&name)?, short(&exchange)?, short(topic.name())?);
-            let unbind = channel.queue_unbind(queue, exchange, pattern, FieldTable::default());
-            unbind.await.map_err(failed("unbind"))?;
-            let _ = channel.close(200, "done".into()).await;
-            Ok(())
-        });
+        let exchange = self.config.exchange.clone();
+        let unbound = self
+            .bounded("unbind", |live| async move { admin::unbind(&live, queue.name(), &exchange, topic.name()).await });
         match unbound.await {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             unbound => unbound.map_err(|error| error.with_channel(queue.name())),
@@ -378,59 +346,25 @@ impl Connection for AmqpConnection {
 
     async fn stats(&self, address: &Address, group: Option<&str>) -> Result<Stats> {
         let queue = Self::named(address, group)?;
-        let counted = self.bounded("stats", |live| async move {
-            let found = topology::inspect(&live.connection, &queue).await?;
-            let found = found.ok_or_else(|| topology::not_found("queue", &queue))?;
-            let (ready, consumers) = (found.message_count().into(), found.consumer_count().into());
-            Ok(Stats { ready, unsettled: None, consumers })
-        });
+        let counted = self.bounded("stats", |live| async move { admin::stats(&live, &queue).await });
         counted.await.map_err(|error| error.with_channel(address.name()))
     }
 
     async fn purge(&self, address: &Address) -> Result<u64> {
         let queue = Self::named(address, None)?;
-        let purged = self.bounded("purge", |live| async move {
-            let channel = live.connection.create_channel().await.map_err(failed("purge"))?;
-            let purge = channel.queue_purge(short(&queue)?, QueuePurgeOptions::default());
-            let count = purge.await.map_err(failed("purge"))?;
-            let _ = channel.close(200, "done".into()).await;
-            Ok(count.into())
-        });
+        let purged = self.bounded("purge", |live| async move { admin::purge(&live, &queue).await });
         purged.await.map_err(|error| error.with_channel(address.name()))
     }
 
     async fn ping(&self) -> Result<()> {
-        self.bounded("ping", |live| async move {
-            let channel = live.connection.create_channel().await.map_err(failed("ping"))?;
-            channel.close(200, "pong".into()).await.map_err(failed("ping"))
-        })
-        .await
+        self.bounded("ping", |live| async move { admin::ping(&live).await }).await
     }
 
     async fn close(&self) -> Result<()> {
-        let mut consumers = std::mem::take(&mut *self.consumers.lock().unwrap_or_else(PoisonError::into_inner));
-        futures_util::future::join_all(consumers.iter_mut().map(ConsumerHandle::stop)).await;
-        // Bounded for a broker that does not answer: what it has not confirmed is answered with "unknown outcome".
-        let flushed = timeout(CLOSE_TIMEOUT, self.publishers.flush_all()).await;
-        // Not before the copies of what is retried are confirmed, which acknowledges the originals.
-        consumers.iter().for_each(ConsumerHandle::abandon);
-        // First the one by which a consumer that comes meanwhile knows that it is too late.
-        self.publish.close().await;
-        if let Some(consume) = self.consume.get() {
-            consume.close().await;
-        }
-        self.health.closed("closed by this program");
-        flushed.map_err(|_| error::timeout("close"))
+        // Who closes at the same time waits for the same end.
+        let flushed = *self.closed.get_or_init(|| self.wind_up()).await;
+        if flushed || self.told.swap(true, Ordering::AcqRel) { Ok(()) } else { Err(error::timeout("close")) }
     }
-}
-
-fn failed(operation: &'static str) -> impl Fn(lapin::Error) -> Error {
-    move |error| error::native(operation, error, Stage::Operation)
-}
-
-#[cold]
-fn config(sentence: String) -> Error {
-    Error::new(ErrorKind::Config, sentence).with_backend(NAME)
 }
 
 impl fmt::Debug for AmqpConnection {

@@ -49,7 +49,7 @@ pub(crate) struct AmqpConsumer {
 }
 
 /// What the connection needs to close a consumer that is still open.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct ConsumerHandle {
     shared: Arc<Shared>,
     stopped: watch::Receiver<bool>,

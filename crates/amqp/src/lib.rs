@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod admin;
 mod backend;
 mod config;
 mod connect;
@@ -11,6 +12,7 @@ mod health;
 mod inflight;
 mod link;
 mod login;
+mod options;
 mod pool;
 mod producer;
 mod publisher;
