@@ -78,6 +78,7 @@ fn main() -> ExitCode {
         acknowledgements_are_coalesced,
         one_stuck_message_does_not_stop_the_others,
         close_returns_what_was_not_received,
+        who_closes_at_the_same_time_waits_for_the_same_end,
         an_expired_message_is_not_delivered,
         a_message_that_expires_in_ten_thousand_years_is_one_like_others,
     ));

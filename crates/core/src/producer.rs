@@ -42,6 +42,14 @@ pub trait Producer: Send + Sync + fmt::Debug + 'static {
         1
     }
 
+    /// How many of the oldest answers are best waited for together when `window` messages have none, by one who sends many:
+    /// where a thread brings many answers at a time, waking the sender for the first of them costs more than a send. 1 where
+    /// a place is best taken again as soon as it is free.
+    fn answered_together(&self, window: usize) -> usize {
+        let _ = window;
+        1
+    }
+
     /// Sends a request whose answer comes back on the same exchange, where the protocol has one
     /// ([`Capabilities::direct`](crate::Capabilities)); elsewhere it is never called.
     fn request(&self, message: Message) -> Completion<Message> {

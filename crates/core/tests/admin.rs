@@ -178,7 +178,7 @@ async fn h8_a_dead_letter_queue_in_the_topology_is_made_for_itself() {
     let orders = ConsumeOptions { extra, ..ConsumeOptions::default() };
     let topology = Topology::new().channel(Address::queue("orders"), orders).queue("orders.dlq");
     let made = topology.apply(&bus).await.expect("makes").to_string();
-    assert_eq!(made, "present: queue orders\nmissing: queue orders.dlq\n");
+    assert_eq!(made, "missing: queue orders.dlq\npresent: queue orders\n");
     assert!(bus.queue("orders.dlq").exists(None).await.expect("looks"));
 }
 

@@ -80,6 +80,11 @@ impl Producer for KafkaProducer {
         }
     }
 
+    /// Reports come in batches, one after the other.
+    fn answered_together(&self, window: usize) -> usize {
+        window / 2
+    }
+
     async fn flush(&self) -> Result<()> {
         self.answered().await;
         Ok(())

@@ -1,6 +1,9 @@
 use std::time::{Duration, Instant, SystemTime};
 
-use futures_util::{FutureExt, future::join_all};
+use futures_util::{
+    FutureExt,
+    future::{join, join_all},
+};
 use lapin::options::{BasicGetOptions, BasicNackOptions};
 use polymq_core::{Address, Connection, ConsumeOptions, ErrorKind, ProduceOptions};
 
@@ -222,4 +225,24 @@ pub async fn a_message_that_expires_in_ten_thousand_years_is_one_like_others() {
     let received = receive(&mut *consumer, 2).await;
     assert_eq!((text(&received[0]).as_str(), text(&received[1]).as_str()), ("lasting", "another"));
     assert!(received[0].message.expires_at().is_some_and(|at| at > SystemTime::now() + Duration::from_secs(1 << 30)));
+}
+
+/// Whoever closes beside another one: when it is over for any of them, it is over.
+pub async fn who_closes_at_the_same_time_waits_for_the_same_end() {
+    let connection = connect(&shared().url()).await;
+    let queue = Address::queue(unique("closers"));
+    let producer = producer(&connection, &queue).await;
+    send(&*producer, message("kept")).await.expect("sent");
+    let mut consumer = consumer(&connection, &queue).await;
+    let (settler, received) = (consumer.settler(), receive(&mut *consumer, 1).await);
+    let (first, second) = join(connection.close(), async {
+        connection.close().await.expect("closed");
+        settler.ack(received[0].token).await.expect_err("after the end").kind()
+    })
+    .await;
+    first.expect("closed");
+    assert!(matches!(second, ErrorKind::Stale | ErrorKind::Closed), "{second:?}");
+    let again = connect(&shared().url()).await;
+    let mut consumer = self::consumer(&again, &queue).await;
+    assert_eq!(text(&receive(&mut *consumer, 1).await[0]), "kept");
 }

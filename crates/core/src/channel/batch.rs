@@ -3,7 +3,10 @@
 use std::{collections::VecDeque, future::poll_fn, mem, task::Poll};
 
 use futures_util::FutureExt;
-use tokio::{task::coop, time::Instant};
+use tokio::{
+    task::coop,
+    time::{Instant, timeout_at},
+};
 
 use super::{Channel, counters::Counters};
 use crate::{Completion, Error, Message, Outgoing, Receipt, Result, message::Stamp};
@@ -35,6 +38,7 @@ impl Channel {
             }
         };
         let (window, at_once) = (self.0.options.window, producer.at_once().max(1));
+        let together = producer.answered_together(window);
         // One clock read and one random number for the whole call; each id comes after the one before.
         let mut now = Stamp::now();
         // When those must be answered that are handed over now; it holds until something was waited for.
@@ -42,6 +46,9 @@ impl Channel {
         let mut chunk = Outgoing::default();
         let mut since_yield = 0;
         loop {
+            if answers.waiting.len() >= window {
+                answers.wait_for(together).await;
+            }
             if answers.waiting.len() >= window
                 && let Some((until, first)) = answers.waiting.front_mut()
             {
@@ -92,6 +99,9 @@ impl Channel {
             }
             answers.count();
         }
+        if together > 1 {
+            answers.wait_for(answers.waiting.len()).await;
+        }
         while let Some((until, first)) = answers.waiting.front_mut() {
             let answer = self.answer(first, *until).await;
             answers.came(answer);
@@ -112,6 +122,18 @@ struct Answers<'a> {
 impl<'a> Answers<'a> {
     fn new(counters: &'a Counters, expected: usize) -> Self {
         Self { counters, given: Vec::with_capacity(expected), counted: 0, waiting: VecDeque::new() }
+    }
+
+    /// Waits for the last of so many, with which the others mostly come; not longer than the first one does.
+    async fn wait_for(&mut self, together: usize) {
+        let Some((until, _)) = self.waiting.front() else { return };
+        let until = *until;
+        if together > 1
+            && let Some((_, last)) = self.waiting.get_mut(together - 1)
+            && let Ok(answer) = timeout_at(until, &mut *last).await
+        {
+            *last = Completion::ready(answer);
+        }
     }
 
     /// The answer of the first one that waits.
