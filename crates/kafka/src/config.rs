@@ -13,7 +13,11 @@ pub const KEYS: &[Key] = &[
     key("servers", "", "brokers to begin with, where the URL names none: host:port,host:port"),
     key("user", "", "the user, where the URL names none; without one there is no login"),
     key("pass", "", "the password, where the URL names none"),
-    key("mechanism", "plain", "how to log in: plain, scram-sha-256 or scram-sha-512 (SCRAM needs the feature tls)"),
+    key(
+        "mechanism",
+        "plain",
+        "how to log in: plain, scram-sha-256 or scram-sha-512 (SCRAM needs the feature kafka-tls)",
+    ),
     key("heartbeat", "10s", "how often the connection is probed; silence of twice this long is a lost connection"),
     key("session_timeout", "10s", "a consumer that is silent for this long loses its partitions to others"),
     key("connect_timeout", "10s", "bound of one attempt to connect, and of a declaration"),

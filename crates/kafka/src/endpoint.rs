@@ -26,7 +26,7 @@ impl Endpoint {
         if needs_tls && !cfg!(feature = "tls") {
             return Err(Error::new(ErrorKind::NotCompiledIn, "kafkas and SCRAM need TLS, which is not compiled in")
                 .with_backend(NAME)
-                .with_hint("add the feature \"tls\" of polymq-kafka"));
+                .with_hint("add the feature \"kafka-tls\" of the crate polymq (\"tls\" of polymq-kafka)"));
         }
         for server in self.servers().split(',') {
             let Some((host, port)) = server.trim().rsplit_once(':') else {

@@ -50,8 +50,6 @@ struct Cluster {
     end: AtomicI64,
     /// From where messages were asked for.
     fetched_from: Mutex<Vec<i64>>,
-    /// How many connections have ended over which that was asked.
-    hung_up: AtomicUsize,
 }
 
 /// What a request gets.
@@ -83,26 +81,27 @@ impl Cluster {
     }
 
     async fn serve(self: Arc<Self>, mut stream: TcpStream) {
-        let mut is_fetching = false;
         while let Ok(length) = stream.read_i32().await {
             let mut request = vec![0; usize::try_from(length).expect("a length")];
             if stream.read_exact(&mut request).await.is_err() {
-                break;
+                return;
             }
-            is_fetching |= request.starts_with(&FETCH.to_be_bytes());
+            if request.starts_with(&FETCH.to_be_bytes()) {
+                // As a broker that waits for messages.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
             let body = match self.answer(&request) {
                 Said::Answer(Answer(body)) => body,
                 Said::Nothing => continue,
-                Said::Goodbye => break,
+                Said::Goodbye => return,
             };
             let mut answer = u32::try_from(body.len() + 4).expect("a length").to_be_bytes().to_vec();
             answer.extend(&request[4..8]);
             answer.extend(body);
             if stream.write_all(&answer).await.is_err() {
-                break;
+                return;
             }
         }
-        self.hung_up.fetch_add(is_fetching.into(), Ordering::AcqRel);
     }
 
     fn answer(&self, request: &[u8]) -> Said {
@@ -170,7 +169,10 @@ impl Cluster {
                     let offset = i64::from_be_bytes(offset.try_into().expect("eight bytes"));
                     self.fetched_from.lock().expect("no panic").push(offset);
                 }
-                return Said::Nothing;
+                // Nothing new: the end of the partition, twice, no transactions and no records.
+                let end = self.end.load(Ordering::Acquire);
+                answer = answer.i32(0).i32(1).string("events").i32(1);
+                answer = answer.i32(0).i16(0).i64(end).i64(end).i32(0).i32(0);
             }
             _ => return Said::Goodbye,
         }
@@ -275,21 +277,11 @@ async fn a_consumer_whose_cluster_told_of_no_broker_comes_back() {
     cluster.is_empty.store(true, Ordering::Release);
     let mut health = connection.health();
     becomes(&mut health, false).await;
-    let silent = async {
-        loop {
-            // Its client asks twice a second, for as long as it knows anybody.
-            let asked = cluster.asked.load(Ordering::Acquire);
-            tokio::time::sleep(Duration::from_secs(3)).await;
-            if cluster.asked.load(Ordering::Acquire) == asked {
-                return asked;
-            }
-        }
-    };
-    let asked = timeout(PATIENCE, silent).await.expect("the consumer's client knows nobody");
+    silence(|| cluster.asked.swap(0, Ordering::AcqRel)).await;
 
     cluster.is_empty.store(false, Ordering::Release);
     becomes(&mut health, true).await;
-    cluster.until("asked again", |cluster| cluster.asked.load(Ordering::Acquire) > asked).await;
+    cluster.until("asked again", |cluster| cluster.asked.load(Ordering::Acquire) > 0).await;
     drop(consumer);
     drop(connection);
 }
@@ -306,10 +298,10 @@ async fn a_subscription_without_a_group_goes_on_where_it_was() {
     cluster.until("fetched", fetched).await;
     assert!(cluster.fetches().iter().all(|from| *from == 5), "from the end, as a new subscription does");
 
-    cluster.end.store(9, Ordering::Release);
     outage(&cluster, &*connection).await;
-    cluster.until("the consumer's client knows nobody", |cluster| cluster.hung_up.load(Ordering::Acquire) > 0).await;
-    cluster.fetches();
+    silence(|| cluster.fetches().len()).await;
+    // Where a new subscription would begin now.
+    cluster.end.store(9, Ordering::Release);
     cluster.is_empty.store(false, Ordering::Release);
     cluster.until("fetched again", fetched).await;
     let from = cluster.fetches();
@@ -318,9 +310,9 @@ async fn a_subscription_without_a_group_goes_on_where_it_was() {
     drop(connection);
 }
 
-/// What a client had handed over when it was given up may have arrived; what it was not given yet waits for the next one.
+/// What a client had handed over when it was given up may have arrived; what is sent later is taken by the next one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sends_on_their_way_have_an_unknown_outcome_and_those_that_wait_are_made() {
+async fn a_send_on_its_way_has_an_unknown_outcome_and_later_ones_are_accepted() {
     let cluster = Cluster::start().await;
     let connection = KafkaBackend.connect(&cluster.settings()).await.expect("connected");
     let orders = connection.producer(&Address::queue("orders"), &ProduceOptions::default()).await.expect("a producer");
@@ -328,20 +320,43 @@ async fn sends_on_their_way_have_an_unknown_outcome_and_those_that_wait_are_made
     cluster.until("sent", |cluster| cluster.sent.load(Ordering::Acquire) > 0).await;
 
     outage(&cluster, &*connection).await;
-    let second = orders.send(Message::new("2").with_id("second"));
     let error = timeout(PATIENCE, first).await.expect("answered").expect_err("nobody knows");
     assert_eq!((error.kind(), error.retry()), (ErrorKind::UnknownOutcome, Retry::UnknownOutcome), "{error}");
 
     cluster.takes.store(true, Ordering::Release);
     cluster.is_empty.store(false, Ordering::Release);
-    let receipt = timeout(PATIENCE, second).await.expect("answered").expect("accepted");
-    assert_eq!(receipt.id, "second".into());
+    let accepted = async {
+        // The next client may have been told of no broker too, and be given up as well.
+        loop {
+            match orders.send(Message::new("2").with_id("second")).await {
+                Ok(receipt) => return receipt,
+                Err(error) => assert_eq!(error.kind(), ErrorKind::UnknownOutcome, "{error}"),
+            }
+        }
+    };
+    assert_eq!(timeout(PATIENCE, accepted).await.expect("accepted").id, "second".into());
     drop(orders);
     drop(connection);
 }
 
-/// No broker is told of until the connection knows that it is lost.
+/// No broker is told of until somebody has heard so and the connection knows that it is lost.
 async fn outage(cluster: &Cluster, connection: &dyn Connection) {
+    let told = cluster.told_of_none.load(Ordering::Acquire);
     cluster.is_empty.store(true, Ordering::Release);
+    cluster.until("told of none", |cluster| cluster.told_of_none.load(Ordering::Acquire) > told).await;
     becomes(&mut connection.health(), false).await;
+}
+
+/// Waits until nobody asks any more: a client does twice a second at least, for as long as it knows anybody.
+async fn silence(mut asked: impl FnMut() -> usize) {
+    let silent = async {
+        loop {
+            asked();
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            if asked() == 0 {
+                return;
+            }
+        }
+    };
+    timeout(PATIENCE, silent).await.expect("the client knows nobody");
 }
