@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -417,4 +417,47 @@ async fn a_retry_that_did_not_happen_is_not_counted() {
     running.stop().await.expect("stops");
     let stats = running.stats("orders").expect("known");
     assert_eq!((stats.failed, stats.retried, stats.handled), (2, 1, 1));
+}
+
+/// Where messages should wait for their next attempt may not be made, or only later.
+#[derive(Debug)]
+struct NowhereToWait {
+    refused: AtomicUsize,
+    most: usize,
+}
+
+impl Twist for NowhereToWait {
+    fn retry(&self, at: &Receiving, token: Token, message: &Message, attempt: u32, after: Duration) -> Completion<()> {
+        if self.refused.fetch_add(1, Ordering::SeqCst) < self.most {
+            return Completion::ready(Err(Error::new(ErrorKind::PermissionDenied, "not for you")));
+        }
+        at.settler.retry(token, message, attempt, after)
+    }
+}
+
+/// A queue does not stand still for ever because of one message.
+#[tokio::test(start_paused = true)]
+async fn what_may_never_be_tried_again_is_a_dead_letter_and_what_may_later_is_tried_again() {
+    async fn fails_once(message: Message, log: State<Log>) -> Result<(), Failure> {
+        log.add(String::from_utf8_lossy(message.payload()).into_owned());
+        if log.len() == 1 { Err(Failure::new("not yet")) } else { Ok(()) }
+    }
+    for (space, most, handled) in [("nowhere", usize::MAX, ["one", "two"]), ("later", 3, ["one", "one"])] {
+        let bus = bus(space, NowhereToWait { refused: AtomicUsize::new(0), most }).await;
+        let log = Log::default();
+        let mut consumers = ConsumerFactory::new(&bus);
+        let policy = FailurePolicy { backoff: Backoff::fixed(SECOND), ..FailurePolicy::default() };
+        consumers.state(log.clone()).route("orders", fails_once).policy(policy);
+        let running = start(consumers).await;
+        send(&bus, "orders", "one").await;
+        if most == usize::MAX {
+            send(&bus, "orders", "two").await;
+        }
+        assert_eq!(timeout(HOUR, log.wait(2)).await.expect("goes on"), handled, "{space}");
+        running.stop().await.expect("stops");
+        let letters = bus.queue("orders.dlq").peek(None, 10).await.expect("looks");
+        let bodies: Vec<_> = letters.iter().map(|letter| letter.payload().to_vec()).collect();
+        let expected: &[&[u8]] = if most == usize::MAX { &[b"one"] } else { &[] };
+        assert_eq!(bodies, expected, "{space}");
+    }
 }

@@ -103,7 +103,7 @@ async fn insist(env: &Env, mut delivery: Delivery, settlement: Settlement<'_>, m
     let channel = env.origin.address.name();
     let hopeless = OnceLock::new();
     let (mut settlement, mut brief) = (settlement, false);
-    let mut pause = Duration::from_millis(100);
+    let mut pause = FIRST_PAUSE;
     loop {
         let settled = match settlement {
             Settlement::Bury(reason, _) if brief => delivery.bury_briefly(reason).await,
@@ -122,7 +122,7 @@ async fn insist(env: &Env, mut delivery: Delivery, settlement: Settlement<'_>, m
             Err(error) => error.into_parts(),
         };
         env.callbacks.transport_error(&env.origin.address, &error);
-        if settlement.can_never_be(&error) {
+        if settlement.can_never_be(&error) || pause == LONGEST_PAUSE && settlement.is_not_allowed(&error) {
             tracing::warn!(channel, %error, "not settled, and it never can be in this way");
             match settlement {
                 Settlement::Bury(..) if brief => {
@@ -151,10 +151,14 @@ async fn insist(env: &Env, mut delivery: Delivery, settlement: Settlement<'_>, m
             () = env.stop.said() => return again.release(),
             () = tokio::time::sleep(pause) => {}
         }
-        pause = (pause * 2).min(Duration::from_secs(10));
+        pause = (pause * 2).min(LONGEST_PAUSE);
         delivery = again;
     }
 }
+
+/// How long it waits between two tries; 13 s have passed when it is the longest for the first time.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// What is to be done with a delivery.
 #[derive(Clone, Copy)]
@@ -203,6 +207,14 @@ impl<'a> Settlement<'a> {
                 (Self::Answer(_) | Self::Send(_), Handler | Other | PermissionDenied | Refused | Unroutable) => true,
                 _ => false,
             }
+    }
+
+    /// Whether the place where the message should wait is not there, or not for us. It may be about to come, as while a broker
+    /// starts; when it does not, the dead letters are better than a queue that stands still.
+    fn is_not_allowed(self, error: &Error) -> bool {
+        use ErrorKind::{NotFound, PermissionDenied, Refused, Unroutable};
+        matches!(self, Self::Retry(..) | Self::Defer(_))
+            && matches!(error.kind(), NotFound | PermissionDenied | Refused | Unroutable)
     }
 
     /// Why the message was not handled.
