@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use polymq_core::{
-    Bus, Environment, ErrorKind, Registry, Secret, Settings,
+    Backend, Bus, Capabilities, Connection, Environment, Error, ErrorKind, Key, Registry, Result, Secret, Settings,
     config::{Origin, redact_url},
 };
 use serde::Deserialize;
@@ -134,6 +134,82 @@ fn j8_secrets_are_in_no_error_and_no_debug_output() {
     assert!(!format!("{error} {error:?}").contains("s3cr3t"));
 }
 
+/// What the query of a URL says belongs to that URL: it is gone with it, and does not count when the URL does not.
+#[test]
+fn the_query_of_a_url_that_is_not_used_says_nothing() {
+    let file = || Origin::File("queues.toml".into());
+    let variable = || Origin::Variable("POLYMQ_MEMORY_URL".into());
+    let read = |urls: &[(&str, Origin)]| {
+        let mut settings = Settings::new();
+        urls.iter().for_each(|(url, origin)| settings.set_url(url, origin.clone()).expect("a URL"));
+        (settings.get("url").map(str::to_owned), settings.get("capacity").map(str::to_owned))
+    };
+    let prod = (Some("memory://prod".to_owned()), None);
+    let dev = "memory://dev?capacity=1";
+    assert_eq!(read(&[(dev, file()), ("memory://prod", variable())]), prod);
+    assert_eq!(read(&[("memory://prod", variable()), (dev, file())]), prod);
+    assert_eq!(read(&[(dev, variable()), ("memory://prod", variable())]), prod);
+    assert_eq!(read(&[("memory://prod", file()), (dev, variable())]).1.as_deref(), Some("1"));
+    // One that was set beside the URL stays.
+    let mut settings = Settings::from_url(dev).expect("a URL").with("capacity_bytes", "9");
+    settings.merge(&Settings::from_url("memory://prod?capacity=2").expect("a URL"));
+    assert_eq!((settings.get("url"), settings.get("capacity")), (Some("memory://prod"), Some("2")));
+    assert_eq!(settings.get("capacity_bytes"), Some("9"));
+    let mut weaker = Settings::new();
+    weaker.set_url("memory://dev?capacity=3", file()).expect("a URL");
+    settings.merge(&weaker);
+    assert_eq!((settings.get("url"), settings.get("capacity")), (Some("memory://prod"), Some("2")));
+}
+
+/// A broker's address alone does not choose it, and nobody means it to be ignored.
+#[test]
+fn an_address_of_a_backend_that_is_not_chosen_is_refused() {
+    let check = |pairs: &[(&str, &str)]| {
+        let mut registry = Registry::new();
+        registry.add(std::sync::Arc::new(polymq_core::memory::MemoryBackend)).expect("free");
+        registry.add(std::sync::Arc::new(Elsewhere)).expect("free");
+        Bus::builder().registry(registry).environment(pairs.iter().copied().collect()).check()
+    };
+    let error = check(&[("POLYMQ_ELSEWHERE_URL", "elsewhere://me:s3cr3t@host")]).expect_err("not chosen");
+    assert_eq!(error.kind(), ErrorKind::Config);
+    let text = format!("{error} {error:?}");
+    assert!(text.contains("POLYMQ_ELSEWHERE_URL") && text.contains("POLYMQ_BACKEND=elsewhere"), "{text}");
+    assert!(!text.contains("s3cr3t"), "{text}");
+    check(&[("POLYMQ_ELSEWHERE_URL", "elsewhere://host"), ("POLYMQ_BACKEND", "memory")]).expect("memory is chosen");
+    check(&[("POLYMQ_ELSEWHERE_URL", "elsewhere://host"), ("POLYMQ_URL", "memory://here")]).expect("memory is chosen");
+    check(&[("POLYMQ_ELSEWHERE_HEARTBEAT", "5s")]).expect("that says nothing of where");
+}
+
+#[derive(Debug)]
+struct Elsewhere;
+
+#[async_trait::async_trait]
+impl Backend for Elsewhere {
+    fn name(&self) -> &'static str {
+        "elsewhere"
+    }
+
+    fn schemes(&self) -> &'static [&'static str] {
+        &["elsewhere"]
+    }
+
+    fn keys(&self) -> &'static [Key] {
+        &[]
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default()
+    }
+
+    fn check(&self, _: &Settings) -> Result<()> {
+        Ok(())
+    }
+
+    async fn connect(&self, _: &Settings) -> Result<std::sync::Arc<dyn Connection>> {
+        Err(Error::closed("connect"))
+    }
+}
+
 #[test]
 fn a_variable_one_slip_away_is_refused_and_the_one_meant_is_named() {
     let check = |pairs: &[(&str, &str)]| Bus::builder().environment(pairs.iter().copied().collect()).check();
@@ -150,6 +226,9 @@ fn a_variable_one_slip_away_is_refused_and_the_one_meant_is_named() {
         assert!(text.contains(slip) && text.contains(&format!("did you mean {meant}?")), "{text}");
         assert!(!format!("{text} {error:?}").contains("s3cr3t"), "{text}");
     }
+    // What code has said is not looked for among the variables.
+    let builder = Bus::builder().url("memory://here").environment([("POLYMQ_URI", "x")].into_iter().collect());
+    builder.check().expect("not a slip");
     // Whoever has said what polymq asks for has not misspelt it; what looks like nothing of polymq's is another program's.
     check(&[("POLYMQ_URI", "x"), ("POLYMQ_URL", "memory://here")]).expect("not a slip");
     check(&[("POLYMQ_DOCKER", "never"), ("POLYMQ_HOME", "/srv")]).expect("somebody else's");

@@ -114,7 +114,7 @@ async fn a6_what_code_has_not_chosen_is_not_connected() {
     tried.abort();
 }
 
-/// A variable with our prefix that nobody reads is warned about, with the one that was probably meant.
+/// A variable with our prefix that nobody reads is warned about. (One that looks like a slip is refused.)
 #[test]
 fn j1_an_unknown_variable_of_ours_is_warned_about() {
     let log = Log::default();
@@ -125,10 +125,10 @@ fn j1_an_unknown_variable_of_ours_is_warned_about() {
             environment([("POLYMQ_BACKEND", "memory"), ("POLYMQ_MEMORY_CAPACITY", "5"), ("OTHERS_VARIABLE", "1")]);
         Bus::builder().environment(known).check().unwrap();
         assert_eq!(log.text(), "");
-        Bus::builder().environment(environment([("POLYMQ_BACKEN", "s3cr3t-marker")])).check().unwrap();
+        Bus::builder().environment(environment([("POLYMQ_HOME", "s3cr3t-marker")])).check().unwrap();
     });
     let text = log.text();
-    assert!(text.contains("WARN") && text.contains("POLYMQ_BACKEN") && text.contains("POLYMQ_BACKEND"), "{text}");
+    assert!(text.contains("WARN") && text.contains("POLYMQ_HOME"), "{text}");
     assert!(!text.contains("s3cr3t-marker"), "{text}");
 }
 

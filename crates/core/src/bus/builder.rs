@@ -148,7 +148,7 @@ impl BusBuilder {
                 &process
             }
         };
-        check_variables(environment, &registry)?;
+        self.check_variables(environment, &registry)?;
         let mut settings = self.settings.clone();
         // A URL given in code also decides against a backend chosen in the environment.
         let name = match (&self.backend, &self.url) {
@@ -165,7 +165,10 @@ impl BusBuilder {
         let name = match (name, &url) {
             (Some(name), _) => name,
             (None, Some((url, _))) => scheme(url)?,
-            (None, None) => DEFAULT_BACKEND,
+            (None, None) => {
+                nobody_else_is_meant(environment, &registry)?;
+                DEFAULT_BACKEND
+            }
         };
         let backend = Arc::clone(&*registry.backend(name)?);
         if let Some((url, origin)) = url {
@@ -186,6 +189,37 @@ impl BusBuilder {
         settings.read_environment(backend.as_ref(), environment)?;
         backend.check(&settings)?;
         Ok((backend, settings))
+    }
+
+    /// A variable that is one slip away from one of polymq's own, which is asked for and not set, is taken for a slip: the
+    /// service would run with its default, which for the backend is this process. Others may belong to another program.
+    fn check_variables(&self, environment: &Environment, registry: &Registry) -> Result<()> {
+        let own = [
+            (BACKEND_VARIABLE, self.backend.is_none() && self.url.is_none()),
+            (URL_VARIABLE, self.backend.is_none() && self.url.is_none()),
+            (UNLABELLED_VARIABLE, self.accept.is_none()),
+            (PREFIX_VARIABLE, self.prefix.is_none()),
+            (crate::BIND_VARIABLE, true),
+        ];
+        for (variable, _) in environment.with_prefix("POLYMQ_") {
+            let of_backend =
+                registry.names().any(|name| variable.starts_with(&format!("POLYMQ_{}_", name.to_ascii_uppercase())));
+            let is_own = own.iter().any(|(own, _)| *own == variable);
+            if of_backend || is_own || variable.starts_with("POLYMQ_TEST_") {
+                continue;
+            }
+            let meant = own
+                .iter()
+                .find(|(own, asked_for)| *asked_for && is_slip_of(own, variable) && environment.get(own).is_none());
+            if let Some((meant, _)) = meant {
+                return Err(Error::new(ErrorKind::Config, format!("the environment variable {variable} is not known"))
+                    .with_hint(format!(
+                        "did you mean {meant}? If it belongs to another program, set {meant} as well"
+                    )));
+            }
+            tracing::warn!(variable, "unknown variable with polymq's prefix is ignored");
+        }
+        Ok(())
     }
 
     /// Connects.
@@ -271,21 +305,18 @@ fn report_health(mut watch: HealthWatch, callbacks: Vec<HealthCallback>) {
     });
 }
 
-/// A variable that is one slip away from one of polymq's own is taken for a slip: the service would run with its default, which
-/// for the backend is this process. Others may belong to another program.
-fn check_variables(environment: &Environment, registry: &Registry) -> Result<()> {
-    let own = [BACKEND_VARIABLE, URL_VARIABLE, UNLABELLED_VARIABLE, PREFIX_VARIABLE, crate::BIND_VARIABLE];
-    for (variable, _) in environment.with_prefix("POLYMQ_") {
-        let of_backend =
-            registry.names().any(|name| variable.starts_with(&format!("POLYMQ_{}_", name.to_ascii_uppercase())));
-        if of_backend || own.contains(&variable) || variable.starts_with("POLYMQ_TEST_") {
-            continue;
-        }
-        if let Some(meant) = own.into_iter().find(|own| is_slip_of(own, variable) && environment.get(own).is_none()) {
-            return Err(Error::new(ErrorKind::Config, format!("the environment variable {variable} is not known"))
-                .with_hint(format!("did you mean {meant}? If it belongs to another program, set {meant} as well")));
-        }
-        tracing::warn!(variable, "unknown variable with polymq's prefix is ignored");
+/// Where nothing chooses a backend, the address of one is a choice that was forgotten: the service would run in this process.
+fn nobody_else_is_meant(environment: &Environment, registry: &Registry) -> Result<()> {
+    let variable = |name: &str| format!("POLYMQ_{}_URL", name.to_ascii_uppercase());
+    let mut others = registry.names().filter(|name| *name != DEFAULT_BACKEND);
+    match others.find(|name| environment.get(&variable(name)).is_some()) {
+        None => Ok(()),
+        Some(name) => Err(Error::new(
+            ErrorKind::Config,
+            format!("{} is set, but no variable chooses the backend {name}", variable(name)),
+        )
+        .with_hint(format!(
+            "set {BACKEND_VARIABLE}={name}, or {BACKEND_VARIABLE}={DEFAULT_BACKEND} to stay in this process"
+        ))),
     }
-    Ok(())
 }

@@ -64,14 +64,25 @@ impl Settings {
     /// Sets `key`, unless a stronger origin has set it.
     pub fn set(&mut self, key: impl Into<String>, value: impl Into<String>, origin: Origin) {
         let key = key.into();
-        let weaker =
-            |known: &Origin| std::mem::discriminant(known) != std::mem::discriminant(&origin) && *known > origin;
-        if !self.0.get(&key).is_some_and(|(_, known)| weaker(known)) {
+        if self.takes(&key, &origin) {
             self.0.insert(key, (value.into(), origin));
         }
     }
 
-    /// Sets the key `url` and, from its query, the keys named there.
+    /// Whether no stronger origin has set the key. Of equals the later one wins.
+    fn takes(&self, key: &str, origin: &Origin) -> bool {
+        let stronger =
+            |known: &Origin| std::mem::discriminant(known) != std::mem::discriminant(origin) && known > origin;
+        !self.0.get(key).is_some_and(|(_, known)| stronger(known))
+    }
+
+    /// Forgets what the query of a URL has said that another one takes the place of.
+    fn forget_query(&mut self) {
+        self.0.retain(|_, (_, origin)| *origin != Origin::Url);
+    }
+
+    /// Sets the key `url` and, from its query, the keys named there; neither when a stronger origin has set the URL. What the
+    /// query of a URL said is gone with it.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] when the text is no URL.
@@ -80,6 +91,10 @@ impl Settings {
             Error::new(ErrorKind::Config, format!("{:?} {origin} is no URL: {error}", redact_url(text)))
                 .with_hint("write it as scheme://user:password@host:port")
         })?;
+        if !self.takes("url", &origin) {
+            return Ok(());
+        }
+        self.forget_query();
         let pairs: Vec<(String, String)> = url.query_pairs().map(|(key, value)| (key.into(), value.into())).collect();
         url.set_query(None);
         self.set("url", url.as_str(), origin);
@@ -124,7 +139,11 @@ impl Settings {
 
     /// Adds what `other` says and this does not, or says more weakly.
     pub fn merge(&mut self, other: &Self) {
-        for (key, (value, origin)) in &other.0 {
+        let takes_url = other.0.get("url").is_some_and(|(_, origin)| self.takes("url", origin));
+        if takes_url {
+            self.forget_query();
+        }
+        for (key, (value, origin)) in other.0.iter().filter(|(_, (_, origin))| takes_url || *origin != Origin::Url) {
             self.set(key.clone(), value.clone(), origin.clone());
         }
     }
