@@ -150,7 +150,8 @@ pub trait Connection: Send + Sync + fmt::Debug + 'static {
     /// A round trip to the broker.
     async fn ping(&self) -> Result<()>;
 
-    /// Closes consumers and producers that are still open, flushing them, then the connection. A second call does nothing.
+    /// Closes consumers and producers that are still open, flushing them, then the connection. A second call does nothing but
+    /// wait for the end of the first, for as long as that one's future exists.
     async fn close(&self) -> Result<()>;
 }
 

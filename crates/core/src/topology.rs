@@ -202,7 +202,10 @@ impl Topology {
             while let Some((key, options)) = next.filter(|(key, _)| seen.insert(*key)) {
                 chain.push((key, options));
                 let letters = Self::all_letters(bus, &key.0, options);
-                next = letters.and_then(|letters| self.channels.get_key_value(&(letters, None)));
+                next = letters
+                    .and_then(|letters| self.channels.get_key_value(&(letters, None)))
+                    // One that must be there already is looked for when its channel may have made it.
+                    .filter(|(_, options)| options.declare);
             }
             ordered.extend(chain.into_iter().rev());
         }

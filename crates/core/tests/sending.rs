@@ -33,6 +33,8 @@ enum Behaviour {
     Slow,
     /// Is built on another backend, whose errors name that one.
     Borrowed,
+    /// Answers after as many milliseconds as the body says, or never; half of a window is best waited for at once.
+    Together,
 }
 
 #[derive(Debug)]
@@ -60,6 +62,7 @@ impl Producer for StubProducer {
         }
         let (completer, completion) = Completion::queued();
         let id = message.id().cloned().expect("an id was given");
+        let millis: Option<u64> = String::from_utf8_lossy(message.payload()).parse().ok();
         let (behaviour, state) = (self.0, Arc::clone(&self.1));
         let now = state.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
         state.most.fetch_max(now, Ordering::SeqCst);
@@ -84,12 +87,20 @@ impl Producer for StubProducer {
                 // Dropping the completer after the hand-over is what a lost connection does.
                 Behaviour::CutsAfterReceipt if first => return,
                 Behaviour::Slow => tokio::time::sleep(Duration::from_secs(1)).await,
+                Behaviour::Together => match millis {
+                    Some(millis) => tokio::time::sleep(Duration::from_millis(millis)).await,
+                    None => std::future::pending().await,
+                },
                 Behaviour::CutsAfterReceipt | Behaviour::Stuck | Behaviour::Borrowed => {}
             }
             state.in_flight.fetch_sub(1, Ordering::SeqCst);
             completer.complete(Ok(Receipt { id, broker_id: Some("7".into()) }));
         });
         completion
+    }
+
+    fn answered_together(&self, window: usize) -> usize {
+        if self.0 == Behaviour::Together { window / 2 } else { 1 }
     }
 
     async fn flush(&self) -> Result<()> {
@@ -466,4 +477,47 @@ async fn j17_errors_name_the_backend_that_was_chosen() {
     for error in errors {
         assert_eq!(error.backend(), Some("stub"), "{error}");
     }
+}
+
+/// Whichever answer is awaited, each message has its own time, and answers are in the order of the messages.
+#[tokio::test(start_paused = true)]
+async fn answers_that_are_awaited_together_are_each_messages_own() {
+    let never = "never";
+    for (bodies, unanswered, millis) in [
+        (["10", "10", "10", "10", "10", "10"], None, 20),
+        (["1000", "10", "10", "10", "10", "10"], None, 1010),
+        ([never, "10", "10", "10", "10", "10"], Some(0), 2010),
+        (["10", never, "10", "10", "10", "10"], Some(1), 2010),
+        (["10", "10", "10", "10", "10", never], Some(5), 2010),
+    ] {
+        let (bus, _) = stub(Behaviour::Together).await;
+        let queue = bus.queue("orders").with_window(4, WhenFull::Wait).with_timeout(Duration::from_secs(2));
+        let began = tokio::time::Instant::now();
+        let named = |(at, body): (usize, &str)| Message::new(body.to_owned()).with_id(at.to_string());
+        let answers = queue.send_all(bodies.into_iter().enumerate().map(named)).await;
+        assert!(began.elapsed() <= Duration::from_millis(millis + 5), "{bodies:?}: {:?}", began.elapsed());
+        for (at, answer) in answers.iter().enumerate() {
+            match answer {
+                Ok(receipt) => assert_eq!(receipt.id.to_string(), at.to_string(), "{bodies:?}"),
+                Err(error) => {
+                    assert_eq!(
+                        (error.kind(), Some(at)),
+                        (ErrorKind::UnknownOutcome, unanswered),
+                        "{bodies:?}: {error}"
+                    );
+                }
+            }
+        }
+        assert_eq!(answers.iter().filter(|answer| answer.is_err()).count(), unanswered.iter().count(), "{bodies:?}");
+    }
+}
+
+/// What was answered while another one was awaited is known, also when the call is given up.
+#[tokio::test(start_paused = true)]
+async fn answers_that_came_while_others_were_awaited_are_counted() {
+    let (bus, _) = stub(Behaviour::Together).await;
+    let queue = bus.queue("orders").with_window(4, WhenFull::Wait);
+    let sending = queue.send_all(["10", "never", "10", "10", "10"].map(|body| Message::new(body.to_owned())));
+    tokio::time::timeout(Duration::from_secs(1), sending).await.expect_err("one is never answered");
+    assert_eq!(queue.sent(), stats(3, 0, 1));
 }
