@@ -235,8 +235,12 @@ pub async fn who_closes_at_the_same_time_waits_for_the_same_end() {
     send(&*producer, message("kept")).await.expect("sent");
     let mut consumer = consumer(&connection, &queue).await;
     let (settler, received) = (consumer.settler(), receive(&mut *consumer, 1).await);
-    let (first, second) = join(connection.close(), async {
-        connection.close().await.expect("closed");
+    let (mut first, mut second) = (connection.close(), connection.close());
+    assert!((&mut first).now_or_never().is_none(), "it has begun, and the broker is asked");
+    let alone = tokio::time::timeout(Duration::from_secs(1), &mut second).await;
+    assert!(alone.is_err(), "it ended before the one that had begun");
+    let (first, second) = join(first, async {
+        second.await.expect("closed");
         settler.ack(received[0].token).await.expect_err("after the end").kind()
     })
     .await;
