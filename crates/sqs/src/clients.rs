@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
+use aws_config::{
+    BehaviorVersion, Region, SdkConfig, environment::EnvironmentVariableRegionProvider,
+    meta::region::RegionProviderChain, profile::ProfileFileRegionProvider, retry::RetryConfig, timeout::TimeoutConfig,
+};
 use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
 use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
 use aws_smithy_http_client::{
@@ -15,12 +18,13 @@ use tokio::time::timeout;
 
 use crate::{
     NAME,
-    config::{Place, SqsConfig},
+    config::SqsConfig,
     error::{self, Effect},
+    place::Place,
     policy::Grants,
 };
 
-/// Where a server of one's own says it is.
+/// Where a server of one's own is said to be, where nothing says more.
 const DEFAULT_REGION: &str = "us-east-1";
 
 /// What a certificate in a PEM file begins with.
@@ -48,14 +52,32 @@ pub(crate) async fn ask(live: &Clients) -> Result<()> {
     }
 }
 
+/// The region that is named. A server of one's own may know nothing of regions, but requests to it are signed for one.
+async fn region(config: &SqsConfig, place: &Place) -> Option<Region> {
+    match &config.region {
+        Some(region) => Some(Region::new(region.clone())),
+        // Where AWS programs look, but not the machine: it may be no part of AWS, and would not answer.
+        None if place.is_named() => {
+            let mut files = ProfileFileRegionProvider::builder();
+            if let Some(profile) = &config.profile {
+                files = files.profile_name(profile);
+            }
+            let found = EnvironmentVariableRegionProvider::new();
+            let found = RegionProviderChain::first_try(found).or_else(files.build());
+            found.or_else(Region::from_static(DEFAULT_REGION)).region().await
+        }
+        None => None,
+    }
+}
+
 /// Region and credentials, from the settings where they name them, else as every AWS program finds them.
 async fn base(config: &SqsConfig, place: &Place) -> Result<SdkConfig> {
     let mut loader = aws_config::defaults(BehaviorVersion::latest());
     // Retries are ours: the client library would send a message twice.
     loader = loader.retry_config(RetryConfig::disabled());
-    let region = config.region.clone().or_else(|| place.endpoint.as_ref().map(|_| DEFAULT_REGION.to_owned()));
+    let region = region(config, place).await;
     if let Some(region) = region.clone() {
-        loader = loader.region(Region::new(region));
+        loader = loader.region(region);
     }
     if let Some(profile) = &config.profile {
         loader = loader.profile_name(profile);
@@ -72,10 +94,10 @@ async fn base(config: &SqsConfig, place: &Place) -> Result<SdkConfig> {
         _ => None,
     };
     if let (Some(credentials), Some(region)) = (&given, region) {
-        // All is said: nothing is to be looked for in files, or asked of the machine.
+        // All is said: nothing is to be asked of the machine.
         return Ok(SdkConfig::builder()
             .behavior_version(BehaviorVersion::latest())
-            .region(Region::new(region))
+            .region(region)
             .credentials_provider(SharedCredentialsProvider::new(credentials.clone()))
             .retry_config(RetryConfig::disabled())
             .sleep_impl(aws_smithy_async_sleep())
@@ -107,7 +129,6 @@ pub(crate) async fn clients(config: &SqsConfig, grants: Arc<Grants>) -> Result<C
     let base = &loaded.map_err(|_| error::disconnected("connect", "the credentials were not found in time"))??;
     let http = http(config, place.is_plain())?;
     let timeouts = TimeoutConfig::builder().connect_timeout(config.connect_timeout).build();
-    let endpoint = place.endpoint;
     // A long poll that waits is no stalled stream.
     let stalled = aws_config::stalled_stream_protection::StalledStreamProtectionConfig::disabled;
     let mut sqs =
@@ -115,8 +136,10 @@ pub(crate) async fn clients(config: &SqsConfig, grants: Arc<Grants>) -> Result<C
     let mut sns = aws_sdk_sns::config::Builder::from(base).http_client(http).stalled_stream_protection(stalled());
     sqs = sqs.retry_config(RetryConfig::disabled()).timeout_config(timeouts.clone());
     sns = sns.retry_config(RetryConfig::disabled()).timeout_config(timeouts);
-    if let Some(endpoint) = endpoint {
-        sqs = sqs.endpoint_url(&endpoint);
+    if let Some(endpoint) = place.sqs {
+        sqs = sqs.endpoint_url(endpoint);
+    }
+    if let Some(endpoint) = place.sns {
         sns = sns.endpoint_url(endpoint);
     }
     let (sqs, sns) = (aws_sdk_sqs::Client::from_conf(sqs.build()), aws_sdk_sns::Client::from_conf(sns.build()));

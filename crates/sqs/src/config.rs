@@ -1,12 +1,15 @@
-//! The settings of this backend, and the place that they lead to.
+//! The settings of this backend.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
-use polymq_core::{Key, Result, Secret, Settings, config::duration};
+use polymq_core::{
+    Key, Result, Secret, Settings,
+    config::{Origin, duration},
+};
 use serde::Deserialize;
 use url::Url;
 
-use crate::{NAME, error::config};
+use crate::{NAME, error::config, place::Place};
 
 /// Every setting, as [`Backend::keys`](polymq_core::Backend::keys) tells them.
 pub const KEYS: &[Key] = &[
@@ -16,7 +19,9 @@ pub const KEYS: &[Key] = &[
         "sqs:// alone is AWS; sqs://KEY:SECRET@host:port is a server of your own, sqss:// the same with TLS",
     ),
     key("endpoint", "", "where SQS and SNS are, as http:// or https://, instead of what the region says"),
-    key("region", "that of the AWS configuration", "the region; us-east-1 for a server of your own"),
+    key("sqs_endpoint", "", "where SQS is, when that is not where SNS is"),
+    key("sns_endpoint", "", "where SNS is, when that is not where SQS is"),
+    key("region", "that of the AWS configuration", "the region; with an endpoint us-east-1 where nothing names one"),
     key("access_key_id", "", "the access key, where the URL names none; without any, the AWS credential chain"),
     key("secret_access_key", "", "its secret"),
     key("session_token", "", "its session token"),
@@ -79,6 +84,8 @@ const fn key(name: &'static str, default: &'static str, help: &'static str) -> K
 pub struct SqsConfig {
     pub url: Option<Secret>,
     pub endpoint: Option<String>,
+    pub sqs_endpoint: Option<String>,
+    pub sns_endpoint: Option<String>,
     pub region: Option<String>,
     pub access_key_id: Option<String>,
     pub secret_access_key: Option<Secret>,
@@ -119,6 +126,8 @@ impl Default for SqsConfig {
         Self {
             url: None,
             endpoint: None,
+            sqs_endpoint: None,
+            sns_endpoint: None,
             region: None,
             access_key_id: None,
             secret_access_key: None,
@@ -169,9 +178,27 @@ impl SqsConfig {
     /// # Errors
     /// [`ErrorKind::Config`](polymq_core::ErrorKind::Config) naming the key and the expectation.
     pub fn parse(settings: &Settings) -> Result<Self> {
-        let config: Self = settings.parse(NAME)?;
+        let mut config: Self = settings.parse(NAME)?;
+        config.forget_others(settings);
         config.check()?;
         Ok(config)
+    }
+
+    /// What the variables of every AWS program say about one service, or of one key, does not belong to an endpoint, or a key,
+    /// that was given to polymq.
+    fn forget_others(&mut self, settings: &Settings) {
+        let is_foreign = |key| matches!(settings.origin(key), Some(Origin::ForeignVariable(_)));
+        let url = self.url.as_ref().and_then(|url| Url::parse(url.expose()).ok());
+        let url_has = |part: fn(&Url) -> bool| url.as_ref().is_some_and(part);
+        if url_has(|url| url.host_str().is_some_and(|host| !host.is_empty()))
+            || self.endpoint.is_some() && !is_foreign("endpoint")
+        {
+            self.sqs_endpoint.take_if(|_| is_foreign("sqs_endpoint"));
+            self.sns_endpoint.take_if(|_| is_foreign("sns_endpoint"));
+        }
+        if url_has(|url| !url.username().is_empty()) || !is_foreign("access_key_id") {
+            self.session_token.take_if(|_| is_foreign("session_token"));
+        }
     }
 
     fn check(&self) -> Result<()> {
@@ -196,20 +223,7 @@ impl SqsConfig {
 
     /// Where these settings lead, and as whom.
     pub(crate) fn place(&self) -> Result<Place> {
-        let mut place = Place {
-            endpoint: self.endpoint.clone(),
-            key: self.access_key_id.clone(),
-            secret: self.secret_access_key.clone(),
-        };
-        if let Some(url) = &self.url {
-            place.read(url.expose())?;
-        }
-        if place.key.is_some() != place.secret.is_some() {
-            return Err(config("an access key without its secret, or a secret without its key")
-                .with_hint("set access_key_id and secret_access_key, or write sqs://KEY:SECRET@host:port"));
-        }
-        place.check(self.allow_plaintext_remote)?;
-        Ok(place)
+        Place::of(self)
     }
 
     /// Whether looking again may find other credentials: not where the settings name them.
@@ -218,93 +232,10 @@ impl SqsConfig {
     }
 }
 
-/// An endpoint and a login; what is missing is what the AWS configuration says.
-#[derive(Debug, Clone)]
-pub(crate) struct Place {
-    pub(crate) endpoint: Option<String>,
-    pub(crate) key: Option<String>,
-    pub(crate) secret: Option<Secret>,
-}
-
-impl Place {
-    /// What the URL says is stronger than the keys, which fill what it leaves out.
-    fn read(&mut self, text: &str) -> Result<()> {
-        let invalid = || {
-            config("setting \"url\" is not valid, expected sqs://, or sqs:// or sqss://KEY:SECRET@host:port")
-                .with_hint("write special characters in key and secret as %XX")
-        };
-        let url = Url::parse(text).map_err(|_| invalid())?;
-        let decoded = |text: &str| percent_decode(text).ok_or_else(invalid);
-        if !url.username().is_empty() {
-            self.key = Some(decoded(url.username())?);
-            self.secret = url.password().map(decoded).transpose()?.map(Secret::new);
-        }
-        if !matches!(url.path(), "" | "/") {
-            return Err(invalid());
-        }
-        if let Some(host) = url.host_str().filter(|host| !host.is_empty()) {
-            let scheme = if url.scheme() == "sqss" { "https" } else { "http" };
-            let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
-            self.endpoint = Some(format!("{scheme}://{host}{port}"));
-        }
-        Ok(())
-    }
-
-    fn check(&self, allow_plaintext_remote: bool) -> Result<()> {
-        let Some(endpoint) = &self.endpoint else { return Ok(()) };
-        let url = Url::parse(endpoint).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
-        let Some(url) = url else {
-            return Err(config("setting \"endpoint\" is not valid, expected http://host:port or https://host:port"));
-        };
-        let host = url.host_str().unwrap_or_default();
-        if url.scheme() == "http" && !allow_plaintext_remote && !is_loopback(host) {
-            return Err(config(format!("credentials and messages would travel in clear text to {host:?}")).with_hint(
-                "use sqss:// or https://, or set allow_plaintext_remote=true for a network that you trust",
-            ));
-        }
-        Ok(())
-    }
-}
-
-impl Place {
-    /// Whether it is reached without TLS.
-    pub(crate) fn is_plain(&self) -> bool {
-        self.endpoint.as_deref().is_some_and(|endpoint| endpoint.starts_with("http://"))
-    }
-}
-
-impl std::fmt::Display for Place {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.endpoint.as_deref().unwrap_or("AWS"))
-    }
-}
-
-fn is_loopback(host: &str) -> bool {
-    match host.trim_matches(['[', ']']).parse::<IpAddr>() {
-        Ok(address) => address.is_loopback(),
-        Err(_) => host.eq_ignore_ascii_case("localhost") || host.to_ascii_lowercase().ends_with(".localhost"),
-    }
-}
-
-fn percent_decode(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        rest = tail;
-        bytes.push(match first {
-            b'%' => {
-                let digits = std::str::from_utf8(rest.get(..2)?).ok()?;
-                rest = &rest[2..];
-                u8::from_str_radix(digits, 16).ok()?
-            }
-            byte => *byte,
-        });
-    }
-    String::from_utf8(bytes).ok()
-}
-
 #[cfg(test)]
 mod tests {
+    use polymq_core::Backend;
+
     use super::*;
 
     fn read(url: &str) -> Result<Place> {
@@ -314,11 +245,11 @@ mod tests {
     #[test]
     fn a_url_names_aws_or_a_server() {
         let aws = read("sqs://?region=eu-west-1").expect("AWS");
-        assert_eq!((aws.endpoint, aws.key), (None, None));
+        assert_eq!((aws.sqs, aws.sns, aws.key), (None, None, None));
         let own = read("sqs://me:s%2Fecret@127.0.0.1:4566").expect("a server");
-        assert_eq!(own.endpoint.as_deref(), Some("http://127.0.0.1:4566"));
+        assert_eq!(own.sqs.as_deref(), Some("http://127.0.0.1:4566"));
         assert_eq!(own.secret.as_ref().map(Secret::expose), Some("s/ecret"));
-        assert_eq!(read("sqss://k:s@example.org").expect("TLS").endpoint.as_deref(), Some("https://example.org"));
+        assert_eq!(read("sqss://k:s@example.org").expect("TLS").sns.as_deref(), Some("https://example.org"));
     }
 
     #[test]
@@ -339,5 +270,36 @@ mod tests {
         assert!(read("sqs://k:s@example.org?allow_plaintext_remote=true").is_ok());
         let shown = format!("{:?}", SqsConfig::parse(&Settings::from_url("sqs://k:hush@localhost").expect("a URL")));
         assert!(!shown.contains("hush"), "{shown}");
+    }
+
+    #[test]
+    fn what_other_programs_are_told_does_not_mix_with_what_polymq_is_told() {
+        let place = |url: &str, variables: &[(&str, &str)]| {
+            let mut settings = Settings::from_url(url).expect("a URL");
+            for (variable, value) in variables {
+                let foreign = crate::SqsBackend.foreign_variables();
+                let (name, key) = foreign.iter().find(|(name, _)| name == variable).expect("a variable");
+                settings.set(*key, *value, Origin::ForeignVariable((*name).to_owned()));
+            }
+            let config = SqsConfig::parse(&settings).expect("settings");
+            let place = config.place().expect("a place");
+            (place.sqs, place.sns, config.session_token.is_some())
+        };
+        let temporary = [("AWS_ACCESS_KEY_ID", "k"), ("AWS_SECRET_ACCESS_KEY", "s"), ("AWS_SESSION_TOKEN", "t")];
+        assert_eq!(place("sqs://", &temporary), (None, None, true));
+        assert_eq!(place("sqs://?access_key_id=mine&secret_access_key=s", &temporary), (None, None, false));
+        let own = Some("http://localhost:9324".to_owned());
+        assert_eq!(place("sqs://k:s@localhost:9324", &temporary), (own.clone(), own.clone(), false));
+        let token = "sqs://k:s@localhost:9324?session_token=mine";
+        assert_eq!(place(token, &temporary), (own.clone(), own.clone(), true));
+
+        let sqs = ("AWS_ENDPOINT_URL_SQS", "https://sqs.example.org");
+        let (at, all) = (Some(sqs.1.to_owned()), Some("https://example.org".to_owned()));
+        assert_eq!(place("sqs://", &[sqs]), (at.clone(), None, false), "SNS stays where the region has it");
+        assert_eq!(place("sqs://", &[sqs, ("AWS_ENDPOINT_URL", "https://example.org")]), (at, all, false));
+        assert_eq!(place("sqs://localhost:9324", &[sqs]), (own.clone(), own.clone(), false));
+        assert_eq!(place("sqs://?endpoint=http://localhost:9324", &[sqs]), (own.clone(), own.clone(), false));
+        let both = "sqs://localhost:9324?sns_endpoint=https://sns.example.org";
+        assert_eq!(place(both, &[]), (own, Some("https://sns.example.org".to_owned()), false));
     }
 }

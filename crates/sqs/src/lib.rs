@@ -12,6 +12,7 @@ mod link;
 mod names;
 mod options;
 mod outbox;
+mod place;
 mod policy;
 mod poll;
 mod producer;

@@ -15,8 +15,9 @@ use tokio::time::timeout;
 use crate::{
     NAME,
     clients::{Clients, Live, ask, clients},
-    config::{Place, SqsConfig},
+    config::SqsConfig,
     error::{self, Effect},
+    place::Place,
     policy::Grants,
 };
 

@@ -137,6 +137,12 @@ impl Settings {
         self.0.get(key).map(|(value, _)| value.as_str())
     }
 
+    /// Where the value of `key` came from.
+    #[must_use]
+    pub fn origin(&self, key: &str) -> Option<&Origin> {
+        self.0.get(key).map(|(_, origin)| origin)
+    }
+
     /// Adds what `other` says and this does not, or says more weakly.
     pub fn merge(&mut self, other: &Self) {
         let takes_url = other.0.get("url").is_some_and(|(_, origin)| self.takes("url", origin));
