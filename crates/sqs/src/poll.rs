@@ -18,6 +18,10 @@ use crate::{
     wrapped,
 };
 
+/// What SQS tells of a message and is looked at here; the rest would only be carried and decoded.
+const KNOWN: [Name; 4] =
+    [Name::ApproximateReceiveCount, Name::SentTimestamp, Name::MessageGroupId, Name::SequenceNumber];
+
 /// How the messages of a queue are read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Reading {
@@ -43,7 +47,7 @@ pub(crate) async fn poll(
         .wait_time_seconds(convert::seconds(wait))
         .visibility_timeout(convert::seconds(reading.lease))
         .message_attribute_names("All")
-        .message_system_attribute_names(Name::All);
+        .set_message_system_attribute_names(Some(KNOWN.to_vec()));
     let request = async { request.send().await.map_err(|error| native("receive", Effect::Idempotent, error)) };
     let limit = wait + link.config.request_timeout;
     let answer = link.call(live, "receive", Effect::Idempotent, limit, request).await?;
