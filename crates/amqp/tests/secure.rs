@@ -13,7 +13,7 @@ use std::{
 
 use polymq_amqp::AmqpBackend;
 use polymq_core::{Backend, Bus, ConsumeOptions, Environment, ErrorKind, Message, Registry};
-use polymq_testkit::{Broker, BrokerControl, Certificates, Proxy, eventually, free_port};
+use polymq_testkit::{Broker, BrokerControl, Certificates, Proxy, TlsServer, eventually, free_port};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -71,6 +71,9 @@ async fn j4_rabbitmq_and_its_clients_prove_who_they_are() {
     bus.close().await.expect("closed");
 
     let address = format!("amqps://guest:guest@127.0.0.1:{port}?connect_timeout=60s");
+    let (expired, old) = (certificates.serve("expired", &[]), certificates.serve("server", TlsServer::TLS_1_1));
+    let [expired_url, old_url] =
+        [&expired, &old].map(|server| named.replace(&port.to_string(), &server.port().to_string()));
     let without_ca: Vec<_> = ours().into_iter().filter(|(key, _)| *key != "ca_file").collect();
     let without_certificate: Vec<_> = ours().into_iter().filter(|(key, _)| *key == "ca_file").collect();
     let stranger = [("cert_file", file("stranger.pem")), ("key_file", file("stranger.key"))];
@@ -79,6 +82,8 @@ async fn j4_rabbitmq_and_its_clients_prove_who_they_are() {
         ("another authority", &named, with(ours(), &[("ca_file", file("other-ca.pem"))]), "certificate"),
         ("another name of the host", &address, ours(), "certificate"),
         ("a version below the minimum", &named, with(ours(), &[("tls_min", "1.3".into())]), "version"),
+        ("a version that nobody accepts", &old_url, ours(), "version"),
+        ("a certificate of before", &expired_url, ours(), "expired"),
         ("no certificate of the client", &named, without_certificate, ""),
         ("a certificate of a stranger", &named, with(ours(), &stranger), ""),
     ] {

@@ -13,6 +13,7 @@ pub const KEYS: &[Key] = &[
     key("servers", "", "brokers to begin with, where the URL names none: host:port,host:port"),
     key("user", "", "the user, where the URL names none; without one there is no login"),
     key("pass", "", "the password, where the URL names none"),
+    key("pass_file", "", "a file with the password, read again when it is refused, so that it may be rotated"),
     key(
         "mechanism",
         "plain",
@@ -61,6 +62,7 @@ pub struct KafkaConfig {
     pub servers: Option<String>,
     pub user: Option<String>,
     pub pass: Option<Secret>,
+    pub pass_file: Option<PathBuf>,
     pub mechanism: Mechanism,
     #[serde(with = "duration")]
     pub heartbeat: Duration,
@@ -109,6 +111,7 @@ impl Default for KafkaConfig {
             servers: None,
             user: None,
             pass: None,
+            pass_file: None,
             mechanism: Mechanism::Plain,
             heartbeat: Duration::from_secs(10),
             // librdkafka's own 45 s would leave a killed consumer's messages lying for that long.
@@ -253,6 +256,7 @@ impl KafkaConfig {
             ("max_payload", (1..=900_000_000).contains(&self.max_payload), "expected 1 to 900000000"),
             ("key_file", self.key_file.is_some() == self.cert_file.is_some(), "expected together with cert_file"),
             ("pass", self.pass.is_none() || self.has_user(), "expected together with user"),
+            ("pass_file", self.pass_file.is_none() || self.has_user(), "expected together with user"),
         ];
         if let Some((key, _, expected)) = rules.iter().find(|(_, holds, _)| !holds) {
             return Err(error::config(format!("setting {key:?} is not valid, {expected}")));

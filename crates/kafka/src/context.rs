@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use polymq_core::{Error, ErrorKind};
+use polymq_core::{Error, ErrorKind, Result};
 use rdkafka::{
     ClientContext, TopicPartitionList,
     config::RDKafkaLogLevel,
@@ -45,20 +45,20 @@ pub(crate) struct Context {
 
 impl Context {
     /// Of the consumer of a hub.
-    pub(crate) fn receiving(hub: &Arc<Hub>, link: &Arc<Link>, config: &Arc<KafkaConfig>) -> Self {
-        Self { hub: Mutex::new(Arc::downgrade(hub)), ..Self::asking(link, config) }
+    pub(crate) fn receiving(hub: &Arc<Hub>, link: &Arc<Link>, config: &Arc<KafkaConfig>) -> Result<Self> {
+        Ok(Self { hub: Mutex::new(Arc::downgrade(hub)), ..Self::asking(link, config)? })
     }
 
     /// Of a consumer that asks and never reads.
-    pub(crate) fn asking(link: &Arc<Link>, config: &Arc<KafkaConfig>) -> Self {
-        Self {
+    pub(crate) fn asking(link: &Arc<Link>, config: &Arc<KafkaConfig>) -> Result<Self> {
+        Ok(Self {
             hub: Mutex::default(),
             link: Arc::clone(link),
             config: Arc::clone(config),
-            brokers: Brokers::default(),
+            brokers: Brokers::of(config)?,
             has_companions: AtomicBool::new(false),
             end: Mutex::new(None),
-        }
+        })
     }
 
     /// Another client has taken over: what happens to this one is nothing to the hub.
@@ -78,6 +78,7 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.link.observe(&error, reason);
+        self.brokers.observe(error::code(&error));
         let kind = error::code(&error).map_or(ErrorKind::Other, error::kind);
         if kind == ErrorKind::PermissionDenied || error::code(&error) == Some(Code::Fatal) {
             lock(&self.end).get_or_insert_with(|| error::native("consume", error));

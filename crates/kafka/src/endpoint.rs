@@ -52,10 +52,16 @@ impl Endpoint {
 impl KafkaConfig {
     /// Where these settings lead, and as whom.
     pub(crate) fn endpoint(&self) -> Result<Endpoint> {
-        let endpoint = match &self.url {
+        let mut endpoint = match &self.url {
             Some(url) => self.read_url(url.expose())?,
             None => self.with_defaults(Endpoint::default()),
         };
+        if let Some(path) = &self.pass_file {
+            if endpoint.pass.is_some() {
+                return Err(error::config("a password and \"pass_file\"").with_hint("give one of them"));
+            }
+            endpoint.pass = Some(Secret::read("pass_file", path).map_err(|error| error.with_backend(NAME))?);
+        }
         endpoint.check(self)?;
         Ok(endpoint)
     }

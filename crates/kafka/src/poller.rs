@@ -177,7 +177,7 @@ impl Poller {
     /// Another client takes over from one that cannot go on. What that one had not committed comes again.
     fn renew(&mut self) {
         let topic = &*self.hub.names.topic;
-        tracing::warn!(topic, "librdkafka knows no broker any more; another client takes over");
+        tracing::warn!(topic, "this client of librdkafka can connect no more; another one takes over");
         let native = match create(&self.hub, &self.config, &self.link, &self.plan) {
             Ok(native) => Arc::new(native),
             Err(error) => {
@@ -402,8 +402,9 @@ impl Poller {
 fn create(hub: &Arc<Hub>, config: &Arc<KafkaConfig>, link: &Arc<Link>, plan: &Plan) -> Result<Native> {
     let own = format!("polymq-{:016x}", fastrand::u64(..));
     let group = hub.names.group.as_deref().unwrap_or(&own);
+    let context = Context::receiving(hub, link, config)?;
     let settings = client::consumer(config, group, plan.prefetch, plan.bytes)?;
-    settings.create_with_context(Context::receiving(hub, link, config)).map_err(configuration)
+    settings.create_with_context(context).map_err(configuration)
 }
 
 fn fetched(record: &BorrowedMessage<'_>, is_delay: bool, bodies: &mut Bodies) -> Fetched {

@@ -58,6 +58,7 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.link.observe(&error, reason);
+        self.brokers.observe(error::code(&error));
     }
 }
 
@@ -301,7 +302,7 @@ impl Publisher {
                 return true;
             }
             if self.native().is_some_and(|native| native.context().brokers.are_gone()) {
-                tracing::warn!("librdkafka knows no broker any more; another client takes over");
+                tracing::warn!("this client of librdkafka can connect no more; another one takes over");
                 self.renew();
             }
             let reason = self.link.reason("no broker answers");
@@ -346,8 +347,8 @@ impl std::fmt::Debug for Publisher {
 }
 
 fn create(config: &KafkaConfig, link: &Arc<Link>) -> Result<Arc<Native>> {
-    let made =
-        client::producer(config)?.create_with_context(Context { link: Arc::clone(link), brokers: Brokers::default() });
+    let context = Context { link: Arc::clone(link), brokers: Brokers::of(config)? };
+    let made = client::producer(config)?.create_with_context(context);
     client::served(made.map_err(configuration)?)
 }
 

@@ -73,8 +73,8 @@ impl KafkaConnection {
 
 /// A client that asks about a group and is no member of it. Blocks.
 pub(crate) fn asking(config: &Arc<KafkaConfig>, link: &Arc<Link>, group: &str) -> Result<Native> {
-    let settings = client::consumer(config, group, 1, 1)?;
-    settings.create_with_context(Context::asking(link, config)).map_err(configuration)
+    let context = Context::asking(link, config)?;
+    client::consumer(config, group, 1, 1)?.create_with_context(context).map_err(configuration)
 }
 
 pub(crate) type Committed = (Option<i64>, String);

@@ -132,6 +132,7 @@ impl ClientContext for Context {
         if error::code(&error) != Some(Code::Fatal) {
             self.link.observe(&error, reason);
         }
+        self.brokers.observe(error::code(&error));
     }
 }
 
@@ -237,7 +238,8 @@ impl Writer {
     fn create(&self) -> Result<Arc<Native>> {
         let timeout = self.config.connect_timeout;
         let id = format!("{}-{:016x}", self.config.name, fastrand::u64(..));
-        let context = Context { link: Arc::clone(&self.link), brokers: Brokers::default(), refused: Mutex::new(None) };
+        let context =
+            Context { link: Arc::clone(&self.link), brokers: Brokers::of(&self.config)?, refused: Mutex::new(None) };
         let native: Native =
             client::transactional(&self.config, &id)?.create_with_context(context).map_err(configuration)?;
         let native = client::served(native)?;

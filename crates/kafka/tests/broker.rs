@@ -61,6 +61,7 @@ fn main() -> ExitCode {
     let mut trials = trials!(groups:
         c18_the_committed_position_never_passes_an_unfinished_message,
         two_processes_share_by_partitions_and_nothing_is_handled_twice,
+        o1_keys_keep_their_order_while_members_come_and_go,
         a_partition_that_goes_waits_for_its_handlers,
         what_is_out_when_a_partition_goes_is_stale,
         a_partition_that_went_away_while_it_was_paused_is_read_again,
@@ -108,7 +109,10 @@ fn main() -> ExitCode {
     ));
     trials.extend(trials!(idle: j11_an_idle_consumer_costs_less_than_a_hundredth_of_a_core));
     #[cfg(feature = "tls")]
-    trials.extend(trials!(logins: j5_logins_are_checked_by_each_mechanism));
+    trials.extend(trials!(logins:
+        j5_logins_are_checked_by_each_mechanism,
+        j5_a_rotated_password_reaches_every_connection,
+    ));
     #[cfg(feature = "tls")]
     trials.extend(trials!(encryption: j4_certificates_are_checked));
     if !arguments.list {

@@ -254,7 +254,7 @@ async fn a_connection_whose_cluster_told_of_no_broker_comes_back() {
     let cluster = Cluster::start().await;
     let connection = KafkaBackend.connect(&cluster.settings()).await.expect("connected");
     let mut health = connection.health();
-    assert_eq!(health.now().state, HealthState::Up);
+    becomes(&mut health, true).await;
 
     cluster.is_empty.store(true, Ordering::Release);
     cluster.until("told of none", |cluster| cluster.told_of_none.load(Ordering::Acquire) > 0).await;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use polymq_broker::Broker;
 use polymq_core::{Address, Connection, ConsumeOptions, ErrorKind, Message, ProduceOptions, Result, Settings};
 use polymq_kubemq::{KubeMq, KubeMqConnection, Policy};
-use polymq_testkit::Certificates;
+use polymq_testkit::{Certificates, TlsServer};
 use tokio::time::timeout;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -96,6 +96,13 @@ async fn j4_kubemq_and_its_clients_prove_who_they_are() {
         ("a certificate of another authority", "localhost", Some("ca.pem"), Some("stranger"), "check cert_file"),
     ] {
         refused(&files, what, &settings(&files, &url(host, &demands), ca, shown), said).await;
+    }
+    let (expired, old) = (files.serve("expired", &[]), files.serve("server", TlsServer::TLS_1_1));
+    for (what, server, said) in
+        [("a certificate of before", &expired, "expired"), ("a version that nobody accepts", &old, "version")]
+    {
+        let url = format!("kubemqs://:{TOKEN}@localhost:{}?connect_timeout=30s", server.port());
+        refused(&files, what, &settings(&files, &url, Some("ca.pem"), Some("client")), said).await;
     }
     let plain = Settings::from_url(&format!("kubemq://127.0.0.1:{}?connect_timeout=5s", demands.address().port()));
     refused(&files, "no TLS", &plain.expect("a URL"), "").await;

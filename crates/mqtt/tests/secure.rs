@@ -11,7 +11,7 @@ use std::{process::Command, sync::Arc, time::Duration};
 
 use polymq_core::{Backend, Bus, ConsumeOptions, Environment, ErrorKind, Message, Registry};
 use polymq_mqtt::MqttBackend;
-use polymq_testkit::{Broker, BrokerControl, Certificates, Proxy, eventually, free_port};
+use polymq_testkit::{Broker, BrokerControl, Certificates, Proxy, TlsServer, eventually, free_port};
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
@@ -102,6 +102,7 @@ async fn j4_mosquitto_and_its_clients_prove_who_they_are() {
     let old = only_tls_1_2(&certificates, broker.address()).await;
     let bus = connect(&url("localhost", old), &trusting()).await.expect("TLS 1.2 is the minimum by default");
     bus.close().await.expect("closed");
+    let (expired, ancient) = (certificates.serve("expired", &[]), certificates.serve("server", TlsServer::TLS_1_1));
     let newest = [trusting(), vec![("tls_min", "1.3".to_owned())]].concat();
     let stranger = [trusting(), vec![("cert_file", file("stranger.pem")), ("key_file", file("stranger.key"))]].concat();
     for (what, url, settings, said) in [
@@ -109,6 +110,8 @@ async fn j4_mosquitto_and_its_clients_prove_who_they_are() {
         ("another authority", url("localhost", asks), vec![("ca_file", file("other-ca.pem"))], "certificate"),
         ("another name of the host", url("127.0.0.1", asks), trusting(), "certificate"),
         ("a version below the minimum", url("localhost", old), newest, "version"),
+        ("a version that nobody accepts", url("localhost", ancient.port()), trusting(), "version"),
+        ("a certificate of before", url("localhost", expired.port()), trusting(), "expired"),
         ("no certificate of the client", url("localhost", demands), trusting(), ""),
         ("a certificate of a stranger", url("localhost", demands), stranger, ""),
     ] {

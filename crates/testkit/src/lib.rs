@@ -28,7 +28,7 @@ use std::time::{Duration, SystemTime};
 use polymq_core::Message;
 
 #[cfg(feature = "certificates")]
-pub use crate::certificates::Certificates;
+pub use crate::certificates::{Certificates, TlsServer};
 pub use crate::{
     brokers::{Broker, DIRECTORY_VARIABLE, SCRIPT_VARIABLE},
     case::{Case, Run},

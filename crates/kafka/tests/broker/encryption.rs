@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use polymq_core::ErrorKind;
-use polymq_testkit::{Broker, Certificates};
+use polymq_testkit::{Broker, Certificates, TlsServer};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::logins::{refused, round_trip, settings};
@@ -31,6 +31,12 @@ pub async fn j4_certificates_are_checked() {
     ] {
         let error = refused(&wrong).await;
         assert!(error.kind() == ErrorKind::Disconnected && error.to_string().contains("certificate"), "{error}");
+    }
+    let (expired, old) = (certificates.serve("expired", &[]), certificates.serve("server", TlsServer::TLS_1_1));
+    for (server, said) in [(&expired, "certificate"), (&old, "")] {
+        let there = trusting("admin:secret", &format!("localhost:{}", server.port())).with("connect_timeout", "5s");
+        let error = refused(&there).await;
+        assert!(error.kind() == ErrorKind::Disconnected && error.to_string().contains(said), "{error}");
     }
     // The same server under a name that its certificate does not have.
     let elsewhere = TcpListener::bind("127.0.0.2:0").await.expect("a port");

@@ -4,11 +4,15 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     future::poll_fn,
     pin::pin,
+    sync::{Arc, Mutex},
     task::Poll,
     time::{Duration, Instant, SystemTime},
 };
 
-use polymq_core::{Address, Connection, ConsumeOptions, Consumer, ErrorKind, Incoming, Message, Start};
+use polymq_core::{
+    Address, Backoff, Bus, Connection, ConsumeOptions, Consumer, ConsumerFactory, ConsumerRunner, ErrorKind, Failure,
+    FailurePolicy, Incoming, Message, Start,
+};
 use polymq_kafka::rdkafka::{
     Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer as _},
@@ -17,7 +21,7 @@ use polymq_testkit::eventually;
 use tokio::sync::oneshot::{self, error::TryRecvError};
 
 use crate::harness::{
-    PATIENCE, bare, body, closed, connect, consumer, group, name, producer, quiet, send, settings, take,
+    PATIENCE, bare, body, closed, connect, consumer, group, name, producer, quiet, send, settings, take, url,
 };
 
 fn bodies(count: usize) -> impl Iterator<Item = String> {
@@ -113,6 +117,84 @@ pub async fn two_processes_share_by_partitions_and_nothing_is_handled_twice() {
     assert!(seen.values().all(|by| by.len() == 1), "none is handled twice");
     closed(one.close().await);
     closed(two.close().await);
+}
+
+/// Two members, one of which comes and one of which goes while messages are sent and handlers fail at random: the messages of
+/// each key are handled in their order, each once, whoever has them.
+pub async fn o1_keys_keep_their_order_while_members_come_and_go() {
+    const KEYS: usize = 16;
+    const SOME: usize = 150;
+    type Handled = Arc<Mutex<Vec<(usize, String)>>>;
+    let (queue, handled) = (name("ordered"), Handled::default());
+    let url = format!("{}&partitions=8&revoke_wait=60s", url());
+    let connect = || async { Bus::builder().url(&url).connect().await.expect("connect") };
+    let (one, two) = (connect().await, connect().await);
+    let begin = |bus: &Bus, member: usize| {
+        let handled = Arc::clone(&handled);
+        let mut consumers = ConsumerFactory::new(bus);
+        let route = consumers.route(&*queue, move |message: Message| {
+            let handled = Arc::clone(&handled);
+            async move {
+                tokio::time::sleep(Duration::from_micros(fastrand::u64(0..500))).await;
+                if fastrand::u8(..) < 40 {
+                    return Err(Failure::new("at random"));
+                }
+                let body = String::from_utf8_lossy(message.payload()).into_owned();
+                handled.lock().expect("no panic").push((member, body));
+                Ok(())
+            }
+        });
+        let backoff =
+            Backoff { initial: Duration::from_millis(1), max: Duration::from_millis(20), ..Backoff::default() };
+        let policy = FailurePolicy { max_attempts: 100, backoff, ..FailurePolicy::default() };
+        route.ordered_by_key().concurrency(10).policy(policy);
+        ConsumerRunner::new(consumers).start()
+    };
+    let by = |member: usize, count: usize| {
+        let handled = &handled;
+        eventually(PATIENCE * 2, move || async move {
+            let found = handled.lock().expect("no panic").iter().filter(|(by, _)| *by == member).count();
+            if found >= count { Ok(()) } else { Err(format!("{found} of {count} by {member}")) }
+        })
+    };
+    let first = begin(&one, 0).await.expect("started");
+    let (told, mut enough) = oneshot::channel::<()>();
+    let sending = tokio::spawn({
+        let channel = one.queue(&*queue);
+        async move {
+            let mut count = 0;
+            while enough.try_recv() == Err(TryRecvError::Empty) {
+                let of_key = |key: usize| Message::new(format!("{key:02}/{count:06}")).with_key(format!("key-{key}"));
+                for result in channel.send_all((0..KEYS).map(of_key)).await {
+                    result.expect("accepted");
+                }
+                count += 1;
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            count
+        }
+    });
+    by(0, SOME).await;
+    let second = begin(&two, 1).await.expect("started");
+    by(1, SOME).await;
+    first.stop().await.expect("stopped");
+    let alone = handled.lock().expect("no panic").iter().filter(|(by, _)| *by == 1).count();
+    by(1, alone + SOME).await;
+    told.send(()).expect("it sends");
+    let count = sending.await.expect("the sender");
+    eventually(PATIENCE * 2, || async {
+        let found = handled.lock().expect("no panic").len();
+        if found >= count * KEYS { Ok(()) } else { Err(format!("{found} of {}", count * KEYS)) }
+    })
+    .await;
+    second.stop().await.expect("stopped");
+    let handled = handled.lock().expect("no panic");
+    for key in 0..KEYS {
+        let key = format!("{key:02}/");
+        let of_key: Vec<_> = handled.iter().map(|(_, body)| body).filter(|body| body.starts_with(&key)).collect();
+        let expected: Vec<_> = (0..count).map(|number| format!("{key}{number:06}")).collect();
+        assert!(of_key.iter().copied().eq(&expected), "key {key}: {of_key:?}");
+    }
 }
 
 /// A second process takes half of the partitions over; a handler that ends in time has its message to itself.
