@@ -25,8 +25,8 @@ mod transport;
 pub use crate::{
     backend::KubeMqBackend,
     client::{
-        Answered, Ask, Asked, Corrupted, Events, KubeMq, Policy, Poll, Reply, RequestKind, Responder, StartAt,
-        Transaction,
+        Accepted, Answered, Ask, Asked, Corrupted, Events, KubeMq, Policy, Poll, Reply, RequestKind, Responder,
+        StartAt, Transaction,
     },
     config::{Declare, KEYS, KubeMqConfig, Topics},
     connection::{KubeMqConnection, ServerInfo},

@@ -23,7 +23,7 @@ use polymq_core::{Address, Result, Settings};
 pub use self::{
     events::{Events, StartAt},
     poll::Poll,
-    queues::Policy,
+    queues::{Accepted, Policy},
     requests::{Answered, Ask, RequestKind},
     responder::{Asked, Reply, Responder},
     transaction::Transaction,

@@ -1,6 +1,6 @@
 //! Queues without transactions: sending with a policy, taking, looking, and emptying with a count.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use polymq_core::{Message, Result};
 use polymq_kubemq_proto::{
@@ -30,6 +30,19 @@ pub struct Policy {
     pub delay: Option<Duration>,
     /// After so many deliveries that were not acknowledged, it goes to the queue of this name.
     pub dead_letters: Option<(u32, String)>,
+}
+
+/// What the broker says of a message that it has taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// The message's id: the one it was sent with, or the broker's.
+    pub id: String,
+    /// When the broker took it.
+    pub at: Option<SystemTime>,
+    /// When it expires.
+    pub expires_at: Option<SystemTime>,
+    /// When it enters its queue, if not at once.
+    pub delayed_to: Option<SystemTime>,
 }
 
 impl Policy {
@@ -79,7 +92,7 @@ impl KubeMq {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`](polymq_core::ErrorKind::InvalidInput) as above, and what the broker says.
-    pub async fn send(&self, queue: &str, message: &Message, policy: &Policy) -> Result<()> {
+    pub async fn send(&self, queue: &str, message: &Message, policy: &Policy) -> Result<Accepted> {
         let native = native(&self.link.client_id, queue, message, policy)?;
         let live = self.link.live_soon("send").await?;
         let mut client = live.client.clone();
@@ -92,7 +105,12 @@ impl KubeMq {
     ///
     /// # Errors
     /// As [`send`](Self::send), for the call as a whole.
-    pub async fn send_batch(&self, queue: &str, messages: &[Message], policy: &Policy) -> Result<Vec<Result<()>>> {
+    pub async fn send_batch(
+        &self,
+        queue: &str,
+        messages: &[Message],
+        policy: &Policy,
+    ) -> Result<Vec<Result<Accepted>>> {
         let messages: Vec<_> = messages
             .iter()
             .map(|message| native(&self.link.client_id, queue, message, policy))
@@ -173,6 +191,20 @@ pub(super) fn native(client_id: &str, queue: &str, message: &Message, policy: &P
     Ok(Wire::of(message).queued(queue, client_id, policy.checked()?))
 }
 
-fn outcome(sent: SendQueueMessageResult) -> Result<()> {
-    if sent.is_error { Err(error::refused("send", &sent.error)) } else { Ok(()) }
+fn outcome(sent: SendQueueMessageResult) -> Result<Accepted> {
+    if sent.is_error {
+        return Err(error::refused("send", &sent.error));
+    }
+    Ok(Accepted {
+        id: sent.message_id,
+        at: moment(sent.sent_at),
+        expires_at: moment(sent.expiration_at),
+        delayed_to: moment(sent.delayed_to),
+    })
+}
+
+/// Nanoseconds since 1970, 0 for none.
+fn moment(nanos: i64) -> Option<SystemTime> {
+    let nanos = u64::try_from(nanos).ok().filter(|nanos| *nanos > 0)?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_nanos(nanos))
 }

@@ -1,6 +1,6 @@
 //! Queues without transactions, and policies.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use polymq_core::{ErrorKind, Message};
 use polymq_kubemq::Policy;
@@ -13,7 +13,11 @@ use crate::{SECOND, bodies, start, waiting};
 async fn messages_are_seen_taken_and_discarded() {
     let (broker, client) = start().await;
     for n in 0..5 {
-        client.send("orders", &Message::new(format!("m{n}")), &Policy::default()).await.expect("sent");
+        let message = Message::new(format!("m{n}")).with_id(format!("order-{n}"));
+        let before = SystemTime::now();
+        let accepted = client.send("orders", &message, &Policy::default()).await.expect("sent");
+        assert_eq!((&*accepted.id, accepted.expires_at, accepted.delayed_to), (&*format!("order-{n}"), None, None));
+        assert!(accepted.at.is_some_and(|at| at >= before), "{accepted:?}");
     }
     for _ in 0..2 {
         let seen = client.peek("orders", 3, SECOND).await.expect("peeked");
@@ -37,9 +41,13 @@ async fn policies_are_kept() {
     let (queue, sent, stored) = loop {
         tries += 1;
         let (queue, sent) = (format!("q{tries}"), Instant::now());
-        client.send(&queue, &Message::new("gone"), &expires).await.expect("sent");
+        let accepted = client.send(&queue, &Message::new("gone"), &expires).await.expect("sent");
+        let end = accepted.at.expect("a time") + 5 * SECOND;
+        assert!(accepted.expires_at.is_some_and(|expires| expires <= end), "{accepted:?}");
         let stored = Instant::now();
-        client.send(&queue, &Message::new("late"), &delayed).await.expect("sent");
+        let due = SystemTime::now() + 8 * SECOND;
+        let accepted = client.send(&queue, &Message::new("late"), &delayed).await.expect("sent");
+        assert!(accepted.delayed_to.is_some_and(|until| until >= due), "{accepted:?}");
         let seen = client.peek(&queue, 5, SECOND).await.expect("peeked");
         // On a busy machine it may have expired before anybody looked.
         if sent.elapsed() < 4 * SECOND {
