@@ -10,8 +10,16 @@ use crate::{Backend, Bus, Error, ErrorKind, Result, Settings, config::nearest};
 pub struct KnownBackend {
     /// The backend's name.
     pub name: &'static str,
+    /// Its other names and the schemes of its URLs.
+    pub others: &'static [&'static str],
     /// What to do to link it.
     pub hint: &'static str,
+}
+
+impl KnownBackend {
+    fn all_names(&self) -> impl Iterator<Item = &'static str> {
+        std::iter::once(self.name).chain(self.others.iter().copied())
+    }
 }
 
 inventory::collect!(KnownBackend);
@@ -133,15 +141,17 @@ impl Registry {
     fn unknown(&self, name: &str) -> Error {
         let linked = self.backends.keys().copied().collect::<Vec<_>>().join(", ");
         let lower = name.to_ascii_lowercase();
-        let offered = |name: &str| inventory::iter::<KnownBackend>.into_iter().find(|known| known.name == name);
-        if let Some(known) = offered(&lower) {
+        let known = || inventory::iter::<KnownBackend>.into_iter();
+        let offered =
+            |wanted: &str| known().find(|known| known.all_names().any(|name| name.eq_ignore_ascii_case(wanted)));
+        if let Some(known) = offered(name) {
             return Error::new(
                 ErrorKind::NotCompiledIn,
                 format!("backend {lower:?} is not compiled in; linked: {linked}"),
             )
             .with_hint(known.hint);
         }
-        let all = inventory::iter::<KnownBackend>.into_iter().map(|known| known.name);
+        let all = known().flat_map(KnownBackend::all_names);
         let error = Error::new(ErrorKind::UnknownBackend, format!("unknown backend {name:?}; linked: {linked}"));
         match nearest(name, self.backends.keys().copied().chain(all)) {
             Some(near) => match offered(near).filter(|_| !self.backends.contains_key(near)) {

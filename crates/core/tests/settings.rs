@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use polymq_core::{
-    Backend, Bus, Capabilities, Connection, Environment, Error, ErrorKind, Key, Registry, Result, Secret, Settings,
+    __private::inventory,
+    Backend, Bus, Capabilities, Connection, Environment, Error, ErrorKind, Key, KnownBackend, Registry, Result, Secret,
+    Settings,
     config::{Origin, redact_url},
 };
 use serde::Deserialize;
@@ -161,9 +163,9 @@ fn the_query_of_a_url_that_is_not_used_says_nothing() {
     assert_eq!((settings.get("url"), settings.get("capacity")), (Some("memory://prod"), Some("2")));
 }
 
-/// A broker's address alone does not choose it, and nobody means it to be ignored.
+/// What is said of a broker does not choose it, and nobody means it to be ignored.
 #[test]
-fn an_address_of_a_backend_that_is_not_chosen_is_refused() {
+fn a_setting_of_a_backend_that_is_not_chosen_is_refused() {
     let check = |pairs: &[(&str, &str)]| {
         let mut registry = Registry::new();
         registry.add(std::sync::Arc::new(polymq_core::memory::MemoryBackend)).expect("free");
@@ -177,8 +179,17 @@ fn an_address_of_a_backend_that_is_not_chosen_is_refused() {
     assert!(!text.contains("s3cr3t"), "{text}");
     check(&[("POLYMQ_ELSEWHERE_URL", "elsewhere://host"), ("POLYMQ_BACKEND", "memory")]).expect("memory is chosen");
     check(&[("POLYMQ_ELSEWHERE_URL", "elsewhere://host"), ("POLYMQ_URL", "memory://here")]).expect("memory is chosen");
-    check(&[("POLYMQ_ELSEWHERE_HEARTBEAT", "5s")]).expect("that says nothing of where");
+    for (variable, backend) in [("POLYMQ_ELSEWHERE_HOST", "elsewhere"), ("POLYMQ_LACKING_SERVERS", "lacking")] {
+        let error = check(&[(variable, "broker")]).expect_err("not chosen").to_string();
+        assert!(error.contains(variable) && error.contains(&format!("POLYMQ_BACKEND={backend}")), "{error}");
+    }
+    let lacking =
+        check(&[("POLYMQ_LACKING_SERVERS", "broker"), ("POLYMQ_BACKEND", "Lakking")]).expect_err("not linked");
+    assert_eq!(lacking.kind(), ErrorKind::NotCompiledIn, "by its other name: {lacking}");
 }
+
+// One that this program does not link.
+inventory::submit! { KnownBackend { name: "lacking", others: &["lakking"], hint: "add it" } }
 
 #[derive(Debug)]
 struct Elsewhere;

@@ -2,19 +2,19 @@
 
 use polymq_core::{__private::inventory, KnownBackend};
 
-/// Schemes too: they are what stands in a URL.
+/// A feature, and what else its backend is called: by the names of configurations, and by URLs.
 macro_rules! known {
-    ($feature:literal: $($name:literal),*) => {$(
-        inventory::submit! { KnownBackend { name: $name, hint: concat!(
+    ($feature:literal: $($other:literal),*) => {
+        inventory::submit! { KnownBackend { name: $feature, others: &[$($other),*], hint: concat!(
             "add the feature \"", $feature, "\" of the crate polymq; the command line is installed with --features ", $feature
         ) } }
-    )*};
+    };
 }
 
-known!("amqp": "amqp", "amqps");
-known!("http": "http", "https");
-known!("kafka": "kafka", "kafkas");
-known!("mqtt": "mqtt", "mqtts");
-known!("sqs": "sqs", "sqss");
-known!("embedded": "embedded");
-known!("kubemq": "kubemq", "kubemqs");
+known!("amqp": "amqps", "rabbitmq", "rmq", "RMQIOHandler");
+known!("embedded":);
+known!("http": "https", "HTTPHandler");
+known!("kafka": "kafkas", "KafkaHandler");
+known!("kubemq": "kubemqs");
+known!("mqtt": "mqtts");
+known!("sqs": "sqss", "sns", "aws");

@@ -56,6 +56,20 @@ async fn the_same_program_tries_the_broker_that_the_variable_names() {
     }
 }
 
+/// Whatever a backend answers to when it is linked is known when it is not.
+#[test]
+fn every_name_of_a_backend_is_known_without_its_feature() {
+    let known: Vec<_> = polymq::__private::inventory::iter::<polymq::KnownBackend>.into_iter().collect();
+    let registry = Registry::linked();
+    for name in registry.names().filter(|name| *name != "memory") {
+        let backend = registry.backend(name).unwrap();
+        let known = known.iter().find(|known| known.name == name).unwrap_or_else(|| panic!("{name} is not known"));
+        for other in backend.aliases().iter().chain(backend.schemes()).filter(|other| **other != name) {
+            assert!(known.others.contains(other), "{other} of {name} is not known");
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_unknown_name_lists_the_linked_ones_and_guesses() {
     let error = chosen([("POLYMQ_BACKEND", "memroy")]).await.unwrap_err();

@@ -84,9 +84,7 @@ fn object(backend: &dyn Backend) -> Value {
 /// The backends of this project that are not linked, by name.
 fn absent(registry: &Registry) -> BTreeSet<(&'static str, &'static str)> {
     let known = inventory::iter::<KnownBackend>.into_iter();
-    // Schemes such as "amqps" are known too, but are no further backends.
-    let names = known.filter(|known| !known.name.ends_with('s') || known.name == "sqs");
-    names.filter(|known| registry.backend(known.name).is_err()).map(|known| (known.name, known.hint)).collect()
+    known.filter(|known| registry.backend(known.name).is_err()).map(|known| (known.name, known.hint)).collect()
 }
 
 fn row(name: &str, words: impl Iterator<Item = String>) -> Vec<String> {

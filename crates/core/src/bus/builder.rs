@@ -9,7 +9,7 @@ use polymq_serializers::{Accept, Limits, Serializers};
 
 use super::{BACKEND_VARIABLE, Bus, Identity, PREFIX_VARIABLE, Parts, UNLABELLED_VARIABLE, URL_VARIABLE};
 use crate::{
-    Environment, Error, ErrorKind, Health, HealthWatch, Kinds, Layer, Registry, Result, Settings,
+    Environment, Error, ErrorKind, Health, HealthWatch, Kinds, KnownBackend, Layer, Registry, Result, Settings,
     channel::{Opened, Sent},
     config::{Origin, is_slip_of},
     prefix::Prefixed,
@@ -305,18 +305,20 @@ fn report_health(mut watch: HealthWatch, callbacks: Vec<HealthCallback>) {
     });
 }
 
-/// Where nothing chooses a backend, the address of one is a choice that was forgotten: the service would run in this process.
+/// Where nothing chooses a backend, a setting of one is a choice that was forgotten: the service would run in this process.
 fn nobody_else_is_meant(environment: &Environment, registry: &Registry) -> Result<()> {
-    let variable = |name: &str| format!("POLYMQ_{}_URL", name.to_ascii_uppercase());
-    let mut others = registry.names().filter(|name| *name != DEFAULT_BACKEND);
-    match others.find(|name| environment.get(&variable(name)).is_some()) {
-        None => Ok(()),
-        Some(name) => Err(Error::new(
-            ErrorKind::Config,
-            format!("{} is set, but no variable chooses the backend {name}", variable(name)),
-        )
-        .with_hint(format!(
-            "set {BACKEND_VARIABLE}={name}, or {BACKEND_VARIABLE}={DEFAULT_BACKEND} to stay in this process"
-        ))),
+    let known = inventory::iter::<KnownBackend>.into_iter().map(|known| known.name);
+    for name in registry.names().chain(known).filter(|name| *name != DEFAULT_BACKEND) {
+        let prefix = format!("POLYMQ_{}_", name.to_ascii_uppercase());
+        if let Some((variable, _)) = environment.with_prefix(&prefix).next() {
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!("{variable} is set, but no variable chooses the backend {name}"),
+            )
+            .with_hint(format!(
+                "set {BACKEND_VARIABLE}={name}, or {BACKEND_VARIABLE}={DEFAULT_BACKEND} to stay in this process"
+            )));
+        }
     }
+    Ok(())
 }
