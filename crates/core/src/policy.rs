@@ -101,7 +101,7 @@ pub enum DeadLetters {
     To(Address),
 }
 
-/// What happens to messages that fail, cannot be decoded, have expired or that nobody wants.
+/// What happens to messages that fail, cannot be decoded, are not believed, have expired or that nobody wants.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FailurePolicy {
     /// How often a message is tried in all, the first time included.
@@ -116,6 +116,10 @@ pub struct FailurePolicy {
     pub exhausted: Fate,
     /// A body that cannot be decoded.
     pub undecodable: Fate,
+    /// A body above the limit of decoding ([`Limits::max_bytes`](crate::Limits)).
+    pub oversize: Fate,
+    /// What a layer does not believe ([`Outcome::Untrusted`](crate::Outcome)): no signature, a wrong one, one of before.
+    pub untrusted: Fate,
     /// A message whose time has passed.
     pub expired: Fate,
     /// A kind or version that no handler takes.
@@ -135,6 +139,8 @@ impl Default for FailurePolicy {
             dead_letters: DeadLetters::default(),
             exhausted: Fate::DeadLetter,
             undecodable: Fate::DeadLetter,
+            oversize: Fate::DeadLetter,
+            untrusted: Fate::DeadLetter,
             expired: Fate::DeadLetter,
             unwanted: Fate::DeadLetter,
             max_concurrent_retries: None,

@@ -296,15 +296,11 @@ async fn j13_health_readiness_and_metrics_over_http() {
     let mut consumers = ConsumerFactory::new(&bus);
     consumers.state(log.clone());
     consumers.route("orders", async |order: Order, log: State<Log>| log.add(order.id.to_string()));
-    let address = {
-        let probe = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-        probe.local_addr().expect("bound").to_string()
-    };
     let mut more = ConsumerFactory::new(&bus);
     more.route("others", async |_: Order| ());
     // Two factories on one bus are one connection.
-    let runner = ConsumerRunner::new(consumers).and(more).bind(&address);
-    let running = runner.start().await.expect("starts");
+    let running = ConsumerRunner::new(consumers).and(more).bind("127.0.0.1:0").start().await.expect("starts");
+    let address = running.bound().expect("served").to_string();
     bus.queue("orders").send(&order(1)).await.expect("sent");
     bus.queue("orders")
         .send_message(polymq_core::Message::new("x").with_header("no\nheader", "x"))

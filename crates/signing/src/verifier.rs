@@ -21,7 +21,8 @@ const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 /// How far a sender's clock may be ahead of ours.
 const AHEAD: Duration = Duration::from_secs(60);
 
-/// Rejects, with the reason, what is not signed by a known key for this channel, lately, and for the first time.
+/// Does not believe, and says why, what is not signed by a known key for this channel, lately, and for the first time: where it goes
+/// says the [`untrusted`](polymq_core::FailurePolicy::untrusted) of the failure policy.
 #[derive(Debug)]
 pub struct Verifier {
     keys: PublicKeys,
@@ -84,10 +85,13 @@ impl Layer for Verifier {
         let by = format!("{} {}", next.address(), next.group().unwrap_or_default());
         let signature = match self.check(&message, &destination.to_string(), &by) {
             Ok(signature) => signature,
-            Err(reason) => return Outcome::reject(format!("not believed: {reason}")),
+            Err(reason) => return Outcome::untrusted(reason),
         };
         let outcome = next.handle(message.clone()).await;
-        if !matches!(outcome, Outcome::Retry { .. } | Outcome::Reject { .. } | Outcome::Defer { .. }) {
+        if !matches!(
+            outcome,
+            Outcome::Retry { .. } | Outcome::Reject { .. } | Outcome::Untrusted { .. } | Outcome::Defer { .. }
+        ) {
             self.handled(&message, &by, &signature);
         }
         outcome

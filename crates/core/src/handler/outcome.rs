@@ -26,6 +26,12 @@ pub enum Outcome {
         /// Why.
         reason: Cow<'static, str>,
     },
+    /// It is not believed, such as one with a wrong signature: the policy's [`untrusted`](crate::FailurePolicy::untrusted)
+    /// says where it goes. Not counted as a failure: who forges messages must not pause a channel.
+    Untrusted {
+        /// Why.
+        reason: Cow<'static, str>,
+    },
     /// It is acknowledged without having been handled; the reason is logged.
     Drop {
         /// Why.
@@ -55,6 +61,12 @@ impl Outcome {
     #[must_use]
     pub fn reject(reason: impl Into<Cow<'static, str>>) -> Self {
         Self::Reject { reason: reason.into() }
+    }
+
+    /// Not believed.
+    #[must_use]
+    pub fn untrusted(reason: impl Into<Cow<'static, str>>) -> Self {
+        Self::Untrusted { reason: reason.into() }
     }
 
     /// Acknowledged without having been handled.

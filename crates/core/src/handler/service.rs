@@ -255,7 +255,7 @@ impl Several {
 /// the others: it decides when it is all that is left.
 fn hope(tried: &Tried) -> u8 {
     match tried {
-        Tried::Undecodable(_) | Tried::Outcome(Outcome::Reject { .. }) => 0,
+        Tried::Undecodable(_) | Tried::Outcome(Outcome::Reject { .. } | Outcome::Untrusted { .. }) => 0,
         Tried::Outcome(Outcome::Defer { .. }) => 1,
         _ => 2,
     }

@@ -23,6 +23,7 @@ pub(crate) struct Counters {
     pub(crate) dead_lettered: AtomicU64,
     pub(crate) dropped: AtomicU64,
     pub(crate) undecodable: AtomicU64,
+    pub(crate) untrusted: AtomicU64,
     pub(crate) expired: AtomicU64,
     pub(crate) unwanted: AtomicU64,
     pub(crate) panicked: AtomicU64,
@@ -47,6 +48,8 @@ pub struct RouteStats {
     pub dropped: u64,
     /// Messages whose body could not be decoded.
     pub undecodable: u64,
+    /// Messages that a layer did not believe.
+    pub untrusted: u64,
     /// Messages whose time had passed.
     pub expired: u64,
     /// Messages that no handler takes.
@@ -119,6 +122,7 @@ impl Control {
             dead_lettered: read(&counters.dead_lettered),
             dropped: read(&counters.dropped),
             undecodable: read(&counters.undecodable),
+            untrusted: read(&counters.untrusted),
             expired: read(&counters.expired),
             unwanted: read(&counters.unwanted),
             panicked: read(&counters.panicked),

@@ -7,6 +7,7 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
+use polymq_serializers::DecodeError;
 
 use super::{
     HandlerError, Tried,
@@ -59,7 +60,8 @@ impl Work {
                 counters.undecodable.fetch_add(1, Ordering::Relaxed);
                 let reason = format!("undecodable: {}", error.message());
                 self.report(&reason, attempt);
-                self.give_up(env.policy.undecodable, &reason, None).await;
+                let fate = if is_oversize(&error) { env.policy.oversize } else { env.policy.undecodable };
+                self.give_up(fate, &reason, None).await;
                 return None;
             }
             Tried::Partly { done, failed } => {
@@ -99,6 +101,12 @@ impl Work {
                 env.control.failed(env.policy.pause_after_failures);
                 self.report(&reason, attempt);
                 self.give_up(env.policy.exhausted, &reason, Some(&reason)).await;
+            }
+            Outcome::Untrusted { reason } => {
+                counters.untrusted.fetch_add(1, Ordering::Relaxed);
+                let reason = format!("not believed: {reason}");
+                self.report(&reason, attempt);
+                self.give_up(env.policy.untrusted, &reason, None).await;
             }
             Outcome::Defer { after } => self.finish(Settlement::Defer(self.possible(after))).await,
             Outcome::Retry { after, error } => {
@@ -163,6 +171,12 @@ impl Work {
         };
         Box::pin(self.finish(settlement))
     }
+}
+
+/// Whether a body was not decoded for its size.
+fn is_oversize(error: &Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<DecodeError>());
+    matches!(source, Some(DecodeError::TooLarge { .. }))
 }
 
 /// Calls what is the user's: a value that panics where it is encoded is one that cannot be encoded.

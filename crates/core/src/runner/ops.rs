@@ -8,14 +8,16 @@ use serde_json::{Value, json};
 use super::{RouteStats, Running};
 use crate::{Error, ErrorKind, Result, SendStats};
 
-/// Serves until the service stops.
-pub(super) async fn serve(running: &Running, address: SocketAddr) -> Result<()> {
-    let listener = tokio::net::TcpListener::bind(address).await.map_err(|error| {
+/// Serves until the service stops; tells where.
+pub(super) async fn serve(running: &Running, address: SocketAddr) -> Result<SocketAddr> {
+    let cannot = |error: std::io::Error| {
         Error::new(ErrorKind::Config, format!("health and metrics cannot be served on {address}: {error}"))
             .with_operation("start")
             .with_hint("choose a free address")
             .with_source(error)
-    })?;
+    };
+    let listener = tokio::net::TcpListener::bind(address).await.map_err(cannot)?;
+    let bound = listener.local_addr().map_err(cannot)?;
     let stop = running.signal().clone();
     let router = Router::new()
         .route("/health", get(health))
@@ -28,7 +30,7 @@ pub(super) async fn serve(running: &Running, address: SocketAddr) -> Result<()> 
             tracing::error!(%error, "health and metrics are not served any more");
         }
     });
-    Ok(())
+    Ok(bound)
 }
 
 /// The process lives; what its connections do is told.
@@ -76,6 +78,7 @@ async fn metrics(State(running): State<Running>) -> String {
     family("dead_lettered_total", "counter", |stats| stats.dead_lettered);
     family("dropped_total", "counter", |stats| stats.dropped);
     family("undecodable_total", "counter", |stats| stats.undecodable);
+    family("untrusted_total", "counter", |stats| stats.untrusted);
     family("expired_total", "counter", |stats| stats.expired);
     family("unwanted_total", "counter", |stats| stats.unwanted);
     family("panicked_total", "counter", |stats| stats.panicked);

@@ -3,8 +3,9 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -36,6 +37,7 @@ struct Inner {
     /// A subscription has ended with an error that opening it again cannot help.
     failed: CancellationToken,
     started: AtomicBool,
+    bound: OnceLock<SocketAddr>,
 }
 
 struct Subscribed {
@@ -57,7 +59,19 @@ impl Running {
             cancelled: CancellationToken::new(),
             failed: CancellationToken::new(),
             started: AtomicBool::new(false),
+            bound: OnceLock::new(),
         }))
+    }
+
+    #[cfg(feature = "ops")]
+    pub(super) fn is_bound(&self, address: SocketAddr) {
+        let _ = self.0.bound.set(address);
+    }
+
+    /// Where health and metrics are served, if they are ([`ConsumerRunner::bind`](crate::ConsumerRunner::bind)).
+    #[must_use]
+    pub fn bound(&self) -> Option<SocketAddr> {
+        self.0.bound.get().copied()
     }
 
     /// Adds the handlers of a factory while the service runs: all of them, or none when it fails.

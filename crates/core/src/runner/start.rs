@@ -27,7 +27,8 @@ impl ConsumerRunner {
         self
     }
 
-    /// Serves `/health`, `/ready` and `/metrics` on this address while it runs; needs the feature `ops`.
+    /// Serves `/health`, `/ready` and `/metrics` on this address while it runs; needs the feature `ops`. With port 0 it chooses a
+    /// free one, which [`Running::bound`] tells.
     #[must_use]
     pub fn bind(mut self, address: impl Into<String>) -> Self {
         self.bind = Some(address.into());
@@ -62,7 +63,7 @@ impl ConsumerRunner {
         // Before a message is fetched: an address that is taken is found first, and who asks meanwhile is told "not yet".
         #[cfg(feature = "ops")]
         if let Some(address) = address {
-            super::ops::serve(&running, address).await?;
+            running.is_bound(super::ops::serve(&running, address).await?);
         }
         #[cfg(not(feature = "ops"))]
         let _ = address;

@@ -364,6 +364,7 @@ fn add(sum: &mut RouteStats, more: RouteStats) {
     sum.dead_lettered += more.dead_lettered;
     sum.dropped += more.dropped;
     sum.undecodable += more.undecodable;
+    sum.untrusted += more.untrusted;
     sum.expired += more.expired;
     sum.unwanted += more.unwanted;
     sum.panicked += more.panicked;
@@ -383,6 +384,7 @@ fn counted(counters: &RouteStats) -> String {
         "dead_lettered",
         "dropped",
         "undecodable",
+        "untrusted",
         "expired",
         "unwanted",
         "panicked",

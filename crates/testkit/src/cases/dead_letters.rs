@@ -302,12 +302,12 @@ pub async fn undecodable(cx: Cx) {
     }
 }
 
-/// A body above the limit of decoding goes the way of those that cannot be decoded.
+/// A body above the limit of decoding goes its own way, undecoded.
 pub async fn oversize(cx: Cx) {
     let limits = Limits { max_bytes: 64, ..Limits::default() };
     let bus = cx.builder().limits(limits).connect().await.expect("connect");
     let bad = Message::new(format!("{{\"id\": 3{}}}", " ".repeat(100))).with_content_type("application/json");
-    let reason = bad_between_good(&cx, &bus, bad, |policy| policy.undecodable = Fate::Drop, register_typed).await;
+    let reason = bad_between_good(&cx, &bus, bad, |policy| policy.oversize = Fate::Drop, register_typed).await;
     assert!(reason.contains("undecodable"), "{reason}");
 }
 
@@ -321,7 +321,7 @@ pub async fn unknown_kind(cx: Cx) {
     assert!(reason.contains("no handler") && reason.contains("invoice") && reason.contains('2'), "{reason}");
 }
 
-/// Refuses messages whose signature is wrong; good ones have none in this test.
+/// Does not believe messages whose signature is wrong; good ones have none in this test.
 #[derive(Debug)]
 struct Signed;
 
@@ -330,17 +330,17 @@ impl Layer for Signed {
     async fn handle(&self, message: Message, next: NextHandle<'_>) -> Outcome {
         match message.headers().get("signature") {
             None => next.handle(message).await,
-            Some(_) => Outcome::reject("the signature is wrong"),
+            Some(_) => Outcome::untrusted("the signature is wrong"),
         }
     }
 }
 
-/// A message that a layer refuses, such as one with a wrong signature, goes its own way and reaches no handler.
+/// A message that a layer does not believe, such as one with a wrong signature, goes its own way and reaches no handler.
 pub async fn wrong_signature(cx: Cx) {
     let bus = cx.builder().layer(Signed).connect().await.expect("connect");
     let bad = Message::new("{\"id\": 3}").with_content_type("application/json").with_header("signature", "forged");
-    let reason = bad_between_good(&cx, &bus, bad, |policy| policy.exhausted = Fate::Drop, register_typed).await;
-    assert!(reason.contains("signature"), "{reason}");
+    let reason = bad_between_good(&cx, &bus, bad, |policy| policy.untrusted = Fate::Drop, register_typed).await;
+    assert!(reason.contains("not believed: the signature is wrong"), "{reason}");
 }
 
 /// A message whose time has passed reaches no handler and goes its own way, or was taken away by the broker.
