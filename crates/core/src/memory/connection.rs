@@ -102,6 +102,11 @@ impl MemoryConnection {
         if self.link.is_closed() { Err(Error::closed(operation).with_backend(NAME)) } else { Ok(()) }
     }
 
+    /// Whether what this stands for, or memory itself, can do that.
+    fn allows(can: bool, what: &'static str) -> Result<()> {
+        if can { Ok(()) } else { Err(Error::unsupported(NAME, what)) }
+    }
+
     fn channel(&self, address: &Address, operation: &'static str, declare: bool) -> Result<Arc<Channel>> {
         self.check_open(operation)?;
         if declare {
@@ -193,12 +198,14 @@ impl Connection for MemoryConnection {
 
     async fn exists(&self, address: &Address, group: Option<&str>) -> Result<bool> {
         self.check_open("exists")?;
+        Self::allows(self.capabilities.lookup, "looking whether a channel exists")?;
         let found = self.space.find(address);
         Ok(found.is_some_and(|channel| group.is_none_or(|group| channel.has_group(group))))
     }
 
     async fn list(&self) -> Result<Vec<Listed>> {
         self.check_open("list")?;
+        Self::allows(self.capabilities.list, "listing channels")?;
         let mut listed = Vec::new();
         for channel in self.space.all() {
             let address = channel.address();
@@ -217,6 +224,7 @@ impl Connection for MemoryConnection {
     }
 
     async fn bind(&self, queue: &Address, topic: &Address) -> Result<()> {
+        Self::allows(self.capabilities.bindings, "binding a queue to a topic")?;
         let (queue, topic) = (self.channel(queue, "bind", true)?, self.channel(topic, "bind", true)?);
         topic.bind(&queue);
         Ok(())
@@ -224,6 +232,7 @@ impl Connection for MemoryConnection {
 
     async fn unbind(&self, queue: &Address, topic: &Address) -> Result<()> {
         self.check_open("unbind")?;
+        Self::allows(self.capabilities.bindings, "binding a queue to a topic")?;
         if let Some(topic) = self.space.find(topic) {
             topic.unbind(queue);
         }
@@ -231,20 +240,17 @@ impl Connection for MemoryConnection {
     }
 
     async fn peek(&self, address: &Address, group: Option<&str>, max: usize) -> Result<Vec<Message>> {
+        Self::allows(self.capabilities.peek, "looking at messages without taking them")?;
         self.channel(address, "peek", false)?.peek(group, max)
     }
 
     async fn stats(&self, address: &Address, group: Option<&str>) -> Result<Stats> {
-        if !self.capabilities().stats {
-            return Err(Error::unsupported(NAME, "counting what waits").with_channel(address.name()));
-        }
+        Self::allows(self.capabilities.stats, "counting the messages of a channel")?;
         self.channel(address, "stats", false)?.stats(group)
     }
 
     async fn purge(&self, address: &Address) -> Result<u64> {
-        if address.kind() == ChannelKind::Topic || !self.capabilities().purge {
-            return Err(Error::unsupported(NAME, "emptying this channel").with_channel(address.name()));
-        }
+        Self::allows(self.capabilities.purge && address.kind() == ChannelKind::Queue, "emptying this channel")?;
         self.channel(address, "purge", false)?.purge()
     }
 

@@ -99,6 +99,11 @@ pub(crate) async fn try_all(bus: &Bus) -> BTreeMap<String, String> {
             bus.topic("x6-topic"),
             ConsumeOptions { group: Some("h".into()), start: Start::Earliest, ..options.clone() },
         ),
+        (
+            "some kinds",
+            bus.topic("x6-topic"),
+            ConsumeOptions { group: Some("k".into()), kinds: vec!["one".into()], ..options.clone() },
+        ),
         ("no prefetch", bus.queue("x6-q"), ConsumeOptions { prefetch: 0, ..options.clone() }),
         ("an unknown option", bus.queue("x6-q"), ConsumeOptions { extra: vec![("no".into(), "1".into())], ..options }),
     ] {
@@ -107,6 +112,10 @@ pub(crate) async fn try_all(bus: &Bus) -> BTreeMap<String, String> {
     }
     tell("stats".into(), bus.queue("x6-q").stats(None).await.map(drop));
     tell("purge".into(), bus.queue("x6-q").purge().await.map(drop));
+    tell("exists".into(), bus.queue("x6-q").exists(None).await.map(drop));
+    tell("peek".into(), bus.queue("x6-q").peek(None, 1).await.map(drop));
+    tell("list".into(), bus.list().await.map(drop));
+    tell("bind".into(), bus.queue("x6-q").bind(&bus.topic("x6-bound")).await);
     told
 }
 
