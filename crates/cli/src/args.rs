@@ -264,8 +264,9 @@ pub(crate) struct Consume {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Check {
+    // Longer than backends take to connect by default: they know better what is wrong.
     /// The longest time for each step.
-    #[arg(long, value_parser = duration, default_value = "10s", value_name = "DURATION")]
+    #[arg(long, value_parser = duration, default_value = "15s", value_name = "DURATION")]
     pub(crate) timeout: Duration,
 }
 

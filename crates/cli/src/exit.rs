@@ -26,11 +26,13 @@ impl From<Exit> for ExitCode {
 }
 
 impl Exit {
-    pub(crate) fn of(kind: ErrorKind) -> Self {
-        match kind {
+    pub(crate) fn of(error: &Error) -> Self {
+        match error.kind() {
             ErrorKind::Config | ErrorKind::UnknownBackend | ErrorKind::NotCompiledIn => Self::Configuration,
             ErrorKind::InvalidInput => Self::Usage,
             ErrorKind::Disconnected => Self::Connection,
+            // Nobody refused the connection; nobody took it either.
+            ErrorKind::Timeout if error.operation() == Some("connect") => Self::Connection,
             ErrorKind::Unauthenticated | ErrorKind::PermissionDenied => Self::NotAllowed,
             ErrorKind::NotFound => Self::NoMessage,
             _ => Self::Failed,
@@ -71,7 +73,7 @@ impl Failed {
 
 impl From<Error> for Failed {
     fn from(error: Error) -> Self {
-        Self::new(Exit::of(error.kind()), error.to_string())
+        Self::new(Exit::of(&error), error.to_string())
     }
 }
 

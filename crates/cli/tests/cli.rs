@@ -327,6 +327,14 @@ fn brokers_that_are_not_there() {
             assert!(text.contains(part), "{part:?} is missing: {text}");
         }
     }
+    // Somebody takes the connection and never says a word.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    for scheme in ["amqp", "mqtt"] {
+        let url = format!("{scheme}://{}?connect_timeout=500ms", silent.local_addr().unwrap());
+        fails(&run(&format!("send orders x --url {url}")), 4, &["error: "]);
+        assert_eq!(run(&format!("check --url {url}")).status.code(), Some(4), "{scheme}");
+        assert_eq!(run(&format!("check --timeout 100ms --url {url}")).status.code(), Some(4), "{scheme}");
+    }
     // The URL of the environment goes with --backend, when it leads to that backend.
     let output =
         polymq().args(["send", "q", "x", "--backend", "mqtt"]).env("POLYMQ_URL", "mqtt://127.0.0.1:1").output();

@@ -183,6 +183,11 @@ fn unknown(name: &str, known: &[&str]) -> String {
         .filter(|(distance, _)| *distance <= 2);
     match near {
         Some((_, near)) => format!("unknown option `{name}`, did you mean `{near}`? known: {list}"),
+        None if known.contains(&"with") => {
+            format!(
+                "unknown option `{name}`; one that a backend knows is written as with(\"{name}\", \"...\"); known: {list}"
+            )
+        }
         None => format!("unknown option `{name}`; known: {list}"),
     }
 }

@@ -96,7 +96,8 @@ impl Report<'_> {
         let started = Instant::now();
         let value = tokio::time::timeout(self.limit, step).await.unwrap_or_else(|_| {
             let limit = humantime::format_duration(self.limit);
-            Err(Error::new(ErrorKind::Timeout, format!("no answer within {limit}")))
+            let operation = if self.done <= 2 { "connect" } else { "check" };
+            Err(Error::new(ErrorKind::Timeout, format!("no answer within {limit}")).with_operation(operation))
         })?;
         let (name, ms) = (STEPS[self.done], started.elapsed().as_millis() as u64);
         self.done += 1;
@@ -120,7 +121,7 @@ impl Report<'_> {
         for name in STEPS.iter().skip(self.done + 1) {
             self.output.say(|| format!("-       {name}: not tried"), || json!({ "check": name, "ok": null }))?;
         }
-        Ok(Exit::of(error.kind()))
+        Ok(Exit::of(error))
     }
 
     /// Where there is no broker.

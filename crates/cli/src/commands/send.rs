@@ -46,7 +46,7 @@ pub(crate) async fn run(builder: BusBuilder, options: Send, output: &Output) -> 
         Some(error) if count == 1 => Err(error.into()),
         Some(error) => {
             let sentence = format!("{not_sent} of {count} messages were not sent; the first: {error}");
-            Err(Failed::new(Exit::of(error.kind()), sentence))
+            Err(Failed::new(Exit::of(&error), sentence))
         }
     }
 }
