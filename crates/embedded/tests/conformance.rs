@@ -38,5 +38,7 @@ impl Harness for Inside {
 
 fn main() -> ExitCode {
     let folder = || tempfile::tempdir().expect("a folder");
-    Suite::new("embedded", move |_| Inside { folder: folder(), of_children: folder() }).in_process().main()
+    Suite::new("embedded", move |_| Inside { folder: folder(), of_children: folder() })
+        .in_process("there is no broker and no wire")
+        .main()
 }

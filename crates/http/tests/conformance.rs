@@ -23,5 +23,7 @@ impl Harness for Http {
 }
 
 fn main() -> ExitCode {
-    Suite::new("http", |_| Http).in_process().main()
+    Suite::new("http", |_| Http)
+        .in_process("the sender that keeps messages is this process: http_direct has a wire and what may be stopped")
+        .main()
 }

@@ -43,8 +43,10 @@ pub struct Suite {
     start: Start,
     shared: OnceLock<Arc<dyn Harness>>,
     own: Mutex<Option<Arc<dyn Harness>>>,
-    in_process: bool,
+    /// Why there is no broker to kill.
+    in_process: Option<&'static str>,
     only_faults: bool,
+    beside_faults: &'static [&'static str],
     without_faults: bool,
     mutants: bool,
     mutants_of: &'static [&'static str],
@@ -60,6 +62,7 @@ struct Report {
     failed: usize,
     caught: usize,
     missed: usize,
+    elsewhere: usize,
     decided: BTreeMap<&'static str, Vec<&'static str>>,
     notes: Vec<String>,
 }
@@ -70,8 +73,9 @@ impl Suite {
     pub fn new<H: Harness>(name: &'static str, start: impl Fn(Use) -> H + Send + Sync + 'static) -> Self {
         Self {
             name,
-            in_process: false,
+            in_process: None,
             only_faults: false,
+            beside_faults: &[],
             without_faults: false,
             mutants: false,
             mutants_of: &[],
@@ -83,19 +87,19 @@ impl Suite {
         }
     }
 
-    /// The backend lives in this process: there is no broker to kill and no wire to look at, and the cases that
-    /// need one are left out, which the summary says.
+    /// There is no broker to kill and no wire to look at, and the cases that need one are left out; the summary says it, and why.
     #[must_use]
-    pub fn in_process(mut self) -> Self {
-        self.in_process = true;
+    pub fn in_process(mut self, why: &'static str) -> Self {
+        self.in_process = Some(why);
         self
     }
 
-    /// Only the faults that need a broker; for a backend that has another test for the rest, since the two need
+    /// Only the faults that need a broker, and these cases; for a backend that has another test for the rest, since the two need
     /// different surroundings.
     #[must_use]
-    pub fn only_faults(mut self) -> Self {
+    pub fn only_faults_and(mut self, cases: &'static [&'static str]) -> Self {
         self.only_faults = true;
+        self.beside_faults = cases;
         self
     }
 
@@ -156,13 +160,15 @@ impl Suite {
             Trial::test(name, move || suite.run(case, mutant))
         };
         let fault = |case: &Case| case.id.starts_with('F') && case.needs_broker();
-        let belongs = |case: &&Case| if fault(case) { !self.without_faults } else { !self.only_faults };
-        let plain = cases::all()
-            .filter(|case| !(self.in_process && case.needs_broker()))
-            .filter(belongs)
-            .map(|case| (case, None));
+        let belongs = |case: &&Case| match fault(case) {
+            true => !self.without_faults,
+            false => !self.only_faults || self.beside_faults.contains(&case.id),
+        };
+        let in_process = self.in_process.is_some();
+        let plain =
+            cases::all().filter(|case| !(in_process && case.needs_broker())).filter(belongs).map(|case| (case, None));
         let broken = cases::all()
-            .filter(|case| self.mutants && case.needs_broker() != self.in_process || self.mutants_of.contains(&case.id))
+            .filter(|case| self.mutants && case.needs_broker() != in_process || self.mutants_of.contains(&case.id))
             .flat_map(|case| mutant::of(case).map(move |mutant| (case, Some(mutant))));
         let (own, others): (Vec<_>, Vec<_>) = plain.chain(broken).partition(|(case, _)| case.place == Place::OwnBroker);
         // Those wait for each other: spread among the others, they keep the rest going.
@@ -174,9 +180,9 @@ impl Suite {
             trials.extend(chunk.iter().copied().map(trial));
         }
         trials.extend(own.map(trial));
-        if self.in_process {
+        if let Some(why) = self.in_process {
             let left_out: Vec<_> = cases::all().filter(|case| case.needs_broker()).map(|case| case.id).collect();
-            lock(&self.report).decided.insert("it lives in the process: nothing to kill, no wire", left_out);
+            lock(&self.report).decided.insert(why, left_out);
         }
         if self.without_faults {
             let left_out: Vec<_> = cases::all().filter(|case| fault(case)).map(|case| case.id).collect();
@@ -218,10 +224,11 @@ impl Suite {
         match (&outcome.result, mutant) {
             (Ok(()), None) => report.passed += 1,
             (Err(_), None) => report.failed += 1,
+            (Ok(()), Some(_)) if outcome.decided.is_some() => report.elsewhere += 1,
             (Ok(()), Some(_)) => report.caught += 1,
             (Err(_), Some(_)) => report.missed += 1,
         }
-        if let Some(capability) = outcome.decided {
+        if let (Some(capability), None) = (outcome.decided, mutant) {
             report.decided.entry(capability).or_default().push(case.id);
         }
         if mutant.is_none() {
@@ -253,6 +260,9 @@ impl Report {
         }
         if self.caught + self.missed > 0 {
             text += &format!("\n  broken backends: {} caught, {} missed", self.caught, self.missed);
+            if self.elsewhere > 0 {
+                text += &format!(", {} left to backends that have what their cases need", self.elsewhere);
+            }
         }
         for note in &self.notes {
             text += &format!("\n  note: {note}");
@@ -377,9 +387,7 @@ mod tests {
     #[test]
     fn i6_the_summary_names_what_did_not_run_and_why() {
         let mut report = Report { passed: 3, ..Report::default() };
-        report
-            .decided
-            .insert("it lives in the process: nothing to kill, no wire", vec!["F1_graceful_restart", "F2_kill"]);
+        report.decided.insert("there is no broker and no wire", vec!["F1_graceful_restart", "F2_kill"]);
         report.decided.entry("leases").or_default().push("S2_lease_extension");
         let text = report.text("toy");
         assert!(text.contains("summary of toy: 3 ran, 0 failed; 3 decided by what it declares"), "{text}");

@@ -23,5 +23,5 @@ impl Harness for Memory {
 }
 
 fn main() -> ExitCode {
-    Suite::new("memory", |_| Memory).in_process().and_mutants().main()
+    Suite::new("memory", |_| Memory).in_process("there is no broker and no wire").and_mutants().main()
 }

@@ -29,5 +29,5 @@ impl Harness for OfAThirdParty {
 }
 
 fn main() -> ExitCode {
-    Suite::new("i7_toy", |_| OfAThirdParty).in_process().main()
+    Suite::new("i7_toy", |_| OfAThirdParty).in_process("there is no broker and no wire").main()
 }

@@ -63,7 +63,7 @@ async fn c23_no_more_are_taken_than_were_asked_for() {
 
 #[tokio::test]
 async fn c23_slow_senders_are_cut_and_others_are_served_meanwhile() {
-    let limits = [("header_timeout", "3s"), ("idle_timeout", "3s"), ("body_timeout", "6s")];
+    let limits = [("header_timeout", "8s"), ("idle_timeout", "8s"), ("body_timeout", "12s")];
     let (_connection, mut consumer, address) = listening(&limits, &ConsumeOptions::default()).await;
     let mut streams = Vec::new();
     for begun in ["", "P", "PRI", "POST /in/orders HTTP/1.1\r\nHost"] {

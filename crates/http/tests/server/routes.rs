@@ -147,7 +147,9 @@ async fn where_nobody_can_listen_the_consumer_says_so() {
 
 #[tokio::test]
 async fn closing_sends_everyone_away_who_may_come_again() {
-    let (connection, mut consumer, address) = plain().await;
+    // A port that nobody gets when it is closed.
+    let listen = format!("127.0.0.1:{}/in", polymq_testkit::free_port());
+    let (connection, mut consumer, address) = listening(&[("listen", &listen)], &ConsumeOptions::default()).await;
     let waiting = post(address, "/in/orders", "not received");
     let held = post(address, "/in/orders", "received");
     let incoming = next(&mut consumer).await;
