@@ -98,7 +98,8 @@ async fn everything_that_waits_ends_and_what_is_held_goes_back() {
     assert!(stored.message().await.ok().flatten().is_none());
     assert!(answers.message().await.ok().flatten().is_none());
     let refused = caller.send_queue_message(message("orders", "late")).await.unwrap_err();
-    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    // The second where the call was on the connection when the client heard of its end.
+    assert!(matches!(refused.code(), Code::Unavailable | Code::Cancelled), "{refused}");
 
     let broker = start(folder.path()).await;
     let answer = client(&broker).await.receive_queue_messages(receiving("orders", 10)).await.unwrap().into_inner();

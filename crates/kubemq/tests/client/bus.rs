@@ -39,7 +39,10 @@ async fn a_full_queue_is_busy() {
 /// What was withdrawn while there is no broker is not waited for.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flush_does_not_wait_for_what_was_withdrawn() {
-    let (broker, bus) = start(Limits::default()).await;
+    // A port that no other test gets when this broker has stopped.
+    let address = format!("127.0.0.1:{}", polymq_testkit::free_port());
+    let broker = Broker::builder().listen(address).start().await.expect("a broker");
+    let bus = crate::bus(broker.address()).await;
     let queue = bus.queue("q");
     send(&queue, &["one"]).await;
     broker.stop().await;

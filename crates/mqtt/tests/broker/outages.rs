@@ -122,7 +122,7 @@ async fn an_answer_that_never_comes_is_never_success() {
         }
     });
     let settings = polymq_core::Settings::from_url(&format!("mqtt://127.0.0.1:{port}")).expect("a URL");
-    let settings = settings.with("keep_alive", "2s").with("operation_timeout", "500ms").with("connect_timeout", "60s");
+    let settings = settings.with("keep_alive", "9s").with("operation_timeout", "500ms").with("connect_timeout", "60s");
     let bus = MqttBackend.connect(&settings).await.expect("connected");
     let producer = bus.producer(&Address::topic("void"), &produce()).await.expect("producer");
     let send = producer.send(Message::new("?"));
