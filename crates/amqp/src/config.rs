@@ -1,9 +1,12 @@
 //! The settings of this backend, and the place that they lead to.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use lapin::uri::AMQPUri;
-use polymq_core::{Error, ErrorKind, Key, Result, Secret, Settings, config::duration};
+use polymq_core::{
+    Error, ErrorKind, Key, Result, Secret, Settings,
+    config::{duration, is_loopback},
+};
 use serde::Deserialize;
 use url::Url;
 
@@ -311,13 +314,6 @@ impl Endpoint {
 impl std::fmt::Display for Endpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}:{}, virtual host {:?}", self.host(), self.port(), self.vhost())
-    }
-}
-
-fn is_loopback(host: &str) -> bool {
-    match host.trim_matches(['[', ']']).parse::<IpAddr>() {
-        Ok(address) => address.is_loopback(),
-        Err(_) => host.eq_ignore_ascii_case("localhost") || host.to_ascii_lowercase().ends_with(".localhost"),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use polymq_core::{Error, ErrorKind, Key, Result, Secret, Settings};
+use polymq_core::{Error, ErrorKind, Key, Result, Secret, Settings, config::percent_decoded};
 use serde::Deserialize;
 
 use crate::NAME;
@@ -64,22 +64,6 @@ impl EmbeddedConfig {
             _ => Err(expected()),
         }
     }
-}
-
-fn percent_decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        rest = after;
-        if *first == b'%' {
-            let digits = std::str::from_utf8(after.get(..2)?).ok()?;
-            bytes.push(u8::from_str_radix(digits, 16).ok()?);
-            rest = after.get(2..)?;
-        } else {
-            bytes.push(*first);
-        }
-    }
-    String::from_utf8(bytes).ok()
 }
 
 fn invalid(sentence: &'static str) -> Error {

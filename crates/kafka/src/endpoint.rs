@@ -1,8 +1,9 @@
 //! Where the settings lead, and as whom.
 
-use std::net::IpAddr;
-
-use polymq_core::{Error, ErrorKind, Result, Secret};
+use polymq_core::{
+    Error, ErrorKind, Result, Secret,
+    config::{is_loopback, percent_decoded},
+};
 use url::Url;
 
 use crate::{
@@ -95,29 +96,6 @@ impl KafkaConfig {
             pass: found.pass.or_else(|| self.pass.clone()),
             ..found
         }
-    }
-}
-
-fn percent_decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, tail)) = rest.split_first() {
-        if *first == b'%' {
-            let (digits, tail) = tail.split_at_checked(2)?;
-            bytes.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
-            rest = tail;
-        } else {
-            bytes.push(*first);
-            rest = tail;
-        }
-    }
-    String::from_utf8(bytes).ok()
-}
-
-fn is_loopback(host: &str) -> bool {
-    match host.trim_matches(['[', ']']).parse::<IpAddr>() {
-        Ok(address) => address.is_loopback(),
-        Err(_) => host.eq_ignore_ascii_case("localhost") || host.to_ascii_lowercase().ends_with(".localhost"),
     }
 }
 

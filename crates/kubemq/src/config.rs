@@ -1,8 +1,11 @@
 //! The settings of this backend, and the place that they lead to.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
-use polymq_core::{Error, ErrorKind, Key, Result, Secret, Settings, config::duration};
+use polymq_core::{
+    Error, ErrorKind, Key, Result, Secret, Settings,
+    config::{duration, is_loopback, percent_decoded},
+};
 use serde::Deserialize;
 use url::Url;
 
@@ -251,30 +254,6 @@ impl Place {
         let scheme = if self.tls { "https" } else { "http" };
         format!("{scheme}://{}:{}", self.host(), self.port.unwrap_or(50_000))
     }
-}
-
-fn is_loopback(host: &str) -> bool {
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
-fn percent_decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        match first {
-            b'%' => {
-                let digits = std::str::from_utf8(after.get(..2)?).ok()?;
-                bytes.push(u8::from_str_radix(digits, 16).ok()?);
-                rest = after.get(2..)?;
-            }
-            byte => {
-                bytes.push(*byte);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]

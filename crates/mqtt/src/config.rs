@@ -1,8 +1,11 @@
 //! The settings of this backend, and the place that they lead to.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
-use polymq_core::{Error, ErrorKind, Key, Result, Secret, Settings, config::duration};
+use polymq_core::{
+    Error, ErrorKind, Key, Result, Secret, Settings,
+    config::{duration, is_loopback, percent_decoded},
+};
 use serde::Deserialize;
 use url::Url;
 
@@ -259,7 +262,7 @@ impl Endpoint {
                 .with_hint("write special characters in user and password as %XX")
         };
         let url = Url::parse(text).map_err(|_| invalid())?;
-        let decode = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8().map(String::from);
+        let decode = |text: &str| percent_decoded(text).ok_or_else(invalid);
         if !matches!(url.scheme(), "mqtt" | "mqtts") || !matches!(url.path(), "" | "/") || url.fragment().is_some() {
             return Err(invalid());
         }
@@ -268,8 +271,8 @@ impl Endpoint {
             Some(host) => Some(host.to_string()).filter(|host| !host.is_empty()),
             None => None,
         };
-        let user = Some(decode(url.username()).map_err(|_| invalid())?).filter(|user| !user.is_empty());
-        let pass = url.password().map(decode).transpose().map_err(|_| invalid())?.map(Secret::new);
+        let user = Some(decode(url.username())?).filter(|user| !user.is_empty());
+        let pass = url.password().map(decode).transpose()?.map(Secret::new);
         Ok(Self { tls: url.scheme() == "mqtts", host, port: url.port(), user, pass })
     }
 
@@ -308,13 +311,6 @@ impl Endpoint {
 impl std::fmt::Display for Endpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}:{}", self.host(), self.port())
-    }
-}
-
-fn is_loopback(host: &str) -> bool {
-    match host.trim_matches(['[', ']']).parse::<IpAddr>() {
-        Ok(address) => address.is_loopback(),
-        Err(_) => host.eq_ignore_ascii_case("localhost") || host.to_ascii_lowercase().ends_with(".localhost"),
     }
 }
 

@@ -1,8 +1,9 @@
 //! Where settings lead, and as whom: the endpoints of SQS and SNS, and a login.
 
-use std::net::IpAddr;
-
-use polymq_core::{Result, Secret, config::redact_url};
+use polymq_core::{
+    Result, Secret,
+    config::{is_loopback, percent_decoded, redact_url},
+};
 use url::Url;
 
 use crate::{config::SqsConfig, error::config};
@@ -45,7 +46,7 @@ impl Place {
                 .with_hint("write special characters in key and secret as %XX")
         };
         let url = Url::parse(text).map_err(|_| invalid())?;
-        let decoded = |text: &str| percent_decode(text).ok_or_else(invalid);
+        let decoded = |text: &str| percent_decoded(text).ok_or_else(invalid);
         if !url.username().is_empty() {
             self.key = Some(decoded(url.username())?);
             self.secret = url.password().map(decoded).transpose()?.map(Secret::new);
@@ -97,28 +98,4 @@ impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.sqs.as_deref().unwrap_or("AWS"))
     }
-}
-
-fn is_loopback(host: &str) -> bool {
-    match host.trim_matches(['[', ']']).parse::<IpAddr>() {
-        Ok(address) => address.is_loopback(),
-        Err(_) => host.eq_ignore_ascii_case("localhost") || host.to_ascii_lowercase().ends_with(".localhost"),
-    }
-}
-
-fn percent_decode(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        rest = tail;
-        bytes.push(match first {
-            b'%' => {
-                let digits = std::str::from_utf8(rest.get(..2)?).ok()?;
-                rest = &rest[2..];
-                u8::from_str_radix(digits, 16).ok()?
-            }
-            byte => *byte,
-        });
-    }
-    String::from_utf8(bytes).ok()
 }

@@ -2,11 +2,13 @@
 //!
 //! Order of precedence, weakest first: file, environment, query of the URL, code.
 
+mod address;
 mod environment;
 mod redact;
 mod settings;
 mod values;
 
+pub use address::{is_loopback, percent_decoded};
 pub use environment::Environment;
 pub use redact::{Secret, redact_url};
 pub use settings::{Origin, Settings};
