@@ -116,7 +116,7 @@ pub struct FailurePolicy {
     pub exhausted: Fate,
     /// A body that cannot be decoded.
     pub undecodable: Fate,
-    /// A body above the limit of decoding ([`Limits::max_bytes`](crate::Limits)).
+    /// A body above the limit of decoding ([`Limits::max_bytes`](polymq_serializers::Limits::max_bytes)).
     pub oversize: Fate,
     /// What a layer does not believe ([`Outcome::Untrusted`](crate::Outcome)): no signature, a wrong one, one of before.
     pub untrusted: Fate,
