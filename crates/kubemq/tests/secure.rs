@@ -99,7 +99,7 @@ async fn j4_kubemq_and_its_clients_prove_who_they_are() {
     }
     let (expired, old) = (files.serve("expired", &[]), files.serve("server", TlsServer::TLS_1_1));
     for (what, server, said) in
-        [("a certificate of before", &expired, "expired"), ("a version that nobody accepts", &old, "version")]
+        [("a certificate of before", &expired, "expired"), ("a version that nobody accepts", &old, "ProtocolVersion")]
     {
         let url = format!("kubemqs://:{TOKEN}@localhost:{}?connect_timeout=30s", server.port());
         refused(&files, what, &settings(&files, &url, Some("ca.pem"), Some("client")), said).await;

@@ -164,6 +164,9 @@ impl Suite {
             true => !self.without_faults,
             false => !self.only_faults || self.beside_faults.contains(&case.id),
         };
+        for named in self.beside_faults.iter().chain(self.mutants_of) {
+            assert!(cases::all().any(|case| case.id == *named), "there is no case {named}");
+        }
         let in_process = self.in_process.is_some();
         let plain =
             cases::all().filter(|case| !(in_process && case.needs_broker())).filter(belongs).map(|case| (case, None));
@@ -391,7 +394,7 @@ mod tests {
         report.decided.entry("leases").or_default().push("S2_lease_extension");
         let text = report.text("toy");
         assert!(text.contains("summary of toy: 3 ran, 0 failed; 3 decided by what it declares"), "{text}");
-        assert!(text.contains("nothing to kill, no wire: F1_graceful_restart, F2_kill"), "{text}");
+        assert!(text.contains("there is no broker and no wire: F1_graceful_restart, F2_kill"), "{text}");
         assert!(text.contains("leases: S2_lease_extension"), "{text}");
     }
 }
