@@ -24,6 +24,6 @@ impl Harness for Http {
 
 fn main() -> ExitCode {
     Suite::new("http", |_| Http)
-        .in_process("the sender that keeps messages is this process: http_direct has a wire and what may be stopped")
+        .in_process("the sender that keeps messages is this process: http_direct has the faults, on a wire")
         .main()
 }

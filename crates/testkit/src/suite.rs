@@ -46,7 +46,6 @@ pub struct Suite {
     /// Why there is no broker to kill.
     in_process: Option<&'static str>,
     only_faults: bool,
-    beside_faults: &'static [&'static str],
     without_faults: bool,
     mutants: bool,
     mutants_of: &'static [&'static str],
@@ -75,7 +74,6 @@ impl Suite {
             name,
             in_process: None,
             only_faults: false,
-            beside_faults: &[],
             without_faults: false,
             mutants: false,
             mutants_of: &[],
@@ -94,12 +92,11 @@ impl Suite {
         self
     }
 
-    /// Only the faults that need a broker, and these cases; for a backend that has another test for the rest, since the two need
+    /// Only the faults that need a broker; for a backend that has another test for the rest, since the two need
     /// different surroundings.
     #[must_use]
-    pub fn only_faults_and(mut self, cases: &'static [&'static str]) -> Self {
+    pub fn only_faults(mut self) -> Self {
         self.only_faults = true;
-        self.beside_faults = cases;
         self
     }
 
@@ -160,11 +157,8 @@ impl Suite {
             Trial::test(name, move || suite.run(case, mutant))
         };
         let fault = |case: &Case| case.id.starts_with('F') && case.needs_broker();
-        let belongs = |case: &&Case| match fault(case) {
-            true => !self.without_faults,
-            false => !self.only_faults || self.beside_faults.contains(&case.id),
-        };
-        for named in self.beside_faults.iter().chain(self.mutants_of) {
+        let belongs = |case: &&Case| if fault(case) { !self.without_faults } else { !self.only_faults };
+        for named in self.mutants_of {
             assert!(cases::all().any(|case| case.id == *named), "there is no case {named}");
         }
         let in_process = self.in_process.is_some();
