@@ -93,6 +93,9 @@ impl Brokers {
     /// Nobody could take over: it is told again.
     pub(crate) fn ask_again(&self) {
         self.without.store(0, Ordering::Release);
+        if let Some(login) = &self.login {
+            login.refused.store(false, Ordering::Release);
+        }
     }
 }
 

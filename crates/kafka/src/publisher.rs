@@ -264,6 +264,8 @@ impl Publisher {
                     }
                 }
             }
+            // Also where others of its brokers still answer: they have not asked for the password since it changed.
+            self.take_over();
             self.link.up();
             self.open();
             if let Some(first) = first.take() {
@@ -301,10 +303,7 @@ impl Publisher {
             if self.probe(if limited { wait } else { config.connect_timeout }).is_ok() {
                 return true;
             }
-            if self.native().is_some_and(|native| native.context().brokers.are_gone()) {
-                tracing::warn!("this client of librdkafka can connect no more; another one takes over");
-                self.renew();
-            }
+            self.take_over();
             let reason = self.link.reason("no broker answers");
             if limited && attempt >= config.reconnect_limit.into() {
                 let sentence = format!("given up after {attempt} attempts to reconnect: {reason}");
@@ -325,6 +324,14 @@ impl Publisher {
         }
     }
 
+    /// Another client instead of one that can connect no more, or not to everybody. What is on its way has a moment to be answered.
+    fn take_over(&self) {
+        let Some(native) = self.native().filter(|native| native.context().brokers.are_gone()) else { return };
+        tracing::warn!("this client of librdkafka can connect no more; another one takes over");
+        let _ = native.flush(ANSWER);
+        self.renew();
+    }
+
     /// Another client instead of one that cannot go on; what that one has not answered has an unknown outcome.
     fn renew(&self) {
         match create(&self.config, &self.link) {
@@ -335,7 +342,12 @@ impl Publisher {
                 };
                 drop(old);
             }
-            Err(error) => tracing::error!(%error, "no new client can be made"),
+            Err(error) => {
+                tracing::error!(%error, "no new client can be made; trying again");
+                if let Some(native) = self.native() {
+                    native.context().brokers.ask_again();
+                }
+            }
         }
     }
 }

@@ -225,7 +225,10 @@ impl Writer {
         let outcome = written.and_then(|()| again(native, || native.commit_transaction(timeout)));
         let Err(error) = outcome else { return Ok(()) };
         let refused = lock(&native.context().refused).take();
-        if is_fatal(&error) || again(native, || native.abort_transaction(timeout)).is_err() {
+        if is_fatal(&error)
+            || again(native, || native.abort_transaction(timeout)).is_err()
+            || native.context().brokers.are_gone()
+        {
             // The next one has an epoch of its own; the broker ends what this one has begun.
             self.native = None;
         }

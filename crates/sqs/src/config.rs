@@ -184,21 +184,24 @@ impl SqsConfig {
         Ok(config)
     }
 
-    /// What the variables of every AWS program say about one service, or of one key, does not belong to an endpoint, or a key,
-    /// that was given to polymq.
+    /// What is said of one service, or of a session, belongs to the endpoint, or the key, that is said in the same place: it does
+    /// not count beside one that comes from a stronger place, nor do the variables of every AWS program beside what was given to polymq.
     fn forget_others(&mut self, settings: &Settings) {
-        let is_foreign = |key| matches!(settings.origin(key), Some(Origin::ForeignVariable(_)));
         let url = self.url.as_ref().and_then(|url| Url::parse(url.expose()).ok());
         let url_has = |part: fn(&Url) -> bool| url.as_ref().is_some_and(part);
-        if url_has(|url| url.host_str().is_some_and(|host| !host.is_empty()))
-            || self.endpoint.is_some() && !is_foreign("endpoint")
-        {
-            self.sqs_endpoint.take_if(|_| is_foreign("sqs_endpoint"));
-            self.sns_endpoint.take_if(|_| is_foreign("sns_endpoint"));
-        }
-        if url_has(|url| !url.username().is_empty()) || !is_foreign("access_key_id") {
-            self.session_token.take_if(|_| is_foreign("session_token"));
-        }
+        let belongs = |key: &str, to: &str| match (settings.origin(key), settings.origin(to)) {
+            // The query goes with its URL.
+            (Some(Origin::Url), _) => true,
+            (Some(Origin::ForeignVariable(_)), to) => matches!(to, None | Some(Origin::ForeignVariable(_))),
+            (Some(origin), Some(to)) => !origin.is_weaker_than(to),
+            _ => true,
+        };
+        let endpoint =
+            if url_has(|url| url.host_str().is_some_and(|host| !host.is_empty())) { "url" } else { "endpoint" };
+        self.sqs_endpoint.take_if(|_| !belongs("sqs_endpoint", endpoint));
+        self.sns_endpoint.take_if(|_| !belongs("sns_endpoint", endpoint));
+        let key = if url_has(|url| !url.username().is_empty()) { "url" } else { "access_key_id" };
+        self.session_token.take_if(|_| !belongs("session_token", key));
     }
 
     fn check(&self) -> Result<()> {
@@ -300,6 +303,17 @@ mod tests {
         assert_eq!(place("sqs://localhost:9324", &[sqs]), (own.clone(), own.clone(), false));
         assert_eq!(place("sqs://?endpoint=http://localhost:9324", &[sqs]), (own.clone(), own.clone(), false));
         let both = "sqs://localhost:9324?sns_endpoint=https://sns.example.org";
-        assert_eq!(place(both, &[]), (own, Some("https://sns.example.org".to_owned()), false));
+        assert_eq!(place(both, &[]), (own.clone(), Some("https://sns.example.org".to_owned()), false));
+
+        // What a file says of the servers and keys of production does not go with the URL of a laptop.
+        let mut settings = Settings::new();
+        for (key, value) in
+            [("sns_endpoint", "https://sns.example.org"), ("session_token", "t"), ("access_key_id", "k")]
+        {
+            settings.set(key, value, Origin::File("polymq.toml".into()));
+        }
+        settings.set_url("sqs://k:s@localhost:9324", Origin::Variable("POLYMQ_URL".into())).expect("a URL");
+        let config = SqsConfig::parse(&settings).expect("settings");
+        assert_eq!((config.place().expect("a place").sns, config.session_token.is_some()), (own, false));
     }
 }

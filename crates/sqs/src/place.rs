@@ -67,9 +67,9 @@ impl Place {
         [&self.sqs, &self.sns].into_iter().filter_map(Option::as_deref)
     }
 
-    /// Whether a server was named, which may know nothing of regions.
+    /// Whether neither service is where its region says, and may know nothing of regions.
     pub(crate) fn is_named(&self) -> bool {
-        self.endpoints().next().is_some()
+        self.sqs.is_some() && self.sns.is_some()
     }
 
     /// Whether both services are reached without TLS.

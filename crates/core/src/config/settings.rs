@@ -22,6 +22,14 @@ pub enum Origin {
     Code,
 }
 
+impl Origin {
+    /// Whether what came from here gives way to what came from there; of equals the later one wins.
+    #[must_use]
+    pub fn is_weaker_than(&self, other: &Self) -> bool {
+        std::mem::discriminant(self) != std::mem::discriminant(other) && self < other
+    }
+}
+
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -71,9 +79,7 @@ impl Settings {
 
     /// Whether no stronger origin has set the key. Of equals the later one wins.
     fn takes(&self, key: &str, origin: &Origin) -> bool {
-        let stronger =
-            |known: &Origin| std::mem::discriminant(known) != std::mem::discriminant(origin) && known > origin;
-        !self.0.get(key).is_some_and(|(_, known)| stronger(known))
+        !self.0.get(key).is_some_and(|(_, known)| origin.is_weaker_than(known))
     }
 
     /// Forgets what the query of a URL has said that another one takes the place of.
