@@ -31,6 +31,7 @@ pub struct Health {
     /// How often the connection was lost and made again.
     pub reconnects: u64,
     connected_before: bool,
+    losses: u64,
 }
 
 impl fmt::Display for Health {
@@ -53,23 +54,43 @@ pub const DEGRADED_FOR: std::time::Duration = std::time::Duration::from_secs(30)
 
 /// The reading end: ask for the present state or wait for changes.
 #[derive(Debug, Clone)]
-pub struct HealthWatch(watch::Receiver<Health>);
+pub struct HealthWatch {
+    states: watch::Receiver<Health>,
+    /// How often it had been lost when [`changed`](Self::changed) told of it last.
+    told: u64,
+    /// A loss was told, and not yet that it is over.
+    owes: bool,
+}
 
 impl HealthWatch {
+    fn new(states: watch::Receiver<Health>) -> Self {
+        let told = states.borrow().losses;
+        Self { states, told, owes: false }
+    }
+
     /// The present state.
     #[must_use]
     pub fn now(&self) -> Health {
-        let mut health = self.0.borrow().clone();
+        let mut health = self.states.borrow().clone();
         if health.state == HealthState::Up && health.reconnects > 0 && health.since.elapsed() < DEGRADED_FOR {
             health.state = HealthState::Degraded;
         }
         health
     }
 
-    /// Waits for the next change; `None` when the connection is gone for good.
+    /// Waits for the next change; `None` when the connection is gone for good. A loss is told even when the connection is
+    /// made again before anybody has looked: first that it was down, and with the next call what it is now. Several of
+    /// them between two calls are told as one. Cancelling it loses nothing.
     pub async fn changed(&mut self) -> Option<Health> {
-        self.0.changed().await.ok()?;
-        Some(self.now())
+        if !std::mem::take(&mut self.owes) {
+            self.states.changed().await.ok()?;
+        }
+        let mut now = self.now();
+        if now.losses > std::mem::replace(&mut self.told, now.losses) && now.state != HealthState::Down {
+            self.owes = true;
+            now.state = HealthState::Down;
+        }
+        Some(now)
     }
 }
 
@@ -87,13 +108,14 @@ impl HealthReporter {
             since: Instant::now(),
             reconnects: 0,
             connected_before: false,
+            losses: 0,
         }))
     }
 
     /// A reading end.
     #[must_use]
     pub fn watch(&self) -> HealthWatch {
-        HealthWatch(self.0.subscribe())
+        HealthWatch::new(self.0.subscribe())
     }
 
     /// The connection is up. Counts a reconnect when it was lost before.
@@ -122,6 +144,7 @@ impl HealthReporter {
             }
             if health.state != HealthState::Down {
                 health.since = Instant::now();
+                health.losses += 1;
             }
             health.state = HealthState::Down;
             health.reason = Some(reason.to_string().into());
@@ -146,5 +169,46 @@ impl HealthReporter {
 impl Default for HealthReporter {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_loss_that_is_over_before_anybody_looked_is_told() {
+        let reporter = HealthReporter::new();
+        reporter.up();
+        let mut watch = reporter.watch();
+        for reason in ["the first", "the second"] {
+            reporter.down(reason);
+            reporter.up();
+            let told = watch.changed().await.expect("a loss");
+            assert_eq!((told.state, told.reason.as_deref()), (HealthState::Down, Some(reason)));
+            assert_eq!(watch.changed().await.map(|now| now.state), Some(HealthState::Degraded));
+        }
+        reporter.down("the third");
+        assert_eq!(watch.changed().await.map(|now| now.state), Some(HealthState::Down));
+        reporter.up();
+        assert_eq!(watch.changed().await.map(|now| now.state), Some(HealthState::Degraded), "it was told once already");
+        reporter.down("told");
+        assert_eq!(watch.changed().await.map(|now| now.state), Some(HealthState::Down));
+        for state in [HealthState::Down, HealthState::Down, HealthState::Degraded] {
+            // Again before anybody has heard that it was up, and while that is owed.
+            if state == HealthState::Down {
+                reporter.up();
+                reporter.down("again");
+                reporter.up();
+            }
+            assert_eq!(watch.changed().await.map(|now| now.state), Some(state));
+        }
+        reporter.down("the last");
+        reporter.up();
+        reporter.closed("by us");
+        assert_eq!(watch.changed().await.map(|now| now.state), Some(HealthState::Down));
+        assert_eq!(watch.changed().await.map(|now| now.state), Some(HealthState::Closed));
+        drop(reporter);
+        assert!(watch.changed().await.is_none());
     }
 }

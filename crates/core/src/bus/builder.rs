@@ -121,7 +121,8 @@ impl BusBuilder {
         self
     }
 
-    /// Calls back on every change of the connection's state, the first connection included.
+    /// Calls back on every change of the connection's state, the first connection included. A loss is told however short it
+    /// was ([`HealthWatch::changed`]).
     pub fn on_health(mut self, callback: impl Fn(&Health) + Send + Sync + 'static) -> Self {
         self.on_health.push(Box::new(callback));
         self
@@ -293,8 +294,9 @@ fn report_health(mut watch: HealthWatch, callbacks: Vec<HealthCallback>) {
     if callbacks.is_empty() {
         return;
     }
+    // Read here: by the time the task runs, the first connection may be lost.
+    let mut health = Some(watch.now());
     tokio::spawn(async move {
-        let mut health = Some(watch.now());
         while let Some(now) = health {
             for callback in &callbacks {
                 // A callback that panics is the caller's affair; the connection must not suffer from it.
