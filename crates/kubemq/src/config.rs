@@ -16,7 +16,7 @@ pub const KEYS: &[Key] = &[
     key("url", "kubemq://localhost:50000", "where the broker is: kubemq:// or kubemqs://:TOKEN@host:port"),
     key("address", "localhost:50000", "host and port, where the URL names none"),
     key("token", "", "the token, where the URL names none"),
-    key("token_file", "", "a file with the token, read again at every connect, so that it may be rotated"),
+    key("token_file", "", "a file with the token, read again for every call, so that it may be rotated"),
     key("client_id", "polymq-<random>", "what this client calls itself; the broker's rules may go by it"),
     key(
         "heartbeat",

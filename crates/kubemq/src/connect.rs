@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::HeaderValue;
 use polymq_core::{Error, ErrorKind, Result};
 use polymq_kubemq_proto::{Empty, PingResult, QueuesInfoRequest};
 use tokio::time::timeout;
@@ -76,12 +75,8 @@ pub(crate) fn check_version(about: &PingResult) {
 /// A connection, and whether it is encrypted.
 async fn network(config: &KubeMqConfig, token: &Token) -> Result<(Client, bool)> {
     let place = config.place()?;
-    let value = place.token.as_ref().map(|token| HeaderValue::from_str(token.expose().trim())).transpose();
-    let value = value.map_err(|_| error::config("the token holds characters that no token has"))?;
-    token.set(value.map(|mut value| {
-        value.set_sensitive(true);
-        value
-    }));
+    let taken = token.set(place.token.as_ref());
+    taken.map_err(|_| error::config("the token holds characters that no token has"))?;
     let endpoint = Endpoint::from_shared(place.uri())
         .map_err(|cause| error::config(format!("the address is not valid: {cause}")))?
         .tcp_nodelay(true)

@@ -112,7 +112,8 @@ impl Link {
         };
         let random = || format!("polymq-{}", uuid::Uuid::new_v4().simple());
         let client_id = config.client_id.clone().unwrap_or_else(random);
-        let server = Server { config: Arc::clone(&config), target, token: Token::default() };
+        let token = Token::of(config.token_file.clone());
+        let server = Server { config: Arc::clone(&config), target, token };
         let watch = Watch::start(server, terms).await.map_err(|error| connect::first(error, &config))?;
         Ok(LinkHandle(Arc::new(Self { watch, config, client_id })))
     }

@@ -2,12 +2,17 @@
 
 use std::{
     fmt,
+    path::PathBuf,
     sync::{Arc, PoisonError, RwLock},
     task::{Context, Poll},
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
-use http::{HeaderValue, Request, Response, header::AUTHORIZATION};
+use http::{
+    HeaderValue, Request, Response,
+    header::{AUTHORIZATION, InvalidHeaderValue},
+};
+use polymq_core::Secret;
 use polymq_kubemq_proto::kubemq_client::KubemqClient;
 use tonic::{body::Body, codegen::Service, transport::Channel};
 
@@ -17,18 +22,41 @@ pub(crate) type Client = KubemqClient<Transport>;
 /// Answers gRPC calls in this process.
 pub type InProcess = Arc<dyn Fn(Request<Body>) -> BoxFuture<'static, Response<Body>> + Send + Sync>;
 
-/// The token of every call; a new one counts for the next call on every connection that shares it.
+/// The token of every call. A new one counts for the next call on every connection that shares it, and so does one that
+/// was written into its file.
 #[derive(Clone, Default)]
-pub(crate) struct Token(Arc<RwLock<Option<HeaderValue>>>);
+pub(crate) struct Token(Arc<Source>);
+
+#[derive(Default)]
+struct Source {
+    last: RwLock<Option<HeaderValue>>,
+    file: Option<PathBuf>,
+}
 
 impl Token {
-    pub(crate) fn set(&self, token: Option<HeaderValue>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = token;
+    pub(crate) fn of(file: Option<PathBuf>) -> Self {
+        Self(Arc::new(Source { last: RwLock::default(), file }))
     }
 
-    fn get(&self) -> Option<HeaderValue> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Takes the token that was read from the settings.
+    pub(crate) fn set(&self, token: Option<&Secret>) -> Result<(), InvalidHeaderValue> {
+        let value = token.map(header).transpose()?;
+        *self.0.last.write().unwrap_or_else(PoisonError::into_inner) = value;
+        Ok(())
     }
+
+    /// A file that cannot be used at this moment, because it is being written, leaves the one that it had.
+    fn get(&self) -> Option<HeaderValue> {
+        let read = self.0.file.as_ref().and_then(|file| Secret::read("token_file", file).ok());
+        let new = read.and_then(|token| header(&token).ok()).filter(|token| !token.is_empty());
+        new.or_else(|| self.0.last.read().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+}
+
+fn header(token: &Secret) -> Result<HeaderValue, InvalidHeaderValue> {
+    let mut value = HeaderValue::from_str(token.expose().trim())?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 impl fmt::Debug for Token {

@@ -10,6 +10,7 @@ mod polls;
 mod queues;
 mod requests;
 mod server;
+mod tokens;
 mod transactions;
 
 use std::time::Duration;
