@@ -142,6 +142,10 @@ async fn receive(mut client: Client, polls: usize, most: i32, handle: fn(&[u8]))
     while let Some(answer) = answers.message().await.expect("no error") {
         assert!(!answer.is_error, "{}", answer.error);
         requests.send(request(Kind::Get)).await.expect("open");
+        if answer.messages.is_empty() {
+            // The queue was deleted: the measurement is over.
+            return;
+        }
         answer.messages.iter().for_each(|message| handle(&message.body));
         let ack = QueuesDownstreamRequest { ref_transaction_id: answer.transaction_id, ..request(Kind::AckAll) };
         requests.send(ack).await.expect("open");
