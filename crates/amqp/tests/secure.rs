@@ -12,8 +12,8 @@ use std::{
 };
 
 use polymq_amqp::AmqpBackend;
-use polymq_core::{Backend, Bus, ConsumeOptions, Environment, ErrorKind, Message, Registry};
-use polymq_testkit::{Broker, BrokerControl, Certificates, Proxy, TlsServer, eventually, free_port};
+use polymq_core::{Backend, Bus, ConsumeOptions, Environment, ErrorKind, Message, Registry, Subscription};
+use polymq_testkit::{Broker, BrokerControl, Certificates, Proxy, TlsFront, TlsServer, eventually, free_port};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -95,6 +95,40 @@ async fn j4_rabbitmq_and_its_clients_prove_who_they_are() {
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
 }
 
+/// A certificate of the broker that expires while it is used (suite F12): who is connected stays so, who connects again is
+/// refused and says why, and goes on by itself when there is a valid one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_that_expires_is_told_until_it_is_renewed() {
+    let (certificates, broker) = (Certificates::make(), Broker::rabbitmq());
+    let front = TlsFront::before(broker.address(), &certificates).await;
+    let proxy = Proxy::start(front.address()).await.expect("a proxy");
+    let url = format!("amqps://guest:guest@localhost:{}?connect_timeout=60s", proxy.address().port());
+    let settings = [("ca_file", certificates.path("ca.pem")), ("reconnect_max", "500ms".into())];
+    let bus = connect(&url, &settings).await.expect("a valid certificate");
+    let mut held = bus.queue("held").subscribe(ConsumeOptions::default()).await.expect("a connection that consumes");
+    for body in ["connected", "still connected"] {
+        bus.queue("held").with_timeout(PATIENCE).send(&body).await.expect("sent");
+        next(&mut held).await;
+        // Only a handshake looks at it.
+        front.show("expired", &certificates);
+    }
+    proxy.reset_all();
+    eventually(PATIENCE, || async {
+        let health = bus.health().to_string();
+        if health.to_lowercase().contains("expired") { Ok(()) } else { Err(health) }
+    })
+    .await;
+    front.show("server", &certificates);
+    eventually(PATIENCE, || async { bus.queue("held").send(&"after").await.map_err(|error| error.to_string()) }).await;
+    next(&mut held).await;
+    bus.close().await.expect("closed");
+}
+
+async fn next(held: &mut Subscription) {
+    let delivery = tokio::time::timeout(PATIENCE, held.next()).await.expect("in time").expect("received");
+    delivery.ack().await.expect("acknowledged");
+}
+
 /// One request to the management interface.
 fn put(management: SocketAddr, path: &str, body: &str) {
     let mut stream = TcpStream::connect(management).expect("the management interface listens");
@@ -142,9 +176,7 @@ async fn j5_a_rotated_password_reaches_every_connection() {
     std::fs::write(&file, "the-second\n").expect("written");
     eventually(PATIENCE, || async { round_trip(&bus, "after").await }).await;
     eventually(PATIENCE, || async { bus.queue("held").send(&"x").await.map_err(|error| error.to_string()) }).await;
-    let delivery =
-        tokio::time::timeout(PATIENCE, held.next()).await.expect("it has connected again").expect("received");
-    delivery.ack().await.expect("acked");
+    next(&mut held).await;
     assert!(!format!("{:?} {}", bus, bus.health()).contains("the-second"));
     bus.close().await.expect("closed");
 

@@ -9,18 +9,9 @@ mod harness;
 
 use std::{process::Command, sync::Arc, time::Duration};
 
-use polymq_core::{Backend, Bus, ConsumeOptions, Environment, ErrorKind, Message, Registry};
+use polymq_core::{Backend, Bus, ConsumeOptions, Environment, ErrorKind, Message, Registry, Subscription};
 use polymq_mqtt::MqttBackend;
-use polymq_testkit::{Broker, BrokerControl, Certificates, Proxy, TlsServer, eventually, free_port};
-use tokio_rustls::{
-    TlsAcceptor,
-    rustls::{
-        ServerConfig,
-        crypto::ring,
-        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-        version::TLS12,
-    },
-};
+use polymq_testkit::{Broker, BrokerControl, Certificates, Proxy, TlsFront, TlsServer, eventually, free_port};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -45,29 +36,6 @@ async fn round_trip(bus: &Bus, body: &'static str) -> Result<(), String> {
             return subscription.close().await.map_err(|error| error.to_string());
         }
     }
-}
-
-/// TLS 1.2 and nothing newer before a broker, which Mosquitto itself cannot be told to speak.
-async fn only_tls_1_2(certificates: &Certificates, target: std::net::SocketAddr) -> u16 {
-    let chain: Vec<_> =
-        CertificateDer::pem_file_iter(certificates.path("server.pem")).expect("a file").flatten().collect();
-    let key = PrivateKeyDer::from_pem_file(certificates.path("server.key")).expect("a key");
-    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
-    let config = config.with_protocol_versions(&[&TLS12]).expect("TLS").with_no_client_auth();
-    let acceptor = TlsAcceptor::from(Arc::new(config.with_single_cert(chain, key).expect("valid")));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let port = listener.local_addr().expect("an address").port();
-    tokio::spawn(async move {
-        while let Ok((socket, _)) = listener.accept().await {
-            let acceptor = acceptor.clone();
-            tokio::spawn(async move {
-                let Ok(mut client) = acceptor.accept(socket).await else { return };
-                let Ok(mut server) = tokio::net::TcpStream::connect(target).await else { return };
-                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
-            });
-        }
-    });
-    port
 }
 
 /// Whoever has a certificate of the broker's authority, trusts that authority and calls the broker by its name gets in
@@ -99,7 +67,9 @@ async fn j4_mosquitto_and_its_clients_prove_who_they_are() {
             bus.close().await.expect("closed");
         }
     }
-    let old = only_tls_1_2(&certificates, broker.address()).await;
+    // Mosquitto itself cannot be told to speak nothing newer.
+    let front = TlsFront::of_1_2_before(broker.address(), &certificates).await;
+    let old = front.address().port();
     let bus = connect(&url("localhost", old), &trusting()).await.expect("TLS 1.2 is the minimum by default");
     bus.close().await.expect("closed");
     let (expired, ancient) = (certificates.serve("expired", &[]), certificates.serve("server", TlsServer::TLS_1_1));
@@ -121,6 +91,40 @@ async fn j4_mosquitto_and_its_clients_prove_who_they_are() {
     }
     let error = connect(&url("localhost", asks), &[("tls_min", "1.1".into())]).await.map(drop).expect_err("too old");
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+}
+
+/// A certificate of the broker that expires while it is used (suite F12): who is connected stays so, who connects again is
+/// refused and says why, and goes on by itself when there is a valid one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_that_expires_is_told_until_it_is_renewed() {
+    let (certificates, broker) = (Certificates::make(), Broker::mosquitto(&[]));
+    let front = TlsFront::before(broker.address(), &certificates).await;
+    let proxy = Proxy::start(front.address()).await.expect("a proxy");
+    let url = format!("mqtts://localhost:{}?connect_timeout=60s", proxy.address().port());
+    let settings = [("ca_file", certificates.path("ca.pem")), ("reconnect_max", "500ms".into())];
+    let bus = connect(&url, &settings).await.expect("a valid certificate");
+    let mut held = bus.queue("held").subscribe(ConsumeOptions::default()).await.expect("a connection that consumes");
+    for body in ["connected", "still connected"] {
+        bus.queue("held").with_timeout(PATIENCE).send(&body).await.expect("sent");
+        next(&mut held).await;
+        // Only a handshake looks at it.
+        front.show("expired", &certificates);
+    }
+    proxy.reset_all();
+    eventually(PATIENCE, || async {
+        let health = bus.health().to_string();
+        if health.to_lowercase().contains("expired") { Ok(()) } else { Err(health) }
+    })
+    .await;
+    front.show("server", &certificates);
+    eventually(PATIENCE, || async { bus.queue("held").send(&"after").await.map_err(|error| error.to_string()) }).await;
+    next(&mut held).await;
+    bus.close().await.expect("closed");
+}
+
+async fn next(held: &mut Subscription) {
+    let delivery = tokio::time::timeout(PATIENCE, held.next()).await.expect("in time").expect("received");
+    delivery.ack().await.expect("acknowledged");
 }
 
 /// A password that is rotated in its file reaches every connection at its next connect: the one that sends and those that
@@ -163,9 +167,7 @@ async fn j5_a_rotated_password_reaches_every_connection() {
     std::fs::write(&file, "the-second\n").expect("written");
     eventually(PATIENCE, || async { round_trip(&bus, "after").await }).await;
     eventually(PATIENCE, || async { bus.queue("held").send(&"x").await.map_err(|error| error.to_string()) }).await;
-    let delivery =
-        tokio::time::timeout(PATIENCE, held.next()).await.expect("it has connected again").expect("received");
-    delivery.ack().await.expect("acked");
+    next(&mut held).await;
     assert!(!format!("{:?} {}", bus, bus.health()).contains("the-second"));
     bus.close().await.expect("closed");
     let both = [("pass_file", file), ("pass", "x".into())];

@@ -20,6 +20,8 @@ mod proxy;
 mod recorder;
 mod service;
 mod suite;
+#[cfg(feature = "certificates")]
+mod tls_front;
 mod tools;
 pub mod twist;
 
@@ -27,8 +29,6 @@ use std::time::{Duration, SystemTime};
 
 use polymq_core::Message;
 
-#[cfg(feature = "certificates")]
-pub use crate::certificates::{Certificates, TlsServer};
 pub use crate::{
     brokers::{Broker, DIRECTORY_VARIABLE, SCRIPT_VARIABLE},
     case::{Case, Run},
@@ -44,6 +44,11 @@ pub use crate::{
     service::TestService,
     suite::{Outcome, Suite, Use, run_case},
     tools::{Deletion, Passwords, Switch, Tool},
+};
+#[cfg(feature = "certificates")]
+pub use crate::{
+    certificates::{Certificates, TlsServer},
+    tls_front::TlsFront,
 };
 
 /// The message whose form on the wire every backend writes down in its harness.

@@ -7,47 +7,17 @@ use std::{
 
 use polymq_core::{Connection, ErrorKind, Message, Settings};
 use polymq_sqs::SqsConnection;
-use polymq_testkit::{Certificates, TlsServer};
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::{
-    TlsAcceptor,
-    rustls::{
-        ServerConfig,
-        crypto::ring,
-        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    },
-};
+use polymq_testkit::{Certificates, TlsFront, TlsServer};
 
 use crate::{
     harness::front,
     support::{address, bus, next, subscribe, text, unique},
 };
 
-/// TLS in front of the emulator.
-async fn terminate(files: &Certificates) -> u16 {
-    let chain = CertificateDer::pem_file_iter(files.path("server.pem")).expect("readable").flatten();
-    let key = PrivateKeyDer::from_pem_file(files.path("server.key")).expect("a key");
-    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
-    let config = config.with_safe_default_protocol_versions().expect("TLS").with_no_client_auth();
-    let acceptor = TlsAcceptor::from(Arc::new(config.with_single_cert(chain.collect(), key).expect("valid")));
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let port = listener.local_addr().expect("an address").port();
-    tokio::spawn(async move {
-        while let Ok((socket, _)) = listener.accept().await {
-            let acceptor = acceptor.clone();
-            tokio::spawn(async move {
-                let Ok(mut client) = acceptor.accept(socket).await else { return };
-                let Ok(mut server) = TcpStream::connect(address()).await else { return };
-                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
-            });
-        }
-    });
-    port
-}
-
 pub async fn j4_connections_are_encrypted_and_certificates_checked() {
     let files = Certificates::make();
-    let port = terminate(&files).await;
+    let front = TlsFront::before(address(), &files).await;
+    let port = front.address().port();
     let settings = |host: &str, port: u16| {
         let url = format!("sqss://test:test@{host}:{port}?connect_timeout=60s&poll_wait=1s");
         Settings::from_url(&url).expect("a URL")
