@@ -88,11 +88,32 @@ impl Broker {
         Self::start_blocking("sqs", false, &["--emulator", emulator])
     }
 
+    /// Starts so many nodes of one Kafka, with the users of [`kafka`](Self::kafka); most of them must be up for it to work.
+    /// What is stored is on each of them.
+    ///
+    /// # Panics
+    /// As [`rabbitmq`](Self::rabbitmq).
+    #[must_use]
+    pub fn kafka_cluster(nodes: usize) -> Vec<Self> {
+        let ports: Vec<u16> = (0..nodes).map(|_| free_port()).collect();
+        let list = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
+        let options = ["--user", "admin", "--password", "secret", "--cluster", &list];
+        // At once: a node is ready when it has found the others.
+        std::thread::scope(|scope| {
+            let start = |port| scope.spawn(move || Self::start_at(port, "kafka", false, &options));
+            let starting: Vec<_> = ports.into_iter().map(start).collect();
+            starting.into_iter().map(|node| node.join().expect("a node")).collect()
+        })
+    }
+
     fn start_blocking(kind: &str, with_management: bool, options: &[&str]) -> Self {
+        Self::start_at(free_port(), kind, with_management, options)
+    }
+
+    fn start_at(port: u16, kind: &str, with_management: bool, options: &[&str]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let directory = base().join(format!("{kind}-{}-{number}", std::process::id()));
-        let port = free_port();
         let mut arguments =
             vec!["up".to_owned(), kind.to_owned(), "--dir".into(), directory.display().to_string(), "--port".into()];
         arguments.push(port.to_string());
