@@ -15,7 +15,7 @@ use polymq_kubemq::{Answered, Ask, Asked, Reply, RequestKind};
 use polymq_kubemq_proto::{Response, Subscribe, kubemq_client::KubemqClient, subscribe::SubscribeType};
 use tokio::time::{Instant, timeout};
 
-use crate::{SECOND, connect, start, start_again};
+use crate::{PATIENCE, SECOND, connect, start, start_again};
 
 fn ask(channel: &str, timeout: Duration) -> Ask {
     Ask {
@@ -262,9 +262,9 @@ async fn a_dropped_responder_leaves_its_sibling() {
     };
     let hanging = client.respond(RequestKind::Command, "hangs", "", 1, hangs).await.expect("listens");
     let _sibling = client.respond(RequestKind::Command, "c", "", 1, echo).await.expect("listens");
-    let asking = client.command(ask("hangs", SECOND));
+    let asking = client.command(ask("hangs", 10 * SECOND));
     let dropping = async {
-        started.await.expect("begun");
+        timeout(2 * PATIENCE, started).await.expect("in time").expect("begun");
         drop(hanging);
         while witness.upgrade().is_some() {
             tokio::task::yield_now().await;

@@ -1,10 +1,14 @@
 //! S5 to S7: how handlers end, and what becomes of their messages.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use polymq_core::{
     Attempt, Batch, ConsumerFactory, ConsumerRunner, Context, Failure, FailurePolicy, Message, Outcome, State,
 };
+use tokio::time::Instant;
 
 use crate::{
     Case, Cx, Ledger, PATIENCE,
@@ -87,19 +91,29 @@ pub async fn handler_panics(cx: Cx) {
 
 /// A handler that takes too long is cancelled; that counts as a failure and its message is tried again.
 pub async fn handler_times_out(cx: Cx) {
-    async fn handle(message: Message, attempt: Attempt, log: State<Log>) {
+    const LIMIT: Duration = Duration::from_millis(200);
+    /// When the first call was given up.
+    struct Ended(Arc<OnceLock<Instant>>);
+    impl Drop for Ended {
+        fn drop(&mut self) {
+            self.0.get_or_init(Instant::now);
+        }
+    }
+    async fn handle(message: Message, attempt: Attempt, log: State<Log>, ended: State<Arc<OnceLock<Instant>>>) {
         log.add(&message, attempt.0);
         if attempt.0 == 1 {
+            let _ended = Ended(Arc::clone(&ended));
             std::future::pending::<()>().await;
         }
     }
     let bus = cx.bus().await;
     let queue = cx.queue(&bus);
+    let began = Instant::now();
     publish(&queue, bodies(1)).await;
-    let log = Log::default();
+    let (log, ended) = (Log::default(), Arc::new(OnceLock::<Instant>::new()));
     let mut consumers = ConsumerFactory::new(&bus);
-    let route = consumers.state(log.clone()).route(queue.address().name(), handle);
-    route.timeout(Duration::from_millis(200)).policy(retry_every(SHORT, 5));
+    let route = consumers.state(log.clone()).state(Arc::clone(&ended)).route(queue.address().name(), handle);
+    route.timeout(LIMIT).policy(retry_every(SHORT, 5));
     let running = start(consumers).await;
     counted(&running, queue.address().name(), "handled", 1).await;
     let stats = running.stats(queue.address().name()).expect("stats");
@@ -107,7 +121,9 @@ pub async fn handler_times_out(cx: Cx) {
     running.stop().await.expect("stop");
     let seen = log.all();
     assert_eq!(seen.len(), 2, "{seen:?}");
-    assert!(seen[1].at - seen[0].at >= Duration::from_millis(250), "limit and backoff: {seen:?}");
+    let ended = *ended.get().expect("it was given up");
+    assert!(ended - began >= LIMIT, "the limit: {:?}", ended - began);
+    assert!(seen[1].at - ended >= SHORT, "the backoff: {:?}", seen[1].at - ended);
     quiet(&mut subscribe(&queue).await).await;
 }
 
