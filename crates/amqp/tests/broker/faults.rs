@@ -249,7 +249,7 @@ async fn send_at_last(producer: &dyn polymq_core::Producer, body: &str) {
 
 pub async fn a_broker_that_says_nothing_is_found_out() {
     let broker = breakable();
-    let connection = connect(&format!("{}?heartbeat=3s&connect_timeout=60s", broker.url())).await;
+    let connection = connect(&format!("{}?heartbeat=10s&connect_timeout=60s", broker.url())).await;
     let patient = connect(&format!("{}?heartbeat=60s&connect_timeout=60s", broker.url())).await;
     let queue = Address::queue(unique("silent"));
     let producer = producer(&connection, &queue).await;
