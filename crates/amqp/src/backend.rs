@@ -10,7 +10,7 @@ use polymq_core::{
 
 use crate::{
     NAME,
-    config::{AmqpConfig, Declare, KEYS},
+    config::{AmqpConfig, Declare, KEYS, QueueType},
     connection::AmqpConnection,
     topology::MAX_DELAY,
 };
@@ -77,7 +77,8 @@ pub(crate) fn capabilities(config: &AmqpConfig) -> Capabilities {
         groups: true,
         order: Order::SingleConsumer,
         requeue: Support::Emulated,
-        redelivery: RedeliveryOrder::Back,
+        // A quorum queue takes messages back in the order in which they come back.
+        redelivery: if config.queue_type == QueueType::Quorum { RedeliveryOrder::Any } else { RedeliveryOrder::Back },
         delayed_retry: delay,
         delayed_send: delay,
         delivery_count: DeliveryCount::Header,

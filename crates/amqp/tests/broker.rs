@@ -70,6 +70,7 @@ fn main() -> ExitCode {
         a_queue_of_delayed_messages_stays_while_one_waits,
         delays_of_what_ends_with_its_connection_leave_no_queue_for_good,
         a_topic_that_nobody_listens_to_forgets_delayed_messages_too,
+        a_quorum_queue_gives_no_message_up,
     ));
     trials.extend(trials!(trial, settling:
         a_delayed_message_comes_in_time_and_never_early,

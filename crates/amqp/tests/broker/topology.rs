@@ -242,3 +242,17 @@ pub async fn a_topic_that_nobody_listens_to_forgets_delayed_messages_too() {
     })
     .await;
 }
+
+/// RabbitMQ 4 drops what has come back twenty times, unless it is told another limit.
+pub async fn a_quorum_queue_gives_no_message_up() {
+    let connection = connect(&format!("{}?queue_type=quorum", shared().url())).await;
+    let name = unique("never-dropped");
+    producer(&connection, &Address::queue(&*name)).await;
+    let queue = shared().management("GET", &format!("queues/%2F/{name}"), "").await;
+    let arguments = &queue["arguments"];
+    assert_eq!(
+        (&arguments["x-queue-type"], &arguments["x-delivery-limit"]),
+        (&"quorum".into(), &i32::MAX.into()),
+        "{queue}"
+    );
+}

@@ -14,10 +14,11 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 use polymq_amqp::AmqpBackend;
-use polymq_core::{Address, Backend};
+use polymq_core::{Address, Backend, Capabilities, RedeliveryOrder};
 use polymq_testkit::{
-    BareClient, BareMessage, BareReceiver, Broker, BrokerControl, Denied, Harness, Heartbeat, Passwords, Switch, Tool,
-    eventually,
+    BareClient, BareMessage, BareReceiver, Broker, BrokerControl, Deletion, Denied, Harness, Heartbeat, Passwords,
+    Switch, Tool, eventually,
+    twist::{Twist, Twisted},
 };
 
 #[derive(Debug)]
@@ -38,6 +39,20 @@ impl RabbitMq {
         put(management, "/api/permissions/%2F/limited", permissions);
         let bare = Bare { url: format!("amqp://guest:guest@{}", broker.address()) };
         Self { broker, bare, queue_type }
+    }
+
+    fn is_quorum(&self) -> bool {
+        self.queue_type == "quorum"
+    }
+}
+
+/// What `queue_type=quorum` changes: the backend itself declares what it does without settings.
+#[derive(Debug)]
+struct Quorum;
+
+impl Twist for Quorum {
+    fn capabilities(&self, own: Capabilities) -> Capabilities {
+        Capabilities { redelivery: RedeliveryOrder::Any, ..own }
     }
 }
 
@@ -89,7 +104,8 @@ fn put(management: SocketAddr, path: &str, body: &str) {
 
 impl Harness for RabbitMq {
     fn backend(&self) -> Arc<dyn Backend> {
-        Arc::new(AmqpBackend)
+        let backend: Arc<dyn Backend> = Arc::new(AmqpBackend);
+        if self.is_quorum() { Twisted::around(backend, Arc::new(Quorum)) } else { backend }
     }
 
     fn url(&self, at: Option<SocketAddr>) -> String {
@@ -115,6 +131,13 @@ impl Harness for RabbitMq {
 
     fn passwords(&self) -> Tool<'_, dyn Passwords> {
         Ok(self)
+    }
+
+    fn deletes_in_use(&self) -> Tool<'_, Deletion> {
+        match self.is_quorum() {
+            true => Err("RabbitMQ 3.10 forgets the consumers of a quorum queue that is declared again at once"),
+            false => Ok(&Deletion::OfChannel),
+        }
     }
 
     fn alarm(&self) -> Tool<'_, dyn Switch> {
@@ -260,7 +283,9 @@ fn from_amqp(properties: &BasicProperties, body: Vec<u8>) -> BareMessage {
     put("delivery_mode", properties.delivery_mode().as_ref().map(ToString::to_string));
     put("priority", properties.priority().as_ref().map(ToString::to_string));
     put("timestamp", properties.timestamp().as_ref().map(ToString::to_string));
-    for (name, value) in properties.headers().iter().flatten() {
+    // What a quorum queue adds is no part of the message.
+    let headers = properties.headers().iter().flatten().filter(|(name, _)| name.as_str() != "x-delivery-count");
+    for (name, value) in headers {
         let value = match value {
             AMQPValue::LongString(text) => String::from_utf8_lossy(text.as_bytes()).into_owned(),
             other => format!("{other:?}"),
