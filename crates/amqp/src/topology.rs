@@ -124,10 +124,10 @@ pub(crate) async fn ensure(connection: &Connection, plan: &QueuePlan) -> Result<
         && plan.declare == Declare::Auto
         && !exists(connection, dead_letters).await?
     {
-        create(&channel, dead_letters, plan.queue_type, false, FieldTable::default()).await?;
+        create(&channel, dead_letters, plan.queue_type, false, kept(plan)).await?;
     }
     if missing {
-        let mut arguments = FieldTable::default();
+        let mut arguments = kept(plan);
         if let Some(dead_letters) = &plan.dead_letters {
             dead_letter_to(&mut arguments, "", dead_letters);
         }
@@ -262,12 +262,18 @@ async fn create(
     };
     if queue_type == QueueType::Quorum && !exclusive {
         arguments.insert("x-queue-type".into(), text("quorum"));
-        // RabbitMQ 4 drops what has come back 20 times, and without a limit older ones put what comes back behind
-        // everything else. This is as good as none, and it keeps its place.
-        arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(i32::MAX));
     }
     channel.queue_declare(short(name)?, options, arguments).await.map_err(|error| failed(error, name))?;
     Ok(())
+}
+
+/// RabbitMQ 4 drops what has come back to a quorum queue 20 times, unless it is told another limit: this one is never reached.
+fn kept(plan: &QueuePlan) -> FieldTable {
+    let mut arguments = FieldTable::default();
+    if plan.queue_type == QueueType::Quorum && !plan.exclusive {
+        arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(i32::MAX));
+    }
+    arguments
 }
 
 fn dead_letter_to(arguments: &mut FieldTable, exchange: &str, routing_key: &str) {

@@ -32,6 +32,8 @@ pub struct Health {
     pub reconnects: u64,
     connected_before: bool,
     losses: u64,
+    /// Why and when it was lost last.
+    lost: Option<(Arc<str>, Instant)>,
 }
 
 impl fmt::Display for Health {
@@ -71,11 +73,7 @@ impl HealthWatch {
     /// The present state.
     #[must_use]
     pub fn now(&self) -> Health {
-        let mut health = self.states.borrow().clone();
-        if health.state == HealthState::Up && health.reconnects > 0 && health.since.elapsed() < DEGRADED_FOR {
-            health.state = HealthState::Degraded;
-        }
-        health
+        seen(&self.states.borrow())
     }
 
     /// Waits for the next change; `None` when the connection is gone for good. A loss is told even when the connection is
@@ -85,13 +83,24 @@ impl HealthWatch {
         if !std::mem::take(&mut self.owes) {
             self.states.changed().await.ok()?;
         }
-        let mut now = self.now();
+        let mut now = seen(&self.states.borrow_and_update());
         if now.losses > std::mem::replace(&mut self.told, now.losses) && now.state != HealthState::Down {
             self.owes = true;
             now.state = HealthState::Down;
+            if let Some((reason, since)) = now.lost.take() {
+                (now.reason, now.since) = (Some(reason), since);
+            }
         }
         Some(now)
     }
+}
+
+fn seen(health: &Health) -> Health {
+    let mut health = health.clone();
+    if health.state == HealthState::Up && health.reconnects > 0 && health.since.elapsed() < DEGRADED_FOR {
+        health.state = HealthState::Degraded;
+    }
+    health
 }
 
 /// The backend's end.
@@ -109,6 +118,7 @@ impl HealthReporter {
             reconnects: 0,
             connected_before: false,
             losses: 0,
+            lost: None,
         }))
     }
 
@@ -147,7 +157,9 @@ impl HealthReporter {
                 health.losses += 1;
             }
             health.state = HealthState::Down;
-            health.reason = Some(reason.to_string().into());
+            let reason: Arc<str> = reason.to_string().into();
+            health.reason = Some(Arc::clone(&reason));
+            health.lost = Some((reason, health.since));
             true
         });
     }
@@ -206,7 +218,9 @@ mod tests {
         reporter.down("the last");
         reporter.up();
         reporter.closed("by us");
-        assert_eq!(watch.changed().await.map(|now| now.state), Some(HealthState::Down));
+        let told = watch.changed().await.expect("a loss");
+        assert_eq!((told.state, told.reason.as_deref()), (HealthState::Down, Some("the last")));
+        reporter.closed("by somebody else");
         assert_eq!(watch.changed().await.map(|now| now.state), Some(HealthState::Closed));
         drop(reporter);
         assert!(watch.changed().await.is_none());

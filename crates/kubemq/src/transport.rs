@@ -38,18 +38,28 @@ impl Token {
         Self(Arc::new(Source { last: RwLock::default(), file }))
     }
 
-    /// Takes the token that was read from the settings.
+    /// Takes the token that was read from the settings. An empty one, of a file that is being written, leaves what there was.
     pub(crate) fn set(&self, token: Option<&Secret>) -> Result<(), InvalidHeaderValue> {
-        let value = token.map(header).transpose()?;
-        *self.0.last.write().unwrap_or_else(PoisonError::into_inner) = value;
+        let Some(token) = token.filter(|token| !token.expose().trim().is_empty()) else { return Ok(()) };
+        let value = header(token)?;
+        if self.last().as_ref() != Some(&value) {
+            *self.0.last.write().unwrap_or_else(PoisonError::into_inner) = Some(value);
+        }
         Ok(())
     }
 
-    /// A file that cannot be used at this moment, because it is being written, leaves the one that it had.
     fn get(&self) -> Option<HeaderValue> {
-        let read = self.0.file.as_ref().and_then(|file| Secret::read("token_file", file).ok());
-        let new = read.and_then(|token| header(&token).ok()).filter(|token| !token.is_empty());
-        new.or_else(|| self.0.last.read().unwrap_or_else(PoisonError::into_inner).clone())
+        if let Some(file) = &self.0.file {
+            let read = Secret::read("token_file", file).map(|token| self.set(Some(&token)));
+            if !matches!(read, Ok(Ok(()))) {
+                tracing::debug!("the file of the token cannot be used; the last one counts");
+            }
+        }
+        self.last()
+    }
+
+    fn last(&self) -> Option<HeaderValue> {
+        self.0.last.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

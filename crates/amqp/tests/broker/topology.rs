@@ -5,7 +5,7 @@ use lapin::{
     options::QueueDeclareOptions,
     types::{AMQPValue, FieldTable},
 };
-use polymq_core::{Address, Connection, ConsumeOptions, ErrorKind, ProduceOptions};
+use polymq_core::{Address, Connection, ConsumeOptions, ErrorKind, ProduceOptions, RedeliveryOrder};
 
 use super::harness::*;
 
@@ -249,6 +249,8 @@ pub async fn a_quorum_queue_gives_no_message_up() {
     let name = unique("never-dropped");
     producer(&connection, &Address::queue(&*name)).await;
     let queue = shared().management("GET", &format!("queues/%2F/{name}"), "").await;
+    // It takes back what is returned in the order in which that comes.
+    assert_eq!(connection.capabilities().redelivery, RedeliveryOrder::Any);
     let arguments = &queue["arguments"];
     assert_eq!(
         (&arguments["x-queue-type"], &arguments["x-delivery-limit"]),

@@ -19,7 +19,7 @@ impl Secret {
     }
 
     /// Reads a secret from the file that a setting names, without the line end behind it. Settings that name a file of a
-    /// secret are read again at every connect, so that a secret that is rotated there reaches the next connection.
+    /// secret are read again at every connect at least, so that a secret that is rotated there reaches the next connection.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] naming the setting and the file.

@@ -109,9 +109,9 @@ impl<E: Events> Task<E> {
                     self.health.down(cause.message());
                     failures = failures.saturating_add(1);
                     let limit = self.config.reconnect_limit;
-                    let give_up =
-                        (limit > 0 && failures >= limit) || (first.is_some() && self.options.first_must_succeed);
-                    if give_up {
+                    let refused = first.is_some() && self.options.first_must_succeed;
+                    if refused || (limit > 0 && failures >= limit) {
+                        let cause = if refused { cause } else { given_up(failures, cause) };
                         let end = End::Closed { end_session: false, done: None };
                         return self.end(end, first, Some(cause)).await;
                     }
@@ -199,6 +199,12 @@ async fn offline(ends: &mut Ends, subscriptions: &mut Vec<Filter>) -> End {
             Some(Command::Ack { .. } | Command::OpenGate(_)) => {}
         }
     }
+}
+
+#[cold]
+fn given_up(failures: u32, cause: Error) -> Error {
+    let sentence = format!("given up after {failures} attempts: {}", cause.message());
+    error(cause.kind(), sentence).with_source(cause)
 }
 
 /// Doubles from `reconnect_initial` to `reconnect_max`, with jitter so that many clients do not come back at once.

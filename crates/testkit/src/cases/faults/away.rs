@@ -137,7 +137,9 @@ pub async fn gives_up_at_the_limit(cx: Cx) {
     let tried = proxy.stats().accepted - before;
     // Some client libraries try on their own as long as they live: at a pace, so thousands are an error and dozens are not.
     assert!((3..=100).contains(&tried), "{tried} attempts with a limit of 3");
-    assert!(bus.health().reason.is_some(), "it says why");
+    // Those of polymq itself are as many as were asked for.
+    let reason = bus.health().reason.unwrap_or_default();
+    assert!(reason.contains("given up after 3 attempts"), "it says why: {reason:?}");
     let error = queue.send_message(Message::new("after")).await.expect_err("it is closed");
     assert!(matches!(error.kind(), ErrorKind::Closed | ErrorKind::Disconnected), "{error:?}");
     let ended = tokio::time::timeout(PATIENCE, async {
