@@ -151,7 +151,7 @@ async fn F11_leaders_move() {
     .await;
     // What stopping and closing wait for may take longer on a machine that stands still.
     let _ = running.stop().await;
-    let handled = handled.lock().expect("no panic");
+    let handled = handled.lock().expect("no panic").clone();
     let (once, sent): (HashSet<_>, HashSet<_>) = (handled.iter().collect(), sent.iter().collect());
     eprintln!("{} accepted, {} handled, {} more than once", sent.len(), once.len(), handled.len() - once.len());
     assert!(once.iter().all(|body| sent.contains(body)), "nothing is handled that was not sent");
