@@ -349,12 +349,13 @@ cases.events_store_start_positions = async () => {
   const between = Date.now() - 500;
   for (const value of ['4', '5']) await sender.send(event('log', value));
   const positions = [
+    // First: it counts from now.
+    ['delta', { requestType: EventStoreType.StartAtTimeDelta, requestTypeValue: 25 }, ['4', '5']],
     ['first', { requestType: EventStoreType.StartFromFirst }, ['1', '2', '3', '4', '5']],
     ['last', { requestType: EventStoreType.StartFromLast }, ['5']],
     ['sequence', { requestType: EventStoreType.StartAtSequence, requestTypeValue: 4 }, ['4', '5']],
     ['time in seconds', { requestType: EventStoreType.StartAtTime, requestTypeValue: Math.floor(between / 1000) }, ['4', '5']],
     ['time in nanoseconds', { requestType: EventStoreType.StartAtTime, requestTypeValue: between * 1e6 }, ['4', '5']],
-    ['delta', { requestType: EventStoreType.StartAtTimeDelta, requestTypeValue: 25 }, ['4', '5']],
   ];
   const listeners = [];
   for (const [name, request, found] of positions) {

@@ -218,8 +218,11 @@ def consumer_that_goes_away():
         send(client, b"a", b"b")
         with queues() as other:
             equal(bodies(receive(other)), [b"a", b"b"])
-        found = receive(client)
-        equal([(held.body, held.receive_count) for held in found.messages], [(b"a", 1), (b"b", 1)], "back in place, uncounted")
+        found = receive(client).messages
+        if len(found) < 2:
+            # They come back one after the other.
+            found += receive(client).messages
+        equal([(held.body, held.receive_count) for held in found], [(b"a", 1), (b"b", 1)], "back in place, uncounted")
 
 
 @case
@@ -647,7 +650,7 @@ def subscriptions_go_on_after_a_crash():
 def messages_outlive_a_crash():
     with queues() as client:
         send(client, b"a", b"b")
-        send(client, b"late", delay_in_seconds=15)
+        send(client, b"late", delay_in_seconds=25)
         receive(client, 1).messages[0].nack()
         held = receive(client, 1)
         equal(bodies(held), [b"b"])

@@ -34,7 +34,7 @@ pub async fn j4_certificates_are_checked() {
     }
     let (expired, old) = (certificates.serve("expired", &[]), certificates.serve("server", TlsServer::TLS_1_1));
     for (server, said) in [(&expired, "certificate"), (&old, "")] {
-        let there = trusting("admin:secret", &format!("localhost:{}", server.port())).with("connect_timeout", "5s");
+        let there = trusting("admin:secret", &format!("localhost:{}", server.port())).with("connect_timeout", "15s");
         let error = refused(&there).await;
         assert!(error.kind() == ErrorKind::Disconnected && error.to_string().contains(said), "{error}");
     }

@@ -131,8 +131,9 @@ pub async fn two_programs_bind_a_queue_at_once() {
             if missing.is_empty() {
                 break;
             }
-            // Who binds looks once more, a second later: a write that a busy machine holds up for longer is not seen.
-            let is_held_up = took > Duration::from_secs(3) && tries < 4;
+            // Who binds looks once more, 0.75 to 1.5 s later: a write that a busy machine holds up for longer is not seen, and no
+            // other is lost.
+            let is_held_up = took > Duration::from_millis(1500) && tries < 4;
             assert!(is_held_up, "round {round}: {missing:?} is not let in after {took:?}: {policy}");
         }
     }

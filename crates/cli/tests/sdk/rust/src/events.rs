@@ -138,11 +138,12 @@ async fn events_store_start_positions() {
         store(&sender, body).await;
     }
     let positions = [
-        (Start::StartFromFirst, &["1", "2", "3", "4", "5"][..]),
+        // First: it counts from now.
+        (Start::StartAtTimeDelta(Duration::from_secs(25)), &["4", "5"][..]),
+        (Start::StartFromFirst, &["1", "2", "3", "4", "5"]),
         (Start::StartFromLast, &["5"]),
         (Start::StartAtSequence(4), &["4", "5"]),
         (Start::StartAtTime(between), &["4", "5"]),
-        (Start::StartAtTimeDelta(Duration::from_secs(25)), &["4", "5"]),
     ];
     let mut readers = Vec::new();
     for (number, (start, found)) in positions.into_iter().enumerate() {
