@@ -10,7 +10,7 @@ use polymq_core::{
 use serde::Deserialize;
 use url::Url;
 
-use crate::{NAME, login::Login};
+use crate::{NAME, login::Login, topology::TOPIC_EXCHANGE};
 
 /// Every setting, as [`Backend::keys`](polymq_core::Backend::keys) tells them.
 pub const KEYS: &[Key] = &[
@@ -102,7 +102,7 @@ impl Default for AmqpConfig {
             reconnect_limit: 0,
             channels: 4,
             queue_type: QueueType::Classic,
-            exchange: "amq.topic".into(),
+            exchange: TOPIC_EXCHANGE.into(),
             declare: Declare::Auto,
             // The limit of RabbitMQ 4; older versions would take more, and a move to a newer one would break.
             max_payload: 16 * 1024 * 1024,

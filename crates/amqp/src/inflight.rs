@@ -50,11 +50,21 @@ pub(crate) struct Entry {
     pub(crate) returned: Option<String>,
     /// The delay of its delay queue, and when that was declared.
     pub(crate) delay: Option<Delay>,
+    /// The delay queue that it was written to instead of where it goes.
+    waits_in: Option<ShortString>,
 }
 
 impl Entry {
     pub(crate) fn new(outgoing: Outgoing, delay: Option<Delay>) -> Self {
-        Self { outgoing, returned: None, delay }
+        Self { outgoing, returned: None, delay, waits_in: None }
+    }
+
+    /// Exchange and routing key that it was written with.
+    fn place(&self) -> (&str, &str) {
+        match &self.waits_in {
+            Some(queue) => ("", queue.as_str()),
+            None => (&self.outgoing.route.exchange, &self.outgoing.route.routing_key),
+        }
     }
 }
 
@@ -78,8 +88,11 @@ impl InFlight {
         &mut self,
         channel: &Arc<Channel>,
         target: Target,
-        entry: Entry,
+        mut entry: Entry,
     ) -> Result<(), Box<(Outgoing, lapin::Error)>> {
+        if target.routing_key.as_str() != &*entry.outgoing.route.routing_key {
+            entry.waits_in = Some(target.routing_key.clone());
+        }
         let mut confirm = target.publish(Arc::clone(channel), entry.outgoing.message.payload().clone(), self.next());
         match confirm.poll_unpin(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready((_, Err(error))) => return Err(Box::new((entry.outgoing, error))),
@@ -146,9 +159,14 @@ impl InFlight {
 
     fn returned(&mut self, carrier: u64, message: &BasicReturnMessage) {
         let id = message.properties.message_id().as_ref().map(|id| id.as_str());
+        let place = (message.exchange.as_str(), message.routing_key.as_str());
+        // The same message may be on its way to several queues.
         let found = self.entries.iter_mut().flatten().find(|entry| {
             let known = entry.outgoing.message.id().map(MessageId::to_string);
-            entry.returned.is_none() && known.as_deref() == id && entry.outgoing.message.payload() == &message.data
+            entry.returned.is_none()
+                && entry.place() == place
+                && known.as_deref() == id
+                && entry.outgoing.message.payload() == &message.data
         });
         let entry = match found {
             Some(entry) => Some(entry),

@@ -12,7 +12,7 @@ use tokio::{
     runtime::Handle,
     sync::{Notify, watch},
     task::JoinHandle,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
@@ -67,6 +67,16 @@ enum State {
     Up(Live),
     /// `Closed` by this program, `Disconnected` when it was given up; and why.
     Closed(ErrorKind, Arc<str>),
+}
+
+impl State {
+    /// Why the broker takes nothing from a connection that is there.
+    fn blocked(&self, live: &Live) -> Option<Arc<str>> {
+        match self {
+            Self::Up(now) if now.generation == live.generation => now.blocked.clone(),
+            _ => None,
+        }
+    }
 }
 
 /// The users' view of a supervised connection.
@@ -167,6 +177,11 @@ impl Link {
             }
             () = states.lost(live) => Err(error::disconnected(operation, &self.reason())),
         }
+    }
+
+    /// Why the broker takes nothing from a connection at present.
+    pub(crate) fn blocks(&self, live: &Live) -> Option<Arc<str>> {
+        self.state.borrow().blocked(live)
     }
 
     /// Whether there is a connection now.
@@ -290,6 +305,15 @@ impl LinkWatch {
             }
         }
     }
+
+    /// Waits until the broker takes nothing from `live`; for ever when that has ended.
+    pub(crate) async fn blocked(&mut self, live: &Live) -> Arc<str> {
+        let state = self.0.wait_for(|state| state.blocked(live).is_some()).await;
+        match state.map(|state| state.blocked(live)) {
+            Ok(Some(reason)) => reason,
+            _ => std::future::pending().await,
+        }
+    }
 }
 
 pub(crate) enum Change {
@@ -299,16 +323,26 @@ pub(crate) enum Change {
 
 async fn supervise(link: Arc<Link>, mut wire: Option<Wire>) {
     let mut generation = 1;
+    // Connections in a row that were lost as soon as they were made.
+    let mut short_lived = 0_u32;
     loop {
         if let Some(Wire { connection, .. }) = wire.take() {
-            let reason = watch_over(&link, &connection).await;
+            let made = Instant::now();
+            let mut reason = watch_over(&link, &connection).await;
             if link.is_closed() {
                 return;
+            }
+            short_lived = if made.elapsed() < link.config.heartbeat { short_lived.saturating_add(1) } else { 0 };
+            if short_lived > 1 {
+                reason = format!(
+                    "{short_lived} connections in a row were lost within {:?}: {reason}",
+                    link.config.heartbeat
+                );
             }
             tracing::warn!(role = link.role.name(), %reason, "connection lost, reconnecting");
             link.down(&reason);
         }
-        let Some(next) = reconnect(&link).await else { return };
+        let Some(next) = reconnect(&link, short_lived).await else { return };
         generation += 1;
         link.up(&next, generation);
         tracing::info!(role = link.role.name(), "connected");
@@ -341,15 +375,17 @@ async fn watch_over(link: &Link, connection: &Arc<Connection>) -> String {
     }
 }
 
-/// The next connection; `None` when closed or given up.
-async fn reconnect(link: &Link) -> Option<Wire> {
+/// The next connection; `None` when closed or given up. A loss is made good at once, but what ends each connection (a message
+/// that cannot be read) must not have all others made again without a pause.
+async fn reconnect(link: &Link, short_lived: u32) -> Option<Wire> {
     let config = &link.config;
-    let mut wait = config.reconnect_initial;
+    let repeated = short_lived.saturating_sub(2);
+    let mut wait = config.reconnect_initial.saturating_mul(1 << repeated.min(16)).min(config.reconnect_max);
     let mut failures = 0_u32;
     let mut states = link.state.subscribe();
     loop {
         let attempt = async {
-            if failures > 0 {
+            if failures > 0 || short_lived > 1 {
                 // Jitter, so that a thousand clients do not come back in the same instant.
                 sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
             }

@@ -185,9 +185,10 @@ impl Publisher {
 
     /// One burst; `false` when nothing waits any more, or the channel has ended.
     async fn write_burst(&mut self, session: &mut Session) -> bool {
-        let mut burst = session.live.burst();
+        session.look();
+        let burst = session.live.burst();
         let mut room = BURST_BYTES;
-        while session.failure.is_none() && room > 0 {
+        while session.may_write() && room > 0 {
             if self.waiting.is_empty()
                 && let Ok(item) = self.inbox.try_recv()
             {
@@ -205,15 +206,15 @@ impl Publisher {
                     if session.is_ready_for(&outgoing) {
                         self.publish(session, outgoing).await;
                     } else {
-                        // The broker is asked, and must hear of it.
+                        // The broker is asked, and must hear of it. It may confirm others meanwhile.
                         drop(burst);
                         self.publish(session, outgoing).await;
-                        burst = session.live.burst();
+                        return session.may_write();
                     }
                 }
             }
         }
-        session.failure.is_none()
+        session.may_write()
     }
 
     async fn publish(&mut self, session: &mut Session, outgoing: Outgoing) {
@@ -230,6 +231,11 @@ impl Publisher {
                 // Nothing was written: it waits for the next connection.
                 self.waiting.push_front(Item::Publish(outgoing));
                 session.fail_disconnected();
+                return;
+            }
+            Err(_) if session.live.blocked.is_some() => {
+                // It waits until the broker takes messages again.
+                self.waiting.push_front(Item::Publish(outgoing));
                 return;
             }
             Err(error) => {
@@ -272,7 +278,7 @@ impl Publisher {
     }
 
     async fn confirmed(&mut self, session: &mut Session, sequence: u64, nack: bool) {
-        let Some(Entry { outgoing, returned, delay }) = self.written.take(sequence) else { return };
+        let Some(Entry { outgoing, returned, delay, .. }) = self.written.take(sequence) else { return };
         let name = || outgoing.route.routing_key.to_string();
         let result = if let Some(reason) = returned {
             // It is made again for the next message, where it may be.

@@ -6,8 +6,8 @@ use std::{
 };
 
 use lapin::{Channel, options::ConfirmSelectOptions};
-use polymq_core::{Error, ErrorKind, Message, Result, until};
-use tokio::time::Instant;
+use polymq_core::{Error, ErrorKind, Message, Result, Retry, until};
+use tokio::time::{Instant, timeout};
 
 use crate::{
     config::{AmqpConfig, QueueType},
@@ -55,6 +55,15 @@ impl Session {
         self.fail(lapin::ErrorKind::InvalidConnectionState(lapin::ConnectionState::Error).into());
     }
 
+    /// Sees whether the broker takes messages.
+    pub(crate) fn look(&mut self) {
+        self.live.blocked = self.link.blocks(&self.live);
+    }
+
+    pub(crate) fn may_write(&self) -> bool {
+        self.failure.is_none() && self.live.blocked.is_none()
+    }
+
     /// Whether a message can be written without asking the broker for anything before.
     pub(crate) fn is_ready_for(&self, outgoing: &Outgoing) -> bool {
         wait_of(&outgoing.message).is_none() && self.is_ensured(&outgoing.route)
@@ -64,8 +73,8 @@ impl Session {
     pub(crate) async fn prepare(&mut self, outgoing: &Outgoing) -> Result<(Target, Option<Delay>)> {
         let route = &outgoing.route;
         if !self.is_ensured(route) {
-            let made = route.ensure(&self.live.connection, self.config.declare);
-            self.link.unless_lost(&self.live, "declare", made).await?;
+            let (live, declare) = (self.live.clone(), self.config.declare);
+            self.declare(route.ensure(&live.connection, declare)).await?;
             route.ensured.store(self.live.generation, Ordering::Release);
         }
         let Some(wait) = wait_of(&outgoing.message) else {
@@ -105,16 +114,33 @@ impl Session {
         let queue_type = self.delay_type(route);
         let delay = DelayQueue { exchange: &route.exchange, routing_key: &route.routing_key, ttl, queue_type };
         let open = self.declares.take().filter(|channel| channel.status().connected());
+        let live = self.live.clone();
         let declared = async {
             let channel = match open {
                 Some(channel) => channel,
-                None => self.live.connection.create_channel().await.map_err(failed("declare"))?,
+                None => live.connection.create_channel().await.map_err(failed("declare"))?,
             };
             topology::ensure_delay(&channel, &delay).await?;
             Ok(channel)
         };
-        self.declares = Some(self.link.unless_lost(&self.live, "declare", declared).await?);
+        self.declares = Some(self.declare(declared).await?);
         Ok(delay.name())
+    }
+
+    /// Waits for the answer to a declaration, for as long as one may take. A broker short of memory answers when that is over:
+    /// then this ends with [`Live::blocked`], and there is time for what is confirmed and withdrawn meanwhile.
+    async fn declare<T>(&mut self, requests: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut states = self.link.watch();
+        let answer = timeout(self.config.connect_timeout, self.link.unless_lost(&self.live, "declare", requests));
+        tokio::select! {
+            biased;
+            answer = answer => answer.unwrap_or_else(|_| Err(error::timeout("declare").with_retry(Retry::Now))),
+            reason = states.blocked(&self.live) => {
+                let sentence = format!("the broker takes nothing at present: {reason}");
+                self.live.blocked = Some(reason);
+                Err(Error::new(ErrorKind::Busy, sentence))
+            }
+        }
     }
 
     /// A delay queue must live longer than the message in it: when the confirm took long, its life is renewed.

@@ -168,9 +168,14 @@ impl Shared {
         self.arrived.notify_one();
     }
 
-    /// Asks the background task to stop fetching.
+    /// Asks the background task to stop fetching. From now on no acknowledgement waits for company: the answer to the cancellation
+    /// comes after what was handed over before it. A quorum queue keeps what exceeds some thirty commands on their way, as the returns
+    /// that follow may, and forgets it with the channel.
     pub(crate) fn start_close(&self) {
-        self.lock().closing = true;
+        let mut state = self.lock();
+        state.flush(false, true);
+        state.closing = true;
+        drop(state);
         self.arrived.notify_one();
         self.work.notify_one();
     }

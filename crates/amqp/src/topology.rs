@@ -15,6 +15,8 @@ use crate::{
     error::{self, Stage},
 };
 
+/// The exchange behind topics, unless another one is set. RabbitMQ has it in each virtual host.
+pub(crate) const TOPIC_EXCHANGE: &str = "amq.topic";
 /// Longest name that AMQP carries.
 const MAX_NAME: usize = 255;
 /// Room for `.waitq.<millis>` behind a queue's name.
@@ -235,9 +237,14 @@ pub(crate) struct DelayQueue<'a> {
 
 impl DelayQueue<'_> {
     /// `<queue>.wait.<millis>`, of a quorum queue `.waitq.`: each name always has the same arguments. `.delay.` are those of
-    /// older versions, with others. For a topic `<topic>@.wait.<millis>`, which is no group's queue.
+    /// older versions, with others. For a topic `<topic>@.wait.<millis>`, which is no group's queue, or
+    /// `<topic>@@<exchange>.wait.<millis>`, with eight digits for the name of the exchange, when that is not the default one.
     pub(crate) fn name(&self) -> String {
-        let topic = if self.exchange.is_empty() { "" } else { "@" };
+        let topic = match self.exchange {
+            "" => String::new(),
+            TOPIC_EXCHANGE => "@".into(),
+            other => format!("@@{:08x}", digest(other)),
+        };
         let wait = if self.is_quorum() { "waitq" } else { "wait" };
         format!("{}{topic}.{wait}.{}", self.routing_key, self.ttl.as_millis())
     }
@@ -245,6 +252,11 @@ impl DelayQueue<'_> {
     fn is_quorum(&self) -> bool {
         self.queue_type == QueueType::Quorum
     }
+}
+
+/// FNV-1a: the names of queues depend on it, so it must never change.
+fn digest(text: &str) -> u32 {
+    text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 async fn create(
@@ -352,7 +364,16 @@ mod tests {
             };
             assert!(name_of("", &"q".repeat(MAX_NAME - MAX_DELAY_SUFFIX)).len() <= MAX_NAME);
             assert!(name_of("e", &"q".repeat(200)).len() <= MAX_NAME);
+            let names = ["", TOPIC_EXCHANGE, "e", "f"].map(|exchange| name_of(exchange, "t"));
+            assert_eq!(names.iter().collect::<std::collections::HashSet<_>>().len(), 4, "{names:?}");
         }
+        let other = DelayQueue {
+            exchange: "events",
+            routing_key: "t",
+            ttl: Duration::from_secs(1),
+            queue_type: QueueType::Classic,
+        };
+        assert_eq!(other.name(), "t@@12d8e384.wait.1000", "programs of other versions find it");
         assert!(queue_name(&Address::topic("t".repeat(200)), Some(&"g".repeat(100))).is_err());
         assert!(queue_name(&Address::topic("t"), Some("a@b")).is_err());
         assert!(queue_name(&Address::queue("amq.mine"), None).is_err());

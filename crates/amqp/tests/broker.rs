@@ -54,6 +54,7 @@ fn main() -> ExitCode {
         a_login_that_fails_says_why,
         what_is_not_allowed_is_told_apart,
         an_unroutable_message_is_an_error_and_only_that_one,
+        a_return_is_of_the_queue_that_is_gone,
         a_quorum_queue_does_it_all_too,
         whoever_asks_is_answered_on_a_queue_of_their_own,
         the_native_connection_is_at_hand,
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
         counts_purge_and_delete,
         what_is_a_consumers_own_is_made_whatever_is_declared,
         a_queue_of_delayed_messages_stays_while_one_waits,
+        topics_of_one_name_on_two_exchanges_are_delayed_apart,
         delays_of_what_ends_with_its_connection_leave_no_queue_for_good,
         a_topic_that_nobody_listens_to_forgets_delayed_messages_too,
         a_quorum_queue_gives_no_message_up,
@@ -87,9 +89,12 @@ fn main() -> ExitCode {
         a_deleted_queue_is_made_again_or_final,
         a_deleted_exchange_fails_only_its_own_messages,
         a_cut_connection_is_resumed_and_old_deliveries_are_stale,
+        connections_that_do_not_last_are_made_again_ever_later,
+        a_message_that_cannot_be_read_is_waited_for,
         messages_wait_for_the_connection_and_can_be_withdrawn,
         a_first_connection_may_be_tried_for_ever,
         a_broker_out_of_memory_blocks_nobody_for_ever,
+        a_declaration_without_an_answer_holds_nobody_up,
     ));
     #[cfg(feature = "tls")]
     trials.extend(trials!(trial, tls: connections_are_encrypted_and_certificates_checked));

@@ -98,14 +98,29 @@ impl Caller {
         client: &str,
         channel: &str,
     ) -> std::result::Result<(), Refusal> {
-        let checks = self.access.checks();
-        let Some(rules) = &checks.rules else { return Ok(()) };
-        let client = self.client.as_deref().unwrap_or(client);
-        if rules.allow(resource, client, channel, action) {
+        if self.can(action, resource, client, channel) {
             return Ok(());
         }
-        self.access.counts.denied.add();
+        let client = self.client.as_deref().unwrap_or(client);
         tracing::debug!(client, channel, ?resource, ?action, "refused: no rule allows it");
-        Err(Refusal::access())
+        Err(self.denied())
+    }
+
+    /// As [`Caller::may`], for who asks for what it may do.
+    pub(crate) fn can(&self, action: Action, resource: Resource, client: &str, channel: &str) -> bool {
+        let client = self.client.as_deref().unwrap_or(client);
+        self.access.checks().rules.as_ref().is_none_or(|rules| rules.allow(resource, client, channel, action))
+    }
+
+    /// Whether it may know that a channel is there, where requests do not say who asks.
+    pub(crate) fn sees(&self, resource: Resource, channel: &str) -> bool {
+        let client = self.client.as_deref();
+        self.access.checks().rules.as_ref().is_none_or(|rules| rules.show(resource, client, channel))
+    }
+
+    /// Refused, and counted.
+    pub(crate) fn denied(&self) -> Refusal {
+        self.access.counts.denied.add();
+        Refusal::access()
     }
 }

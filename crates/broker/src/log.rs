@@ -49,6 +49,8 @@ pub(crate) struct Log {
     pub(crate) readers: Mutex<Readers>,
     /// How much there is, for retention.
     pub(crate) kept: Kept,
+    /// Held by who removes the oldest ones.
+    pub(crate) steps: tokio::sync::Mutex<()>,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -67,6 +69,7 @@ impl Log {
             stored: watch::Sender::new(stored.next),
             gone: CancellationToken::new(),
             readers: Mutex::default(),
+            steps: tokio::sync::Mutex::default(),
         }
     }
 
@@ -240,6 +243,7 @@ impl Logs {
     /// other one can be stored before.
     pub(crate) async fn remove(&self, name: &str) -> Result<bool, StoreError> {
         let Some(log) = lock(&self.logs).get(name).cloned() else { return Ok(false) };
+        retention::remove_much(&log).await?;
         let (done, waits) = oneshot::channel();
         let logs = Arc::clone(&self.logs);
         log.row.clone().remove(&self.store, move |result| {

@@ -34,6 +34,8 @@ pub(crate) const QUEUES: u8 = 1;
 const DUE: usize = 256;
 /// How soon the clock of delays tries again when the store failed.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How often it looks what time it is: a machine that slept, and a clock that was set, tell nobody.
+const LOOK: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(crate) struct Queues {
@@ -107,6 +109,7 @@ impl Queues {
     /// no other one can be stored before.
     pub(crate) async fn remove(self: &Arc<Self>, name: &str) -> Result<bool, StoreError> {
         let Some(queue) = self.lock().get(name).cloned() else { return Ok(false) };
+        queue.purge_much().await?;
         let (done, waits) = oneshot::channel();
         let queues = Arc::clone(self);
         queue.row.clone().remove(&self.store, move |result| {
@@ -324,7 +327,7 @@ impl Queues {
                 }
             };
             match wait {
-                Some(wait) => drop(tokio::time::timeout(wait, self.delayed.notified()).await),
+                Some(wait) => drop(tokio::time::timeout(wait.min(LOOK), self.delayed.notified()).await),
                 None => self.delayed.notified().await,
             }
         }

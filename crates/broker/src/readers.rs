@@ -13,7 +13,7 @@ use crate::{
     log::{Log, lock},
     queue::now,
     refusal::Refusal,
-    store::{Change, Store, StoreError},
+    store::{Change, Place, Store, StoreError},
 };
 
 /// How long readers that are beyond their time may take to come back after the broker was started.
@@ -36,7 +36,16 @@ pub(crate) struct Readers {
 struct Group {
     members: usize,
     /// They share it.
-    cursor: Arc<tokio::sync::Mutex<u64>>,
+    cursor: Cursor,
+}
+
+/// Where a reader is.
+#[derive(Debug, Clone, Default)]
+struct Cursor {
+    /// The next sequence; 0 while nobody has looked where the reader was.
+    next: Arc<tokio::sync::Mutex<u64>>,
+    /// What is stored of it.
+    place: Arc<Place>,
 }
 
 impl Readers {
@@ -50,8 +59,7 @@ impl Readers {
 pub(crate) struct Reader {
     log: Arc<Log>,
     name: String,
-    /// The next sequence; 0 while nobody has looked where the reader was.
-    cursor: Arc<tokio::sync::Mutex<u64>>,
+    cursor: Cursor,
     /// What was read from the disk and not given yet.
     ahead: VecDeque<EventReceive>,
 }
@@ -64,9 +72,9 @@ impl Reader {
             if !name.starts_with("client ") {
                 let group = readers.groups.entry(name.clone()).or_default();
                 group.members += 1;
-                Arc::clone(&group.cursor)
+                group.cursor.clone()
             } else if readers.alone.insert(name.clone()) {
-                Arc::default()
+                Cursor::default()
             } else {
                 return Err(Refusal::because("stan: clientID already registered"));
             }
@@ -79,18 +87,25 @@ impl Reader {
     /// From here on nobody else reads under this name: what was noted of it before is looked at when it is written.
     async fn look(&self, start: u64) -> Result<(), StoreError> {
         let store = self.log.store();
-        let mut cursor = self.cursor.lock().await;
+        let mut cursor = self.cursor.next.lock().await;
         if *cursor == 0 {
             store.written().await?;
             *cursor = store.position(self.log.id, &self.name)?.unwrap_or(start);
             // Where a new reader begins is remembered at once: "new only" means from now on, also when it comes back.
-            store.commit(vec![self.position(*cursor)], None, drop);
+            self.cursor.place.set(*cursor);
+            store.commit(vec![self.position()], None, drop);
         }
         Ok(())
     }
 
-    fn position(&self, next: u64) -> Change {
-        Change::Position { channel: self.log.id, reader: self.name.clone(), next, seen: now() }
+    fn position(&self) -> Change {
+        let place = Arc::clone(&self.cursor.place);
+        Change::Position { channel: self.log.id, reader: self.name.clone(), place, seen: now() }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     fn is_alone(&self) -> bool {
@@ -105,18 +120,18 @@ impl Reader {
     pub(crate) async fn next(&mut self) -> Result<EventReceive, StoreError> {
         loop {
             if self.ahead.is_empty() {
-                let from = *self.cursor.lock().await;
+                let from = *self.cursor.next.lock().await;
                 self.ahead = self.log.wait(from).await?.into();
             }
             // Members of a group take turns, an event each, so that they share.
             if !self.is_alone() {
                 tokio::task::yield_now().await;
             }
-            let mut cursor = self.cursor.lock().await;
+            let mut cursor = self.cursor.next.lock().await;
             while let Some(event) = self.ahead.pop_front() {
                 if event.sequence >= *cursor {
                     *cursor = event.sequence + 1;
-                    self.log.store().note(vec![self.position(*cursor)]);
+                    self.log.store().note_place(&self.cursor.place, *cursor, || self.position());
                     return Ok(event);
                 }
             }

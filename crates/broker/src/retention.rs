@@ -16,6 +16,8 @@ use crate::{
 pub(crate) const EVERY: Duration = Duration::from_secs(1);
 /// Events that go in one step, so that nobody who writes waits long.
 const STEP: usize = 2048;
+/// Bytes of them, where everything goes; one event may have more.
+const BYTES: u64 = 8 << 20;
 
 /// What a log holds, as far as retention wants to know it.
 #[derive(Debug)]
@@ -57,22 +59,62 @@ impl Kept {
 
 /// Removes what is beyond the limits from one log.
 pub(crate) async fn trim(log: &Arc<Log>, limits: &Limits) -> Result<(), StoreError> {
-    while let Some((from, to, count, bytes)) = beyond(log, limits)? {
-        let range = Change::RemoveRange { from: Key::new(log.id, from), to: Key::new(log.id, to) };
-        log.store().store(vec![range]).await?;
-        log.kept.with(|state| {
-            state.first = to;
-            state.count = state.count.saturating_sub(count);
-            state.bytes = state.bytes.saturating_sub(bytes);
-            state.oldest = None;
-        });
-        tracing::debug!(channel = log.name, count, bytes, "stored events have had their time");
+    loop {
+        let _one = log.steps.lock().await;
+        let Some(stretch) = beyond(log, limits)? else { return Ok(()) };
+        tracing::debug!(channel = log.name, ?stretch, "stored events have had their time");
+        remove(log, stretch).await?;
     }
+}
+
+/// Before a log is deleted: removes what it holds where that is more than a step, so that nobody who stores waits for all of it.
+/// What is no more goes with the log or stays with it.
+pub(crate) async fn remove_much(log: &Arc<Log>) -> Result<(), StoreError> {
+    let (count, bytes) = log.kept.size();
+    if count <= STEP as u64 && bytes <= BYTES {
+        return Ok(());
+    }
+    let end = log.count() + 1;
+    loop {
+        let _one = log.steps.lock().await;
+        let from = log.kept.with(|state| state.first);
+        let (mut to, mut count, mut bytes) = (from, 0, 0);
+        for (sequence, size) in log.store().sizes(log.id, from, STEP)? {
+            if sequence >= end || bytes >= BYTES {
+                break;
+            }
+            (to, count, bytes) = (sequence + 1, count + 1, bytes + size);
+        }
+        if count == 0 {
+            return Ok(());
+        }
+        remove(log, Stretch { from, to, count, bytes }).await?;
+    }
+}
+
+/// What one step removes.
+#[derive(Debug)]
+struct Stretch {
+    from: u64,
+    to: u64,
+    count: u64,
+    bytes: u64,
+}
+
+async fn remove(log: &Log, Stretch { from, to, count, bytes }: Stretch) -> Result<(), StoreError> {
+    let range = Change::RemoveRange { from: Key::new(log.id, from), to: Key::new(log.id, to) };
+    log.store().store(vec![range]).await?;
+    log.kept.with(|state| {
+        state.first = to;
+        state.count = state.count.saturating_sub(count);
+        state.bytes = state.bytes.saturating_sub(bytes);
+        state.oldest = None;
+    });
     Ok(())
 }
 
-/// The next step: from where to where, and how much that is.
-fn beyond(log: &Log, limits: &Limits) -> Result<Option<(u64, u64, u64, u64)>, StoreError> {
+/// The next step of who holds [`Log::steps`].
+fn beyond(log: &Log, limits: &Limits) -> Result<Option<Stretch>, StoreError> {
     let state = log.kept.with(|state| *state);
     if state.count == 0 {
         return Ok(None);
@@ -101,5 +143,5 @@ fn beyond(log: &Log, limits: &Limits) -> Result<Option<(u64, u64, u64, u64)>, St
         }
         (to, count, bytes) = (sequence + 1, count + 1, bytes + size);
     }
-    Ok((count > 0).then_some((state.first, to, count, bytes)))
+    Ok((count > 0).then_some(Stretch { from: state.first, to, count, bytes }))
 }

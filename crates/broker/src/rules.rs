@@ -92,12 +92,21 @@ impl Rules {
     }
 
     pub(crate) fn allow(&self, resource: Resource, client: &str, channel: &str, action: Action) -> bool {
-        self.0.iter().any(|rule| {
-            rule.allow.contains(&action)
-                && rule.resources.as_ref().is_none_or(|resources| resources.contains(&resource))
-                && rule.client.as_ref().is_none_or(|pattern| pattern.is_match(client))
-                && rule.channel.as_ref().is_none_or(|pattern| pattern.is_match(channel))
-        })
+        self.0.iter().any(|rule| rule.is_about(resource, Some(client), channel) && rule.allow.contains(&action))
+    }
+
+    /// Whether a client may do anything with a channel; one that is not known could be any.
+    pub(crate) fn show(&self, resource: Resource, client: Option<&str>, channel: &str) -> bool {
+        self.0.iter().any(|rule| rule.is_about(resource, client, channel))
+    }
+}
+
+impl Rule {
+    fn is_about(&self, resource: Resource, client: Option<&str>, channel: &str) -> bool {
+        let is_client = |pattern: &Regex| client.is_none_or(|client| pattern.is_match(client));
+        self.resources.as_ref().is_none_or(|resources| resources.contains(&resource))
+            && self.client.as_ref().is_none_or(is_client)
+            && self.channel.as_ref().is_none_or(|pattern| pattern.is_match(channel))
     }
 }
 

@@ -309,6 +309,72 @@ async fn channels_are_managed_and_listed_as_far_as_rules_go() {
     assert_eq!(&*listed.body, b"[]");
 }
 
+const OWN_RULES: &str = r#"
+[[rule]]
+client = "shop"
+channel = "orders"
+allow = ["write"]
+
+[[rule]]
+client = "billing"
+channel = "orders|bills"
+allow = ["read"]
+
+[[rule]]
+client = "admin"
+channel = "secret"
+allow = ["read", "write"]
+"#;
+
+/// Names and numbers of messages.
+async fn shown(client: &mut Client, queue: &str) -> Result<Vec<(String, i64)>, String> {
+    let asked = QueuesInfoRequest { queue_name: queue.into(), ..QueuesInfoRequest::default() };
+    let info = client.queues_info(asked).await.map_err(|status| status.message().to_owned())?.into_inner().info;
+    Ok(info.unwrap().queues.into_iter().map(|queue| (queue.name, queue.messages)).collect())
+}
+
+/// Who asks for queues says no name: where no token does either, it is anybody's whom a rule lets read or write.
+#[tokio::test]
+async fn who_may_read_or_write_a_queue_sees_that_it_is_there() {
+    let broker = with_rules(OWN_RULES).await.unwrap();
+    let mut nobody = client(&broker).await;
+    for (id, queue) in [("shop", "orders"), ("admin", "secret")] {
+        let sent = send(&mut nobody, QueueMessage { client_id: id.into(), ..message(queue, "x") }).await;
+        assert_eq!(sent.error, "");
+    }
+    let (orders, secret) = (("orders".to_owned(), 0), ("secret".to_owned(), 0));
+    assert_eq!(shown(&mut nobody, "").await.unwrap(), []);
+    assert_eq!(shown(&mut nobody, "orders").await.unwrap(), [orders], "and not what is in it");
+    assert_eq!(shown(&mut nobody, "secret").await.unwrap(), [secret]);
+    assert_eq!(shown(&mut nobody, "bills").await.unwrap(), []);
+    assert_eq!(shown(&mut nobody, "other").await.unwrap_err(), DENIED);
+    // Nothing else has become possible.
+    assert_eq!(send(&mut nobody, message("orders", "x")).await.error, DENIED);
+    for asked in
+        [receiving("secret", 1), ReceiveQueueMessagesRequest { client_id: "shop".into(), ..receiving("orders", 1) }]
+    {
+        assert_eq!(nobody.receive_queue_messages(asked).await.unwrap().into_inner().error, DENIED);
+    }
+
+    let folder = tempfile::tempdir().unwrap();
+    let rules = folder.path().join("rules.toml");
+    std::fs::write(&rules, format!("{OWN_RULES}[[rule]]\nclient = 'billing'\nchannel = 'sent'\nallow = ['write']"))
+        .unwrap();
+    let builder = Broker::builder().listen("127.0.0.1:0").rules(rules);
+    let broker = builder.token_key(TokenAlgorithm::HS256, file("HS256.key")).start().await.unwrap();
+    let (mut billing, mut nobody) =
+        (client_with(&broker, &token("HS256")).await, client_with(&broker, &token("nobody")).await);
+    for (id, queue) in [("shop", "orders"), ("admin", "secret"), ("billing", "sent")] {
+        let sent = send(&mut nobody, QueueMessage { client_id: id.into(), ..message(queue, "x") }).await;
+        assert_eq!(sent.error, "");
+    }
+    let (orders, sent) = (("orders".to_owned(), 1), ("sent".to_owned(), 0));
+    assert_eq!(shown(&mut billing, "").await.unwrap(), [orders]);
+    assert_eq!(shown(&mut billing, "sent").await.unwrap(), [sent]);
+    assert_eq!(shown(&mut billing, "secret").await.unwrap_err(), DENIED);
+    assert_eq!(shown(&mut nobody, "secret").await.unwrap(), [("secret".to_owned(), 0)]);
+}
+
 #[tokio::test]
 async fn mistakes_in_rules_are_told_in_a_sentence() {
     for (text, sentence) in [

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use polymq::{Bus, BusBuilder, Environment, Registry, URL_VARIABLE};
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::{
     args::{Args, Command, Connection},
@@ -111,17 +112,50 @@ impl Connection {
     }
 }
 
+/// What is logged; never what a library of a broker shows of messages and logins.
+fn log_directives(filter: &str) -> String {
+    let is_trace =
+        |directive: &str| directive.trim().parse::<LevelFilter>().is_ok_and(|level| level == LevelFilter::TRACE);
+    // At this level it prints every byte that it sends, the login included. Who asks for that by its name gets it.
+    let quiet = if filter.split(',').any(is_trace) { "lapin=debug," } else { "" };
+    // A warning for each message that comes back, with its body and headers; the send fails anyway.
+    format!("{quiet}{filter},lapin::returned_messages=off")
+}
+
 fn start_log(filter: &str, json: bool) {
-    let mut directives = filter.to_owned();
-    if filter.contains("trace") && !filter.contains("lapin") {
-        // At this level it prints every byte that it sends, the login included.
-        directives.push_str(",lapin=debug");
-    }
-    let filter = tracing_subscriber::EnvFilter::builder().parse_lossy(directives);
+    let filter = tracing_subscriber::EnvFilter::builder().parse_lossy(log_directives(filter));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     if json {
         log.json().init();
     } else {
         log.init();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logins_are_not_logged_however_everything_is_asked_for() {
+        for asked in
+            ["trace", "TRACE", "5", "polymq=info, Trace", "trace,lapin::returned_messages=off", "trace,my_lapin=info"]
+        {
+            assert!(log_directives(asked).starts_with("lapin=debug,"), "{asked}");
+        }
+        let by_name = tracing_subscriber::EnvFilter::builder().parse_lossy(log_directives("trace,lapin=trace"));
+        assert!(by_name.to_string().contains("lapin=trace"), "{by_name}");
+        for asked in ["debug", "polymq=trace", "4"] {
+            assert!(!log_directives(asked).contains("lapin=debug"), "{asked}");
+        }
+    }
+
+    #[test]
+    fn messages_that_come_back_are_not_logged_whatever_is_asked_for() {
+        for asked in ["info", "trace", "lapin=trace", "lapin::returned_messages=warn"] {
+            let filter = tracing_subscriber::EnvFilter::builder().parse_lossy(log_directives(asked)).to_string();
+            assert!(filter.contains("lapin::returned_messages=off"), "{filter}");
+            assert!(!filter.contains("lapin::returned_messages=warn"), "{filter}");
+        }
     }
 }

@@ -283,6 +283,18 @@ fn check_of_a_server_sends_nothing() {
     assert!(server.accept().is_err(), "nothing else is asked for");
 }
 
+/// Somebody takes the connection and never says a word: a message may have arrived there, a question is in vain.
+#[cfg(feature = "http")]
+#[test]
+fn a_server_that_never_answers() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}?connect_timeout=500ms", silent.local_addr().unwrap());
+    assert_eq!(run(&format!("check --url {url}")).status.code(), Some(4));
+    // Nor does it say one of TLS, without which nothing is sent.
+    let url = url.replace("http", "https");
+    fails(&run(&format!("send orders x --url {url}")), 4, &["no connection was made in time"]);
+}
+
 #[test]
 fn wrong_usage() {
     fails(&run("send orders"), 2, &["<BODY>"]);
@@ -389,4 +401,56 @@ fn secrets_and_bodies_are_not_logged() {
         assert_eq!(output.status.code(), Some(3));
         assert!(!stdout(&output).contains(MARKER) && !stderr(&output).contains(MARKER), "{}", stdout(&output));
     }
+}
+
+/// A proxy for one connection: the lines of the first request, which it answers with this.
+#[cfg(feature = "http")]
+fn proxy(answer: &'static str) -> (String, std::thread::JoinHandle<Vec<String>>) {
+    use std::io::{BufRead, BufReader};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://agent:{MARKER}@{}", listener.local_addr().unwrap());
+    let serving = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let lines = BufReader::new(stream.try_clone().unwrap()).lines().map(Result::unwrap);
+        let lines = lines.take_while(|line| !line.is_empty()).collect();
+        stream.write_all(answer.as_bytes()).unwrap();
+        lines
+    });
+    (url, serving)
+}
+
+#[test]
+#[cfg(feature = "http")]
+fn http_goes_by_way_of_the_proxy_that_the_environment_names() {
+    let send = |variable: &str, proxy: &str, target: &str| {
+        let mut command = polymq();
+        for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUEST_METHOD"] {
+            command.env_remove(name).env_remove(name.to_lowercase());
+        }
+        command.env(variable, proxy).args(["send", "--url", target, "orders", "x"]).output().unwrap()
+    };
+    // "agent" and the marker.
+    let shown = "proxy-authorization: Basic YWdlbnQ6czNjcjN0LW1hcmtlcg==";
+
+    let (url, serving) = proxy("HTTP/1.1 204 No Content\r\n\r\n");
+    let output = send("http_proxy", &url, "http://shop.example/in");
+    assert!(output.status.success(), "{}", stderr(&output));
+    let lines = serving.join().unwrap();
+    assert_eq!(lines[0], "POST http://shop.example/in/orders HTTP/1.1");
+    assert!(lines.iter().any(|line| line == shown), "{lines:?}");
+    assert!(lines.iter().any(|line| line == "host: shop.example"), "{lines:?}");
+
+    let (url, serving) = proxy("HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n");
+    let output = send("https_proxy", &url, "https://shop.example/in");
+    assert!(!output.status.success() && stderr(&output).contains("tunnel"), "{}", stderr(&output));
+    assert!(!stderr(&output).contains(MARKER), "{}", stderr(&output));
+    let lines = serving.join().unwrap();
+    assert_eq!(lines[0], "CONNECT shop.example:443 HTTP/1.1");
+    assert!(lines.iter().any(|line| line.eq_ignore_ascii_case(shown)), "{lines:?}");
+
+    // What is on this machine is not asked of a proxy, and one that cannot be spoken to is named.
+    let output = send("all_proxy", "https://127.0.0.1:9", "http://127.0.0.1:1");
+    assert!(stderr(&output).contains("refused") && !stderr(&output).contains("proxy"), "{}", stderr(&output));
+    let output = send("all_proxy", "https://127.0.0.1:9", "http://shop.example");
+    assert!(stderr(&output).contains("a proxy with https://, expected http://"), "{}", stderr(&output));
 }

@@ -232,7 +232,7 @@ fn j17_no_native_error_is_in_a_public_signature() {
         "KafkaError",
         "RDKafkaErrorCode",
         "SdkError",
-        "reqwest::Error",
+        "legacy::Error",
         "hyper::Error",
         "tonic::Status",
         "transport::Error",

@@ -30,14 +30,22 @@ pub(crate) struct Obituary<'a> {
     pub(crate) source: &'a Address,
     pub(crate) group: Option<&'a str>,
     pub(crate) attempts: u32,
-    pub(crate) last_error: Option<&'a str>,
+    pub(crate) errors: Errors<'a>,
+}
+
+/// What the first and the last of the attempts here failed with.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Errors<'a> {
+    pub(crate) first: Option<&'a str>,
+    pub(crate) last: Option<&'a str>,
 }
 
 /// The copy for the dead-letter queue.
 pub(crate) fn dead_letter(original: &Message, obituary: Obituary<'_>) -> Message {
     // Its time must not run out while it waits for a person to look at it.
     let mut copy = original.clone().without_expires_at().without_deliver_at();
-    let first = original.system_headers().get(FIRST_ERROR).or(obituary.last_error).map(str::to_owned);
+    let Errors { first, last } = obituary.errors;
+    let first = original.system_headers().get(FIRST_ERROR).or(first).or(last).map(str::to_owned);
     copy.clear_system_headers();
     copy.set_system_header(REASON, header_text(obituary.reason));
     copy.set_system_header(SOURCE, obituary.source.to_string());
@@ -48,7 +56,7 @@ pub(crate) fn dead_letter(original: &Message, obituary: Obituary<'_>) -> Message
     if let Some(first) = first {
         copy.set_system_header(FIRST_ERROR, header_text(&first));
     }
-    if let Some(last) = obituary.last_error {
+    if let Some(last) = last {
         copy.set_system_header(LAST_ERROR, header_text(last));
     }
     copy.set_system_header(DEAD_AT, humantime::format_rfc3339_millis(clock::now()).to_string());
@@ -118,7 +126,7 @@ pub async fn replay_dead_letters(bus: &Bus, source: &Address, max: usize, patien
                 message.clear_system_headers();
                 // A broker that drops repetitions must not take it for the message that failed.
                 message.set_system_header(REPLAYED_AT, humantime::format_rfc3339_millis(clock::now()).to_string());
-                target.send_message(message).await?;
+                target.pass_on(message).await?;
                 letter.ack().await?;
                 replayed += 1;
             }

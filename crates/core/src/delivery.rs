@@ -5,7 +5,7 @@ use std::{fmt, mem, sync::Arc, time::Duration};
 use crate::{
     Address, Bus, Capabilities, Channel, Details, Error, Incoming, Message, Result, Retry, Sends, Settler, Support,
     clock::FAR,
-    dead_letter::{FIRST_ERROR, Obituary, brief_dead_letter, dead_letter, header_text},
+    dead_letter::{Errors, FIRST_ERROR, Obituary, brief_dead_letter, dead_letter, header_text},
     request::{ReplyAddress, Trace},
 };
 
@@ -213,17 +213,17 @@ impl Delivery {
     /// # Errors
     /// Those of sending the copy (the original is untouched then) and of [`ack`](Self::ack).
     pub async fn reject(self, reason: &str) -> Result<(), SettleError> {
-        self.bury(reason, None).await
+        self.bury(reason, Errors::default()).await
     }
 
-    pub(crate) async fn bury(self, reason: &str, last_error: Option<&str>) -> Result<(), SettleError> {
+    pub(crate) async fn bury(self, reason: &str, errors: Errors<'_>) -> Result<(), SettleError> {
         let origin = Arc::clone(&self.0.origin);
         let obituary = Obituary {
             reason,
             source: &origin.address,
             group: origin.group.as_deref(),
             attempts: self.0.attempt,
-            last_error,
+            errors,
         };
         self.bury_as(reason, |message| dead_letter(message, obituary)).await
     }

@@ -126,6 +126,11 @@ fn check_value(name: &str, value: &str) -> Result<()> {
             value.len()
         )));
     }
+    check_text(name, value)
+}
+
+/// Refuses what some protocols cannot carry, and what ends an MQTT connection.
+pub(crate) fn check_text(name: &str, value: &str) -> Result<()> {
     if let Some(control) = value.chars().find(|c| c.is_control()) {
         return Err(refuse(format!(
             "value of header {name:?} holds the control character {control:?}, which brokers refuse; encode it"

@@ -73,6 +73,7 @@ pub struct NextHandle<'a> {
     pub(crate) address: &'a Address,
     pub(crate) channel: &'a str,
     pub(crate) group: Option<&'a str>,
+    pub(crate) subscription: u64,
     pub(crate) attempt: u32,
     pub(crate) layers: &'a [Arc<dyn Layer>],
     pub(crate) last: LastHandle<'a>,
@@ -95,6 +96,13 @@ impl<'a> NextHandle<'a> {
     #[must_use]
     pub fn group(&self) -> Option<&'a str> {
         self.group
+    }
+
+    /// The number of the subscription in this process, which it keeps while it lives: it tells those of a topic without a
+    /// group apart, of which each has the message. 0 for a reply.
+    #[must_use]
+    pub fn subscription(&self) -> u64 {
+        self.subscription
     }
 
     /// The number of this attempt, 1-based.

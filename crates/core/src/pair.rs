@@ -6,7 +6,7 @@ use tokio::sync::Mutex;
 
 use crate::{
     Bus, Channel, ConsumerFactory, ConsumerRunner, Environment, Error, ErrorKind, Failure, Handler, Message, Outcome,
-    QueueTable, Registry, Result, State, config::nearest,
+    QueueTable, Registry, Result, Retry, RetryMode, State, config::nearest,
 };
 
 /// Makes the pairs of a [`QueueTable`]. Backends are connected when a pair needs them, once each.
@@ -35,6 +35,7 @@ impl HandlerFactory {
 
     fn of(table: QueueTable, file: String, registry: Registry, environment: Environment) -> Result<Self> {
         table.check(&registry)?;
+        let table = table.with_own_names(&registry)?;
         Ok(Self { sides: Arc::new(Sides { table, file, registry, environment, buses: Mutex::default() }) })
     }
 
@@ -98,7 +99,9 @@ impl Sides {
             .registry(self.registry.clone())
             .environment(self.environment.clone())
             .settings(&self.table.settings(name, &self.file)?);
-        if self.environment.get(crate::BACKEND_VARIABLE) == Some(name)
+        let chosen = self.environment.get(crate::BACKEND_VARIABLE).map(|chosen| self.registry.backend(chosen));
+        if let Some(Ok(chosen)) = chosen
+            && chosen.name() == name
             && let Some(url) = self.environment.get(crate::URL_VARIABLE)
         {
             builder = builder.url(url);
@@ -177,7 +180,8 @@ impl HandlerPair {
     /// A runner that moves every message from the consumer's backend to the producer's. Id, headers, body and other
     /// attributes stay; a message is acknowledged at its source only when the target has accepted it.
     ///
-    /// While the target is down, messages wait at the source: the retries of moving have no end.
+    /// While the target is down, messages wait at the source: the retries of moving have no end. Where the source is a sender
+    /// that keeps them itself (HTTP), it is told to come again. What the target never takes is a dead letter of the source.
     ///
     /// # Errors
     /// Those of connecting, the first time; [`ErrorKind::Config`] when both are the same queue of the same connection:
@@ -194,7 +198,8 @@ impl HandlerPair {
         consumers.state(target.queue(self.name.as_str()));
         consumers.route(self.name.as_str(), forward).policy(crate::FailurePolicy {
             max_attempts: u32::MAX,
-            mode: crate::RetryMode::InPlace,
+            // A sender that keeps the message itself is told to come again, and does not wait for long.
+            mode: if source.capabilities().direct { RetryMode::Redeliver } else { RetryMode::InPlace },
             backoff: crate::Backoff { max: std::time::Duration::from_secs(10), ..crate::Backoff::default() },
             ..crate::FailurePolicy::default()
         });
@@ -203,14 +208,19 @@ impl HandlerPair {
 }
 
 async fn forward(mut message: Message, target: State<Channel>) -> Outcome {
-    use crate::ErrorKind::{InvalidInput, TooLarge, Unsupported};
+    use crate::ErrorKind::{Decode, Encode, Handler, InvalidInput, Refused, TooLarge, Unsupported};
     message.clear_system_headers();
-    match target.send_message(message).await {
-        Ok(_) => Outcome::Ack,
-        // The target can never carry this message; the dead letters of the source keep it.
-        Err(error) if matches!(error.kind(), InvalidInput | TooLarge | Unsupported) => {
-            Outcome::reject(error.to_string())
+    let error = match target.pass_over(message).await {
+        Ok(_) => return Outcome::Ack,
+        Err(error) => error,
+    };
+    let after = match (error.retry(), error.kind()) {
+        // The target can never carry this message, or never takes it; the dead letters of the source keep it.
+        (_, InvalidInput | TooLarge | Unsupported) | (Retry::Never, Refused | Handler | Encode | Decode) => {
+            return Outcome::reject(error.to_string());
         }
-        Err(error) => Outcome::Retry { after: None, error: Failure::new(error.to_string()) },
-    }
+        (Retry::After(least), _) => Some(least),
+        _ => None,
+    };
+    Outcome::Retry { after, error: Failure::new(error.to_string()) }
 }

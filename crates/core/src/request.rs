@@ -402,6 +402,7 @@ async fn received(parts: &Parts, address: &Address, reply: Message) -> Result<Me
             address,
             channel: address.name(),
             group: None,
+            subscription: 0,
             attempt: 1,
             layers: &parts.layers,
             last: &last,

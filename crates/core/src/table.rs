@@ -93,7 +93,7 @@ impl QueueTable {
     /// [`ErrorKind::Config`] with the place and what was expected.
     pub fn from_toml(text: &str) -> Result<Self> {
         // The message alone: the whole error would quote the line, which may hold a password.
-        toml::from_str(text).map_err(|error| Error::new(ErrorKind::Config, error.message().to_owned()))
+        toml::from_str(text).map_err(|error| Error::new(ErrorKind::Config, without_values(error.message())))
     }
 
     /// Reads JSON, in this shape or the older one.
@@ -101,7 +101,7 @@ impl QueueTable {
     /// # Errors
     /// [`ErrorKind::Config`] with the place and what was expected.
     pub fn from_json(text: &str) -> Result<Self> {
-        let config = |error: serde_json::Error| Error::new(ErrorKind::Config, error.to_string());
+        let config = |error: serde_json::Error| Error::new(ErrorKind::Config, without_values(&error.to_string()));
         let value: serde_json::Value = serde_json::from_str(text).map_err(config)?;
         if value.get("queues").is_some() {
             return serde_json::from_value(value).map_err(config);
@@ -126,6 +126,20 @@ impl QueueTable {
         Ok(())
     }
 
+    /// The same with each backend's section under the backend's own name, as [`settings`](Self::settings) looks for it.
+    pub(crate) fn with_own_names(mut self, registry: &Registry) -> Result<Self> {
+        let mut backends = BTreeMap::new();
+        for (name, keys) in std::mem::take(&mut self.backends) {
+            let own = registry.backend(&name)?.name();
+            if backends.insert(own.to_owned(), keys).is_some() {
+                let sentence = format!("the table has two sections of the backend {own}, one of them as {name:?}");
+                return Err(Error::new(ErrorKind::Config, sentence).with_hint("write one"));
+            }
+        }
+        self.backends = backends;
+        Ok(self)
+    }
+
     /// The settings that the file has for a backend.
     ///
     /// # Errors
@@ -140,6 +154,17 @@ impl QueueTable {
             }
         }
         Ok(settings)
+    }
+}
+
+/// What a parser says of a text where it expected something else quotes the text, which may hold a password.
+fn without_values(said: &str) -> String {
+    const QUOTED: &str = "string \"";
+    match (said.find(QUOTED), said.rfind("\", expected")) {
+        (Some(at), Some(end)) if at + QUOTED.len() <= end => {
+            format!("{}***{}", &said[..at + QUOTED.len()], &said[end..])
+        }
+        _ => said.to_owned(),
     }
 }
 

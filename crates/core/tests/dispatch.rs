@@ -14,7 +14,7 @@ use std::{
 use common::{Log, Order, assert_empty, bus, dead_letter, order};
 use polymq_core::{
     Address, Bus, ConsumeOptions, ConsumerFactory, ConsumerRunner, DeadLetters, Environment, ErrorKind, Failure,
-    FailurePolicy, IntoOutcome, Kinds, Message, Outcome, Route, Running, Start, State,
+    FailurePolicy, Fate, IntoOutcome, Kinds, Message, Outcome, Route, Running, Start, State,
     dead_letter::{REASON, SOURCE},
     serializers::Accept,
 };
@@ -187,6 +187,38 @@ async fn a_handler_that_rejects_does_not_end_the_attempts_of_the_other() {
     letter.ack().await.expect("acked");
     running.stop().await.expect("stops");
     assert_empty(&bus, "orders").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_several_cannot_decode_has_the_fate_of_such_bodies() {
+    let bus = bus("also-undecodable").await;
+    let mut consumers = ConsumerFactory::new(&bus);
+    let policy = FailurePolicy { undecodable: Fate::Drop, pause_after_failures: Some(1), ..FailurePolicy::default() };
+    let route = consumers.route("orders", async |_: Order| {}).also("second", async |_: Order| {});
+    route.policy(policy);
+    let running = ConsumerRunner::new(consumers).start().await.expect("starts");
+    let broken = Message::new("{").with_content_type("application/json");
+    bus.queue("orders").send_message(broken).await.expect("sent");
+    bus.queue("orders").send(&order(1)).await.expect("sent");
+    while running.stats("orders").expect("known").handled == 0 {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    let stats = running.stats("orders").expect("known");
+    assert_eq!((stats.undecodable, stats.dropped, stats.failed, stats.dead_lettered), (1, 1, 0, 0), "{stats:?}");
+    assert!(!stats.paused, "a body is no failure of a handler");
+    running.stop().await.expect("stops");
+}
+
+#[tokio::test]
+async fn handlers_that_see_each_message_have_names_of_their_own() {
+    let bus = bus("also-names").await;
+    for (name, other) in [("audit", "audit"), ("a,b", "a;b"), ("", "x")] {
+        let mut consumers = ConsumerFactory::new(&bus);
+        let route = consumers.route("orders", async |_: Order| {}).also(name, async |_: Order| {});
+        route.also(other, async |_: Order| {});
+        let error = consumers.check().expect_err("what has succeeded is known by its name");
+        assert_eq!(error.kind(), ErrorKind::Conflict);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,8 +13,8 @@ use std::{
 
 use common::{Log, Order, assert_empty, bus, order};
 use polymq_core::{
-    Attempt, Backoff, ConsumeOptions, ConsumerFactory, ConsumerRunner, ErrorKind, Failure, FailurePolicy, RetryMode,
-    State,
+    Attempt, Backoff, Batch, ConsumeOptions, ConsumerFactory, ConsumerRunner, ErrorKind, Failure, FailurePolicy,
+    Message, RetryMode, State,
 };
 
 #[derive(Default)]
@@ -184,6 +184,33 @@ async fn f27_repeated_failure_pauses_a_channel_until_it_is_resumed() {
     assert_eq!(log.wait(4).await, ["other 9", "1", "2", "3"], "goes on with the same message");
     running.stop().await.expect("stops");
     assert_empty(&bus, "orders").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn o7_a_stuck_handler_beside_one_of_many_holds_up_nothing() {
+    let bus = bus("o7-batch").await;
+    let log = Log::default();
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers.state(log.clone());
+    async fn single(order: Order, log: State<Log>) {
+        if order.id == 1 {
+            std::future::pending::<()>().await;
+        }
+        log.add(order.id.to_string());
+    }
+    consumers.route_batch("orders", 100, async |_: Batch<Order>| {}).kind("many").concurrency(4);
+    consumers.route("orders", single).kind("single");
+    for id in 1..=20 {
+        let body = serde_json::to_vec(&order(id)).expect("JSON");
+        let message = Message::new(body).with_content_type("application/json").with_kind("single");
+        bus.queue("orders").send_message(message).await.expect("sent");
+    }
+    let runner = ConsumerRunner::new(consumers).drain_timeout(Duration::from_secs(1));
+    let running = runner.start().await.expect("starts");
+    let mut done = log.wait(19).await;
+    done.sort_by_key(|id| id.parse::<u64>().expect("a number"));
+    assert_eq!(done, (2..=20).map(|id| id.to_string()).collect::<Vec<_>>());
+    running.stop().await.expect("stops");
 }
 
 #[tokio::test(start_paused = true)]

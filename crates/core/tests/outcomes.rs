@@ -323,6 +323,58 @@ async fn batches_are_handled_at_once_and_each_message_is_settled_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_body_whose_decoding_panics_costs_the_others_of_its_batch_nothing() {
+    #[derive(Debug)]
+    struct Fragile(u64);
+    impl<'de> serde::Deserialize<'de> for Fragile {
+        fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+            let Order { id } = Order::deserialize(from)?;
+            assert_ne!(id, 3, "for the test");
+            Ok(Self(id))
+        }
+    }
+    let bus = bus("batch-panic").await;
+    let log = Log::default();
+    let queue = bus.queue("orders");
+    queue.declare(ConsumeOptions::default()).await.expect("declared");
+    for id in 1..=4 {
+        queue.send(&order(id)).await.expect("sent");
+    }
+    let mut consumers = ConsumerFactory::new(&bus);
+    let seen = log.clone();
+    let handle = move |orders: Batch<Fragile>| {
+        seen.add(format!("{:?}", orders.iter().map(|order| order.0).collect::<Vec<_>>()));
+        async {}
+    };
+    let policy = FailurePolicy { max_attempts: 1, ..FailurePolicy::default() };
+    consumers.route_batch("orders", 4, handle).policy(policy);
+    let running = ConsumerRunner::new(consumers).start().await.expect("starts");
+    assert_eq!(log.wait(2).await, ["[1, 2]", "[4]"]);
+    let letter = dead_letter(&bus, "orders").await;
+    assert_eq!(&letter.message().payload()[..], br#"{"id":3}"#);
+    letter.ack().await.expect("acked");
+    running.stop().await.expect("stops");
+    assert_empty(&bus, "orders").await;
+    let stats = running.stats("orders").expect("known");
+    assert_eq!((stats.handled, stats.panicked, stats.dead_lettered), (3, 1, 1), "{stats:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn f24_the_first_error_is_kept_while_it_is_tried_in_place() {
+    let bus = bus("f24-in-place").await;
+    let mut consumers = ConsumerFactory::new(&bus);
+    let fail = async |attempt: Attempt| Outcome::retry(if attempt.0 == 1 { "no stock" } else { "too late" });
+    consumers.route("orders", fail).policy(fixed(Duration::from_secs(1), RetryMode::InPlace));
+    let running = ConsumerRunner::new(consumers).start().await.expect("starts");
+    bus.queue("orders").send(&order(1)).await.expect("sent");
+    let letter = dead_letter(&bus, "orders").await;
+    let headers = letter.message().system_headers();
+    assert_eq!((headers.get(FIRST_ERROR), headers.get(LAST_ERROR)), (Some("no stock"), Some("too late")));
+    letter.ack().await.expect("acked");
+    running.stop().await.expect("stops");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_raw_body_needs_no_content_type() {
     let bus = bus("raw").await;
     let log = Log::default();

@@ -3,13 +3,16 @@
 
 mod common;
 
-use std::time::Duration;
+use std::{sync::Mutex, time::Duration};
 
-use common::{Log, Order, assert_empty, bus, order};
+use async_trait::async_trait;
+use common::{Log, Order, assert_empty, bus, dead_letter, order};
 use polymq_core::{
-    ConsumeOptions, ConsumerFactory, ConsumerRunner, Environment, ErrorKind, HandlerFactory, HandlerPair, Message,
-    QueueTable, Registry, State,
+    Address, Backend, Bus, ConsumeOptions, ConsumerFactory, ConsumerRunner, Environment, Error, ErrorKind,
+    HandlerFactory, HandlerPair, Layer, Message, NextSend, ProduceOptions, QueueTable, Receipt, Registry, Result,
+    Retry, Settings, State, dead_letter::REASON, memory::MemoryBackend,
 };
+use tokio::time::Instant;
 
 fn table(text: &str) -> HandlerFactory {
     let table = QueueTable::from_toml(text).expect("a table");
@@ -93,4 +96,108 @@ async fn a7_one_process_consumes_from_several_connections() {
     let (first, second) = tokio::join!(running.stop(), running.stop());
     assert!(first.is_ok() && second.is_ok());
     assert_eq!(two.queue("orders").stats(None).await.expect("counts").consumers, 0);
+}
+
+/// Sends what another program has written.
+async fn send_foreign(space: &str, message: Message) {
+    let settings = Settings::from_url(&format!("memory://{space}")).expect("a URL");
+    let connection = MemoryBackend.connect(&settings).await.expect("connects");
+    let producer = connection.producer(&Address::queue("orders"), &ProduceOptions::default()).await.expect("opens");
+    producer.send(message).await.expect("sent");
+}
+
+#[tokio::test(start_paused = true)]
+async fn d7_a_bridge_carries_the_headers_of_other_programs() {
+    let (left, right) = (bus("d7-foreign").await, bus("d7-foreign-target").await);
+    let pair = HandlerPair::new("orders", &left, &right);
+    let running = pair.bridge().await.expect("two places").start().await.expect("starts");
+    let foreign = Message::new("1").with_header("cloudEvents:source", "shop").with_header("ce_specversion", "1.0");
+    send_foreign("d7-foreign", foreign.with_header("trace", "x".repeat(5000))).await;
+    let mut target = right.queue("orders").subscribe(ConsumeOptions::default()).await.expect("subscribes");
+    let moved = target.next().await.expect("moved");
+    let headers = moved.message().headers();
+    assert_eq!((headers.get("cloudEvents:source"), headers.get("ce_specversion")), (Some("shop"), Some("1.0")));
+    moved.ack().await.expect("acked");
+    // What would end a connection of another protocol stays here.
+    send_foreign("d7-foreign", Message::new("2").with_header("trace", "at a\nat b")).await;
+    let letter = dead_letter(&left, "orders").await;
+    let reason = letter.message().system_headers().get(REASON).expect("a reason");
+    assert!(reason.contains("control character"), "{reason}");
+    letter.ack().await.expect("acked");
+    running.stop().await.expect("stops");
+}
+
+#[tokio::test(start_paused = true)]
+async fn r8_what_another_program_has_sent_is_replayed_as_it_was() {
+    let bus = bus("r8-foreign").await;
+    send_foreign("r8-foreign", Message::new("1").with_header("trace", "at a\nat b").with_header("ce_source", "s"))
+        .await;
+    let mut orders = bus.queue("orders").subscribe(ConsumeOptions::default()).await.expect("subscribes");
+    orders.next().await.expect("there").reject("for the test").await.expect("a dead letter");
+    let source = Address::queue("orders");
+    let replayed = polymq_core::replay_dead_letters(&bus, &source, 10, Duration::from_secs(1)).await;
+    assert_eq!(replayed.expect("replayed"), 1);
+    let again = orders.next().await.expect("back");
+    let headers = again.message().headers();
+    assert_eq!((headers.get("trace"), headers.get("ce_source")), (Some("at a\nat b"), Some("s")));
+    again.ack().await.expect("acked");
+}
+
+/// Answers what is sent with these errors, from the last to the first, and then takes it.
+#[derive(Debug)]
+struct Refusing(Mutex<Vec<Error>>);
+
+#[async_trait]
+impl Layer for Refusing {
+    async fn send(&self, message: Message, next: NextSend<'_>) -> Result<Receipt> {
+        let refusal = self.0.lock().expect("not poisoned").pop();
+        match refusal {
+            Some(error) => Err(error),
+            None => next.send(message).await,
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn d7_what_the_target_never_takes_does_not_hold_up_what_is_behind_it() {
+    let left = bus("d7-refused").await;
+    let busy = Error::new(ErrorKind::Busy, "later").with_retry(Retry::After(Duration::from_secs(90)));
+    let never = Error::new(ErrorKind::Refused, "no such customer").with_retry(Retry::Never);
+    let builder = Bus::builder().url("memory://d7-refusing").environment(Environment::default());
+    let right = builder.layer(Refusing(Mutex::new(vec![busy, never]))).connect().await.expect("connects");
+    let pair = HandlerPair::new("orders", &left, &right);
+    let running = pair.bridge().await.expect("two places").start().await.expect("starts");
+    for body in ["bad", "good"] {
+        left.queue("orders").send_message(Message::new(body)).await.expect("sent");
+    }
+    let started = Instant::now();
+    let letter = dead_letter(&left, "orders").await;
+    assert_eq!(&letter.message().payload()[..], b"bad");
+    letter.ack().await.expect("acked");
+    let mut target = right.queue("orders").subscribe(ConsumeOptions::default()).await.expect("subscribes");
+    let moved = target.next().await.expect("moved");
+    assert_eq!(&moved.message().payload()[..], b"good");
+    assert!(started.elapsed() >= Duration::from_secs(90), "as long as the target has asked for");
+    moved.ack().await.expect("acked");
+    running.stop().await.expect("stops");
+    assert_empty(&left, "orders").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn d6_a_section_under_another_name_of_its_backend_counts() {
+    let queues = "[queues.orders]\nconsumer = \"memory\"\nproducer = \"Memory\"\n";
+    let factory = table(&format!("{queues}[backends.MEMORY]\nurl = \"memory://d6-alias\""));
+    factory.queue("orders").expect("known").producer().await.expect("connects").send(&order(1)).await.expect("sent");
+    assert_eq!(bus("d6-alias").await.queue("orders").stats(None).await.expect("counts").ready, 1);
+
+    let text = format!("{queues}[backends.memory]\nurl = \"memory://a\"\n[backends.MEMORY]\nurl = \"memory://b\"");
+    let twice = QueueTable::from_toml(&text).expect("a table");
+    let error = HandlerFactory::new(twice, Registry::linked(), Environment::default()).expect_err("which one?");
+    assert!(error.to_string().contains("two sections of the backend memory"), "{error}");
+
+    let variables = [("POLYMQ_BACKEND", "MEMORY"), ("POLYMQ_URL", "memory://d6-chosen")];
+    let queues = QueueTable::from_toml(queues).expect("a table");
+    let factory = HandlerFactory::new(queues, Registry::linked(), Environment::from_iter(variables)).expect("valid");
+    factory.queue("orders").expect("known").producer().await.expect("connects").send(&order(1)).await.expect("sent");
+    assert_eq!(bus("d6-chosen").await.queue("orders").stats(None).await.expect("counts").ready, 1);
 }

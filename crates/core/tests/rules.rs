@@ -128,4 +128,12 @@ fn d6_the_queue_table_reads_both_shapes_and_round_trips() {
     assert!(text.contains("\"orders\"") && text.contains("unknown backend \"kafak\""), "{text}");
     let text = QueueTable::from_toml("[queues.orders]\nconsumr = \"memory\"").expect_err("unknown key").to_string();
     assert!(text.contains("consumr"), "{text}");
+
+    let secret = "amqp://me:s3cr3t-marker@host";
+    let toml = QueueTable::from_toml(&format!("queues = {{}}\n[backends]\namqp = \"{secret}\""));
+    let json = QueueTable::from_json(&format!(r#"{{"queues": {{}}, "backends": {{"amqp": "{secret}"}}}}"#));
+    for error in [toml.expect_err("no section"), json.expect_err("no section")] {
+        let text = format!("{error} {error:?}");
+        assert!(text.contains("expected a map") && !text.contains("s3cr3t"), "{text}");
+    }
 }

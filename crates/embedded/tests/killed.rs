@@ -1,22 +1,31 @@
 //! A service that is its own broker is killed with SIGKILL at any moment: what was answered is there, and what was
-//! acknowledged long before does not come again. Meanwhile no other process gets its folder. One that closes its bus and
-//! ends has acknowledged everything.
+//! acknowledged long before does not come again. Meanwhile no other process gets its folder. What a runner's handlers had begun
+//! comes again, with its count of attempts. One that closes its bus and ends has acknowledged everything.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io::{BufRead, BufReader},
     path::Path,
     process::{Child, Command, ExitCode, Stdio},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use libtest_mimic::{Arguments, Trial};
-use polymq_core::{Bus, Delivery, ErrorKind, Message, Subscription};
+use polymq_core::{
+    Attempt, Backoff, Bus, ConsumerFactory, ConsumerRunner, Delivery, ErrorKind, Failure, FailurePolicy, Message,
+    State, Subscription,
+};
 use polymq_embedded as _;
+use polymq_testkit::eventually;
 
 const FOLDER: &str = "POLYMQ_TEST_FOLDER";
 /// Set for a service that ends by itself.
 const ENDS: &str = "POLYMQ_TEST_ENDS";
+/// Set for a service with a runner.
+const RUNS: &str = "POLYMQ_TEST_RUNS";
+/// How many messages it adds to those whose handlers never end.
+const HELD: usize = 4;
 const ROUNDS: usize = 3;
 const MESSAGES: usize = 64;
 /// When closing gives up what is not answered.
@@ -40,7 +49,7 @@ async fn serve(folder: &Path) {
         done.send_message(Message::new(text.clone())).await.expect("sent");
         let mut taken = subscription.receive(1, Duration::from_secs(600)).await.expect("received");
         let delivery: Delivery = taken.pop().expect("one");
-        let body = String::from_utf8_lossy(delivery.message().payload()).into_owned();
+        let body = body_of(delivery.message());
         delivery.ack().await.expect("acknowledged");
         println!("acked {body}");
     }
@@ -70,26 +79,84 @@ async fn end(folder: &Path) -> ! {
     std::process::exit(0);
 }
 
+/// The service with a runner, which says what its handlers have begun, with the attempt, and what was acknowledged. Those that are
+/// to be held fail at first, and never end from then on.
+async fn run(folder: &Path) {
+    async fn handle(message: Message, attempt: Attempt, begun: State<Begun>) -> Result<(), Failure> {
+        let body = body_of(&message);
+        println!("begun {body} {}", attempt.0);
+        match (body.starts_with("held"), attempt.0) {
+            (false, _) => begun.lock().expect("never poisoned").push(body),
+            (true, 1) => return Err(Failure::new("at first")),
+            (true, _) => std::future::pending().await,
+        }
+        Ok(())
+    }
+    let bus = connect(folder).await.expect("opened");
+    let queue = bus.queue("work");
+    let begun = Begun::default();
+    let policy = FailurePolicy { backoff: Backoff::fixed(Duration::ZERO), ..FailurePolicy::default() };
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers.state(begun.clone()).route("work", handle).concurrency(HELD * ROUNDS + 1).policy(policy);
+    let running = ConsumerRunner::new(consumers).start().await.expect("started");
+    for n in 0..HELD as u64 {
+        queue.send_message(Message::new(format!("held-{:032x}", number(n)))).await.expect("sent");
+    }
+    for n in 0_u64.. {
+        let body = format!("short-{:032x}", number(n));
+        queue.send_message(Message::new(body.clone())).await.expect("sent");
+        eventually(Duration::from_secs(60), || async {
+            // In this order: when as many were handled as have begun by now, all of these are.
+            let handled = running.stats("work").expect("a subscription").handled;
+            let begun = begun.lock().expect("never poisoned");
+            let is_handled = begun.len() as u64 == handled && begun.contains(&body);
+            if is_handled { Ok(()) } else { Err(format!("{handled} handled, {} begun", begun.len())) }
+        })
+        .await;
+        println!("acked {body}");
+    }
+}
+
+/// The short messages that handlers have begun.
+type Begun = Arc<Mutex<Vec<String>>>;
+
+fn body_of(message: &Message) -> String {
+    String::from_utf8_lossy(message.payload()).into_owned()
+}
+
 /// Different in every process and for every number.
 fn number(n: u64) -> u128 {
     (u128::from(std::process::id()) << 64) | u128::from(n)
 }
 
-fn start(folder: &Path) -> Child {
+fn start(folder: &Path, what: Option<&str>) -> Child {
     let itself = std::env::current_exe().expect("a path");
-    Command::new(itself).env(FOLDER, folder).stdout(Stdio::piped()).spawn().expect("the test starts again as a service")
+    let what = what.map(|variable| (variable, ""));
+    Command::new(itself)
+        .env(FOLDER, folder)
+        .envs(what)
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the test starts again as a service")
 }
 
 /// Takes everything that waits, which is so many: nothing more comes for a while.
 async fn all(subscription: &mut Subscription, wanted: usize) -> Vec<String> {
-    let (mut bodies, began) = (Vec::new(), Instant::now());
+    let mut bodies = Vec::new();
+    take_all(subscription, wanted, |delivery| bodies.push(body_of(delivery.message()))).await;
+    bodies
+}
+
+async fn take_all(subscription: &mut Subscription, wanted: usize, mut see: impl FnMut(&Delivery)) {
+    let (mut seen, began) = (0, Instant::now());
     loop {
         let taken = subscription.receive(256, Duration::from_secs(5)).await.expect("received");
-        if taken.is_empty() && (bodies.len() >= wanted || began.elapsed() > Duration::from_secs(60)) {
-            return bodies;
+        if taken.is_empty() && (seen >= wanted || began.elapsed() > Duration::from_secs(60)) {
+            return;
         }
         for delivery in taken {
-            bodies.push(String::from_utf8_lossy(delivery.message().payload()).into_owned());
+            see(&delivery);
+            seen += 1;
             delivery.ack().await.expect("acknowledged");
         }
     }
@@ -99,7 +166,7 @@ fn killed_service_loses_nothing() {
     let folder = tempfile::tempdir().expect("a folder");
     let (mut sent, mut acked) = (Vec::new(), BTreeSet::new());
     for round in 0..ROUNDS {
-        let mut child = start(folder.path());
+        let mut child = start(folder.path(), None);
         let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         let mut seen = 0;
         let mut lines = lines.map_while(Result::ok);
@@ -146,6 +213,65 @@ fn killed_service_loses_nothing() {
     println!("{} sent, 0 lost; {} acknowledged, {} of them again", sent.len(), acked.len(), again.len());
 }
 
+/// A service with a runner is killed while its handlers run, again and again: what they held comes again, each message once and as no
+/// earlier an attempt than it was; what was acknowledged long before does not.
+fn a_service_killed_in_its_handlers_gets_their_messages_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (mut held, mut acked) = (BTreeMap::<String, u32>::new(), BTreeSet::<String>::new());
+    for round in 1..=ROUNDS {
+        let mut child = start(folder.path(), Some(RUNS));
+        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let (mut holds, mut short, mut since) = (BTreeSet::new(), Vec::new(), 0);
+        // The pipe stays: with it the service would end in its own order.
+        let mut lines = lines.map_while(Result::ok);
+        for line in lines.by_ref() {
+            match line.split(' ').collect::<Vec<_>>()[..] {
+                ["begun", body, attempt] if body.starts_with("held") => {
+                    let attempt: u32 = attempt.parse().expect("a number");
+                    let before = held.insert(body.to_owned(), attempt).unwrap_or(0);
+                    assert!(attempt >= before, "{body} was attempt {before} and came as {attempt}");
+                    assert!(holds.insert((body.to_owned(), attempt)), "{body} came twice as attempt {attempt}");
+                }
+                ["begun", body, _] => assert!(!acked.contains(body), "acknowledged and came again: {body}"),
+                ["acked", body] => {
+                    short.push(body.to_owned());
+                    // Each has waited for the disk, so what was settled well before is there too.
+                    since += usize::from(holds.iter().filter(|(_, attempt)| *attempt > 1).count() == HELD * round);
+                }
+                _ => {}
+            }
+            // They are behind those that are held: when so many have passed, some of these do not come.
+            if since == 20 || short.len() == 500 {
+                break;
+            }
+        }
+        assert_eq!(since, 20, "round {round}: {} acknowledged and this held: {holds:?} of {held:?}", short.len());
+        child.kill().expect("killed");
+        child.wait().expect("gone");
+        // The acknowledgements of the last moments may not have reached the disk.
+        acked.extend(short.drain(..short.len() - 4));
+    }
+    let found = block_on(async {
+        let bus = connect(folder.path()).await.expect("opened");
+        let mut subscription = bus.queue("work").subscribe(Default::default()).await.expect("subscribed");
+        let mut found = Vec::new();
+        take_all(&mut subscription, held.len(), |delivery| {
+            found.push((body_of(delivery.message()), delivery.attempt()))
+        })
+        .await;
+        bus.close().await.expect("close");
+        found
+    });
+    let again: Vec<_> = found.iter().filter(|(body, _)| acked.contains(body)).collect();
+    assert!(again.is_empty(), "acknowledged and came again: {again:?}");
+    let mut attempts: Vec<_> = found.iter().filter(|(body, _)| body.starts_with("held")).cloned().collect();
+    attempts.sort();
+    assert!(attempts.iter().map(|(body, _)| body).eq(held.keys()), "{attempts:?} of {held:?}");
+    assert!(attempts.iter().all(|(body, attempt)| *attempt >= held[body]), "{attempts:?} after {held:?}");
+    let attempts: BTreeSet<_> = attempts.iter().map(|(_, attempt)| attempt).collect();
+    println!("{} held, each again, as attempt {attempts:?}; {} acknowledged, 0 of them again", held.len(), acked.len());
+}
+
 fn a_service_that_ends_has_acknowledged() {
     let ends_in_time = |folder: &Path| {
         let itself = std::env::current_exe().expect("a path");
@@ -180,11 +306,18 @@ fn main() -> ExitCode {
         if std::env::var_os(ENDS).is_some() {
             block_on(end(Path::new(&folder)));
         }
+        if std::env::var_os(RUNS).is_some() {
+            block_on(run(Path::new(&folder)));
+        }
         block_on(serve(Path::new(&folder)));
         return ExitCode::SUCCESS;
     }
-    let tests: [(&str, fn()); 2] = [
+    let tests: [(&str, fn()); 3] = [
         ("killed_service_loses_nothing", killed_service_loses_nothing),
+        (
+            "a_service_killed_in_its_handlers_gets_their_messages_again",
+            a_service_killed_in_its_handlers_gets_their_messages_again,
+        ),
         ("a_service_that_ends_has_acknowledged", a_service_that_ends_has_acknowledged),
     ];
     let trials = tests.map(|(name, test)| {

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
-use http_body_util::Full;
 use polymq_core::{ATTEMPT, Message};
 
 use crate::convert;
@@ -30,7 +29,7 @@ pub(crate) enum Answer {
 }
 
 impl Answer {
-    pub(crate) fn into_response(self, busy_retry: Duration) -> Response<Full<Bytes>> {
+    pub(crate) fn into_response(self, busy_retry: Duration) -> Response<Bytes> {
         match self {
             Self::Done => empty(StatusCode::NO_CONTENT),
             Self::Reply(message) => reply(&message),
@@ -52,32 +51,32 @@ impl Answer {
     }
 }
 
-fn reply(message: &Message) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(message.payload().clone()));
+fn reply(message: &Message) -> Response<Bytes> {
+    let mut response = Response::new(message.payload().clone());
     match convert::to_headers(message, response.headers_mut()) {
         Ok(()) => response,
         Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &format!("the answer cannot be carried: {error}")),
     }
 }
 
-fn empty(status: StatusCode) -> Response<Full<Bytes>> {
+fn empty(status: StatusCode) -> Response<Bytes> {
     let mut response = Response::default();
     *response.status_mut() = status;
     response
 }
 
 /// A status with its reason: problem details of RFC 9457.
-pub(crate) fn problem(status: StatusCode, detail: &str) -> Response<Full<Bytes>> {
+pub(crate) fn problem(status: StatusCode, detail: &str) -> Response<Bytes> {
     let title = status.canonical_reason().unwrap_or_default();
     let body = serde_json::json!({ "title": title, "status": status.as_u16(), "detail": detail });
-    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
+    let mut response = Response::new(Bytes::from(body.to_string()));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, PROBLEM);
     response
 }
 
 /// 503 with the time after which the same request is welcome.
-pub(crate) fn come_again(detail: &str, after: Duration) -> Response<Full<Bytes>> {
+pub(crate) fn come_again(detail: &str, after: Duration) -> Response<Bytes> {
     let mut response = problem(StatusCode::SERVICE_UNAVAILABLE, detail);
     let headers = response.headers_mut();
     // Whole seconds, and never too early.

@@ -1,24 +1,49 @@
 //! The sending side that the producers of a connection share.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header};
+use http_body_util::Full;
+use hyper::body::{Body, Incoming};
+use hyper_util::{
+    client::{legacy, proxy::matcher::Matcher},
+    rt::{TokioExecutor, TokioTimer},
+};
 use polymq_core::{Error, ErrorKind, HealthReporter, Message, Result};
-use reqwest::{Client, Request, redirect::Policy};
-use tokio::runtime::Handle;
+use tokio::{
+    runtime::Handle,
+    time::{Instant, timeout},
+};
 use tokio_util::task::TaskTracker;
 
 use crate::{
     NAME,
     body::{self, Limits},
     config::{Http2, HttpConfig, refuse},
+    connect::{self, Client, Connector},
     convert, error,
     token::Shown,
 };
+
+/// How often a request is made again that an HTTP/2 server has not looked at.
+const UNTAKEN: usize = 2;
+
+/// A request that is to be made.
+#[derive(Debug)]
+pub(crate) struct Outbound {
+    pub(crate) request: Request<Full<Bytes>>,
+    /// How long it may take until it is answered.
+    pub(crate) limit: Duration,
+    /// It may travel over HTTP/2, where a server can say that it has not looked at it (RFC 9113, section 8.7). A copy is kept then.
+    pub(crate) is_kept: bool,
+}
 
 /// The client with its pool of connections, the state of the connection, and what both sides of it need.
 #[derive(Debug)]
@@ -31,6 +56,7 @@ pub(crate) struct Link {
     /// Requests on their way.
     pub(crate) tasks: TaskTracker,
     token: Shown,
+    proxies: Arc<Matcher>,
     closed: AtomicBool,
 }
 
@@ -44,9 +70,10 @@ impl Link {
         let health = HealthReporter::new();
         // There is no connection that could be up or down before it is used.
         health.up();
-        let (client, token) = (client(&config)?, Shown::new(&config)?);
+        let proxies = connect::proxies();
+        let (client, token) = (client(&config, Arc::clone(&proxies))?, Shown::new(&config)?);
         let tasks = TaskTracker::new();
-        Ok(Self { client, config, health, runtime, tasks, token, closed: AtomicBool::new(false) })
+        Ok(Self { client, config, health, runtime, tasks, token, proxies, closed: AtomicBool::new(false) })
     }
 
     /// Takes no more.
@@ -79,12 +106,23 @@ impl Link {
         Ok(())
     }
 
+    /// What a proxy is shown with each request to this place.
+    pub(crate) fn shown_to_proxy(&self, server: &Uri) -> Option<HeaderValue> {
+        connect::shown_to_proxy(&self.proxies, server)
+    }
+
     /// Sends one request and reads the answer, within its limits. `Err` tells what a status other than 2xx means.
-    pub(crate) async fn exchange(&self, request: Request) -> Result<Answered> {
-        let mut response = match self.client.execute(request).await {
+    pub(crate) async fn exchange(&self, outbound: Outbound) -> Result<Answered> {
+        let (limit, begun) = (outbound.limit, Instant::now());
+        // All of it has one time.
+        let left = |bytes| {
+            let limits = self.limits(bytes);
+            Limits { whole: limits.whole.min(limit.saturating_sub(begun.elapsed())), ..limits }
+        };
+        let answer = timeout(limit, self.answer(outbound)).await;
+        let response = match answer.map_err(|_| error::unanswered(limit)).and_then(|it| it.map_err(error::native)) {
             Ok(response) => response,
             Err(problem) => {
-                let problem = error::native(problem);
                 if matches!(problem.kind(), ErrorKind::Disconnected | ErrorKind::Timeout | ErrorKind::UnknownOutcome) {
                     self.health.down(&problem);
                 }
@@ -98,20 +136,35 @@ impl Link {
         } else {
             self.health.up();
         }
-        if status.is_success() && response.content_length() == Some(0) {
-            // Most answers: there is nothing to read.
-            return Ok(Answered { headers: std::mem::take(response.headers_mut()), body: Bytes::new() });
-        }
-        let response: http::Response<reqwest::Body> = response.into();
         let (parts, body) = response.into_parts();
+        if status.is_success() && body.is_end_stream() {
+            // Most answers: there is nothing to read.
+            return Ok(Answered { headers: parts.headers, body: Bytes::new() });
+        }
         if !status.is_success() {
             // Only its first words are of interest.
-            let (read, _) = body::read(body, self.limits(64 * 1024), None).await.unwrap_or_default();
+            let (read, _) = body::read(body, left(64 * 1024), None).await.unwrap_or_default();
             return Err(error::Refusal::new(status, &parts.headers, &read).into_error());
         }
-        let read = body::read(body, self.limits(self.config.max_reply), None).await;
+        let read = body::read(body, left(self.config.max_reply), None).await;
         let (body, _) = read.map_err(|unread| unreadable(status, unread))?;
         Ok(Answered { headers: parts.headers, body })
+    }
+
+    /// The head of the answer.
+    async fn answer(&self, outbound: Outbound) -> Result<Response<Incoming>, legacy::Error> {
+        let Outbound { request, is_kept, .. } = outbound;
+        let copy = is_kept.then(|| request.clone());
+        let mut answer = self.client.request(request).await;
+        for _ in 0..UNTAKEN {
+            match (&answer, &copy) {
+                (Err(problem), Some(copy)) if error::is_untaken(problem) => {
+                    answer = self.client.request(copy.clone()).await;
+                }
+                _ => break,
+            }
+        }
+        answer
     }
 }
 
@@ -141,46 +194,21 @@ fn unreadable(status: StatusCode, unread: body::Unread) -> Error {
         .with_hint("raise max_reply, or ask for less")
 }
 
-fn client(config: &HttpConfig) -> Result<Client> {
-    let target = config.target()?;
-    let builder = Client::builder()
-        .user_agent(concat!("polymq/", env!("CARGO_PKG_VERSION")))
-        // A message belongs to the place that it was sent to: another place may be anybody's.
-        .redirect(Policy::none())
-        .timeout(limit(LIKELY_TIMEOUT))
-        .connect_timeout(config.connect_timeout)
+fn client(config: &HttpConfig, proxies: Arc<Matcher>) -> Result<Client> {
+    let mut builder = legacy::Client::builder(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .pool_timer(TokioTimer::new())
         .pool_idle_timeout(config.idle_timeout)
-        .tcp_nodelay(true)
-        .tcp_keepalive(config.heartbeat)
         .http2_keep_alive_interval(config.heartbeat)
         .http2_keep_alive_timeout(config.heartbeat)
-        .http2_adaptive_window(true);
-    let builder = if target.is_local() { builder.no_proxy() } else { builder };
-    let builder = match config.http2 {
-        Http2::Auto => builder,
-        Http2::Only => builder.http2_prior_knowledge(),
-        Http2::Off => builder.http1_only(),
-    };
-    #[cfg(feature = "tls")]
-    let builder = builder.tls_backend_preconfigured(crate::tls::client(config)?);
-    builder.build().map_err(|error| refuse("the HTTP client cannot be made").with_source(error))
+        .http2_adaptive_window(true)
+        .http2_only(config.http2 == Http2::Only);
+    Ok(builder.build(Connector::new(config, proxies)?))
 }
-
-/// That of producers which are not told otherwise: the client's own, so that their requests need not say it.
-pub(crate) const LIKELY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long one request may take in all.
 pub(crate) fn limit(timeout: Duration) -> Duration {
     // Longer than the handle waits, which tells its own story when the time has passed.
     timeout + Duration::from_millis(100)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn most_requests_need_no_time_limit_of_their_own() {
-        assert_eq!(LIKELY_TIMEOUT, polymq_core::ProduceOptions::default().timeout);
-    }
 }

@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use polymq_core::{
     Address, Capabilities, Connection, ConsumeOptions, Consumer, Error, ErrorKind, HealthWatch, ProduceOptions,
-    Producer, Result, Settings,
+    Producer, Result, Settings, config::redact_url,
 };
 use tokio::{
     sync::{Mutex, OnceCell},
@@ -22,8 +22,10 @@ use crate::{
     NAME, backend,
     client::Link,
     config::{self, HttpConfig},
+    connect::Client,
     consumer::HttpConsumer,
     listener::Listener,
+    place::Place,
     producer::{HttpProducer, unknown_option},
     settle::Share,
     target::{Listen, check_name},
@@ -66,7 +68,7 @@ impl HttpConnection {
 
     /// The client behind the producers.
     #[must_use]
-    pub fn native(&self) -> &reqwest::Client {
+    pub fn native(&self) -> &Client {
         &self.link.client
     }
 
@@ -131,11 +133,12 @@ impl Connection for HttpConnection {
                 "method" => method = value,
                 "endpoint" if value.starts_with('/') => path = Listen::parse(&format!("any:0{value}"))?.path_of(""),
                 "endpoint" => {
-                    return Err(Error::new(ErrorKind::InvalidInput, format!("the endpoint {value:?} is no path"))
-                        .with_backend(NAME)
-                        .with_hint(
-                            "a consumer's endpoint begins with a slash; where it listens is the setting listen",
-                        ));
+                    return Err(Error::new(
+                        ErrorKind::InvalidInput,
+                        format!("the endpoint {:?} is no path", redact_url(value)),
+                    )
+                    .with_backend(NAME)
+                    .with_hint("a consumer's endpoint begins with a slash; where it listens is the setting listen"));
                 }
                 _ => return Err(unknown_option(key, "method, endpoint")),
             }
@@ -162,18 +165,16 @@ impl Connection for HttpConnection {
     /// Asks the server for its options: any answer will do.
     async fn ping(&self) -> Result<()> {
         self.link.check_open("ping")?;
-        let url = self.link.config.target()?.url();
-        let shows_token = self.link.config.shows_token_to(&url)?;
-        let asked = self.link.client.request(http::Method::OPTIONS, url).timeout(self.link.config.connect_timeout);
-        let mut asked = asked.build().map_err(crate::error::native)?;
-        if shows_token {
-            self.link.show_token(asked.headers_mut())?;
-        }
-        match self.link.exchange(asked).await {
+        let place = Place::new(&self.link, self.link.config.target()?.url())?;
+        let asked = place.request(&self.link, http::Method::OPTIONS, self.link.config.connect_timeout)?;
+        // A connection of this pool lives where all others do, not where somebody asks.
+        let link = Arc::clone(&self.link);
+        let asking = self.link.runtime.spawn(async move { link.exchange(asked).await });
+        match asking.await.map_err(|_| Error::closed("ping").with_backend(NAME))? {
             Ok(_) => Ok(()),
             Err(error) => match error.kind() {
                 // Nobody was harmed by a question without an answer.
-                ErrorKind::UnknownOutcome => Err(error.with_kind(ErrorKind::Timeout)),
+                ErrorKind::UnknownOutcome => Err(error.with_kind(ErrorKind::Timeout).with_operation("connect")),
                 ErrorKind::Disconnected | ErrorKind::Timeout | ErrorKind::Unauthenticated => Err(error),
                 _ => Ok(()),
             },

@@ -1,8 +1,9 @@
 //! One table from statuses and native errors to kinds and retry answers.
 
-use std::{error::Error as StdError, fmt, time::Duration};
+use std::{error::Error as StdError, fmt, io, iter::successors, time::Duration};
 
 use http::{HeaderMap, StatusCode, header};
+use hyper_util::client::legacy;
 use polymq_core::{ATTEMPT, Error, ErrorKind, Headers, Retry, SYSTEM_PREFIX};
 
 use crate::{NAME, answer::RETRY_AFTER_MS, convert::decoded};
@@ -145,48 +146,53 @@ fn detail(headers: &HeaderMap, body: &[u8]) -> String {
     text.chars().filter(|c| !c.is_control()).take(MAX).collect()
 }
 
-/// The error of a request that got no response; `sent` says whether it may have been written.
+/// The error of a request that got no response.
 #[cold]
-pub(crate) fn native(error: reqwest::Error) -> Error {
-    // It would show the URL, and with it credentials.
-    let error = error.without_url();
-    let (kind, sentence) = if error.is_builder() {
-        (ErrorKind::InvalidInput, "the request cannot be made")
-    } else if error.is_connect() && error.is_timeout() {
+pub(crate) fn native(error: legacy::Error) -> Error {
+    let (kind, sentence) = if error.is_connect() && chain(&error).any(is_late) {
         (ErrorKind::Timeout, "no connection was made in time")
-    } else if error.is_connect() || certainly_unsent(&error) {
+    } else if error.is_connect() || is_untaken(&error) {
         (ErrorKind::Disconnected, "there is no connection to the server")
-    } else if error.is_timeout() {
-        (ErrorKind::UnknownOutcome, "the server did not answer in time")
     } else {
         (ErrorKind::UnknownOutcome, "the connection ended before the server answered")
     };
-    Error::new(kind, format!("{sentence}{}", innermost(&error)))
-        .with_backend(NAME)
-        .with_operation("send")
-        .with_source(error)
+    let innermost = chain(&error).last().map(|cause| format!(": {cause}")).unwrap_or_default();
+    let problem = unsettled(kind, format!("{sentence}{innermost}"));
+    let problem = if error.is_connect() { problem.with_operation("connect") } else { problem };
+    problem.with_source(error)
 }
 
-/// Whether the protocol itself says that the request was not looked at.
-fn certainly_unsent(error: &reqwest::Error) -> bool {
-    let mut source = error.source();
-    while let Some(error) = source {
-        if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled) {
-            return true;
-        }
-        source = error.source();
-    }
-    false
+/// The error of a request that was not answered in its time.
+#[cold]
+pub(crate) fn unanswered(limit: Duration) -> Error {
+    unsettled(ErrorKind::UnknownOutcome, format!("the server did not answer in time ({limit:?})"))
 }
 
-fn innermost(error: &reqwest::Error) -> String {
-    let mut source = error.source();
-    let mut text = String::new();
-    while let Some(error) = source {
-        text = format!(": {error}");
-        source = error.source();
-    }
-    text
+fn unsettled(kind: ErrorKind, sentence: String) -> Error {
+    Error::new(kind, sentence).with_backend(NAME).with_operation("send")
+}
+
+/// Whether the protocol itself says that the request was not looked at: it was never written, or an HTTP/2 server that
+/// ends, or that has enough to do, has sent it back (RFC 9113, section 8.7).
+pub(crate) fn is_untaken(error: &legacy::Error) -> bool {
+    chain(error).any(|cause| {
+        cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled)
+            || cause.downcast_ref::<h2::Error>().is_some_and(|cause| {
+                let reason = cause.reason();
+                cause.is_remote()
+                    && (cause.is_go_away() && reason == Some(h2::Reason::NO_ERROR)
+                        || cause.is_reset() && reason == Some(h2::Reason::REFUSED_STREAM))
+            })
+    })
+}
+
+fn is_late(cause: &(dyn StdError + 'static)) -> bool {
+    cause.downcast_ref::<io::Error>().is_some_and(|cause| cause.kind() == io::ErrorKind::TimedOut)
+}
+
+/// What has caused an error, from the outermost to the innermost.
+fn chain(error: &legacy::Error) -> impl Iterator<Item = &(dyn StdError + 'static)> {
+    successors(error.source(), |cause: &&(dyn StdError + 'static)| (*cause).source())
 }
 
 #[cfg(test)]

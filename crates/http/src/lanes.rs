@@ -10,21 +10,20 @@ use std::{
 };
 
 use polymq_core::{Completer, MessageId, Receipt, Ticket};
-use reqwest::Request;
 use tokio::{
     sync::Notify,
     time::{Instant, Sleep, sleep},
 };
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::client::Link;
+use crate::client::{Link, Outbound};
 
 /// A task ends that had nothing to do from one look at it to the next: so long, and no more than twice as long.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// One request, and who waits for its answer.
 pub(crate) struct Job {
-    pub(crate) request: Request,
+    pub(crate) outbound: Outbound,
     pub(crate) id: MessageId,
     pub(crate) completer: Completer<Receipt>,
     /// Those who wait for the end of all requests see this one.
@@ -161,9 +160,9 @@ impl Drop for Lanes {
 
 impl Job {
     async fn run(self, link: &Link) {
-        let Self { request, id, completer, places } = self;
+        let Self { outbound, id, completer, places } = self;
         if completer.hand_over() {
-            let answered = link.exchange(request).await;
+            let answered = link.exchange(outbound).await;
             completer.complete(answered.map(|_| Receipt { id, broker_id: None }));
         }
         drop(places);

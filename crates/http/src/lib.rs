@@ -6,12 +6,14 @@ mod backend;
 mod body;
 mod client;
 mod config;
+mod connect;
 mod connection;
 mod consumer;
 mod convert;
 mod error;
 mod lanes;
 mod listener;
+mod place;
 mod producer;
 mod server;
 mod settle;
@@ -24,11 +26,12 @@ mod written;
 pub use crate::{
     backend::HttpBackend,
     config::{Http2, HttpConfig, KEYS, TlsVersion},
+    connect::{Client, Connector},
     connection::HttpConnection,
     error::Refusal,
 };
-/// The client library, for [`HttpConnection::native`].
-pub use reqwest;
+/// The client libraries, for [`HttpConnection::native`].
+pub use {http, http_body_util, hyper_util};
 
 /// The name of this backend.
 pub const NAME: &str = "http";

@@ -57,6 +57,8 @@ impl Listener {
             max_header_bytes: config.max_header_bytes,
             max_requests: config.max_requests,
             drain_timeout: config.drain_timeout,
+            idle_timeout: config.idle_timeout,
+            body_timeout: config.body_timeout,
             stop: stop.clone(),
             #[cfg(feature = "tls")]
             tls,
@@ -102,6 +104,8 @@ struct Serving {
     max_header_bytes: u32,
     max_requests: usize,
     drain_timeout: Duration,
+    idle_timeout: Duration,
+    body_timeout: Duration,
     stop: CancellationToken,
     #[cfg(feature = "tls")]
     tls: Option<tokio_rustls::TlsAcceptor>,
@@ -173,7 +177,8 @@ impl Serving {
     async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, stream: S, is_http2: bool) {
         let server = Arc::clone(&self.server);
         let buffered = Buffered::default();
-        let stream = TokioIo::new(buffered.stream(stream));
+        let stream = TokioIo::new(buffered.stream(stream, self.idle_timeout));
+        let untaken = buffered.clone();
         let service = service_fn(move |request: Request<Incoming>| {
             let (server, buffered) = (Arc::clone(&server), buffered.clone());
             async move {
@@ -187,6 +192,14 @@ impl Serving {
                 let mut connection = pin!($connection);
                 let ended = tokio::select! {
                     ended = connection.as_mut() => ended,
+                    () = untaken.untaken(self.body_timeout) => {
+                        // Those beside it in HTTP/2 may end.
+                        connection.as_mut().graceful_shutdown();
+                        match tokio::time::timeout(self.body_timeout, connection).await {
+                            Ok(ended) => ended,
+                            Err(_) => return tracing::debug!("a connection was cut: an answer was not taken"),
+                        }
+                    }
                     () = self.stop.cancelled() => {
                         connection.as_mut().graceful_shutdown();
                         match tokio::time::timeout(self.drain_timeout, connection).await {

@@ -4,20 +4,20 @@ use std::{cmp::Reverse, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
-use http::{HeaderMap, HeaderValue, Method, header};
+use http::{HeaderValue, Method, header};
 use http_body_util::Full;
 use polymq_core::{
     Address, ChannelKind, Completion, Error, ErrorKind, Message, ProduceOptions, Producer, Receipt, Result, Retry,
     Tally,
 };
-use reqwest::Request;
 use url::Url;
 
 use crate::{
     NAME,
-    client::{Answered, LIKELY_TIMEOUT, Link, limit},
-    config::{self, Http2},
+    client::{Answered, Link, Outbound, limit},
+    config,
     lanes::{Job, Lanes},
+    place::Place,
 };
 
 /// The producer of one channel: one place for a queue, one or more for a topic.
@@ -25,7 +25,7 @@ use crate::{
 pub(crate) struct HttpProducer {
     link: Arc<Link>,
     kind: ChannelKind,
-    targets: Vec<Target>,
+    places: Vec<Place>,
     method: Method,
     content_type: Option<HeaderValue>,
     timeout: Duration,
@@ -34,38 +34,6 @@ pub(crate) struct HttpProducer {
     lanes: Lanes,
     closed: std::sync::atomic::AtomicBool,
 }
-
-/// Where requests go, and the headers that each of them has.
-#[derive(Debug)]
-struct Target {
-    url: Url,
-    headers: HeaderMap,
-    shows_token: bool,
-    /// Spoken to in HTTP/1, where a request that got no answer is never made again by the client.
-    is_http1: bool,
-}
-
-impl Target {
-    /// Credentials in the URL become a header, as a browser does it.
-    fn new(link: &Link, method: &Method, url: Url) -> Result<Self> {
-        let shows_token = link.config.shows_token_to(&url)?;
-        let request = link.client.request(method.clone(), url).build().map_err(crate::error::native)?;
-        let (url, mut headers) = (request.url().clone(), request.headers().clone());
-        let is_http1 = link.config.http2 == Http2::Off || url.scheme() == "http" && link.config.http2 != Http2::Only;
-        // Written once, where the client would write the same for each request. In HTTP/2 it is no header.
-        if url.scheme() == "http" && is_http1 {
-            let host = url.host_str().unwrap_or_default();
-            let authority = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
-            if let Ok(value) = HeaderValue::try_from(authority) {
-                headers.insert(header::HOST, value);
-            }
-        }
-        Ok(Self { url, headers, shows_token, is_http1 })
-    }
-}
-
-/// Headers that most requests have: host, id, time and the two of the client. Made for all of them at once.
-const USUAL_HEADERS: usize = 5;
 
 impl HttpProducer {
     pub(crate) fn new(link: Arc<Link>, address: &Address, options: &ProduceOptions) -> Result<Self> {
@@ -100,10 +68,10 @@ impl HttpProducer {
         let content_type = content_type.map(HeaderValue::from_str).transpose().map_err(|_| {
             Error::new(ErrorKind::InvalidInput, "the option \"content_type\" is no media type").with_backend(NAME)
         })?;
-        let targets = targets.into_iter().map(|url| Target::new(&link, &method, url)).collect::<Result<_>>()?;
+        let places = targets.into_iter().map(|url| Place::new(&link, url)).collect::<Result<_>>()?;
         Ok(Self {
             kind: address.kind(),
-            targets,
+            places,
             method,
             content_type,
             timeout: options.timeout,
@@ -114,29 +82,17 @@ impl HttpProducer {
         })
     }
 
-    fn to(&self, target: &Target, message: &Message) -> Result<Request> {
-        let mut request = Request::new(self.method.clone(), target.url.clone());
-        let headers = request.headers_mut();
-        headers.reserve(USUAL_HEADERS);
-        headers.extend(target.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
-        if self.timeout != LIKELY_TIMEOUT {
-            *request.timeout_mut() = Some(limit(self.timeout));
-        }
-        let headers = request.headers_mut();
-        if target.shows_token {
-            self.link.show_token(headers)?;
-        }
+    fn to(&self, place: &Place, message: &Message) -> Result<Outbound> {
+        let mut outbound = place.request(&self.link, self.method.clone(), limit(self.timeout))?;
+        let headers = outbound.request.headers_mut();
         crate::convert::to_headers(message, headers)?;
         if let Some(content_type) = &self.content_type
             && message.content_type().is_none()
         {
             headers.insert(header::CONTENT_TYPE, content_type.clone());
         }
-        let payload = message.payload().clone();
-        // Of a body that can be sent again the client keeps a copy, with one of all headers.
-        let body = if target.is_http1 { reqwest::Body::wrap(Full::new(payload)) } else { payload.into() };
-        *request.body_mut() = Some(body);
-        Ok(request)
+        *outbound.request.body_mut() = Full::new(message.payload().clone());
+        Ok(outbound)
     }
 
     fn check(&self) -> Result<()> {
@@ -160,17 +116,17 @@ impl HttpProducer {
         completion
     }
 
-    fn send_to_one(&self, target: &Target, message: &Message) -> Result<Completion<Receipt>> {
-        let request = self.to(target, message)?;
+    fn send_to_one(&self, place: &Place, message: &Message) -> Result<Completion<Receipt>> {
+        let outbound = self.to(place, message)?;
         let (completer, completion) = Completion::queued();
         let id = message.id().cloned().unwrap_or_default();
         let places = (self.tally.ticket(), self.link.tasks.token());
-        self.lanes.make(Job { request, id, completer, places });
+        self.lanes.make(Job { outbound, id, completer, places });
         Ok(completion)
     }
 
     fn send_to_all(&self, message: &Message) -> Result<Completion<Receipt>> {
-        let requests: Vec<_> = self.targets.iter().map(|target| self.to(target, message)).collect::<Result<_>>()?;
+        let requests: Vec<_> = self.places.iter().map(|place| self.to(place, message)).collect::<Result<_>>()?;
         let (id, link) = (message.id().cloned().unwrap_or_default(), Arc::clone(&self.link));
         let sending = async move {
             let answers = join_all(requests.into_iter().map(|request| link.exchange(request))).await;
@@ -214,7 +170,7 @@ fn caution(retry: Retry) -> (u8, Duration) {
 #[async_trait]
 impl Producer for HttpProducer {
     fn send(&self, message: Message) -> Completion<Receipt> {
-        let sending = self.check().and_then(|()| match self.targets.as_slice() {
+        let sending = self.check().and_then(|()| match self.places.as_slice() {
             [only] => self.send_to_one(only, &message),
             _ => self.send_to_all(&message),
         });
@@ -223,10 +179,10 @@ impl Producer for HttpProducer {
 
     fn request(&self, message: Message) -> Completion<Message> {
         // A queue has one place.
-        let (ChannelKind::Queue, Some(target)) = (self.kind, self.targets.first()) else {
+        let (ChannelKind::Queue, Some(place)) = (self.kind, self.places.first()) else {
             return Completion::ready(Err(Error::unsupported(NAME, "a request to a topic, which has many answers")));
         };
-        match self.check().and_then(|()| self.to(target, &message)) {
+        match self.check().and_then(|()| self.to(place, &message)) {
             Ok(request) => {
                 let link = Arc::clone(&self.link);
                 self.hand_over(async move { link.exchange(request).await?.message() })

@@ -8,7 +8,6 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 use polymq_core::{Address, ChannelKind, Error, ErrorKind, Message, Result, Ticket};
@@ -117,14 +116,14 @@ impl Server {
     }
 
     /// Answers one request. The ticket is dropped when the answer is written: its consumer may wait for that.
-    pub(crate) async fn serve(&self, request: Request<Incoming>) -> (Response<Full<Bytes>>, Option<Ticket>) {
+    pub(crate) async fn serve(&self, request: Request<Incoming>) -> (Response<Bytes>, Option<Ticket>) {
         match self.handle(request).await {
             Ok(Told { answer, ticket }) => (answer.into_response(self.busy_retry), ticket),
             Err(refusal) => (*refusal, None),
         }
     }
 
-    async fn handle(&self, request: Request<Incoming>) -> Result<Told, Box<Response<Full<Bytes>>>> {
+    async fn handle(&self, request: Request<Incoming>) -> Result<Told, Box<Response<Bytes>>> {
         let refuse = |status, why: &str| Box::new(problem(status, why));
         let Ok(_place) = self.requests.try_acquire() else {
             return Err(Box::new(come_again("too many requests are being served", self.busy_retry)));
@@ -149,7 +148,7 @@ impl Server {
         Ok(answered.await.unwrap_or(Told { answer: Answer::Released, ticket: None }))
     }
 
-    fn authenticate(&self, given: Option<&HeaderValue>) -> Result<(), Box<Response<Full<Bytes>>>> {
+    fn authenticate(&self, given: Option<&HeaderValue>) -> Result<(), Box<Response<Bytes>>> {
         match self.token.admits(given) {
             Ok(true) => return Ok(()),
             Ok(false) => {}
@@ -165,7 +164,7 @@ impl Server {
     }
 
     /// Before the body is read: whether anybody takes it.
-    fn check_route(&self, path: &str, method: &Method) -> Result<(), Box<Response<Full<Bytes>>>> {
+    fn check_route(&self, path: &str, method: &Method) -> Result<(), Box<Response<Bytes>>> {
         let routes = self.routes();
         let Some(route) = routes.of.get(path) else {
             let why = "no queue is consumed under this path";
@@ -186,7 +185,7 @@ impl Server {
     }
 
     /// Gives the message to the next consumer of the path that has room.
-    fn offer(&self, path: &str, mut message: Message) -> Result<oneshot::Receiver<Told>, Box<Response<Full<Bytes>>>> {
+    fn offer(&self, path: &str, mut message: Message) -> Result<oneshot::Receiver<Told>, Box<Response<Bytes>>> {
         let mut routes = self.routes();
         let mut why = "its consumer has ended";
         if let Some(route) = routes.of.get_mut(path) {

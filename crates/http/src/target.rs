@@ -76,12 +76,9 @@ impl Target {
             target.check_clear_text(config.shows_token_to(&target.0)?, config)?;
             return Ok(target.0);
         }
-        let joined = self.0.join(text).map_err(|_| refuse(format!("the endpoint {text:?} is no path")))?;
+        let joined =
+            self.0.join(text).map_err(|_| refuse(format!("the endpoint {:?} is no path", redact_url(text))))?;
         Ok(joined)
-    }
-
-    pub(crate) fn is_local(&self) -> bool {
-        is_local(&self.0)
     }
 
     /// Without an address of their own, consumers listen where messages are sent.
@@ -120,7 +117,10 @@ pub(crate) struct Listen {
 
 impl Listen {
     pub(crate) fn parse(text: &str) -> Result<Self> {
-        let invalid = || refuse(format!("{text:?} is no address to listen at, expected host:port or host:port/path"));
+        let invalid = || {
+            let text = redact_url(text);
+            refuse(format!("{text:?} is no address to listen at, expected host:port or host:port/path"))
+        };
         let (authority, path) = text.find('/').map_or((text, ""), |at| text.split_at(at));
         let (host, port) = authority.rsplit_once(':').ok_or_else(invalid)?;
         let port = port.parse().map_err(|_| invalid())?;

@@ -6,6 +6,10 @@ mod peer;
 
 use std::{
     error::Error as _,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -464,4 +468,63 @@ async fn j5_a_rotated_token_is_in_the_next_request_of_every_connection() {
     running.stop().await.expect("stopped");
     bus.close().await.expect("closed");
     std::fs::remove_dir_all(folder).expect("removed");
+}
+
+/// A server that sends so many requests back before it takes one; how many it has seen.
+async fn refusing(first: usize) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let seen = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&seen);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let mut connection = h2::server::handshake(stream).await.expect("HTTP/2");
+            while let Some(Ok((_, mut respond))) = connection.accept().await {
+                if counted.fetch_add(1, Ordering::SeqCst) < first {
+                    respond.send_reset(h2::Reason::REFUSED_STREAM);
+                } else {
+                    let answer = http::Response::builder().status(204).body(()).expect("an answer");
+                    respond.send_response(answer, true).expect("written");
+                }
+            }
+        }
+    });
+    (format!("http://{address}?http2=only"), seen)
+}
+
+#[tokio::test]
+async fn b12_what_a_server_of_http2_sends_back_unseen_is_sent_again() {
+    let (url, seen) = refusing(2).await;
+    let bus = bus(&url).await;
+    bus.queue("orders").send_message(order(1)).await.expect("the third time");
+    assert_eq!(seen.load(Ordering::SeqCst), 3);
+    bus.close().await.expect("close");
+    let (url, seen) = refusing(usize::MAX).await;
+    let error = error_of(&url, order(1)).await;
+    assert_eq!(
+        (error.kind(), error.retry()),
+        (ErrorKind::Disconnected, Retry::Now),
+        "nobody has looked at it: {error}"
+    );
+    assert_eq!(seen.load(Ordering::SeqCst), 3, "and then it is for the caller to decide");
+}
+
+#[tokio::test]
+async fn who_asks_for_a_sign_of_life_from_elsewhere_keeps_no_connection() {
+    let stub = Stub::start(|_| answer("204 No Content", "", "")).await;
+    let bus = bus(&stub.url()).await;
+    let (asking, (asked, has_asked)) = (bus.clone(), std::sync::mpsc::channel());
+    let (end, ends) = std::sync::mpsc::channel::<()>();
+    let elsewhere = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(asking.ping()).expect("it answers");
+        asked.send(()).expect("awaited");
+        // It stands still from here on, and what lives in it too.
+        let _ = ends.recv();
+    });
+    tokio::task::spawn_blocking(move || has_asked.recv()).await.expect("no panic").expect("asked");
+    bus.queue("orders").send_message(order(1)).await.expect("over a connection that is served");
+    drop(end);
+    elsewhere.join().expect("no panic");
+    bus.close().await.expect("close");
 }

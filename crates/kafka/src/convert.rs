@@ -4,7 +4,10 @@
 //! names for Kafka's binary mode (`ce_id`, `ce_type`, ...), and the user's own by their names. The record's
 //! timestamp stays the broker's affair: retention counts from it, and a message may be older than that.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::{Duration, Instant, SystemTime},
+};
 
 use bytes::Bytes;
 use polymq_core::{Message, MessageId};
@@ -77,6 +80,13 @@ pub(crate) fn headers(message: &Message, due: Option<Instant>) -> Option<OwnedHe
     headers
 }
 
+/// What the client library reads as text; `None` where another program wrote something else, at which it panics and for which
+/// it has no other way to ask.
+pub(crate) fn legible<T>(read: impl FnOnce() -> T) -> Option<T> {
+    // It only looks.
+    catch_unwind(AssertUnwindSafe(read)).ok()
+}
+
 /// When the broker took a record, or its producer made it, as the topic is set up: milliseconds since 1970.
 pub(crate) fn taken_at(record: &impl rdkafka::message::Message) -> Option<u64> {
     u64::try_from(record.timestamp().to_millis()?).ok()
@@ -95,8 +105,8 @@ pub(crate) fn message(
     }
     let (mut left, mut time) = (None, None);
     if let Some(headers) = record.headers() {
-        for header in headers.iter() {
-            // Values of other producers that are no text are left out.
+        for header in (0..headers.count()).filter_map(|at| legible(|| headers.try_get(at)).flatten()) {
+            // Names and values of other producers that are no text are left out.
             let Some(Ok(value)) = header.value.map(std::str::from_utf8) else { continue };
             message = match header.key {
                 CONTENT_TYPE => message.with_content_type(value.to_owned()),

@@ -26,6 +26,8 @@ pub(crate) fn kind(code: Code) -> ErrorKind {
         Code::OperationTimedOut | Code::TimedOutQueue | Code::RequestTimedOut => ErrorKind::Timeout,
         Code::MessageTimedOut
         | Code::PurgeInflight
+        // What was sent once and put back is among it.
+        | Code::PurgeQueue
         | Code::NotEnoughReplicasAfterAppend
         | Code::Fatal
         | Code::GaplessGuarantee
@@ -33,7 +35,6 @@ pub(crate) fn kind(code: Code) -> ErrorKind {
         | Code::UnknownProducerId
         | Code::InvalidProducerEpoch
         | Code::InvalidProducerIdMapping => ErrorKind::UnknownOutcome,
-        Code::PurgeQueue => ErrorKind::Closed,
         Code::UnknownTopic
         | Code::UnknownPartition
         | Code::UnknownTopicOrPartition
@@ -180,6 +181,12 @@ pub(crate) fn timeout(operation: &'static str) -> Error {
     Error::new(ErrorKind::Timeout, "the broker did not answer in time").with_backend(NAME).with_operation(operation)
 }
 
+/// Something that should never happen, such as a panic of the client library. What it ended may be begun anew.
+#[cold]
+pub(crate) fn panicked(operation: &'static str) -> Error {
+    Error::new(ErrorKind::Other, "the polling thread has panicked").with_backend(NAME).with_operation(operation)
+}
+
 /// Closed by this program.
 #[cold]
 pub(crate) fn closed(operation: &'static str) -> Error {
@@ -209,7 +216,7 @@ mod tests {
             (Code::BrokerTransportFailure, Kind::Disconnected, Kind::UnknownOutcome),
             (Code::RequestTimedOut, Kind::Timeout, Kind::UnknownOutcome),
             (Code::MessageTimedOut, Kind::UnknownOutcome, Kind::UnknownOutcome),
-            (Code::PurgeQueue, Kind::Closed, Kind::Closed),
+            (Code::PurgeQueue, Kind::UnknownOutcome, Kind::UnknownOutcome),
             (Code::PurgeInflight, Kind::UnknownOutcome, Kind::UnknownOutcome),
             (Code::UnknownTopicOrPartition, Kind::NotFound, Kind::NotFound),
             (Code::UnknownTopic, Kind::NotFound, Kind::NotFound),

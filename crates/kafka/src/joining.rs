@@ -86,7 +86,7 @@ impl KafkaConnection {
             if is_new {
                 let (ready, begun) = oneshot::channel();
                 poller::start(Arc::clone(&hub), Arc::clone(&self.config), Arc::clone(&self.link), plan, ready)?;
-                match begun.await.unwrap_or_else(|_| Err(error::closed("consume"))) {
+                match begun.await.unwrap_or_else(|_| Err(error::panicked("consume"))) {
                     Ok(()) => {}
                     Err(error) => {
                         self.forget(names, &hub);

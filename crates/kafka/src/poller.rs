@@ -1,6 +1,7 @@
 //! The thread of a [`Hub`]: fetches within the prefetch, hears of rebalances, commits what is finished.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -65,21 +66,35 @@ pub(crate) fn start(
     };
     let reading = Arc::clone(&hub);
     let run = move || {
-        let mut poller = match Poller::begin(&reading, config, link, &plan) {
-            Ok(poller) => poller,
-            Err(error) => {
-                let _ = ready.send(Err(ended(&reading, error)));
-                return;
-            }
-        };
-        let _ = ready.send(Ok(()));
-        poller.run();
-        poller.leave();
+        guarded(&Arc::clone(&reading), move || {
+            let mut poller = match Poller::begin(&reading, config, link, &plan) {
+                Ok(poller) => poller,
+                Err(error) => {
+                    let _ = ready.send(Err(ended(&reading, error)));
+                    return;
+                }
+            };
+            let _ = ready.send(Ok(()));
+            poller.run();
+            poller.leave();
+        });
     };
     let spawned = thread::Builder::new().name("polymq-kafka".into()).spawn(run);
     spawned
         .map(drop)
         .map_err(|error| ended(&hub, Error::new(ErrorKind::Other, "no thread can be started").with_source(error)))
+}
+
+/// Runs what a hub's thread does. A panic, as the client library has some for what other programs write, ends the hub like any
+/// other failure: whoever reads hears of it and opens another one, instead of waiting for ever.
+fn guarded(hub: &Hub, run: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(run)).is_err() {
+        let error = error::panicked("receive");
+        tracing::error!(topic = %hub.names.topic, %error, "its consumers have to be opened anew");
+        hub.fail(error.kind(), error.message());
+        drop(hub.set_native(None));
+        hub.set_ended();
+    }
 }
 
 struct Poller {
@@ -418,5 +433,25 @@ fn fetched(record: &BorrowedMessage<'_>, is_delay: bool, bodies: &mut Bodies) ->
         taken_at,
         message,
         due: left.map(|left| Instant::now() + left),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use polymq_core::Address;
+
+    use super::*;
+    use crate::topology::Names;
+
+    #[test]
+    fn a_panic_ends_the_hub_and_its_readers_hear_of_it() {
+        let hub = Hub::new(Names::of(&Address::queue("orders"), None));
+        let (share, _) = hub.join(1, 1).expect("it has just begun");
+        guarded(&hub, || {});
+        assert!(!*hub.ended().borrow() && hub.take(share, 1, &mut Vec::new()).is_none(), "it goes on");
+        guarded(&hub, || panic!("a part of this test"));
+        let error = hub.take(share, 1, &mut Vec::new()).expect("an answer").expect_err("it is over");
+        assert_eq!(error.kind(), ErrorKind::Other, "{error}");
+        assert!(*hub.ended().borrow());
     }
 }

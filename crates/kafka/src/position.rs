@@ -1,6 +1,9 @@
 //! Where a group begins, or begins again: the option `position` of a consumer.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
 
 use polymq_core::{Error, ErrorKind, Result};
 use rdkafka::{
@@ -88,6 +91,9 @@ impl Position {
     }
 }
 
+/// How soon the coordinator of a group is asked again that is about to be another one.
+const MOVED: Duration = Duration::from_millis(100);
+
 /// Commits where a group begins, unless it has a position: from now on it misses nothing. Blocks.
 pub(crate) fn begin_at(
     native: &Native,
@@ -107,28 +113,40 @@ pub(crate) fn begin_at(
     let has_position = |partition: &i32| {
         known.find_partition(topic, *partition).is_some_and(|found| matches!(found.offset(), Offset::Offset(_)))
     };
-    let wanted: Vec<i32> = match seek {
-        Some(_) => partitions,
-        None => partitions.into_iter().filter(|partition| !has_position(partition)).collect(),
-    };
-    if wanted.is_empty() {
+    if seek.is_none() && partitions.iter().any(has_position) {
+        // It has begun. A partition without a position was added since, and is read from its beginning.
         return Ok(());
     }
-    let list = seek.unwrap_or(start).offsets(native, topic, &wanted, timeout)?;
-    match native.commit(&list, CommitMode::Sync) {
-        Ok(()) => Ok(()),
-        // The group has members; the first of them has said where it begins.
-        Err(KafkaError::ConsumerCommit(
-            Code::UnknownMemberId | Code::IllegalGeneration | Code::RebalanceInProgress,
-        )) => match seek {
-            None => Ok(()),
-            Some(_) => Err(Error::new(ErrorKind::Conflict, "the group has consumers, so its position cannot be set")
-                .with_backend(crate::NAME)
-                .with_operation("consume")
-                .with_channel(topic)
-                .with_hint("stop them first")),
-        },
-        Err(error) => Err(failed(error)),
+    let list = seek.unwrap_or(start).offsets(native, topic, &partitions, timeout)?;
+    let end = Instant::now() + timeout;
+    loop {
+        return match native.commit(&list, CommitMode::Sync) {
+            Ok(()) => Ok(()),
+            // A cluster that is new makes the place for positions with the first question for it; in others it moves at times.
+            Err(KafkaError::ConsumerCommit(
+                Code::NotCoordinator
+                | Code::WaitingForCoordinator
+                | Code::CoordinatorNotAvailable
+                | Code::CoordinatorLoadInProgress,
+            )) if Instant::now() < end => {
+                thread::sleep(MOVED);
+                continue;
+            }
+            // The group has members; the first of them has said where it begins.
+            Err(KafkaError::ConsumerCommit(
+                Code::UnknownMemberId | Code::IllegalGeneration | Code::RebalanceInProgress,
+            )) => match seek {
+                None => Ok(()),
+                Some(_) => {
+                    Err(Error::new(ErrorKind::Conflict, "the group has consumers, so its position cannot be set")
+                        .with_backend(crate::NAME)
+                        .with_operation("consume")
+                        .with_channel(topic)
+                        .with_hint("stop them first"))
+                }
+            },
+            Err(error) => Err(failed(error)),
+        };
     }
 }
 

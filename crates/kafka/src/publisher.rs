@@ -68,12 +68,7 @@ impl ProducerContext for Context {
     fn delivery(&self, result: &DeliveryResult<'_>, answer: Box<Answer>) {
         match result {
             Ok(record) => answer.accepted(record.partition(), record.offset()),
-            Err((error, _)) => {
-                let failed = error::sending(error.clone());
-                // It may have been on its way before, and what is closed is this client only.
-                let replaced = failed.kind() == ErrorKind::Closed && self.link.closed_error("send").is_none();
-                answer.failed(if replaced { failed.with_kind(ErrorKind::UnknownOutcome) } else { failed });
-            }
+            Err((error, _)) => answer.failed(error::sending(error.clone())),
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::{
     config::KafkaConfig,
     connection::KafkaConnection,
     context::{Context, Native},
+    convert::legible,
     error,
     link::{Link, lock},
     partition,
@@ -92,7 +93,7 @@ pub(crate) fn positions(
         let (low, high) = native.fetch_watermarks(topic, *partition, timeout).map_err(failed)?;
         let found = committed.find_partition(topic, *partition);
         let found = found.map(|found| match found.offset() {
-            Offset::Offset(offset) => (Some(offset), found.metadata().to_owned()),
+            Offset::Offset(offset) => (Some(offset), legible(|| found.metadata().to_owned()).unwrap_or_default()),
             _ => (None, String::new()),
         });
         Ok((*partition, low, high, found.unwrap_or_default()))

@@ -78,10 +78,12 @@ impl Names {
                 topic,
                 is_queue: true,
             },
+            // No queue and no other group has the same: no name holds an `@`, and where a topic's name cannot either, the
+            // length tells where the group begins.
             (ChannelKind::Topic, Some(group)) => Self {
                 topic,
-                delay: Some(format!("{name}.{group}.delay").into()),
-                group: Some(format!("{name}.{group}").into()),
+                delay: Some(format!("{name}.{group}.delay{}", group.len()).into()),
+                group: Some(format!("{name}@{group}").into()),
                 is_queue: false,
             },
             (ChannelKind::Topic, None) => Self { topic, delay: None, group: None, is_queue: false },
@@ -268,9 +270,22 @@ mod tests {
         let group = Names::of(&Address::topic("prices"), Some("audit"));
         assert_eq!(
             (group.delay.as_deref(), group.group.as_deref()),
-            (Some("prices.audit.delay"), Some("prices.audit"))
+            (Some("prices.audit.delay5"), Some("prices@audit"))
         );
         assert_eq!(Names::of(&Address::topic("prices"), None).group, None);
+    }
+
+    #[test]
+    fn no_two_channels_share_a_group_or_a_delay_topic() {
+        let queues = ["a.b.c", "a.b", "a.b.c.delay1", "a.b.c.1"].map(|name| Names::of(&Address::queue(name), None));
+        let groups = [("a.b", "c"), ("a", "b.c"), ("a", "b"), ("a.b.c", "delay1"), ("a", "b.c.delay1")];
+        let groups = groups.map(|(topic, group)| Names::of(&Address::topic(topic), Some(group)));
+        let all: Vec<Names> = queues.into_iter().chain(groups).collect();
+        for (at, one) in all.iter().enumerate() {
+            for other in &all[..at] {
+                assert!(one.group != other.group && one.delay != other.delay, "{one:?} {other:?}");
+            }
+        }
     }
 
     #[test]

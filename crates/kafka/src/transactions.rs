@@ -114,7 +114,7 @@ impl Transactions {
 pub(crate) struct Context {
     link: Arc<Link>,
     brokers: Brokers,
-    /// Why a message of the present transaction was refused.
+    /// Why the broker refused a message of the present transaction for itself.
     refused: Mutex<Option<KafkaError>>,
 }
 
@@ -140,7 +140,9 @@ impl ProducerContext for Context {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        if let Err((error, _)) = result {
+        if let Err((error, _)) = result
+            && !is_of_transaction(error)
+        {
             lock(&self.refused).get_or_insert_with(|| error.clone());
         }
     }
@@ -293,8 +295,27 @@ fn is_fatal(error: &KafkaError) -> bool {
     matches!(error, KafkaError::Transaction(error) if error.is_fatal())
 }
 
-/// The error of a transaction that has not happened.
+/// Whether it tells what became of a transaction, and nothing about a message in it.
+fn is_of_transaction(error: &KafkaError) -> bool {
+    let of_any_message = matches!(
+        error::code(error),
+        // One message ends the transaction, and all others are withdrawn.
+        Some(Code::PurgeQueue | Code::PurgeInflight)
+            // Nothing more is taken after that.
+            | Some(Code::State | Code::Fatal)
+            // Somebody else has begun anew, or the coordinator takes it to be over.
+            | Some(Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch | Code::InvalidTransactionalState)
+    );
+    of_any_message || matches!(error, KafkaError::Transaction(_))
+}
+
+/// The error of a transaction that has not happened. A rebalance or a broker's stall, which have no kind of their own, are not
+/// the fault of what was to be settled: that is tried again.
 #[cold]
 fn failed(error: KafkaError) -> Error {
-    error::native("settle", error)
+    let may_pass = is_of_transaction(&error);
+    match error::native("settle", error) {
+        error if may_pass && error.kind() == ErrorKind::Other => error.with_kind(ErrorKind::Busy),
+        error => error,
+    }
 }

@@ -67,6 +67,7 @@ fn main() -> ExitCode {
         a_partition_that_went_away_while_it_was_paused_is_read_again,
         a_consumer_that_is_given_up_while_it_is_made_is_in_nobodys_way,
         a_retry_in_one_group_is_no_message_to_another,
+        a_queue_that_is_named_like_a_group_has_nothing_to_do_with_it,
         a_group_begins_where_it_is_told_to,
         a_declared_group_misses_nothing,
         the_prefetch_is_bounded_in_bytes,
@@ -85,6 +86,7 @@ fn main() -> ExitCode {
         a_delay_topic_that_is_made_later_is_read,
         requests_are_answered_where_topics_are_only_checked,
         partitions_that_are_added_are_read_without_a_group,
+        partitions_that_are_added_are_read_by_a_group_that_was_away,
         a_deleted_topic_ends_its_consumers,
     ));
     trials.extend(trials!(positions:
@@ -97,6 +99,7 @@ fn main() -> ExitCode {
         b15_closing_flushes_what_was_not_awaited,
         what_is_withdrawn_in_an_outage_is_gone,
         a_foreign_record_may_hold_anything,
+        what_is_no_text_stops_nobody,
         delayed_messages_are_in_the_delay_topic_until_they_are_due,
         clients_of_your_own_have_the_same_login,
     ));
@@ -105,6 +108,7 @@ fn main() -> ExitCode {
         what_is_given_up_leaves_nothing,
         what_fails_sends_nothing_and_is_tried_again,
         transactional_consumers_are_not_mixed_with_others,
+        what_ends_a_transaction_is_not_held_against_its_message,
         a_kill_leaves_all_or_nothing,
     ));
     trials.extend(trials!(idle: j11_an_idle_consumer_costs_less_than_a_hundredth_of_a_core));

@@ -46,6 +46,8 @@ struct Cluster {
     takes: AtomicBool,
     /// How often messages were sent.
     sent: AtomicUsize,
+    /// Whether it goes away with the first message that is sent, without a word.
+    is_mortal: AtomicBool,
     /// The offset of the next message of every partition.
     end: AtomicI64,
     /// From where messages were asked for.
@@ -81,7 +83,10 @@ impl Cluster {
     }
 
     async fn serve(self: Arc<Self>, mut stream: TcpStream) {
-        while let Ok(length) = stream.read_i32().await {
+        let is_gone = || self.is_mortal.load(Ordering::Acquire) && self.sent.load(Ordering::Acquire) > 0;
+        while !is_gone()
+            && let Ok(length) = stream.read_i32().await
+        {
             let mut request = vec![0; usize::try_from(length).expect("a length")];
             if stream.read_exact(&mut request).await.is_err() {
                 return;
@@ -151,6 +156,9 @@ impl Cluster {
             INIT_PRODUCER_ID => answer = answer.i32(0).i16(0).i64(1).i16(0),
             PRODUCE => {
                 self.sent.fetch_add(1, Ordering::AcqRel);
+                if self.is_mortal.load(Ordering::Acquire) {
+                    return Said::Goodbye;
+                }
                 if !self.takes.load(Ordering::Acquire) {
                     return Said::Nothing;
                 }
@@ -337,6 +345,25 @@ async fn a_send_on_its_way_has_an_unknown_outcome_and_later_ones_are_accepted() 
     assert_eq!(timeout(PATIENCE, accepted).await.expect("accepted").id, "second".into());
     drop(orders);
     drop(connection);
+}
+
+/// The broker has gone while it had a message, and the connection is closed: what was sent once and put back may be stored, and
+/// what was never handed over is not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_sent_once_has_an_unknown_outcome_when_it_is_closed() {
+    let cluster = Cluster::start().await;
+    let connection = KafkaBackend.connect(&cluster.settings()).await.expect("connected");
+    let orders = connection.producer(&Address::queue("orders"), &ProduceOptions::default()).await.expect("a producer");
+    cluster.is_mortal.store(true, Ordering::Release);
+    let sent = orders.send(Message::new("1").with_id("first"));
+    cluster.until("sent", |cluster| cluster.sent.load(Ordering::Acquire) > 0).await;
+    becomes(&mut connection.health(), false).await;
+    let kept = orders.send(Message::new("2").with_id("second"));
+    let _ = connection.close().await;
+    for (send, expected) in [(sent, ErrorKind::UnknownOutcome), (kept, ErrorKind::Closed)] {
+        let error = timeout(PATIENCE, send).await.expect("answered").expect_err("nobody has taken it");
+        assert_eq!(error.kind(), expected, "{error}");
+    }
 }
 
 /// No broker is told of until somebody has heard so and the connection knows that it is lost.

@@ -81,7 +81,8 @@ async fn network(config: &KubeMqConfig, token: &Token) -> Result<(Client, bool)>
         .map_err(|cause| error::config(format!("the address is not valid: {cause}")))?
         .tcp_nodelay(true)
         .tcp_keepalive(Some(Duration::from_secs(60)))
-        .initial_connection_window_size(8 << 20)
+        // As much as there can be: each stream has its own bound, and one that nobody reads stops no other.
+        .initial_connection_window_size((1 << 31) - 1)
         .initial_stream_window_size(4 << 20)
         .connect_timeout(config.connect_timeout);
     #[cfg(feature = "tls")]

@@ -275,7 +275,7 @@ impl Task {
             Position::After(moved) => {
                 let at = from(EventsStoreType::StartAtSequence, moved.sequence.cast_signed());
                 // A topic that was made anew and has fewer events by now has none there: its last one tells.
-                // Chained, so that its end drops it: open and not read, it would take the room that the connection has for all.
+                // Chained, so that its end drops it: open and not read, it would hold what is under way.
                 let last = from(EventsStoreType::StartFromLast, 0).take(1).chain(empty());
                 let (moved, begun) = (moved.clone(), moved.clone());
                 let early = last.try_filter(move |event| ready(event.sequence <= begun.sequence));

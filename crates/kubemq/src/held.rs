@@ -38,13 +38,16 @@ pub(crate) fn read(mut message: QueueMessage, transaction: &Arc<str>) -> (Incomi
     let attributes = message.attributes.take().unwrap_or_default();
     let policy = message.policy.take();
     let count = u32::try_from(attributes.receive_count).unwrap_or(1).max(1);
-    let message = Wire::from(message).message();
+    let mut message = Wire::from(message).message();
+    if message.expires_at().is_none()
+        && let Some(at) = time(attributes.expiration_at)
+    {
+        // What another client has sent says it to the broker only, and a copy of it must say it anew.
+        message = message.with_expires_at(at);
+    }
     let details = Details {
         attempt: Some(message.header_attempt().saturating_add(count - 1)),
-        broker_time: u64::try_from(attributes.timestamp)
-            .ok()
-            .filter(|time| *time > 0)
-            .map(|nanos| SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos)),
+        broker_time: time(attributes.timestamp),
         sequence: Some(attributes.sequence),
         redelivered: count > 1,
         ..Details::default()
@@ -61,6 +64,12 @@ pub(crate) fn read(mut message: QueueMessage, transaction: &Arc<str>) -> (Incomi
         generation: 0,
     };
     (incoming, held)
+}
+
+/// A time of the broker's, if it tells one.
+fn time(nanos: i64) -> Option<SystemTime> {
+    let nanos = u64::try_from(nanos).ok().filter(|nanos| *nanos > 0)?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_nanos(nanos))
 }
 
 /// What is held and unsettled, and how large that is.

@@ -24,6 +24,8 @@ const ADMIN: &str = "kubemq.cluster.internal.requests";
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a look into a queue, or emptying it, waits for messages: servers know no less.
 const WAIT_SECONDS: i32 = 1;
+/// How long emptying and deleting may take: as long as there is much to remove. A connection that is lost ends it sooner.
+const REMOVAL: Duration = Duration::from_secs(3600);
 /// What to know when the server does not answer them.
 const UNMANAGED: &str = "this server does not manage channels; the Community server does not";
 /// The most messages that a look may ask for.
@@ -113,7 +115,8 @@ pub(crate) async fn create(link: &Link, live: &Live, pattern: Pattern, name: &st
     if live.unmanaged.load(Ordering::Relaxed) {
         return Err(Error::unsupported(crate::NAME, "managing channels over this server").with_hint(UNMANAGED));
     }
-    let made = ask(link, live, "declare", "create-channel", pattern, [("channel", name)]).await.map(drop);
+    let made =
+        ask(link, live, ("declare", ADMIN_TIMEOUT), "create-channel", pattern, [("channel", name)]).await.map(drop);
     if made.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unsupported) {
         live.unmanaged.store(true, Ordering::Relaxed);
     }
@@ -122,7 +125,7 @@ pub(crate) async fn create(link: &Link, live: &Live, pattern: Pattern, name: &st
 
 /// Deletes a channel and what it holds; harmless when it does not exist.
 pub(crate) async fn delete(link: &Link, live: &Live, pattern: Pattern, name: &str) -> Result<()> {
-    match ask(link, live, "delete", "delete-channel", pattern, [("channel", name)]).await {
+    match ask(link, live, ("delete", REMOVAL), "delete-channel", pattern, [("channel", name)]).await {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         answer => answer.map(drop),
     }
@@ -130,7 +133,7 @@ pub(crate) async fn delete(link: &Link, live: &Live, pattern: Pattern, name: &st
 
 /// The channels of a pattern whose names contain a text; all of them, if it is empty.
 pub(crate) async fn list(link: &Link, live: &Live, pattern: Pattern, search: &str) -> Result<Vec<ChannelInfo>> {
-    let json = ask(link, live, "list", "list-channels", pattern, [("channel_search", search)]).await?;
+    let json = ask(link, live, ("list", ADMIN_TIMEOUT), "list-channels", pattern, [("channel_search", search)]).await?;
     serde_json::from_slice(&json).map_err(|cause| {
         Error::new(ErrorKind::Other, format!("the server's list of channels cannot be read: {cause}"))
             .with_backend(crate::NAME)
@@ -139,10 +142,11 @@ pub(crate) async fn list(link: &Link, live: &Live, pattern: Pattern, search: &st
     })
 }
 
+/// What a server that does not manage channels is asked, it answers after [`ADMIN_TIMEOUT`]; one that does may take longer.
 async fn ask(
     link: &Link,
     live: &Live,
-    operation: &'static str,
+    (operation, most): (&'static str, Duration),
     what: &str,
     pattern: Pattern,
     tags: [(&str, &str); 1],
@@ -161,7 +165,7 @@ async fn ask(
         ..Request::default()
     };
     let mut client = live.client.clone();
-    let limit = ADMIN_TIMEOUT + link.config.connect_timeout;
+    let limit = most + link.config.connect_timeout;
     let answer = link.call(live, operation, Effect::Idempotent, limit, client.send_request(request)).await;
     let answer = answer.map_err(|error| match error.kind() {
         ErrorKind::UnknownOutcome => error.with_kind(ErrorKind::Unsupported).with_hint(UNMANAGED),
@@ -182,8 +186,7 @@ pub(crate) async fn purge(link: &Link, live: &Live, queue: &str) -> Result<u64> 
         wait_time_seconds: WAIT_SECONDS,
     };
     let mut client = live.client.clone();
-    let limit = link.config.request_timeout;
-    let answer = link.call(live, "purge", Effect::Idempotent, limit, client.ack_all_queue_messages(request)).await?;
+    let answer = link.call(live, "purge", Effect::Idempotent, REMOVAL, client.ack_all_queue_messages(request)).await?;
     if answer.is_error {
         return Err(error::refused("purge", &answer.error));
     }

@@ -57,7 +57,8 @@ pub(crate) fn to_publish(message: &Message, style: &Style) -> Result<Publish> {
         qos: style.qos,
         retain: style.retain,
         topic: style.topic.clone(),
-        pkid: 0,
+        // Lent when it is written; what is measured until then counts it.
+        pkid: u16::from(style.qos != QoS::AtMostOnce),
         payload: message.payload().clone(),
         properties,
     })

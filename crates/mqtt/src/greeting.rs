@@ -94,11 +94,13 @@ pub(crate) async fn leave(
     let _ = timeout(config.operation_timeout, farewell).await;
 }
 
-/// Encodes into memory; what cannot be encoded was checked before.
-pub(crate) fn write(writer: &mut Writer, packet: Packet) {
-    if let Err(cause) = std::pin::Pin::new(writer).start_send(packet) {
+/// Encodes into memory; what cannot be encoded was checked before. Whether it was encoded.
+pub(crate) fn write(writer: &mut Writer, packet: Packet) -> bool {
+    let written = std::pin::Pin::new(writer).start_send(packet);
+    if let Err(cause) = &written {
         tracing::error!(%cause, "a packet could not be encoded");
     }
+    written.is_ok()
 }
 
 /// A session expiry on the wire; the largest number means "never".

@@ -33,17 +33,17 @@ pub(crate) struct Hub {
     ready: Notify,
     /// Something that the keeper waits for has changed.
     pub(crate) changed: Notify,
-    /// Enough is here: nothing more is read.
-    full: watch::Sender<bool>,
+    /// Since when more may be read; `None` while enough is here.
+    room: watch::Sender<Option<Instant>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     stock: Stock,
-    lenders: BTreeMap<u16, Lender>,
-    next_lender: u16,
+    lenders: BTreeMap<u32, Lender>,
+    next_lender: u32,
     /// Those that read although there is no room, to see whether their connection is still there.
-    looking: BTreeSet<u16>,
+    looking: BTreeSet<u32>,
     failed: Option<(polymq_core::ErrorKind, String)>,
     /// No consumer may join any more.
     closed: bool,
@@ -59,16 +59,16 @@ impl Hub {
             state: Mutex::new(State { stock, ..State::default() }),
             ready: Notify::new(),
             changed: Notify::new(),
-            full: watch::Sender::new(false),
+            room: watch::Sender::new(Some(Instant::now())),
         };
         (Arc::new(hub), seat)
     }
 
     /// A connection that will bring messages.
-    pub(crate) fn add_lender(self: &Arc<Self>, sibling: Option<watch::Receiver<u32>>) -> (u16, Lends) {
+    pub(crate) fn add_lender(self: &Arc<Self>, sibling: Option<watch::Receiver<u32>>) -> (u32, Lends) {
         let mut state = self.lock();
         let number = state.next_lender;
-        // 65536 connections later, the first one is long gone.
+        // One a minute: they last for eight thousand years.
         state.next_lender = state.next_lender.wrapping_add(1);
         state.lenders.insert(number, Lender::new());
         (number, Lends::new(self, number, 0, sibling))
@@ -77,7 +77,7 @@ impl Hub {
     /// Another link for the same connection; with the generation after which it counts.
     pub(crate) fn hand_over(
         self: &Arc<Self>,
-        number: u16,
+        number: u32,
         sibling: Option<watch::Receiver<u32>>,
     ) -> Option<(Lends, u32)> {
         let mut state = self.lock();
@@ -86,7 +86,7 @@ impl Hub {
         Some((Lends::new(self, number, lender.serial, sibling), after))
     }
 
-    pub(crate) fn attach(&self, lender: u16, link: Link) {
+    pub(crate) fn attach(&self, lender: u32, link: Link) {
         if let Some(lender) = self.lock().lenders.get_mut(&lender) {
             lender.link = Some(link);
         }
@@ -94,7 +94,7 @@ impl Hub {
 
     /// A connection says goodbye next. What was acknowledged before that is written first; from now on its deliveries are
     /// stale, since the broker delivers them again.
-    pub(crate) fn retire(&self, number: u16) {
+    pub(crate) fn retire(&self, number: u32) {
         let mut state = self.lock();
         let Some(lender) = state.lenders.get_mut(&number) else { return };
         lender.lost();
@@ -104,20 +104,21 @@ impl Hub {
     }
 
     /// Forgets a connection and what it brought and nobody took.
-    pub(crate) fn remove_lender(&self, number: u16) {
+    pub(crate) fn remove_lender(&self, number: u32) {
         let mut state = self.lock();
         state.lenders.remove(&number);
         self.forget(&mut state, number);
     }
 
-    /// When nothing of this connection is unsettled: since when nothing came.
-    pub(crate) fn quiet_since(&self, lender: u16) -> Option<Instant> {
+    /// When nothing of this connection is unsettled: since when nothing came, although it was read.
+    pub(crate) fn quiet_since(&self, lender: u32) -> Option<Instant> {
         let state = self.lock();
+        let read_since = (*self.room.borrow())?;
         state
             .lenders
             .get(&lender)
             .filter(|lender| lender.lent() == 0 && lender.generation > 0)
-            .map(|lender| lender.last)
+            .map(|lender| lender.last.max(read_since))
     }
 
     /// Forgets every connection; they end when nobody else holds them.
@@ -142,7 +143,7 @@ impl Hub {
 
     /// Stops taking messages from a connection of which nothing is in flight, so that it can be closed without
     /// delivering anything twice.
-    pub(crate) fn suspend_if_empty(&self, lender: u16) -> bool {
+    pub(crate) fn suspend_if_empty(&self, lender: u32) -> bool {
         match self.lock().lenders.get_mut(&lender) {
             Some(lender) if lender.lent() == 0 && lender.generation > 0 => {
                 lender.generation = 0;
@@ -168,11 +169,11 @@ impl Hub {
         }
     }
 
-    pub(crate) fn must_look(&self, lender: u16) -> bool {
+    pub(crate) fn must_look(&self, lender: u32) -> bool {
         self.lock().looking.contains(&lender)
     }
 
-    pub(crate) fn looked(&self, lender: u16) {
+    pub(crate) fn looked(&self, lender: u32) {
         let mut state = self.lock();
         state.looking.remove(&lender);
         self.weigh(&state);
@@ -308,25 +309,25 @@ impl Hub {
 
     /// Whether more may be read.
     pub(crate) fn has_room(&self) -> bool {
-        !*self.full.borrow()
+        self.room.borrow().is_some()
     }
 
     /// Waits until more may be read, or until nothing more is.
     pub(crate) async fn turns(&self, full: bool) {
         // The sender is ours.
-        let _ = self.full.subscribe().wait_for(|now| *now == full).await;
+        let _ = self.room.subscribe().wait_for(|room| room.is_none() == full).await;
     }
 
     /// To be called after every change of what is here.
     fn weigh(&self, state: &State) {
         // A hub that ends reads on: there may be answers among what comes, and messages are not kept.
         let full = state.failed.is_none() && state.looking.is_empty() && state.stock.is_full();
-        if *self.full.borrow() != full {
-            self.full.send_replace(full);
+        if self.has_room() == full {
+            self.room.send_replace((!full).then(Instant::now));
         }
     }
 
-    fn forget(&self, state: &mut State, lender: u16) {
+    fn forget(&self, state: &mut State, lender: u32) {
         state.looking.remove(&lender);
         state.stock.forget(|number| number == lender);
         self.weigh(state);
@@ -341,7 +342,7 @@ impl Hub {
     }
 
     /// Events of a link: connected.
-    pub(crate) fn connected(&self, number: u16, serial: u32, generation: u32, session_present: bool) {
+    pub(crate) fn connected(&self, number: u32, serial: u32, generation: u32, session_present: bool) {
         let mut state = self.lock();
         let lender = state.lenders.get_mut(&number).filter(|lender| lender.serial == serial);
         let resumed = lender.is_none_or(|lender| lender.connected(generation, session_present));
@@ -353,7 +354,7 @@ impl Hub {
     }
 
     /// Events of a link: a message.
-    pub(crate) fn message(self: &Arc<Self>, number: u16, generation: u32, publish: Publish) {
+    pub(crate) fn message(self: &Arc<Self>, number: u32, generation: u32, publish: Publish) {
         let (pkid, dup) = (publish.pkid, publish.dup);
         let channel = convert::concrete_topic(&publish, &self.name);
         let (message, details) = convert::from_publish(publish);
@@ -392,14 +393,14 @@ impl Hub {
     }
 
     /// Events of a link: what is sent now arrives.
-    pub(crate) fn subscribed(&self, number: u16, serial: u32) {
+    pub(crate) fn subscribed(&self, number: u32, serial: u32) {
         if let Some(lender) = self.lock().lenders.get_mut(&number).filter(|lender| lender.serial == serial) {
             lender.subscribed = true;
         }
     }
 
     /// Events of a link: the connection ended.
-    pub(crate) fn lost(&self, number: u16, serial: u32) {
+    pub(crate) fn lost(&self, number: u32, serial: u32) {
         let mut state = self.lock();
         if let Some(lender) = state.lenders.get_mut(&number).filter(|lender| lender.serial == serial) {
             lender.lost();
@@ -424,5 +425,50 @@ impl State {
     /// Whether what came from there can be acknowledged.
     fn knows(&self, origin: Origin) -> bool {
         self.lenders.get(&origin.lender).is_some_and(|lender| lender.knows(origin.generation))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rumqttc::v5::mqttbytes::QoS;
+
+    use super::*;
+
+    fn hub(prefetch: usize) -> (Arc<Hub>, Seat) {
+        Hub::with_consumer("q".into(), &ConsumeOptions { prefetch, ..ConsumeOptions::default() })
+    }
+
+    #[test]
+    fn a_connection_that_stays_keeps_its_number() {
+        let (hub, _seat) = hub(1);
+        let (stays, _events) = hub.add_lender(None);
+        for _ in 0..=u16::MAX {
+            // A session that is looked at.
+            let (number, _events) = hub.add_lender(None);
+            assert_ne!(number, stays);
+            hub.remove_lender(number);
+        }
+    }
+
+    /// While the hub is full nothing is read, so that nothing comes does not say that nothing is there.
+    #[test]
+    fn a_connection_that_is_not_read_is_not_quiet() {
+        let (hub, seat) = hub(1);
+        let ((brings, _a), (silent, _b)) = (hub.add_lender(None), hub.add_lender(None));
+        hub.connected(brings, 0, 1, false);
+        hub.connected(silent, 0, 1, true);
+        assert!(hub.quiet_since(silent).is_some());
+        for pkid in 1..=2 {
+            let mut publish = Publish::new("q", QoS::AtLeastOnce, "x", None);
+            publish.pkid = pkid;
+            hub.message(brings, 1, publish);
+        }
+        assert!(!hub.has_room());
+        assert_eq!(hub.quiet_since(silent), None);
+        let full = Instant::now();
+        let mut taken = Vec::new();
+        assert!(hub.take(&seat, 1, &mut taken).expect("one is there"));
+        assert!(hub.has_room());
+        assert!(hub.quiet_since(silent).is_some_and(|since| since >= full));
     }
 }

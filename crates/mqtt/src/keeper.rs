@@ -31,8 +31,8 @@ use crate::{
 /// How often sessions are looked for that were left behind without a word: when the broker and a consumer die at once.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
-/// A session that was left behind is empty when nothing has come for this long and nothing is unsettled. Being wrong
-/// only means looking again.
+/// A session that was left behind may be empty when nothing has come for this long and nothing is unsettled; then the
+/// broker is asked.
 const QUIET: Duration = Duration::from_secs(1);
 
 /// A hub, and when its keeper has let everything go.
@@ -66,7 +66,7 @@ pub(crate) enum Source {
 struct Session {
     number: u16,
     link: Link,
-    lender: u16,
+    lender: u32,
     fate: Fate,
     receive_maximum: u16,
     /// Dropped last, when the connection is closed.
@@ -81,6 +81,8 @@ struct Keeper {
     left_behind: Vec<Session>,
     /// Sessions that were found empty since somebody left.
     empty: BTreeSet<u16>,
+    /// When to look for sessions that were left behind.
+    look_at: Instant,
 }
 
 impl Drop for Keeper {
@@ -95,8 +97,16 @@ impl Drop for Keeper {
 
 /// Takes a session and keeps it until the hub is closed.
 pub(crate) async fn start(bus: Arc<Bus>, hub: Arc<Hub>, source: Source, create: bool) -> Result<Kept> {
-    let mut keeper =
-        Keeper { bus, hub: Arc::clone(&hub), source, own: None, left_behind: Vec::new(), empty: BTreeSet::new() };
+    let mut keeper = Keeper {
+        bus,
+        hub: Arc::clone(&hub),
+        source,
+        own: None,
+        left_behind: Vec::new(),
+        empty: BTreeSet::new(),
+        // Not at once: a process that starts often opens several queues.
+        look_at: Instant::now() + jitter(Duration::from_millis(50)),
+    };
     keeper.take(create).await?;
     let (done, closed) = watch::channel(());
     let runtime = keeper.bus.runtime.clone();
@@ -114,8 +124,6 @@ impl Keeper {
         let bus = Arc::clone(&self.bus);
         let mut gone = bus.claims.gone();
         let mut stop = bus.stopping();
-        // Not at once: a process that starts often opens several queues.
-        let mut look = Instant::now() + jitter(Duration::from_millis(50));
         loop {
             if self.hub.close_if_done() || *stop.borrow() {
                 return;
@@ -129,14 +137,14 @@ impl Keeper {
                 changed = gone.changed() => {
                     if changed.is_ok() {
                         self.empty.clear();
-                        look = look.min(Instant::now() + jitter(Duration::from_millis(200)));
+                        self.look_soon();
                     }
                 }
-                () = sleep_until(look), if matches!(self.source, Source::Row(_)) => {
+                () = sleep_until(self.look_at), if matches!(self.source, Source::Row(_)) => {
+                    self.look_at = Instant::now() + jitter(LOOK_EVERY);
                     if let Err(cause) = self.look().await {
                         tracing::debug!(%cause, "cannot look for sessions that were left behind");
                     }
-                    look = Instant::now() + jitter(LOOK_EVERY);
                 }
                 () = sleep_until(soon), if !self.left_behind.is_empty() || self.own.is_none() => {}
             }
@@ -171,13 +179,33 @@ impl Keeper {
         let (done, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.left_behind).into_iter().partition(quiet);
         self.left_behind = kept;
         for session in done {
-            if session.fate.ended().is_none() && !self.hub.suspend_if_empty(session.lender) {
+            if session.fate.ended().is_some() {
+                // Only its connection may have ended, with messages left in it.
+                self.look_soon();
+            } else if self.is_empty(&session).await {
+                self.empty.insert(session.number);
+            } else {
                 self.left_behind.push(session);
                 continue;
             }
-            self.empty.insert(session.number);
             self.end(session, false).await;
         }
+    }
+
+    /// Whether a session has nothing for us and gets nothing more: what it held came before the broker's answer. It was told to
+    /// unsubscribe before, but that may have been lost with a connection.
+    async fn is_empty(&self, session: &Session) -> bool {
+        let Source::Row(row) = &self.source else { return true };
+        let unsubscribed = tokio::select! {
+            biased;
+            answer = self.bounded(session.link.unsubscribe(row.filter.clone())) => answer.is_ok(),
+            () = self.hub.turns(true) => false,
+        };
+        unsubscribed && self.hub.suspend_if_empty(session.lender)
+    }
+
+    fn look_soon(&mut self) {
+        self.look_at = self.look_at.min(Instant::now() + jitter(Duration::from_millis(200)));
     }
 
     /// The consumers of this process together want more in flight than the connection was made for, or as many retries wait
@@ -274,19 +302,26 @@ impl Keeper {
                     self.subscribe(&session, row.filter.clone()).await?;
                     let former = self.own.replace(session);
                     if let Some(former) = former {
-                        let unsubscribed = self.answered(former.link.unsubscribe(row.filter.clone())).await;
-                        self.left_behind.push(former);
-                        unsubscribed?;
+                        self.drain(former, &row.filter).await?;
                     }
                 }
-                _ => {
-                    let unsubscribed = self.answered(session.link.unsubscribe(row.filter.clone())).await;
-                    self.left_behind.push(session);
-                    unsubscribed?;
-                }
+                _ => self.drain(session, &row.filter).await?,
             }
         }
         Ok(())
+    }
+
+    /// Keeps a session until what it holds is done with; it must get nothing new.
+    async fn drain(&mut self, session: Session, filter: &str) -> Result<()> {
+        let unsubscribed = self.answered(session.link.unsubscribe(filter.to_owned())).await;
+        match &unsubscribed {
+            Ok(()) => self.left_behind.push(session),
+            Err(_) => {
+                self.look_soon();
+                self.end(session, false).await;
+            }
+        }
+        unsubscribed
     }
 
     /// Connects as a session.
@@ -299,7 +334,7 @@ impl Keeper {
     async fn connect(
         &self,
         number: u16,
-        lender: u16,
+        lender: u32,
         events: Lends,
         after: u32,
         claim: Option<Claim>,

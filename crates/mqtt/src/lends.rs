@@ -15,7 +15,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Lends {
     hub: Arc<Hub>,
-    number: u16,
+    number: u32,
     serial: u32,
     fate: Fate,
     /// The generation of another connection to the same broker, where the session may be taken over.
@@ -27,7 +27,7 @@ pub(crate) struct Lends {
 }
 
 impl Lends {
-    pub(crate) fn new(hub: &Arc<Hub>, number: u16, serial: u32, sibling: Option<watch::Receiver<u32>>) -> Self {
+    pub(crate) fn new(hub: &Arc<Hub>, number: u32, serial: u32, sibling: Option<watch::Receiver<u32>>) -> Self {
         Self {
             hub: Arc::clone(hub),
             number,

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 /// What brought a message, and under which packet id: what its acknowledgement needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Origin {
-    pub(crate) lender: u16,
+    pub(crate) lender: u32,
     pub(crate) generation: u32,
     pub(crate) pkid: u16,
 }
@@ -199,7 +199,7 @@ impl Stock {
     }
 
     /// Drops what waits and was brought by these connections: the broker delivers it again.
-    pub(crate) fn forget(&mut self, is_gone: impl Fn(u16) -> bool) {
+    pub(crate) fn forget(&mut self, is_gone: impl Fn(u32) -> bool) {
         let bytes = &mut self.bytes;
         let mut keep = |waiting: &Waiting| {
             let gone = is_gone(waiting.origin.lender);

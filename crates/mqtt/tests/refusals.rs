@@ -77,3 +77,24 @@ async fn passwords_and_permissions() {
     says(&error, ErrorKind::PermissionDenied, &["consumers cannot agree", "allow this user", "control"]);
     bus.close().await.expect("closed");
 }
+
+/// Every size near the broker's limit is answered.
+#[tokio::test]
+async fn packets_at_the_limit() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), "max_packet_size 1000\n").expect("written");
+    let broker = Broker::start_with(&["--volatile", "--include", &file.path().display().to_string()]).await;
+    let bus = broker.connect().await;
+    let producer = bus.producer(&Address::queue("narrow"), &ProduceOptions::default()).await.expect("producer");
+    let mut largest = None;
+    for size in 900..=1000 {
+        let send = producer.send(Message::new(vec![b'x'; size]));
+        match tokio::time::timeout(harness::PATIENCE, send).await.unwrap_or_else(|_| panic!("{size} is not answered")) {
+            Ok(_) => largest = Some(size),
+            Err(error) => says(&error, ErrorKind::TooLarge, &["bytes", "broker takes"]),
+        }
+    }
+    assert!(largest.is_some_and(|largest| largest < 1000), "{largest:?}");
+    producer.send(Message::new("small")).await.expect("sent");
+    bus.close().await.expect("closed");
+}

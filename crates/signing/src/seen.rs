@@ -1,4 +1,4 @@
-//! Signatures of messages that were handled, for as long as they would be believed.
+//! Signatures of messages that are being handled, and of those that were, for as long as they would be believed.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -6,31 +6,48 @@ use std::{
 };
 
 /// What was handled, and by whom: each group of a topic handles a message once.
-type Mark = (Box<str>, Vec<u8>);
+pub(crate) type Mark = (Box<str>, Vec<u8>);
 
-/// What was handled.
+/// What is known of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// Nothing: it is under way from now on.
+    New,
+    UnderWay,
+    Handled,
+}
+
+/// What was handled, and what is under way.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
+    under_way: HashSet<Mark>,
     marks: HashSet<Mark>,
     /// In the order in which they are forgotten.
     until: VecDeque<(SystemTime, Mark)>,
 }
 
 impl Seen {
-    pub(crate) fn contains(&self, by: &str, signature: &[u8]) -> bool {
-        self.marks.contains(&(by.into(), signature.to_vec()))
+    pub(crate) fn begin(&mut self, mark: &Mark) -> Known {
+        if self.marks.contains(mark) {
+            return Known::Handled;
+        }
+        if self.under_way.insert(mark.clone()) { Known::New } else { Known::UnderWay }
+    }
+
+    /// It is under way no more.
+    pub(crate) fn end(&mut self, mark: &Mark) {
+        self.under_way.remove(mark);
     }
 
     /// Remembers it until then, and forgets what nobody would believe any more.
-    pub(crate) fn add(&mut self, by: &str, signature: &[u8], until: SystemTime, now: SystemTime) {
+    pub(crate) fn add(&mut self, mark: &Mark, until: SystemTime, now: SystemTime) {
         while self.until.front().is_some_and(|(until, _)| *until < now) {
             if let Some((_, old)) = self.until.pop_front() {
                 self.marks.remove(&old);
             }
         }
-        let mark: Mark = (by.into(), signature.to_vec());
         if self.marks.insert(mark.clone()) {
-            self.until.push_back((until, mark));
+            self.until.push_back((until, mark.clone()));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Lets nothing reach a handler that is not signed.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -10,7 +10,7 @@ use polymq_core::{Address, ChannelKind, Layer, Message, NextHandle, Outcome, now
 
 use crate::{
     PublicKeys,
-    seen::Seen,
+    seen::{Known, Mark, Seen},
     signed::{self, SIGNATURE, Signature},
 };
 
@@ -20,6 +20,8 @@ const WINDOW: Duration = Duration::from_secs(24 * 3600);
 const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 /// How far a sender's clock may be ahead of ours.
 const AHEAD: Duration = Duration::from_secs(60);
+/// How soon a copy comes again whose like is being handled.
+const BESIDE: Duration = Duration::from_secs(1);
 
 /// Does not believe, and says why, what is not signed by a known key for this channel, lately, and for the first time: where it goes
 /// says the [`untrusted`](polymq_core::FailurePolicy::untrusted) of the failure policy.
@@ -46,7 +48,7 @@ impl Verifier {
     }
 
     /// The signature's bytes, or why the message is not believed.
-    fn check(&self, message: &Message, destination: &str, by: &str) -> Result<Vec<u8>, String> {
+    fn check(&self, message: &Message, destination: &str) -> Result<Vec<u8>, String> {
         let header = message.headers().get(SIGNATURE).ok_or("it is not signed")?;
         let signature = Signature::read(header).ok_or("its signature is none")?;
         match self.keys.verify(signature.key, &signed::text(message, destination), &signature.bytes) {
@@ -61,16 +63,29 @@ impl Verifier {
         if made.duration_since(now).is_ok_and(|ahead| ahead > AHEAD) {
             return Err("it was made in the future".to_owned());
         }
-        if self.seen.lock().unwrap_or_else(PoisonError::into_inner).contains(by, &signature.bytes) {
-            return Err("it was handled already".to_owned());
-        }
         Ok(signature.bytes)
     }
 
-    fn handled(&self, message: &Message, by: &str, signature: &[u8]) {
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn handled(&self, message: &Message, mark: &Mark) {
         let Some(made) = message.time() else { return };
         let until = made.checked_add(self.window.saturating_add(AHEAD)).unwrap_or_else(|| now() + FOR_EVER);
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).add(by, signature, until, now());
+        self.seen().add(mark, until, now());
+    }
+}
+
+/// A message that is being handled, until that has ended or was cancelled.
+struct UnderWay<'a> {
+    verifier: &'a Verifier,
+    mark: Mark,
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.verifier.seen().end(&self.mark);
     }
 }
 
@@ -82,17 +97,28 @@ impl Layer for Verifier {
             ChannelKind::Queue => Address::queue(next.channel()),
             ChannelKind::Topic => Address::topic(next.channel()),
         };
-        let by = format!("{} {}", next.address(), next.group().unwrap_or_default());
-        let signature = match self.check(&message, &destination.to_string(), &by) {
-            Ok(signature) => signature,
+        let by = match (next.address().kind(), next.group()) {
+            // Each of them has the message.
+            (ChannelKind::Topic, None) => format!("{} #{}", next.address(), next.subscription()),
+            (_, group) => format!("{} {}", next.address(), group.unwrap_or_default()),
+        };
+        let mark: Mark = match self.check(&message, &destination.to_string()) {
+            Ok(signature) => (by.into(), signature),
             Err(reason) => return Outcome::untrusted(reason),
+        };
+        let known = self.seen().begin(&mark);
+        let under_way = match known {
+            Known::New => UnderWay { verifier: self, mark },
+            // Whether it is a replay, is known when the other one has ended.
+            Known::UnderWay => return Outcome::defer(BESIDE),
+            Known::Handled => return Outcome::untrusted("it was handled already"),
         };
         let outcome = next.handle(message.clone()).await;
         if !matches!(
             outcome,
             Outcome::Retry { .. } | Outcome::Reject { .. } | Outcome::Untrusted { .. } | Outcome::Defer { .. }
         ) {
-            self.handled(&message, &by, &signature);
+            self.handled(&message, &under_way.mark);
         }
         outcome
     }

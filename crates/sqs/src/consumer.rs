@@ -147,7 +147,9 @@ impl Task {
                 self.give_back();
             }
             self.start(&mut requests, &mut running, width);
-            if self.shared.is_closing() && requests.is_empty() {
+            // What a poll brings to a queue that is deleted, nobody needs.
+            let is_idle = if self.plan.own { running.told == [0; 3] } else { requests.is_empty() };
+            if self.shared.is_closing() && is_idle {
                 if self.shared.is_told() {
                     self.stage.send_if_modified(|stage| std::mem::replace(stage, Stage::Returned) != Stage::Returned);
                 }

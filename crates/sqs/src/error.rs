@@ -29,8 +29,14 @@ where
     E: StdError + ProvideErrorMetadata + Send + Sync + 'static,
 {
     let kind = kind(&error, effect);
+    // It may go on with all that was signed, the session's token among it.
+    let tells_secrets = kind == ErrorKind::Unauthenticated && error.as_service_error().is_some();
     let text = match error.as_service_error() {
-        Some(service) => service.message().or(service.code()).unwrap_or("refused without a reason").to_owned(),
+        Some(service) => {
+            let text = service.message().or(service.code()).unwrap_or("refused without a reason");
+            let shown = if tells_secrets { text.lines().next().unwrap_or_default() } else { text };
+            shown.to_owned()
+        }
         None => chain(&error),
     };
     let retry = match error.as_service_error().and_then(ProvideErrorMetadata::code) {
@@ -46,7 +52,7 @@ where
         Some(retry) => mapped.with_retry(retry),
         None => mapped,
     };
-    mapped.with_source(error)
+    if tells_secrets { mapped } else { mapped.with_source(error) }
 }
 
 fn kind<E: StdError + ProvideErrorMetadata + 'static>(error: &SdkError<E, HttpResponse>, effect: Effect) -> ErrorKind {
@@ -97,10 +103,13 @@ pub(crate) fn of_code(code: &str, message: &str) -> ErrorKind {
         "InvalidClientTokenId"
         | "UnrecognizedClientException"
         | "SignatureDoesNotMatch"
+        | "InvalidSignature"
+        | "InvalidSignatureException"
         | "InvalidAccessKeyId"
         | "MissingAuthenticationToken"
         | "MissingAuthenticationTokenException"
         | "IncompleteSignature"
+        | "IncompleteSignatureException"
         | "ExpiredToken"
         | "ExpiredTokenException"
         | "InvalidSecurity"
@@ -122,10 +131,16 @@ pub(crate) fn of_code(code: &str, message: &str) -> ErrorKind {
         | "InvalidParameter"
         | "InvalidParameterException"
         | "InvalidParameterValueException" => {
-            let size = ["too long", "too large", "shorter than", "message size"]
-                .iter()
-                .any(|word| message.to_ascii_lowercase().contains(word));
-            if size { ErrorKind::TooLarge } else { ErrorKind::InvalidInput }
+            let message = message.to_ascii_lowercase();
+            let tells = |words: &[&str]| words.iter().any(|word| message.contains(word));
+            if tells(&["not available for visibility"]) {
+                // The loan was over by SQS's clock, which no input is to blame for.
+                ErrorKind::Stale
+            } else if tells(&["too long", "too large", "shorter than", "message size"]) {
+                ErrorKind::TooLarge
+            } else {
+                ErrorKind::InvalidInput
+            }
         }
         "ReceiptHandleIsInvalid" | "MessageNotInflight" => ErrorKind::Stale,
         "UnsupportedOperation" => ErrorKind::Unsupported,
@@ -257,6 +272,7 @@ mod tests {
             ("AccessDenied", Kind::PermissionDenied),
             ("InvalidClientTokenId", Kind::Unauthenticated),
             ("ExpiredToken", Kind::Unauthenticated),
+            ("com.amazon.coral.service#InvalidSignatureException", Kind::Unauthenticated),
             ("RequestThrottled", Kind::Busy),
             ("AWS.SimpleQueueService.BatchRequestTooLong", Kind::TooLarge),
             ("InvalidMessageContents", Kind::InvalidInput),
@@ -267,7 +283,12 @@ mod tests {
         }
         let long = "One or more parameters are invalid. Reason: Message must be shorter than 1048576 bytes.";
         assert_eq!(of_code("InvalidParameterValue", long), Kind::TooLarge);
-        assert_eq!(of_code("InvalidParameterValue", "something else"), Kind::InvalidInput);
+        let over = "Value AQEB for parameter ReceiptHandle is invalid. Reason: Message does not exist or is not available for \
+            visibility timeout change.";
+        assert_eq!(of_code("InvalidParameterValue", over), Kind::Stale);
+        let beyond = "Value 43200 for parameter VisibilityTimeout is invalid. Reason: Total VisibilityTimeout for the message is \
+            beyond the limit [43200 seconds].";
+        assert_eq!(of_code("InvalidParameterValue", beyond), Kind::InvalidInput);
     }
 
     #[test]

@@ -52,6 +52,7 @@ fn main() -> ExitCode {
         a_subject_is_read_by_others,
         h13_a_queue_lets_in_its_topic_and_nobody_else,
         a_subscription_without_a_group_leaves_nothing_behind,
+        an_idle_subscription_without_a_group_leaves_nothing_behind,
     );
     trials.extend(trials!(topology:
         h1_declaring_twice_is_harmless_and_looking_creates_nothing,
@@ -87,6 +88,7 @@ fn main() -> ExitCode {
     trials.extend(trials!(security:
         j4_connections_are_encrypted_and_certificates_checked,
         j5_rotated_credentials_reach_every_connection,
+        a_wrong_signature_is_refused_and_tells_no_secret,
         j6_credentials_are_not_sent_in_clear_to_another_machine,
     ));
     trials.extend(trials!(limits:

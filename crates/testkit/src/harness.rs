@@ -113,9 +113,15 @@ pub trait Harness: Send + Sync + fmt::Debug + 'static {
         vec!["connect_timeout"]
     }
 
-    /// How many messages the broker bears: in the case with a large backlog, and at most 10 000 in the one with a long stream.
+    /// How many messages the broker bears: in the case with a large backlog, at most 10 000 in the one with a long stream, and at most
+    /// 5000 in the one with a subscription that comes and goes.
     fn backlog(&self) -> usize {
         100_000
+    }
+
+    /// How many senders, and how many consumers of one queue, the broker bears at a time.
+    fn at_once(&self) -> usize {
+        50
     }
 }
 

@@ -170,6 +170,21 @@ pub async fn an_unroutable_message_is_an_error_and_only_that_one() {
     send(&*topic, message("x")).await.expect("sent");
 }
 
+/// One message to many queues, as a fan-out sends it: which of them is gone must not be mixed up.
+pub async fn a_return_is_of_the_queue_that_is_gone() {
+    let connection = connect(&format!("{}?channels=1", shared().url())).await;
+    let (there, gone) = (Address::queue(unique("there")), Address::queue(unique("gone")));
+    let (to_there, to_gone) = (producer(&connection, &there).await, producer(&connection, &gone).await);
+    for producer in [&to_there, &to_gone] {
+        send(&**producer, message("declared")).await.expect("sent");
+    }
+    raw(shared()).await.queue_delete(gone.name().into(), QueueDeleteOptions::default()).await.expect("deleted");
+    let copy = message("copy");
+    let (arrives, returns) = (to_there.send(copy.clone()), to_gone.send(copy));
+    within(60, arrives).await.expect("its queue is there");
+    assert_eq!(within(60, returns).await.expect_err("lost").kind(), ErrorKind::Unroutable);
+}
+
 pub async fn a_quorum_queue_does_it_all_too() {
     let connection = connect(&format!("{}?queue_type=quorum", shared().url())).await;
     let queue = Address::queue(unique("quorum"));

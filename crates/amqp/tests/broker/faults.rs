@@ -1,12 +1,15 @@
 use std::{
     collections::HashSet,
+    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
 use futures_util::future::join_all;
 use lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions};
 use polymq_amqp::AmqpConnection;
-use polymq_core::{Address, Connection, ConsumeOptions, ErrorKind, HealthState, ProduceOptions, Retry, Settings};
+use polymq_core::{
+    Address, Connection, ConsumeOptions, ErrorKind, Health, HealthState, ProduceOptions, Retry, Settings,
+};
 
 use super::harness::*;
 
@@ -90,6 +93,66 @@ pub async fn a_cut_connection_is_resumed_and_old_deliveries_are_stale() {
     assert_eq!(connection.stats(&queue, None).await.expect("counts").ready, 0);
 }
 
+/// What ends each connection ends all that uses it, so it must not be made again without a pause.
+pub async fn connections_that_do_not_last_are_made_again_ever_later() {
+    let proxy = Proxy::start(shared().port).await;
+    let url =
+        format!("amqp://guest:guest@127.0.0.1:{}?heartbeat=60s&reconnect_initial=3s&reconnect_max=3s", proxy.port);
+    let connection = connect(&url).await;
+    let queue = Address::queue(unique("short-lived"));
+    let producer = producer(&connection, &queue).await;
+    send(&*producer, message("once")).await.expect("sent");
+    proxy.cut(false);
+    let health = || connection.health().now();
+    let up_again = |times: u64| move |health: Health| health.reconnects >= times && health.state != HealthState::Down;
+    eventually("the first loss is made good", || async { up_again(1)(health()) }).await;
+    send(&*producer, message("again")).await.expect("sent");
+    let (before, cut) = (health().reconnects, Instant::now());
+    proxy.cut(false);
+    let told = |health: Health| health.reason.is_some_and(|reason| reason.contains("2 connections in a row"));
+    eventually("health says why", || async { told(health()) }).await;
+    eventually("the second one too", || async { up_again(before + 1)(health()) }).await;
+    assert!(cut.elapsed() >= Duration::from_millis(1500), "after {:?}", cut.elapsed());
+    send(&*producer, message("and again")).await.expect("sent");
+}
+
+/// The client library ends the connection over such a message. Its consumers must not come back as fast as they can, health
+/// says why, and all goes on when the message has been taken away.
+pub async fn a_message_that_cannot_be_read_is_waited_for() {
+    let queue = Address::queue(unique("unreadable"));
+    let url = format!("{}?reconnect_initial=1s&reconnect_max=1s", shared().url());
+    let connection = connect(&url).await;
+    let producer = producer(&connection, &queue).await;
+    let garbling = garbling(shared().port).await;
+    let url = format!("amqp://guest:guest@127.0.0.1:{garbling}");
+    let foreign = lapin::Connection::connect(&url, Default::default()).await.expect("lapin");
+    let foreign = foreign.create_channel().await.expect("a channel");
+    foreign.confirm_select(Default::default()).await.expect("confirms");
+    let properties = lapin::BasicProperties::default().with_correlation_id(MARK.into());
+    let sent = foreign.basic_publish("".into(), queue.name().into(), Default::default(), b"x", properties).await;
+    sent.expect("published").await.expect("confirmed");
+    let mut consumer = consumer(&connection, &queue).await;
+    let told = |health: Health| health.reason.is_some_and(|reason| reason.contains("connections in a row"));
+    eventually("health says why", || async { told(connection.health().now()) }).await;
+    println!("{}", connection.health().now());
+    let contents = format!("queues/%2F/{}/contents", queue.name());
+    // While the consumer has the message it looks like that too, but not for long.
+    let calm = std::sync::Mutex::new(None);
+    eventually("the message is gone, and the consumer is back", || async {
+        shared().management("DELETE", &contents, "").await;
+        let stats = connection.stats(&queue, None).await;
+        let mut calm = calm.lock().expect("not poisoned");
+        if !stats.is_ok_and(|stats| (stats.ready, stats.consumers) == (0, 1)) {
+            *calm = None;
+            return false;
+        }
+        calm.get_or_insert_with(std::time::Instant::now).elapsed() > Duration::from_secs(3)
+    })
+    .await;
+    send(&*producer, message("good")).await.expect("sent");
+    assert_eq!(text(&receive(&mut *consumer, 1).await[0]), "good");
+}
+
 pub async fn messages_wait_for_the_connection_and_can_be_withdrawn() {
     let proxy = Proxy::start(shared().port).await;
     let connection = connect(&proxy.url()).await;
@@ -162,6 +225,43 @@ pub async fn a_broker_out_of_memory_blocks_nobody_for_ever() {
     eventually("health tells", || async { connection.health().now().state != HealthState::Down }).await;
     let mut consumer = consumer(&connection, &queue).await;
     assert_eq!(receive(&mut *consumer, 2).await.iter().map(text).collect::<Vec<_>>(), ["before", "kept"]);
+    silence(&mut *consumer, 300).await;
+}
+
+/// A delay queue is declared before each message; the broker runs out of memory, or falls silent, before it answers.
+pub async fn a_declaration_without_an_answer_holds_nobody_up() {
+    let proxy = Proxy::start(shared().port).await;
+    let connection = connect(&format!("{}&heartbeat=60s&connect_timeout=10s&channels=1", proxy.url())).await;
+    let queue = Address::queue(unique("undeclared"));
+    let producer = producer(&connection, &queue).await;
+    let soon = |body| producer.send(message(body).deliver_in(Duration::from_millis(100)));
+    within(60, soon("first")).await.expect("sent");
+    let held = || async {
+        proxy.kept.store(0, Ordering::SeqCst);
+        proxy.hold.store(true, Ordering::SeqCst);
+    };
+    let asked = || async { proxy.kept.load(Ordering::SeqCst) > 0 };
+
+    held().await;
+    let waits = soon("silence");
+    eventually("it is declared", asked).await;
+    let error = within(60, waits).await.expect_err("no answer");
+    assert_eq!((error.kind(), error.retry()), (ErrorKind::Timeout, Retry::Now), "{error}");
+    proxy.unblock();
+    within(60, soon("second")).await.expect("sent");
+
+    held().await;
+    let (withdrawn, kept) = (soon("withdrawn"), soon("third"));
+    eventually("it is declared", asked).await;
+    proxy.block();
+    eventually("health tells", || async { connection.health().now().state == HealthState::Down }).await;
+    assert!(withdrawn.withdraw() && kept.withdraw(), "they were not written");
+    within(30, producer.flush()).await.expect("what is withdrawn is looked for");
+    let kept = soon("third");
+    proxy.unblock();
+    within(60, kept).await.expect("sent after all");
+    let mut consumer = consumer(&connection, &queue).await;
+    assert_eq!(receive(&mut *consumer, 3).await.iter().map(text).collect::<Vec<_>>(), ["first", "second", "third"]);
     silence(&mut *consumer, 300).await;
 }
 

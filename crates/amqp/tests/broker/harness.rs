@@ -191,6 +191,9 @@ pub struct Proxy {
     pub port: u16,
     pub acks: Arc<AtomicU64>,
     refuse: Arc<AtomicBool>,
+    /// Keep what clients say to yourself, and how many bytes that is.
+    pub hold: Arc<AtomicBool>,
+    pub kept: Arc<AtomicU64>,
     orders: broadcast::Sender<Order>,
 }
 
@@ -205,7 +208,15 @@ impl Proxy {
     pub async fn start(target: u16) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("an address").port();
-        let proxy = Self { port, acks: Arc::default(), refuse: Arc::default(), orders: broadcast::channel(8).0 };
+        let orders = broadcast::channel(8).0;
+        let proxy = Self {
+            port,
+            acks: Arc::default(),
+            refuse: Arc::default(),
+            hold: Arc::default(),
+            kept: Arc::default(),
+            orders,
+        };
         let serving = proxy.clone();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
@@ -241,8 +252,9 @@ impl Proxy {
         let _ = self.orders.send(Order::Tell(frame(&payload), true));
     }
 
-    /// `connection.unblocked` (class 10, method 61).
+    /// `connection.unblocked` (class 10, method 61). What was kept passes first.
     pub fn unblock(&self) {
+        self.hold.store(false, Ordering::SeqCst);
         let _ = self.orders.send(Order::Tell(frame(&[0, 10, 0, 61]), false));
     }
 
@@ -253,6 +265,7 @@ impl Proxy {
         let (mut up, mut down) = (Frames::new(8), Frames::new(0));
         let (mut sent, mut answered) = (vec![0; 65536], vec![0; 65536]);
         let mut held = false;
+        let mut kept = Vec::new();
         loop {
             let done = tokio::select! {
                 count = from_client.read(&mut sent), if !held => {
@@ -260,7 +273,13 @@ impl Proxy {
                     let whole = up.whole(&sent[..count]);
                     self.acks.fetch_add(up.acks, Ordering::SeqCst);
                     up.acks = 0;
-                    count == 0 || to_server.write_all(&whole).await.is_err()
+                    kept.extend_from_slice(&whole);
+                    if self.hold.load(Ordering::SeqCst) {
+                        self.kept.fetch_add(count as u64, Ordering::SeqCst);
+                    } else if to_server.write_all(&std::mem::take(&mut kept)).await.is_err() {
+                        return;
+                    }
+                    count == 0
                 }
                 count = from_server.read(&mut answered) => {
                     let count = count.unwrap_or(0);
@@ -269,6 +288,9 @@ impl Proxy {
                 order = orders.recv() => match order {
                     Ok(Order::Tell(bytes, hold)) => {
                         held = hold;
+                        if !hold && to_server.write_all(&std::mem::take(&mut kept)).await.is_err() {
+                            return;
+                        }
                         to_client.write_all(&bytes).await.is_err()
                     }
                     _ => true,
@@ -280,6 +302,30 @@ impl Proxy {
         }
     }
 }
+
+/// A way to the broker that puts bytes which are no UTF-8 in the place of [`MARK`]: our client library cannot say them.
+pub async fn garbling(target: u16) -> u16 {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    tokio::spawn(async move {
+        let (client, _) = listener.accept().await.expect("a client");
+        let server = TcpStream::connect(("127.0.0.1", target)).await.expect("the broker");
+        let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
+            (client.into_split(), server.into_split());
+        tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
+        let (mut up, mut bytes) = (Frames::new(8), vec![0; 65536]);
+        while let Ok(count @ 1..) = from_client.read(&mut bytes).await {
+            let mut whole = up.whole(&bytes[..count]);
+            while let Some(at) = whole.windows(MARK.len()).position(|part| part == MARK.as_bytes()) {
+                whole[at..at + MARK.len()].fill(0xff);
+            }
+            to_server.write_all(&whole).await.expect("written");
+        }
+    });
+    port
+}
+
+pub const MARK: &str = "no-utf-8";
 
 fn frame(payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![1, 0, 0];

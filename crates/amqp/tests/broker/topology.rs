@@ -197,6 +197,21 @@ pub async fn a_queue_of_delayed_messages_stays_while_one_waits() {
     }
 }
 
+/// The queue of a delay leads to one exchange, whatever the name of the topic is.
+pub async fn topics_of_one_name_on_two_exchanges_are_delayed_apart() {
+    let topic = Address::topic(unique("two"));
+    let exchanges = [unique("exchange"), unique("exchange"), "amq.topic".to_owned()];
+    for exchange in &exchanges {
+        let connection = connect(&format!("{}?exchange={exchange}", shared().url())).await;
+        let options = ConsumeOptions { group: Some(exchange.clone()), ..ConsumeOptions::default() };
+        let mut consumer = connection.consumer(&topic, &options).await.expect("a consumer");
+        let soon = message(exchange).deliver_in(Duration::from_millis(100));
+        send(&*producer(&connection, &topic).await, soon).await.expect("sent");
+        assert_eq!(text(&receive(&mut *consumer, 1).await[0]), *exchange);
+        silence(&mut *consumer, 200).await;
+    }
+}
+
 /// The names of such queues never come back, so nobody would clean up after them.
 pub async fn delays_of_what_ends_with_its_connection_leave_no_queue_for_good() {
     let connection = connect(&format!("{}?queue_type=quorum", shared().url())).await;

@@ -44,6 +44,16 @@ impl Queue {
         Ok(discarded)
     }
 
+    /// Before it is deleted: discards what waits where that is more than a step, so that nobody who sends waits for all of it.
+    /// What is no more goes with the queue or stays with it.
+    pub(crate) async fn purge_much(self: &Arc<Self>) -> Result<(), StoreError> {
+        let stats = self.stats();
+        if stats.messages > STEP.0 as u64 || stats.bytes > STEP.1 {
+            self.purge().await?;
+        }
+        Ok(())
+    }
+
     /// Begins the next step. Tells how many messages it discards, and when it is on disk.
     #[allow(clippy::type_complexity)]
     fn discard(

@@ -1,8 +1,11 @@
 //! Taking messages, and waiting for them.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use polymq_kubemq_proto::QueueMessage;
@@ -11,6 +14,11 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Lent, PAGE, Queue, State, Waiting, now};
 use crate::store::{Change, Key, StoreError};
+
+/// Messages, and bytes of them, that are found to be expired in one step, so that nobody waits long for it.
+const EXPIRED: (u64, usize) = (1024, 8 << 20);
+/// What has expired is passed over for this long by who would not wait as long.
+const PASSES: Duration = Duration::from_secs(5);
 
 /// What a receive gave.
 #[derive(Debug, Default)]
@@ -24,6 +32,7 @@ impl Queue {
     /// Takes up to `most` messages, waiting for the first one until the deadline, or until the queue is deleted.
     pub(crate) async fn take(self: &Arc<Self>, most: usize, deadline: Instant) -> Result<Taken, StoreError> {
         let mut expired = 0;
+        let passes = deadline.max(Instant::now() + PASSES);
         loop {
             let arrived = self.arrived.notified();
             tokio::pin!(arrived);
@@ -37,6 +46,14 @@ impl Queue {
             if self.lock().gone {
                 return Ok(Taken { messages: Vec::new(), expired });
             }
+            if taken.expired > 0 {
+                if Instant::now() >= passes {
+                    return Ok(Taken { messages: Vec::new(), expired });
+                }
+                // Others are served in between, and the store keeps up.
+                self.store.written().await?;
+                continue;
+            }
             let _wants = Wants::begin(&self.wanted, most);
             if timeout_at(deadline, arrived).await.is_err() {
                 return Ok(Taken { messages: Vec::new(), expired });
@@ -44,7 +61,7 @@ impl Queue {
         }
     }
 
-    /// Takes what is there.
+    /// Takes what is there, or as much as is behind so many expired messages.
     pub(crate) fn take_now(self: &Arc<Self>, most: usize) -> Result<Taken, StoreError> {
         // What is taken now could not be settled.
         if let Some(cause) = self.store.failed() {
@@ -52,12 +69,13 @@ impl Queue {
         }
         let mut taken = Taken::default();
         let mut gone = Vec::new();
-        let mut bytes = 0;
+        let (mut bytes, mut passed) = (0, 0);
         let mut state = self.lock();
-        while taken.messages.len() < most && !state.gone {
+        while taken.messages.len() < most && taken.expired < EXPIRED.0 && passed < EXPIRED.1 && !state.gone {
             let Some(mut waiting) = self.next_waiting(&mut state)? else { break };
             if self.expire(&mut state, &waiting, &mut gone) {
                 taken.expired += 1;
+                passed += waiting.size;
                 continue;
             }
             bytes += waiting.size;

@@ -68,3 +68,37 @@ async fn what_is_written_and_not_synced_is_not_given() {
     assert_eq!(taken.messages.iter().map(Lent::sequence).collect::<Vec<_>>(), [1]);
     assert!(queue.take_now(10).unwrap().messages.is_empty());
 }
+
+fn expired(size: usize) -> QueueMessage {
+    let attributes = QueueMessageAttributes { expiration_at: 1, ..QueueMessageAttributes::default() };
+    QueueMessage { attributes: Some(attributes), ..message(&vec![b'x'; size].into()) }
+}
+
+#[tokio::test]
+async fn what_has_expired_is_removed_in_steps() {
+    let queue = queue();
+    put(&queue, vec![expired(1); 3000]).await;
+    put(&queue, vec![message(&Bytes::from_static(b"x"))]).await;
+    let first = queue.take_now(1).unwrap();
+    assert_eq!((first.messages.len(), first.expired), (0, 1024));
+    let mut passed = 0;
+    // Whose time is over goes on for some seconds all the same.
+    let taken = loop {
+        let taken = queue.take(1, Instant::now()).await.unwrap();
+        passed += taken.expired;
+        if !taken.messages.is_empty() {
+            break taken;
+        }
+    };
+    assert_eq!((taken.messages.len(), passed), (1, 1976));
+    queue.store.written().await.unwrap();
+    assert_eq!(queue.store.sizes(queue.id, 1, 10).unwrap().len(), 1);
+    assert_eq!(queue.stats().messages, 1);
+}
+
+#[tokio::test]
+async fn large_messages_that_have_expired_are_removed_in_smaller_steps() {
+    let queue = queue();
+    put(&queue, vec![expired(1 << 20); 20]).await;
+    assert_eq!([(); 3].map(|()| queue.take_now(1).unwrap().expired), [8, 8, 4]);
+}

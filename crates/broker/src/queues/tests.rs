@@ -34,6 +34,31 @@ async fn a_queue_has_its_name_until_its_removal_is_stored() {
 }
 
 #[tokio::test]
+async fn a_large_queue_is_removed_in_steps() {
+    let queues = queues();
+    let (large, other) = (queues.get("large").unwrap(), queues.get("other").unwrap());
+    large.put(vec![QueueMessage::default(); 10_000], Vec::new(), None, drop);
+    queues.store.store(Vec::new()).await.unwrap();
+    // The store stores nothing for now, so that the removal comes no further than its first step.
+    let (free, waits) = channel::<()>();
+    queues.store.commit(Vec::new(), None, move |_| _ = waits.recv());
+    let mut removal = std::pin::pin!(queues.remove("large"));
+    assert!(futures_util::poll!(removal.as_mut()).is_pending());
+    drop(free);
+    // Handed over after the removal began, and stored before that is done.
+    other.put(vec![QueueMessage::default()], Vec::new(), None, drop);
+    queues.store.store(Vec::new()).await.unwrap();
+    let count = |name: &str| {
+        let stored = queues.store.channels().unwrap();
+        stored.iter().find(|channel| channel.name == name).map(|channel| channel.count)
+    };
+    assert_eq!((count("large"), count("other")), (Some(10_000 - 4096), Some(1)));
+    assert!(removal.await.unwrap());
+    assert_eq!((count("large"), count("other")), (None, Some(1)));
+    assert!(queues.store.sizes(large.id, 1, 10).unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn what_is_delayed_comes_although_its_sender_went_away() {
     let queues = queues();
     let clock = tokio::spawn(Arc::clone(&queues).keep_time());
@@ -50,6 +75,24 @@ async fn what_is_delayed_comes_although_its_sender_went_away() {
     drop(queues.enter(vec![message], |_| Ok(())).await);
     let queue = queues.get("orders").unwrap();
     let taken = queue.take(1, tokio::time::Instant::now() + Duration::from_secs(600)).await.unwrap();
+    assert_eq!(taken.messages.len(), 1);
+    clock.abort();
+}
+
+#[tokio::test]
+async fn a_clock_that_was_set_forward_is_noticed() {
+    let queues = queues();
+    let queue = queues.get("orders").unwrap();
+    let value = QueueMessage { body: "x".into(), ..QueueMessage::default() }.encode_to_vec();
+    let hours = now() + nanoseconds(Duration::from_secs(7200));
+    let late = Change::Delay { id: 1, channel: queue.id, due: hours, value };
+    queues.store.store(vec![late]).await.unwrap();
+    let clock = tokio::spawn(Arc::clone(&queues).keep_time());
+    // The clock of delays waits for that one.
+    tokio::task::yield_now().await;
+    // Due without a word to it, as what the time has jumped over is.
+    queues.store.store(vec![due(2, &queue)]).await.unwrap();
+    let taken = queue.take(1, tokio::time::Instant::now() + Duration::from_secs(60)).await.unwrap();
     assert_eq!(taken.messages.len(), 1);
     clock.abort();
 }

@@ -152,22 +152,30 @@ pub(super) async fn ack_all(
     }
 }
 
-/// Who asks for a queue by its name and may not read it is told so; a list of all leaves it out.
+/// Who asks for a queue by its name and may do nothing with it is told so; a list of all has those that may be read. What is in
+/// it, is for those who may read it: a request does not say who asks, so without a token that does, anybody sees that a queue is there.
 pub(super) fn info(
     queues: &Queues,
     caller: &Caller,
     request: QueuesInfoRequest,
 ) -> Result<QueuesInfoResponse, Refusal> {
     let names: Vec<_> = request.queue_name.split(';').filter(|name| !name.is_empty()).collect();
-    for name in &names {
-        caller.may(Action::Read, Resource::Queues, "", name)?;
+    if let Some(name) = names.iter().find(|name| !caller.sees(Resource::Queues, name)) {
+        tracing::debug!(name, "refused: no rule shows this queue");
+        return Err(caller.denied());
     }
     let queues: Vec<_> = queues
         .all()
         .into_iter()
         .filter(|queue| names.is_empty() || names.contains(&&*queue.name))
-        .filter(|queue| caller.may(Action::Read, Resource::Queues, "", &queue.name).is_ok())
+        .filter(|queue| match names.is_empty() {
+            true => caller.can(Action::Read, Resource::Queues, "", &queue.name),
+            false => caller.sees(Resource::Queues, &queue.name),
+        })
         .map(|queue| {
+            if !caller.can(Action::Read, Resource::Queues, "", &queue.name) {
+                return QueueInfo { name: queue.name.clone(), ..QueueInfo::default() };
+            }
             let stats = queue.stats();
             QueueInfo {
                 name: queue.name.clone(),

@@ -92,10 +92,10 @@ fn apply(transaction: &Transaction<'_>, change: &Change, channels: &mut Channels
                 return Err(GONE);
             }
         }
-        Change::Position { channel, reader, next, seen } => {
+        Change::Position { channel, reader, place, seen } => {
             // A reader may go on a moment longer than its channel, whose number may be another one's some day.
             let sql = "INSERT OR REPLACE INTO positions SELECT id, ?2, ?3, ?4 FROM channels WHERE id = ?1";
-            run(sql, params![channel, reader, next, seen])?;
+            run(sql, params![channel, reader, place.take(), seen])?;
         }
         Change::Seen { channel, reader, seen } => {
             let sql = "UPDATE positions SET seen = ?3 WHERE channel = ?1 AND reader = ?2";

@@ -1,5 +1,10 @@
 //! What is stored: places, the changes of one step, and what is found at the start.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
 /// Bits of a key that count within a channel.
 const SEQUENCE_BITS: u32 = 44;
 /// The highest number of a channel: the rest of a key's bits, without the one of its sign.
@@ -27,6 +32,37 @@ impl Key {
     #[must_use]
     pub(crate) fn sequence(self) -> u64 {
         (self.0 & ((1 << SEQUENCE_BITS) - 1)).unsigned_abs()
+    }
+}
+
+/// Where a reader goes on. What is stored is where it is by then, so one note of it that waits is enough.
+#[derive(Debug, Default)]
+pub(crate) struct Place {
+    next: AtomicU64,
+    /// A note waits.
+    noted: AtomicBool,
+}
+
+impl Place {
+    pub(crate) fn set(&self, next: u64) {
+        self.next.store(next, Ordering::Release);
+    }
+
+    /// Whether that is to be noted: who is told so must do it.
+    pub(crate) fn go_on(&self, next: u64) -> bool {
+        self.set(next);
+        !self.noted.swap(true, Ordering::AcqRel)
+    }
+
+    /// What is to be stored. Whoever goes on after this notes it anew.
+    pub(super) fn take(&self) -> u64 {
+        self.forget();
+        self.next.load(Ordering::Acquire)
+    }
+
+    /// No note waits any more.
+    pub(super) fn forget(&self) {
+        self.noted.swap(false, Ordering::AcqRel);
     }
 }
 
@@ -82,7 +118,7 @@ pub(crate) enum Change {
         /// The reader.
         reader: String,
         /// The next sequence.
-        next: u64,
+        place: Arc<Place>,
         /// Nanoseconds since the Unix epoch.
         seen: i64,
     },

@@ -16,7 +16,7 @@ mod syncs;
 mod tests;
 mod writer;
 
-pub(crate) use change::{Change, Key, MOST_CHANNELS, StoredChannel, StoredDelay};
+pub(crate) use change::{Change, Key, MOST_CHANNELS, Place, StoredChannel, StoredDelay};
 pub use error::StoreError;
 pub(crate) use error::told;
 
@@ -199,6 +199,20 @@ impl Store {
     /// As [`Store::commit`], for what nobody waits for and what may be lost: it is not synced for its own sake.
     pub(crate) fn note(&self, changes: Vec<Change>) {
         self.hand_over(Commit { changes, then: Box::new(drop), kind: Kind::Noted, _admitted: None });
+    }
+
+    /// Notes where a reader goes on, unless it is noted already and that waits.
+    pub(crate) fn note_place(&self, place: &Arc<Place>, next: u64, change: impl FnOnce() -> Change) {
+        if !place.go_on(next) {
+            return;
+        }
+        let place = Arc::clone(place);
+        let then = move |result: Result<(), StoreError>| {
+            if result.is_err() {
+                place.forget();
+            }
+        };
+        self.hand_over(Commit { changes: vec![change()], then: Box::new(then), kind: Kind::Noted, _admitted: None });
     }
 
     fn hand_over(&self, commit: Commit) {

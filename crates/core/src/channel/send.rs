@@ -62,6 +62,25 @@ impl Channel {
         }
     }
 
+    /// Sends on a message that came over a broker as it is: what another program has written need not keep the rules for what
+    /// users make. One that this backend cannot carry is refused still.
+    pub(crate) async fn pass_on(&self, mut message: Message) -> Result<Receipt> {
+        if let Some(identity) = &self.0.parts.identity {
+            identity.sign(&mut message);
+        }
+        message.stamp(Stamp::now);
+        self.within_limits(&message).inspect_err(|error| self.0.sent.count_error(error))?;
+        let pending = self.0.sent.pending();
+        pending.answered(Box::pin(self.send_repeatedly(message, true, None)).await)
+    }
+
+    /// The same for one that came over another backend: refuses what would end a connection on some.
+    pub(crate) async fn pass_over(&self, message: Message) -> Result<Receipt> {
+        let checked = message.check_carried().map_err(|error| self.locate(error));
+        checked.inspect_err(|error| self.0.sent.count_error(error))?;
+        self.pass_on(message).await
+    }
+
     /// Sends a message as part of something that must have ended then.
     pub(crate) async fn send_until(&self, deadline: Instant, mut message: Message) -> Result<Receipt> {
         let has_own_id = message.id().is_some();

@@ -99,6 +99,13 @@ impl Plan {
         } else {
             let mut parts = vec![(route.name.replace(',', ";"), Arc::clone(&route.service))];
             parts.extend(route.parts.iter().map(|(name, part)| (name.replace(',', ";"), Arc::clone(part))));
+            let mut names = BTreeSet::new();
+            if let Some((name, _)) = parts.iter().find(|(name, _)| name.is_empty() || !names.insert(name)) {
+                // What has succeeded is remembered by its name.
+                let sentence = format!("{name:?} names two handlers of {}, or nothing", self.address);
+                return Err(Error::new(ErrorKind::Conflict, sentence)
+                    .with_hint("give each handler of Route::also a name of its own; a comma counts as a semicolon"));
+            }
             Arc::new(Several(parts))
         };
         if let Some((_, state)) = service.needed_states().into_iter().find(|(id, _)| !self.states.has(*id)) {

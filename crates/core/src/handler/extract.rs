@@ -23,6 +23,7 @@ pub struct View<'a> {
     pub(crate) details: Option<&'a Details>,
     pub(crate) address: &'a Address,
     pub(crate) group: Option<&'a str>,
+    pub(crate) subscription: u64,
     pub(crate) bus: &'a Bus,
     pub(crate) states: &'a States,
     pub(crate) accept: &'a crate::serializers::Accept,

@@ -44,6 +44,7 @@ async fn through_layers<S: Service + ?Sized>(service: &S, view: View<'_>) -> Tri
         address: view.address,
         channel: view.channel,
         group: view.group,
+        subscription: view.subscription,
         attempt: view.attempt,
         layers,
         last: &last,

@@ -11,10 +11,7 @@ use std::{
 use futures_util::{FutureExt, future::BoxFuture};
 
 use super::{Batch, BatchHandler, FromDelivery, Handler, Outcome, Sends, View, layered};
-use crate::{
-    Error,
-    runner::{DONE, Tried, Work},
-};
+use crate::runner::{DONE, Tried, Work};
 
 /// A handler of any type.
 pub(crate) trait Service: Send + Sync {
@@ -115,21 +112,26 @@ impl<H, T> BatchService<H, T> {
 
 impl<H: BatchHandler<T>, T: FromDelivery + Send + 'static> BatchService<H, T> {
     /// Extracts from as many messages at the front as are for this service; `Err` when the first cannot be.
-    fn extract(&self, index: usize, work: &Work) -> Result<Vec<T>, Error> {
+    fn extract(&self, index: usize, work: &Work) -> Result<Vec<T>, Tried> {
         let mut values = Vec::with_capacity(work.len().min(self.max));
         let mut refused = None;
-        work.look_at(index, self.max, |view| match T::from_delivery(view) {
-            Ok(value) => {
-                values.push(value);
-                true
-            }
-            Err(error) => {
-                refused = Some(error);
-                false
-            }
-        });
+        let extracting = catch_unwind(AssertUnwindSafe(|| {
+            work.look_at(index, self.max, |view| match T::from_delivery(view) {
+                Ok(value) => {
+                    values.push(value);
+                    true
+                }
+                Err(error) => {
+                    refused = Some(Tried::Undecodable(error));
+                    false
+                }
+            });
+        }));
+        if let Err(panic) = extracting {
+            refused = Some(Tried::panicked(panic.as_ref()));
+        }
         match refused {
-            Some(error) if values.is_empty() => Err(error),
+            Some(tried) if values.is_empty() => Err(tried),
             // What was refused is the front of the next batch, where it goes its own way.
             _ => Ok(values),
         }
@@ -146,14 +148,10 @@ impl<H: BatchHandler<T>, T: FromDelivery + Send + 'static> Service for BatchServ
                     work.settle(self, tried).await;
                     continue;
                 }
-                let values = match catch_unwind(AssertUnwindSafe(|| self.extract(index, work))) {
-                    Ok(Ok(values)) => values,
-                    Ok(Err(error)) => {
-                        work.settle(self, Tried::Undecodable(error)).await;
-                        continue;
-                    }
-                    Err(panic) => {
-                        work.settle(self, Tried::panicked(panic.as_ref())).await;
+                let values = match self.extract(index, work) {
+                    Ok(values) => values,
+                    Err(tried) => {
+                        work.settle(self, tried).await;
                         continue;
                     }
                 };

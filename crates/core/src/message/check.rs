@@ -1,7 +1,7 @@
 //! What every backend refuses alike.
 
 use super::{Message, MessageId};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, headers};
 
 /// The longest id, content type, kind, key, correlation id and reply address, in bytes.
 pub const MAX_ATTRIBUTE_BYTES: usize = 255;
@@ -17,6 +17,20 @@ impl Message {
     /// Checks what every backend refuses alike. Attributes travel in short fields: the tightest is AMQP's short string
     /// (0-9-1, section 4.2.5.3).
     pub(crate) fn check(&self) -> Result<()> {
+        self.check_attributes()?;
+        self.rest.as_ref().map_or(Ok(()), |rest| rest.headers.check())
+    }
+
+    /// Checks what came over a broker: the names of another program's headers, and how many there are, are its own affair.
+    pub(crate) fn check_carried(&self) -> Result<()> {
+        self.check_attributes()?;
+        self.headers().iter().try_for_each(|(name, value)| {
+            check_short("name of a header", Some(name))?;
+            headers::check_text(name, value)
+        })
+    }
+
+    fn check_attributes(&self) -> Result<()> {
         check_short("message id", self.id.as_ref().and_then(MessageId::as_text))?;
         check_short("kind", self.kind())?;
         let Some(rest) = &self.rest else { return Ok(()) };
@@ -25,8 +39,7 @@ impl Message {
         }
         check_short("key", rest.key.as_deref())?;
         check_short("correlation id", rest.correlation_id.as_deref())?;
-        check_short("reply address", rest.reply_to.as_deref())?;
-        rest.headers.check()
+        check_short("reply address", rest.reply_to.as_deref())
     }
 }
 

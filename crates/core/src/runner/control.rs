@@ -11,6 +11,8 @@ pub(crate) struct Control {
     paused: std::sync::atomic::AtomicBool,
     changed: Notify,
     failures_in_a_row: AtomicU32,
+    /// No other subscription of this process has it.
+    pub(crate) number: u64,
     pub(crate) counters: Counters,
 }
 
@@ -66,7 +68,9 @@ pub struct RouteStats {
 
 impl Control {
     pub(crate) fn new(concurrency: usize) -> Self {
-        Self { concurrency: AtomicUsize::new(concurrency), ..Self::default() }
+        static SUBSCRIPTIONS: AtomicU64 = AtomicU64::new(1);
+        let number = SUBSCRIPTIONS.fetch_add(1, Ordering::Relaxed);
+        Self { concurrency: AtomicUsize::new(concurrency), number, ..Self::default() }
     }
 
     pub(crate) fn concurrency(&self) -> usize {

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     AckMode, Error, ErrorKind, Fate, Outcome, Result, RetryMode,
+    dead_letter::Errors,
     handler::{Service, layered},
 };
 
@@ -56,6 +57,15 @@ impl Work {
         let counters = &env.control.counters;
         let attempt = self.attempt();
         let tried = match tried {
+            Tried::Partly { done, failed } => {
+                if let Some(front) = self.pending.front_mut() {
+                    front.message.set_system_header(DONE, done);
+                }
+                *failed
+            }
+            other => other,
+        };
+        let tried = match tried {
             Tried::Undecodable(error) => {
                 counters.undecodable.fetch_add(1, Ordering::Relaxed);
                 let reason = format!("undecodable: {}", error.message());
@@ -63,12 +73,6 @@ impl Work {
                 let fate = if is_oversize(&error) { env.policy.oversize } else { env.policy.undecodable };
                 self.give_up(fate, &reason, None).await;
                 return None;
-            }
-            Tried::Partly { done, failed } => {
-                if let Some(front) = self.pending.front_mut() {
-                    front.message.set_system_header(DONE, done);
-                }
-                *failed
             }
             other => other,
         };
@@ -124,6 +128,10 @@ impl Work {
                 let acked = self.acked || env.ack_mode == AckMode::Always;
                 if env.policy.mode == RetryMode::InPlace && !acked {
                     counters.retried.fetch_add(1, Ordering::Relaxed);
+                    if self.in_place == 0 {
+                        // Beside the message: some brokers take one back to its place only as they have given it.
+                        self.first_error = Some(error);
+                    }
                     return Some(delay);
                 }
                 self.finish(Settlement::Retry(self.possible(delay), &error)).await;
@@ -159,17 +167,15 @@ impl Work {
         self.env.callbacks.handler_error(HandlerError { address, message, attempt, error });
     }
 
-    pub(super) fn give_up<'a>(
-        &'a mut self,
-        fate: Fate,
-        reason: &'a str,
-        last_error: Option<&'a str>,
-    ) -> BoxFuture<'a, ()> {
-        let settlement = match fate {
-            Fate::DeadLetter => Settlement::Bury(reason, last_error),
-            Fate::Drop => Settlement::Drop(reason),
-        };
-        Box::pin(self.finish(settlement))
+    pub(super) fn give_up<'a>(&'a mut self, fate: Fate, reason: &'a str, last: Option<&'a str>) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let first = self.first_error.take().filter(|_| self.in_place > 0);
+            let settlement = match fate {
+                Fate::DeadLetter => Settlement::Bury(reason, Errors { first: first.as_deref(), last }),
+                Fate::Drop => Settlement::Drop(reason),
+            };
+            self.finish(settlement).await;
+        })
     }
 }
 

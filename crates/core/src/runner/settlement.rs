@@ -10,7 +10,8 @@ use std::{
 
 use super::{Env, Handled, control::Counters, work::Work};
 use crate::{
-    AckMode, Bus, Channel, Delivery, Error, ErrorKind, Message, Result, Retry, SettleError, request::ReplyAddress,
+    AckMode, Bus, Channel, Delivery, Error, ErrorKind, Message, Result, Retry, SettleError, dead_letter::Errors,
+    request::ReplyAddress,
 };
 
 impl Work {
@@ -135,7 +136,10 @@ async fn insist(env: &Env, mut delivery: Delivery, settlement: Settlement<'_>, m
                 _ => {
                     asking = asking.or_else(|| ReplyAddress::of(again.message()));
                     let reason: &String = hopeless.get_or_init(|| format!("{}: {error}", settlement.what()));
-                    settlement = Settlement::Bury(reason, Some(settlement.failure().unwrap_or(reason)));
+                    settlement = Settlement::Bury(
+                        reason,
+                        Errors { first: None, last: Some(settlement.failure().unwrap_or(reason)) },
+                    );
                 }
             }
             delivery = again;
@@ -169,7 +173,7 @@ pub(super) enum Settlement<'a> {
     Drop(&'a str),
     Defer(Duration),
     Retry(Duration, &'a str),
-    Bury(&'a str, Option<&'a str>),
+    Bury(&'a str, Errors<'a>),
 }
 
 impl<'a> Settlement<'a> {
@@ -250,7 +254,7 @@ impl<'a> Settlement<'a> {
             Self::Drop(reason) => delivery.drop_message(reason).await,
             Self::Defer(after) => delivery.again(attempt, after, None).await,
             Self::Retry(after, error) => delivery.again(attempt.saturating_add(1), after, Some(error)).await,
-            Self::Bury(reason, last_error) => delivery.bury(reason, last_error).await,
+            Self::Bury(reason, errors) => delivery.bury(reason, errors).await,
         }
     }
 }

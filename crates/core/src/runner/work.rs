@@ -25,6 +25,8 @@ pub(crate) struct Work {
     tokens: Vec<Token>,
     /// Attempts of the front that were made in place.
     pub(super) in_place: u32,
+    /// What the first of them failed with.
+    pub(super) first_error: Option<String>,
     /// The front was acknowledged before it was handled.
     pub(super) acked: bool,
     /// To be given up for more workers when the limit is raised above one message at a time.
@@ -33,7 +35,15 @@ pub(crate) struct Work {
 
 impl Work {
     pub(crate) fn new(env: Arc<Env>) -> Self {
-        Self { env, pending: VecDeque::new(), tokens: Vec::new(), in_place: 0, acked: false, alone: false }
+        Self {
+            env,
+            pending: VecDeque::new(),
+            tokens: Vec::new(),
+            in_place: 0,
+            first_error: None,
+            acked: false,
+            alone: false,
+        }
     }
 
     /// To be handled one message at a time, for as long as that is the limit.
@@ -76,6 +86,7 @@ impl Work {
         }
         let mut tried = Self::one(Arc::clone(&self.env), self.pending.pop_front()?);
         tried.in_place = std::mem::take(&mut self.in_place);
+        tried.first_error = self.first_error.take();
         Some(tried)
     }
 
@@ -123,6 +134,7 @@ impl Work {
             details: incoming.details.as_deref(),
             address: &env.origin.address,
             group: env.origin.group.as_deref(),
+            subscription: env.control.number,
             bus: &env.bus,
             states: &env.states,
             accept: &env.accept,

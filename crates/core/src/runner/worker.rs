@@ -175,13 +175,18 @@ impl Worker {
                 }
                 self.keys.insert(key.clone(), VecDeque::new());
             }
+            let more = if self.ordered_by_key { 0 } else { self.packed_with(&incoming) };
             let mut work = Work::one(Arc::clone(&self.env), incoming);
-            if !self.ordered_by_key {
-                let more = self.ready.len().min(self.batch - 1);
-                work.extend(self.ready.drain(..more));
-            }
+            work.extend(self.ready.drain(..more));
             self.start(work, key);
         }
+    }
+
+    /// How many of the next ones the call of this message's handler takes too: others would stand still behind it.
+    fn packed_with(&self, incoming: &Incoming) -> usize {
+        let Some(index) = self.env.find(&incoming.message) else { return 0 };
+        let most = self.env.entries[index].service.max_batch() - 1;
+        self.ready.iter().take(most).take_while(|next| self.env.find(&next.message) == Some(index)).count()
     }
 
     fn start(&mut self, mut work: Work, key: Option<String>) {

@@ -110,8 +110,8 @@ async fn one_port_speaks_both_versions() {
     });
     for n in 0..10 {
         for (client, version) in [(&one, http::Version::HTTP_11), (&two, http::Version::HTTP_2)] {
-            let answer =
-                client.post(format!("http://{address}/in/orders")).body(n.to_string()).send().await.expect("sent");
+            let request = http::Request::post(format!("http://{address}/in/orders")).body(n.to_string().into());
+            let answer = client.request(request.expect("a request")).await.expect("sent");
             assert_eq!((answer.status().as_u16(), answer.version()), (204, version));
         }
     }

@@ -1,8 +1,8 @@
 //! What senders may do, and no more.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
-use polymq_core::{Address, Connection, ConsumeOptions};
+use polymq_core::{Address, Connection, ConsumeOptions, Message};
 use polymq_testkit::eventually;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -158,5 +158,44 @@ async fn c23_oversize_senders_are_cut_and_others_are_served_meanwhile() {
     }
     for sender in senders.into_iter().chain([small]) {
         assert_eq!(answered(sender).await.status(), 204);
+    }
+}
+
+/// Asks, and never takes what is answered.
+async fn ask_over_http1(address: SocketAddr) {
+    let mut stream = TcpStream::connect(address).await.expect("connect");
+    stream.write_all(request("POST", "/in/orders", "", "x").as_bytes()).await.expect("write");
+    std::future::pending::<()>().await;
+}
+
+/// The same with a window of so many bytes; what the protocol asks on the way is answered.
+async fn ask_over_http2(address: SocketAddr, window: u32) {
+    let stream = TcpStream::connect(address).await.expect("connect");
+    let builder = h2::client::Builder::new().initial_window_size(window).handshake::<_, bytes::Bytes>(stream).await;
+    let (mut client, connection) = builder.expect("HTTP/2");
+    let asked = http::Request::post(format!("http://{address}/in/orders")).body(()).expect("a request");
+    let (answer, _) = client.send_request(asked, true).expect("sent");
+    let (_, _answer) = tokio::join!(connection, answer);
+    std::future::pending::<()>().await;
+}
+
+#[tokio::test]
+async fn c23_an_answer_that_nobody_takes_is_given_up() {
+    let limits = [("idle_timeout", "1s"), ("body_timeout", "1s"), ("drain_timeout", "1h")];
+    for window in [None, Some(0), Some(1)] {
+        let (_connection, mut consumer, address) = listening(&limits, &ConsumeOptions::default()).await;
+        let asking = tokio::spawn(async move {
+            match window {
+                None => ask_over_http1(address).await,
+                Some(window) => ask_over_http2(address, window).await,
+            }
+        });
+        let incoming = next(&mut consumer).await;
+        let answer = Message::new(vec![b'x'; 64 << 20]);
+        consumer.settler().answer(incoming.token, &answer).expect("HTTP answers").await.expect("told");
+        // It waits for what is not written, for as long as an hour.
+        let closed = tokio::time::timeout(PATIENCE, consumer.close()).await;
+        closed.unwrap_or_else(|_| panic!("held for a client with the window {window:?}")).expect("closed");
+        asking.abort();
     }
 }

@@ -1,6 +1,6 @@
 //! Which consumer a request is for, and whose requests are none.
 
-use polymq_core::{Address, Connection, ConsumeOptions, ErrorKind, Message, Settings};
+use polymq_core::{Address, Connection, ConsumeOptions, ErrorKind, Message, ProduceOptions, Settings};
 use polymq_http::HttpConnection;
 use tokio::net::TcpStream;
 
@@ -131,6 +131,23 @@ async fn a_token_that_is_empty_is_none() {
     let known = "Authorization: Bearer s3cret\r\n";
     assert_eq!(ask(address, &request("POST", "/in/orders", known, "{}")).await.status(), 503);
     std::fs::remove_dir_all(folder).expect("removed");
+}
+
+#[tokio::test]
+async fn j8_a_mistaken_address_is_told_without_its_login() {
+    let (connection, _consumer, _address) = plain().await;
+    let login = "https://me:s3cr3t-marker@shop.example/in";
+    let mut options = ConsumeOptions::default();
+    options.extra.push(("endpoint".into(), login.into()));
+    let error = connection.consumer(&Address::queue("orders"), &options).await.map(drop).expect_err("no path");
+    assert!(error.to_string().contains("is no path") && !format!("{error:?}").contains("s3cr3t"), "{error:?}");
+    let settings = Settings::new().with("listen", login);
+    let error = HttpConnection::connect(&settings).map(drop).expect_err("no place to listen at");
+    assert!(error.to_string().contains("to listen at") && !format!("{error:?}").contains("s3cr3t"), "{error:?}");
+    let options =
+        ProduceOptions { extra: vec![("endpoint".into(), format!("{login}?token=s3cr3t"))], ..Default::default() };
+    let producer = connection.producer(&Address::queue("orders"), &options).await.expect("a place");
+    assert!(!format!("{producer:?}").contains("s3cr3t"), "{producer:?}");
 }
 
 #[tokio::test]

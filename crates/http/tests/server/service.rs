@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use polymq_core::{
     Address, Attempt, Backoff, ConsumeOptions, ConsumerFactory, ConsumerRunner, DeadLetters, Delivery, ErrorKind,
-    Failure, FailurePolicy, Message, Retry, RetryMode, Running, Subscription,
+    Failure, FailurePolicy, HandlerPair, Message, Retry, RetryMode, Running, Subscription,
 };
 
 use crate::peer::{bus, free_url};
@@ -86,4 +86,14 @@ async fn dead_letters_may_go_to_another_queue_instead() {
     sending.await.expect("the sender").expect("taken care of");
     running.stop().await.expect("stop");
     bus.close().await.expect("close");
+}
+
+#[tokio::test]
+async fn a_bridge_tells_its_sender_to_come_again_while_the_target_is_away() {
+    let (source, target) = (bus(&free_url()).await, bus(&free_url()).await);
+    let pair = HandlerPair::new("orders", &source, &target);
+    let running = pair.bridge().await.expect("two places").start().await.expect("start");
+    let error = source.queue("orders").send(&"x").await.expect_err("the target is away");
+    assert!(matches!((error.kind(), error.retry()), (ErrorKind::Busy, Retry::After(_))), "{error:?}");
+    running.stop().await.expect("stop");
 }

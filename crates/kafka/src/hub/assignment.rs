@@ -9,6 +9,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::{Hub, state::State};
 use crate::{
+    convert::legible,
     link::lock,
     partition::{Entry, Partition},
 };
@@ -24,7 +25,8 @@ impl Hub {
                 _ => None,
             };
             state.drop_partition(is_delay, element.partition());
-            let metadata = if ours { element.metadata() } else { "" };
+            // Those of others, which may be no text, are nothing to us.
+            let metadata = if ours { legible(|| element.metadata()).unwrap_or_default() } else { "" };
             state.add(Partition::at(is_delay, element.partition(), position, metadata));
         }
         drop(state);

@@ -350,6 +350,27 @@ pub async fn a_retry_in_one_group_is_no_message_to_another() {
     closed(connection.close().await);
 }
 
+/// The names of both are the same when they are read with dots between them.
+pub async fn a_queue_that_is_named_like_a_group_has_nothing_to_do_with_it() {
+    let topic = Address::topic(name("orders"));
+    let queue = Address::queue(format!("{}.billing", topic.name()));
+    let connection = connect(&settings()).await;
+    let mut theirs = consumer(&connection, &topic, group("billing")).await;
+    let mut others = consumer(&connection, &queue, ConsumeOptions::default()).await;
+    for address in [&topic, &queue] {
+        send(&*producer(&connection, address).await, bodies(1)).await;
+        let taken = take(&mut *theirs, 1).await;
+        let later = theirs.settler().retry(taken[0].token, &taken[0].message, 2, Duration::from_millis(300));
+        later.await.expect("retry");
+        let again = take(&mut *theirs, 1).await;
+        assert_eq!(again[0].message.header_attempt(), 2);
+        theirs.settler().ack(again[0].token).await.expect("ack");
+        quiet(&mut *others).await;
+        std::mem::swap(&mut theirs, &mut others);
+    }
+    closed(connection.close().await);
+}
+
 /// Replay from first, last, offset and time; and a group that is being consumed cannot be moved.
 pub async fn a_group_begins_where_it_is_told_to() {
     let topic = Address::topic(name("replay"));

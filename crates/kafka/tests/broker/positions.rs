@@ -57,7 +57,7 @@ pub async fn declaring_does_not_move_a_group_that_exists() {
         let extra = vec![("position".to_owned(), position.to_owned())];
         ConsumeOptions { extra, ..group("audit") }
     };
-    let position = || tokio::task::block_in_place(|| committed(topic.name(), &format!("{}.audit", topic.name()))).0;
+    let position = || tokio::task::block_in_place(|| committed(topic.name(), &format!("{}@audit", topic.name()))).0;
     connection.declare(&topic, &at("offset:1")).await.expect("declare");
     assert_eq!(position(), Offset::Offset(1), "a new one begins there");
     connection.declare(&topic, &at("first")).await.expect("declare");

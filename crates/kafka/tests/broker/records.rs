@@ -10,8 +10,8 @@ use std::{
 use bytes::Bytes;
 use polymq_core::{Address, Connection, ConsumeOptions, ErrorKind, HealthState, Message, Settings};
 use polymq_kafka::rdkafka::{
-    Message as _,
-    consumer::{BaseConsumer, Consumer as _},
+    Message as _, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, CommitMode, Consumer as _},
     message::{Header, OwnedHeaders},
     producer::{BaseProducer, BaseRecord, Producer as _},
 };
@@ -161,6 +161,43 @@ pub async fn a_foreign_record_may_hold_anything() {
     reader.settler().retry(taken[0].token, message, 2, Duration::ZERO).await.expect("retry");
     let again = take(&mut *reader, 1).await;
     assert_eq!((again[0].message.headers(), again[0].message.header_attempt()), (message.headers(), 2));
+    closed(connection.close().await);
+}
+
+/// Other programs write what they like where text belongs: a header's name, the words beside a position. That header is left
+/// out, the words are nobody's, and all the rest is read.
+pub async fn what_is_no_text_stops_nobody() {
+    // The client library writes text only, so what it wrote is made into something else on its way back.
+    const MARK: &str = "polymq-no-text";
+    let queue = Address::queue(name("no-text"));
+    let broker: SocketAddr = bare().servers.parse().expect("an address");
+    let relays = Relays::new(broker).changing(MARK.as_bytes(), &[0xff; MARK.len()]);
+    let url = format!("kafka://admin:secret@{}?session_timeout=30s&connect_timeout=60s", relays.before(broker));
+    let connection = connect(&Settings::from_url(&url).expect("a URL")).await;
+    connection.declare(&queue, &ConsumeOptions::default()).await.expect("declare");
+    tokio::task::block_in_place(|| {
+        let sender: BaseProducer = bare().config().create().expect("a producer");
+        let headers = OwnedHeaders::new()
+            .insert(Header { key: "before", value: Some("1") })
+            .insert(Header { key: MARK, value: Some("2") })
+            .insert(Header { key: "after", value: Some("3") });
+        let record: BaseRecord<'_, str, str> = BaseRecord::to(queue.name()).payload("foreign").headers(headers);
+        sender.send(record).expect("sent");
+        sender.flush(PATIENCE).expect("delivered");
+        let member: BaseConsumer = bare().config().set("group.id", queue.name()).create().expect("a client");
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(queue.name(), 0, Offset::Offset(0)).expect("an offset");
+        list.find_partition(queue.name(), 0).expect("just added").set_metadata(MARK);
+        member.commit(&list, CommitMode::Sync).expect("committed");
+    });
+    assert_eq!(connection.stats(&queue, None).await.expect("counted").ready, 1);
+    let mut reader = consumer(&connection, &queue, ConsumeOptions::default()).await;
+    let taken = take(&mut *reader, 1).await;
+    assert_eq!(body(&taken[0]), "foreign");
+    assert_eq!(taken[0].message.headers().iter().collect::<Vec<_>>(), [("before", "1"), ("after", "3")]);
+    reader.settler().ack(taken[0].token).await.expect("ack");
+    producer(&connection, &queue).await.send(Message::new("next")).await.expect("accepted");
+    assert_eq!(body(&take(&mut *reader, 1).await[0]), "next");
     closed(connection.close().await);
 }
 

@@ -17,7 +17,9 @@ use polymq_testkit::eventually;
 
 use crate::{
     groups::committed,
-    harness::{PATIENCE, bare, body, closed, connect, consumer, name, producer, quiet, send, settings, take, url},
+    harness::{
+        PATIENCE, bare, body, closed, connect, consumer, group, name, producer, quiet, send, settings, take, url,
+    },
 };
 
 pub fn admin() -> AdminClient<DefaultClientContext> {
@@ -151,6 +153,57 @@ pub async fn requests_are_answered_where_topics_are_only_checked() {
     closed(server.close().await);
 }
 
+/// Makes more partitions, as another tool would, and waits until the broker tells everybody of them.
+async fn widen(topic: &str, count: usize) {
+    let wider = NewPartitions::new(topic, count);
+    admin().create_partitions([&wider], &AdminOptions::new()).await.expect("asked").remove(0).expect("made");
+    eventually(PATIENCE, || async {
+        let found = tokio::task::block_in_place(|| partitions(topic));
+        if found == count { Ok(()) } else { Err(format!("{found} partitions")) }
+    })
+    .await;
+}
+
+/// One message in each of the first partitions: its number.
+fn fill(topic: &str, count: i32) {
+    tokio::task::block_in_place(|| {
+        let native: BaseProducer = bare().config().create().expect("a producer");
+        for partition in 0..count {
+            let text = partition.to_string();
+            let record: BaseRecord<'_, str, str> = BaseRecord::to(topic).partition(partition).payload(&text);
+            native.send(record).expect("sent");
+        }
+        native.flush(PATIENCE).expect("delivered");
+    });
+}
+
+/// Somebody makes more partitions, and sends to them, while nobody of a group is there: the group has begun long before.
+pub async fn partitions_that_are_added_are_read_by_a_group_that_was_away() {
+    let topic = Address::topic(name("away"));
+    made(&NewTopic::new(topic.name(), 1, TopicReplication::Fixed(1))).await;
+    let connection = connect(&settings()).await;
+    // It begins at the end.
+    eventually(PATIENCE, || async {
+        match connection.declare(&topic, &group("audit")).await {
+            // The first group of a broker that has just been started.
+            Err(error) if error.kind() == ErrorKind::Disconnected => Err(error),
+            made => {
+                made.expect("declare");
+                Ok(())
+            }
+        }
+    })
+    .await;
+    widen(topic.name(), 3).await;
+    fill(topic.name(), 3);
+    let mut reader = consumer(&connection, &topic, group("audit")).await;
+    let mut bodies: Vec<String> = take(&mut *reader, 3).await.iter().map(body).collect();
+    bodies.sort();
+    assert_eq!(bodies, ["0", "1", "2"]);
+    quiet(&mut *reader).await;
+    closed(connection.close().await);
+}
+
 /// Somebody makes more partitions while a reader without a group is at work: it has no rebalance that would tell.
 pub async fn partitions_that_are_added_are_read_without_a_group() {
     let topic = Address::topic(name("wider"));
@@ -158,22 +211,8 @@ pub async fn partitions_that_are_added_are_read_without_a_group() {
     made(&narrow).await;
     let connection = connect(&settings().with("heartbeat", "3s")).await;
     let mut reader = consumer(&connection, &topic, ConsumeOptions::default()).await;
-    let wider = NewPartitions::new(topic.name(), 3);
-    admin().create_partitions([&wider], &AdminOptions::new()).await.expect("asked").remove(0).expect("made");
-    eventually(PATIENCE, || async {
-        let found = tokio::task::block_in_place(|| partitions(topic.name()));
-        if found == 3 { Ok(()) } else { Err(format!("{found} partitions")) }
-    })
-    .await;
-    tokio::task::block_in_place(|| {
-        let native: BaseProducer = bare().config().create().expect("a producer");
-        for partition in 0..3 {
-            let text = partition.to_string();
-            let record: BaseRecord<'_, str, str> = BaseRecord::to(topic.name()).partition(partition).payload(&text);
-            native.send(record).expect("sent");
-        }
-        native.flush(PATIENCE).expect("delivered");
-    });
+    widen(topic.name(), 3).await;
+    fill(topic.name(), 3);
     let mut bodies: Vec<String> = take(&mut *reader, 3).await.iter().map(body).collect();
     bodies.sort();
     assert_eq!(bodies, ["0", "1", "2"]);

@@ -11,13 +11,15 @@ use std::{
 };
 
 use polymq_core::{
-    Address, Bus, Connection, ConsumeOptions, ConsumerFactory, ConsumerRunner, ErrorKind, Message, Outcome, Running,
-    Sends,
+    Address, Bus, Connection, ConsumeOptions, ConsumerFactory, ConsumerRunner, ErrorKind, Message, Outcome, Retry,
+    Running, Sends, Settings,
 };
 use polymq_kafka::rdkafka::{
-    Message as _, Offset,
+    ClientConfig, Message as _, Offset,
     admin::{AdminOptions, NewTopic, TopicReplication},
     consumer::{BaseConsumer, Consumer as _},
+    producer::{BaseProducer, Producer as _},
+    types::{RDKafkaApiKey, RDKafkaRespErr},
 };
 use polymq_testkit::eventually;
 
@@ -189,6 +191,55 @@ pub async fn transactional_consumers_are_not_mixed_with_others() {
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
     quiet(&mut *first).await;
     closed(connection.close().await);
+}
+
+/// A group is shared anew, a broker has lost its way, another producer has taken the place of this one: nothing of that is the
+/// fault of a message whose handler has succeeded. It is settled with the next transaction.
+pub async fn what_ends_a_transaction_is_not_held_against_its_message() {
+    use RDKafkaApiKey as Request;
+    use RDKafkaRespErr::*;
+    // The client library's own broker refuses what it is told to.
+    let host: BaseProducer = ClientConfig::new().set("test.mock.num.brokers", "1").create().expect("a client");
+    let cluster = || host.client().mock_cluster().expect("it has one");
+    let (source, target) = (Address::queue("source"), Address::queue("target"));
+    for address in [&source, &target] {
+        cluster().create_topic(address.name(), 1, 1).expect("a topic");
+    }
+    // No positions are committed meanwhile, which might be refused in the place of a message.
+    let url =
+        format!("kafka://{}?declare=passive&connect_timeout=60s&commit_interval=60s", cluster().bootstrap_servers());
+    let connection = connect(&Settings::from_url(&url).expect("a URL")).await;
+    let transactional = ConsumeOptions { transactional: true, ..ConsumeOptions::default() };
+    let mut reader = consumer(&connection, &source, transactional).await;
+    let sender = producer(&connection, &source).await;
+    for (request, refused, expected) in [
+        (Request::TxnOffsetCommit, RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION, ErrorKind::Busy),
+        (Request::TxnOffsetCommit, RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID, ErrorKind::Busy),
+        (Request::AddOffsetsToTxn, RD_KAFKA_RESP_ERR_INVALID_TXN_STATE, ErrorKind::Busy),
+        (Request::AddPartitionsToTxn, RD_KAFKA_RESP_ERR_INVALID_TXN_STATE, ErrorKind::Busy),
+        (Request::Produce, RD_KAFKA_RESP_ERR_INVALID_TXN_STATE, ErrorKind::Busy),
+        (Request::EndTxn, RD_KAFKA_RESP_ERR_INVALID_TXN_STATE, ErrorKind::Busy),
+        (Request::EndTxn, RD_KAFKA_RESP_ERR_PRODUCER_FENCED, ErrorKind::Busy),
+        // What is the message's own is told apart.
+        (Request::Produce, RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE, ErrorKind::TooLarge),
+        (Request::Produce, RD_KAFKA_RESP_ERR_POLICY_VIOLATION, ErrorKind::Refused),
+    ] {
+        send(&*sender, [format!("{refused:?}")]).await;
+        let taken = take(&mut *reader, 1).await;
+        let handed_on = || vec![(target.clone(), Message::new(taken[0].message.payload().clone()))];
+        cluster().request_errors(request, &[refused]);
+        let settled = reader.settler().ack_and_send(taken[0].token, handed_on()).await;
+        let error = settled.expect_err("refused");
+        assert_eq!(error.kind(), expected, "{request:?} {refused:?}: {error}");
+        cluster().clear_request_errors(request);
+        // Not always with the next one: the client library has to begin a new epoch first.
+        let mut tries = 0;
+        while let Err(error) = reader.settler().ack_and_send(taken[0].token, handed_on()).await {
+            tries += 1;
+            assert!(error.retry() != Retry::Never && tries < 10, "{request:?} {refused:?}, then: {error:?}");
+        }
+    }
+    drop(connection);
 }
 
 fn child(source: &str, most: usize) -> Child {

@@ -20,13 +20,23 @@ use tokio::{
 pub struct Relays {
     broker: SocketAddr,
     known: Mutex<HashMap<SocketAddr, SocketAddr>>,
+    /// What becomes something else of the same length in every answer.
+    changes: Vec<(Vec<u8>, Vec<u8>)>,
     runtime: Option<Runtime>,
 }
 
 impl Relays {
     pub fn new(broker: SocketAddr) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-        Self { broker, known: Mutex::default(), runtime: Some(runtime.expect("a runtime for relays")) }
+        let runtime = Some(runtime.expect("a runtime for relays"));
+        Self { broker, known: Mutex::default(), changes: Vec::new(), runtime }
+    }
+
+    /// Puts something else, of the same length, in the place of what clients would be answered.
+    pub fn changing(mut self, from: &[u8], to: &[u8]) -> Self {
+        assert_eq!(from.len(), to.len());
+        self.changes.push((from.to_vec(), to.to_vec()));
+        self
     }
 
     /// Where clients connect that are to go through `proxy`.
@@ -37,12 +47,13 @@ impl Relays {
             listener.set_nonblocking(true).expect("a listener for tokio");
             let address = listener.local_addr().expect("an address");
             let port = |port: u16| [b"127.0.0.1", &u32::from(port).to_be_bytes()[..]].concat();
-            let (theirs, ours) = (port(self.broker.port()), port(address.port()));
+            let mut changes = self.changes.clone();
+            changes.push((port(self.broker.port()), port(address.port())));
             let runtime = self.runtime.as_ref().expect("until it is dropped");
             runtime.spawn(async move {
                 let listener = TcpListener::from_std(listener).expect("a listener");
                 while let Ok((client, _)) = listener.accept().await {
-                    tokio::spawn(serve(client, proxy, theirs.clone(), ours.clone()));
+                    tokio::spawn(serve(client, proxy, changes.clone()));
                 }
             });
             address
@@ -58,7 +69,7 @@ impl Drop for Relays {
     }
 }
 
-async fn serve(mut client: TcpStream, proxy: SocketAddr, theirs: Vec<u8>, ours: Vec<u8>) {
+async fn serve(mut client: TcpStream, proxy: SocketAddr, changes: Vec<(Vec<u8>, Vec<u8>)>) {
     if let Ok(mut server) = TcpStream::connect(proxy).await {
         let _ = client.set_nodelay(true);
         let _ = server.set_nodelay(true);
@@ -67,7 +78,7 @@ async fn serve(mut client: TcpStream, proxy: SocketAddr, theirs: Vec<u8>, ours: 
             // Whichever ends first ends both: Kafka knows no half-open connection.
             tokio::select! {
                 _ = copy(&mut from_client, &mut to_server) => {}
-                _ = answers(from_server, to_client, &theirs, &ours) => {}
+                _ = answers(from_server, to_client, &changes) => {}
             }
         }
         let _ = server.set_zero_linger();
@@ -75,15 +86,17 @@ async fn serve(mut client: TcpStream, proxy: SocketAddr, theirs: Vec<u8>, ours: 
     let _ = client.set_zero_linger();
 }
 
-async fn answers(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, theirs: &[u8], ours: &[u8]) -> std::io::Result<()> {
+async fn answers(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, changes: &[(Vec<u8>, Vec<u8>)]) -> std::io::Result<()> {
     loop {
         let length = from.read_u32().await?;
         let mut frame = vec![0; length as usize];
         from.read_exact(&mut frame).await?;
-        let mut at = 0;
-        while let Some(found) = frame[at..].windows(theirs.len()).position(|window| window == theirs) {
-            frame[at + found..at + found + ours.len()].copy_from_slice(ours);
-            at += found + ours.len();
+        for (theirs, ours) in changes {
+            let mut at = 0;
+            while let Some(found) = frame[at..].windows(theirs.len()).position(|window| window == theirs) {
+                frame[at + found..at + found + ours.len()].copy_from_slice(ours);
+                at += found + ours.len();
+            }
         }
         to.write_u32(length).await?;
         to.write_all(&frame).await?;

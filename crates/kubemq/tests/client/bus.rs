@@ -3,7 +3,7 @@
 use polymq_broker::{Broker, Limits};
 use polymq_core::{Bus, Channel, ConsumeOptions, ErrorKind, HealthState, Message, Retry, Start};
 use polymq_kubemq::Pattern;
-use polymq_testkit::eventually;
+use polymq_testkit::{Proxy, eventually};
 use tokio::time::timeout;
 
 use crate::{PATIENCE, SECOND, connect, take};
@@ -111,6 +111,44 @@ async fn groups_that_go_on_leave_room_to_the_others() {
         members.push(member);
     }
     assert_eq!(bus.health().reconnects, 0, "{}", bus.health());
+    broker.stop().await;
+}
+
+/// Subscriptions that nobody reads hold what is theirs, and none of what the connection has for all.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_stops_reading_stops_nobody_else() {
+    const MIB: usize = 1 << 20;
+    let broker = Broker::builder().listen("127.0.0.1:0").start().await.expect("a broker");
+    let proxy = Proxy::start(broker.address()).await.expect("a proxy");
+    let (client, bus) = (connect(&broker).await, crate::bus(proxy.address()).await);
+    let one = ConsumeOptions { prefetch: 1, ..ConsumeOptions::default() };
+    let mut stuck = Vec::new();
+    for topic in ["prices", "rates", "stocks"] {
+        stuck.push(bus.topic(topic).subscribe(one.clone()).await.expect("subscribed"));
+    }
+    for n in b'0'..b'8' {
+        for topic in ["prices", "rates", "stocks"] {
+            client.store_event(topic, &Message::new(vec![n; MIB])).await.expect("stored");
+        }
+    }
+    // Each has one in its hands, and as much is under way as goes.
+    eventually(PATIENCE, || async {
+        let came = proxy.stats().down;
+        if came > 8 * MIB as u64 { Ok(()) } else { Err(format!("{came} bytes came")) }
+    })
+    .await;
+    let queue = bus.queue("orders");
+    let mut subscription = queue.subscribe(ConsumeOptions::default()).await.expect("subscribed");
+    for _ in 0..3 {
+        queue.send_message(Message::new(vec![b'x'; MIB])).await.expect("sent");
+        assert_eq!(take(&mut subscription, 1).await[0].len(), MIB);
+    }
+    assert_eq!(bus.health().reconnects, 0, "{}", bus.health());
+    for subscription in &mut stuck {
+        let first: String = take(subscription, 8).await.iter().map(|body| &body[..1]).collect();
+        assert_eq!(first, "01234567");
+    }
+    bus.close().await.expect("closed");
     broker.stop().await;
 }
 

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, SystemTime};
 
-use polymq_core::{ErrorKind, Message};
+use polymq_core::{ConsumeOptions, ErrorKind, Message};
 use polymq_kubemq::Policy;
 use tokio::time::Instant;
 
-use crate::{SECOND, bodies, start, waiting};
+use crate::{SECOND, bodies, bus, next, start, waiting};
 
 /// Mission rows G1, C21 and G26.
 #[tokio::test(flavor = "multi_thread")]
@@ -129,5 +129,34 @@ async fn a_batch_is_sent_in_order() {
         ErrorKind::InvalidInput
     );
     assert!(waiting(&client, "q").await.is_empty(), "none was sent");
+    broker.stop().await;
+}
+
+/// What any client has sent to expire does so although it is put off: polymq's own know it too.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_tried_again_later_expires_as_its_sender_wants() {
+    let (broker, client) = start().await;
+    let bus = bus(broker.address()).await;
+    let expires = Policy { expires_in: Some(3600 * SECOND), ..Policy::default() };
+    let accepted = client.send("orders", &Message::new("x"), &expires).await.expect("sent");
+    let until = accepted.expires_at.expect("it expires");
+    let mut subscription = bus.queue("orders").subscribe(ConsumeOptions::default()).await.expect("subscribed");
+    let delivery = next(&mut subscription).await;
+    assert_eq!(delivery.message().expires_at(), Some(until));
+    delivery.retry(SECOND).await.expect("put off");
+    subscription.close().await.expect("closed");
+    let mut copies = Vec::new();
+    while copies.is_empty() {
+        copies = waiting(&client, "orders").await;
+    }
+    let at = copies[0].attributes.as_ref().expect("attributes").expiration_at;
+    let at = SystemTime::UNIX_EPOCH + Duration::from_nanos(u64::try_from(at).expect("a time"));
+    // The broker counts whole seconds, and from when the delay has ended.
+    assert!(at >= until - SECOND && at < until + 600 * SECOND, "{at:?}, not {until:?}");
+    let mut subscription = bus.queue("orders").subscribe(ConsumeOptions::default()).await.expect("subscribed");
+    let again = next(&mut subscription).await;
+    assert_eq!((again.message().expires_at(), again.attempt()), (Some(until), 2));
+    again.ack().await.expect("acknowledged");
+    bus.close().await.expect("closed");
     broker.stop().await;
 }

@@ -1,14 +1,15 @@
 //! What the client makes of servers that are not like ours: one in this process that answers some calls in its own way.
 
-use std::{fs::File, io::Read, sync::Arc};
+use std::{fs::File, io::Read, sync::Arc, time::Duration};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::{FutureExt, future::BoxFuture};
 use http_body_util::Full;
 use polymq_core::ErrorKind;
-use polymq_kubemq::{Corrupted, InProcess, KubeMq, KubeMqConfig};
+use polymq_kubemq::{Corrupted, InProcess, KubeMq, KubeMqConfig, Pattern};
 use polymq_kubemq_proto::{
-    PingResult, QueueMessage, QueueMessageAttributes, QueuesInfoResponse, ReceiveQueueMessagesResponse,
+    AckAllQueueMessagesResponse, PingResult, QueueMessage, QueueMessageAttributes, QueuesInfoResponse,
+    ReceiveQueueMessagesResponse, Response,
 };
 use prost::Message as _;
 
@@ -97,4 +98,35 @@ async fn an_unknown_version_warns() {
         log.reopen().and_then(|mut file| file.read_to_string(&mut text)).expect("a log");
         assert_eq!(text.matches("this server's version is not 2.x").count(), expected, "{version}: {text}");
     }
+}
+
+/// Emptying and deleting may take as long as there is much to remove, and nobody else's calls end with them.
+#[tokio::test(start_paused = true)]
+async fn a_server_may_take_its_time_to_empty_and_to_delete() {
+    const LONG: Duration = Duration::from_secs(600);
+    let server: InProcess = Arc::new(|request: http::Request<tonic::body::Body>| {
+        let (wait, answer) = match request.uri().path().rsplit('/').next() {
+            Some("Ping") => {
+                (Duration::ZERO, PingResult { version: "2.4.0".into(), ..PingResult::default() }.encode_to_vec())
+            }
+            Some("QueuesInfo") => (Duration::ZERO, QueuesInfoResponse::default().encode_to_vec()),
+            Some("AckAllQueueMessages") => {
+                let answer = AckAllQueueMessagesResponse { affected_messages: 7, ..Default::default() };
+                (LONG, answer.encode_to_vec())
+            }
+            Some("SendRequest") => (LONG, Response { executed: true, ..Response::default() }.encode_to_vec()),
+            other => panic!("a call that no test makes: {other:?}"),
+        };
+        async move {
+            tokio::time::sleep(wait).await;
+            encoded(&answer).await
+        }
+        .boxed()
+    });
+    let client = KubeMq::in_process(KubeMqConfig::default(), server).await.expect("connect");
+    assert_eq!(client.ack_all("q").await.expect("emptied"), 7);
+    client.delete_channel(Pattern::Queues, "q").await.expect("deleted");
+    client.delete_channel(Pattern::EventsStore, "q").await.expect("deleted");
+    let error = client.create_channel(Pattern::Queues, "q").await.expect_err("that is quick, or there is no answer");
+    assert_eq!(error.kind(), ErrorKind::Disconnected, "{error}");
 }

@@ -12,7 +12,7 @@ use polymq_kubemq::{KubeMq, Pattern};
 use polymq_testkit::{Proxy, eventually};
 use tokio::time::timeout;
 
-use crate::{PATIENCE, bus_of, next};
+use crate::{PATIENCE, bus_of, next, take};
 
 /// By how much the clocks of brokers and of those who sign may differ.
 const LEEWAY: u64 = 30;
@@ -81,5 +81,36 @@ async fn j5_a_token_that_expires_is_renewed_by_its_file() {
     })
     .await;
     bus.close().await.expect("closed");
+    broker.stop().await;
+}
+
+/// What rules allow is enough for what they allow: a program that only sends, and one whose name a rule knows and no token tells.
+#[tokio::test(flavor = "multi_thread")]
+async fn rights_of_a_rule_are_enough() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let rules = folder.path().join("rules.toml");
+    let text = "[[rule]]\nclient = 'shop'\nchannel = 'orders'\nallow = ['write']\n[[rule]]\nclient = 'billing-.*'\nallow = ['read', 'write']\n";
+    std::fs::write(&rules, text).expect("the rules");
+    let broker = Broker::builder().listen("127.0.0.1:0").rules(&rules).start().await.expect("a broker");
+    let bus = async |client: &str| bus_of(&format!("kubemq://{}?client_id={client}", broker.address())).await;
+    let (shop, billing) = (bus("shop").await, bus("billing-1").await);
+    let orders = shop.queue("orders");
+    for body in ["one", "two"] {
+        orders.send_message(Message::new(body)).await.expect("sent");
+    }
+    let error = orders.peek(None, 1).await.expect_err("it may not be read");
+    assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
+    let error = shop.queue("bills").send_message(Message::new("x")).await.expect_err("not allowed");
+    assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
+
+    let mut subscription = billing.queue("orders").subscribe(ConsumeOptions::default()).await.expect("a consumer");
+    assert_eq!(take(&mut subscription, 2).await, ["one", "two"]);
+    billing.queue("bills").send_message(Message::new("x")).await.expect("sent");
+    let topic = billing.topic("prices");
+    let mut alone = topic.subscribe(ConsumeOptions::default()).await.expect("a consumer");
+    topic.send_message(Message::new("1")).await.expect("sent");
+    assert_eq!(take(&mut alone, 1).await, ["1"]);
+    shop.close().await.expect("closed");
+    billing.close().await.expect("closed");
     broker.stop().await;
 }

@@ -3,7 +3,7 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use futures_util::{FutureExt, SinkExt, StreamExt};
-use polymq_core::{ErrorKind, Result};
+use polymq_core::{Error, ErrorKind, Result};
 use rumqttc::v5::mqttbytes::{
     self, QoS,
     v5::{
@@ -306,21 +306,33 @@ impl<E: Events> Task<E> {
         if !answer.hand_over() {
             return;
         }
+        // Without a packet id, none is counted.
+        publish.pkid = u16::from(publish.qos != QoS::AtMostOnce);
         let size = publish.size();
         if size > self.ends.max_packet.load(Ordering::Relaxed) as usize {
-            answer.fail(error(ErrorKind::TooLarge, format!("a packet of {size} bytes is more than the broker takes")));
+            answer.fail(too_large(size));
             return;
         }
         if publish.qos == QoS::AtMostOnce {
-            self.slots.unanswered(answer);
-        } else {
-            match self.slots.lend(Slot::Publish { answer, received: None }) {
-                Some(pkid) => publish.pkid = pkid,
-                None => return,
+            match write(writer, Packet::Publish(publish)) {
+                true => self.slots.unanswered(answer),
+                false => answer.fail(too_large(size)),
             }
+            return;
         }
-        write(writer, Packet::Publish(publish));
+        let Some(pkid) = self.slots.lend(Slot::Publish { answer, received: None }) else { return };
+        publish.pkid = pkid;
+        if !write(writer, Packet::Publish(publish))
+            && let Some(Slot::Publish { answer, .. }) = self.slots.take(pkid)
+        {
+            answer.fail(too_large(size));
+        }
     }
+}
+
+#[cold]
+fn too_large(size: usize) -> Error {
+    error(ErrorKind::TooLarge, format!("a packet of {size} bytes is more than the broker takes"))
 }
 
 /// Whether the socket keeps up.

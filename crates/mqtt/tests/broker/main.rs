@@ -7,6 +7,7 @@ mod harness;
 mod basics;
 mod closing;
 mod killed;
+mod left_behind;
 mod outages;
 mod retries;
 mod runtimes;

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use polymq_core::{Completer, Headers, Incoming, Token};
 use tokio::time::Instant;
 
-use crate::outbox::Letter;
+use crate::{error, outbox::Letter};
 
 /// A message that SQS has lent to us.
 #[derive(Debug, Clone)]
@@ -56,6 +56,15 @@ pub(crate) struct Change {
     pub(crate) seconds: i32,
     pub(crate) deadline: Instant,
     pub(crate) purpose: Purpose,
+}
+
+impl Change {
+    /// The loan is over before SQS was told.
+    pub(super) fn too_late(self) {
+        if let Purpose::Retry(answer) | Purpose::Extend(_, Some(answer)) = self.purpose {
+            answer.complete(Err(error::stale()));
+        }
+    }
 }
 
 /// Why it is changed, and who waits for it.

@@ -319,8 +319,8 @@ impl Shared {
         for change in changes {
             if change.deadline > now {
                 state.changes.push_back(change);
-            } else if let Purpose::Retry(answer) | Purpose::Extend(_, Some(answer)) = change.purpose {
-                answer.complete(Err(error::stale()));
+            } else {
+                change.too_late();
             }
         }
     }
@@ -341,10 +341,25 @@ impl Shared {
         taken
     }
 
+    /// None for a loan that is over, as after an outage: SQS would take it for a mistake of ours.
     pub(crate) fn next_changes(&self, running: usize) -> Vec<Change> {
+        let now = Instant::now();
         let mut state = self.lock();
-        let taken = batch(&mut state.changes, running);
+        if running > 0 && state.changes.len() < BATCH {
+            return Vec::new();
+        }
+        let (mut taken, mut over) = (Vec::new(), Vec::new());
+        while taken.len() < BATCH
+            && let Some(change) = state.changes.pop_front()
+        {
+            if change.deadline <= now { over.push(change) } else { taken.push(change) }
+        }
         state.untold += usize::from(!taken.is_empty());
+        drop(state);
+        if !over.is_empty() {
+            over.into_iter().for_each(Change::too_late);
+            self.told.notify_waiters();
+        }
         taken
     }
 
@@ -413,4 +428,39 @@ pub(crate) fn final_error(kind: ErrorKind) -> bool {
 /// The queue is gone and may not be made again.
 pub(crate) fn queue_gone(name: &str) -> Error {
     Error::new(ErrorKind::NotFound, format!("the queue {name:?} does not exist any more")).with_backend(NAME)
+}
+
+#[cfg(test)]
+mod tests {
+    use polymq_core::{Completion, Message};
+
+    use super::*;
+
+    /// After an outage some loans are over and others are not.
+    #[tokio::test]
+    async fn sqs_is_told_nothing_about_loans_that_are_over() {
+        const LEASE: Duration = Duration::from_secs(600);
+        let shared = Shared::new((10, 1000), (LEASE, LEASE), false, false, 1000);
+        let held = |receipt: &str, lease| {
+            let incoming = Incoming::new(Message::new("body"), Token::default());
+            Held::new(receipt, receipt, &incoming, lease)
+        };
+        let (retried, retrying) = Completion::queued();
+        let (extended, extending) = Completion::queued();
+        for (receipt, lease, purpose) in [
+            ("retried", Duration::ZERO, Purpose::Retry(retried)),
+            ("returned", Duration::ZERO, Purpose::Release),
+            ("ours", LEASE, Purpose::Release),
+            ("extended", Duration::ZERO, Purpose::Extend(Token(1), Some(extended))),
+        ] {
+            shared.change(&held(receipt, lease), 5, purpose);
+        }
+        let told: Vec<_> = shared.next_changes(0).into_iter().map(|change| change.receipt).collect();
+        assert_eq!(told, ["ours".into()]);
+        for answer in [retrying, extending] {
+            assert_eq!(answer.await.expect_err("too late").kind(), ErrorKind::Stale);
+        }
+        shared.request_is_over();
+        assert!(shared.is_told());
+    }
 }

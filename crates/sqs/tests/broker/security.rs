@@ -1,7 +1,10 @@
 //! Encrypted connections, and credentials that change.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -11,7 +14,7 @@ use polymq_testkit::{Certificates, TlsFront, TlsServer};
 
 use crate::{
     harness::front,
-    support::{address, bus, next, subscribe, text, unique},
+    support::{address, bus, next, subscribe, text, unique, url_of},
 };
 
 pub async fn j4_connections_are_encrypted_and_certificates_checked() {
@@ -100,6 +103,43 @@ pub async fn j5_rotated_credentials_reach_every_connection() {
     let error = SqsConnection::connect(&settings).await.expect_err("refused");
     assert_eq!(error.kind(), ErrorKind::Unauthenticated, "{error}");
     drop(bus);
+}
+
+/// What AWS answers to a signature that is not right: it repeats what was signed, the session's token among it.
+const NOT_OURS: &str = "The request signature we calculated does not match the signature you provided.\\n\\nThe Canonical \
+    String for this request should have been\\n'POST\\n/\\n\\nx-amz-security-token:hush-hush\\n'";
+
+/// Every error in an error.
+fn whole(error: &(dyn std::error::Error + 'static)) -> String {
+    let sources = std::iter::successors(Some(error), |error| error.source());
+    sources.map(|error| format!("{error} {error:?}\n")).collect()
+}
+
+/// A wrong secret lets nobody in, and what AWS says of it is told without what was signed.
+pub async fn a_wrong_signature_is_refused_and_tells_no_secret() {
+    for code in ["InvalidSignatureException", "SignatureDoesNotMatch"] {
+        let at = front(address(), move |request| Some(request.refused(403, code, NOT_OURS)));
+        let settings = Settings::from_url(&format!("sqs://key:wrong@{at}")).expect("a URL");
+        let error = SqsConnection::connect(&settings).await.expect_err("refused");
+        assert_eq!(error.kind(), ErrorKind::Unauthenticated, "{error}");
+        assert!(error.to_string().contains("does not match the signature you provided"), "{error}");
+        assert!(!whole(&error).contains("hush-hush"), "{}", whole(&error));
+    }
+    // Said of one poll, it ends no consumer: the credentials may be new by the next.
+    let refusals = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&refusals);
+    let at = front(address(), move |request| {
+        let refused = request.action() == "ReceiveMessage" && count.fetch_add(1, Ordering::SeqCst) == 0;
+        refused.then(|| request.refused(403, "InvalidSignatureException", NOT_OURS))
+    });
+    let bus = bus(&url_of(at)).await;
+    let queue = bus.queue(unique("signed"));
+    let mut subscription = subscribe(&queue).await;
+    queue.send_message(Message::new("after")).await.expect("sent");
+    let delivery = next(&mut subscription).await;
+    assert_eq!(text(&delivery), "after");
+    delivery.ack().await.expect("ack");
+    assert!(refusals.load(Ordering::SeqCst) > 1);
 }
 
 pub async fn j6_credentials_are_not_sent_in_clear_to_another_machine() {

@@ -1,5 +1,7 @@
 //! SNS before SQS.
 
+use std::time::{Duration, Instant};
+
 use polymq_core::{ConsumeOptions, Message, Subscription};
 use polymq_sqs::aws_sdk_sqs::types::QueueAttributeName;
 
@@ -183,7 +185,7 @@ pub async fn a_subscription_without_a_group_leaves_nothing_behind() {
     // Its own, and its dead letters.
     assert!(queues().await >= 1);
     drop(subscription);
-    polymq_testkit::eventually(std::time::Duration::from_secs(60), || async {
+    polymq_testkit::eventually(Duration::from_secs(60), || async {
         let found = client.list_queues().queue_name_prefix(format!("{name}---")).send().await.expect("a list");
         match found.queue_urls.unwrap_or_default().len() {
             0 => Ok(()),
@@ -191,4 +193,29 @@ pub async fn a_subscription_without_a_group_leaves_nothing_behind() {
         }
     })
     .await;
+}
+
+/// It waits for messages with a long poll, for longer than anybody waits who closes it.
+pub async fn an_idle_subscription_without_a_group_leaves_nothing_behind() {
+    let (client, sns) = (native(), native_sns().await);
+    for tries in 1.. {
+        let bus = bus(&url().replace("poll_wait=1s", "poll_wait=20s")).await;
+        let name = unique("idle");
+        let mut subscription = bus.topic(name.as_str()).subscribe(ConsumeOptions::default()).await.expect("subscribed");
+        assert!(subscription.receive(1, Duration::from_secs(1)).await.expect("receive").is_empty());
+        let arn = sns.create_topic().name(&name).send().await.expect("it is there").topic_arn.expect("an ARN");
+        let began = Instant::now();
+        subscription.close().await.expect("close");
+        bus.close().await.expect("close");
+        let took = began.elapsed();
+        let queues = client.list_queues().queue_name_prefix(format!("{name}---")).send().await.expect("a list");
+        let subscriptions = sns.list_subscriptions_by_topic().topic_arn(arn).send().await.expect("a list");
+        let left = (queues.queue_urls.unwrap_or_default().len(), subscriptions.subscriptions().len());
+        // On a machine that stands still it gives up waiting for the emulator, as it may.
+        if left != (0, 0) && took >= Duration::from_secs(5) && tries < 3 {
+            continue;
+        }
+        assert_eq!(left, (0, 0), "queues and subscriptions are left, after {took:?}");
+        return;
+    }
 }

@@ -1,9 +1,9 @@
 //! L3 to L8: closing, and starting again.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use polymq_core::{Channel, ConsumerFactory, ErrorKind, Message, State};
-use tokio::time::Instant;
+use tokio::{sync::Barrier, time::Instant};
 
 use crate::{
     Case, Cx, Ledger, PATIENCE, Proxy,
@@ -20,6 +20,7 @@ pub(super) const CASES: &[Case] = &[
     Case::new("L4_after_close", run!(after_close)),
     Case::new("L5_close_is_idempotent", run!(close_is_idempotent)),
     Case::new("L5_close_with_a_blocked_consumer", run!(close_with_a_blocked_consumer)),
+    Case::new("L5_many_close_at_once", run!(many_close_at_once)),
     Case::new("L6_open_and_close", run!(open_and_close)).alone(),
     Case::new("L6_connections_are_shared", run!(connections_are_shared)).broker(),
     Case::new("L7_add_again_under_load", run!(add_again_under_load)),
@@ -146,6 +147,42 @@ pub async fn close_with_a_blocked_consumer(cx: Cx) {
     refused(answer.expect("the waiting task"), &[ErrorKind::Closed]);
 }
 
+/// Ten consumers of one queue, each over a connection of its own, that begin at once and close at once: messages flow as before,
+/// those that they had fetched and those that are sent then, each once.
+pub async fn many_close_at_once(cx: Cx) {
+    const MANY: usize = 10;
+    const COUNT: usize = 50;
+    let bus = cx.bus().await;
+    let queue = cx.queue(&bus);
+    publish(&queue, bodies(COUNT)).await;
+    let all = Arc::new(Barrier::new(MANY));
+    let closers: Vec<_> = (0..MANY)
+        .map(|n| {
+            let (cx, all, address) = (cx.clone(), Arc::clone(&all), queue.address().clone());
+            tokio::spawn(async move {
+                let bus = cx.bus().await;
+                all.wait().await;
+                let mut subscription = subscribe(&bus.channel(address)).await;
+                all.wait().await;
+                // The others leave that to their connection.
+                if n % 2 == 0 {
+                    subscription.close().await.expect("close");
+                }
+                closes(&bus).await;
+            })
+        })
+        .collect();
+    for closer in closers {
+        closer.await.expect("a closer");
+    }
+    publish(&queue, bodies(COUNT * 2).skip(COUNT)).await;
+    let mut ledger = Ledger::sent(bodies(COUNT * 2));
+    let mut subscription = subscribe(&queue).await;
+    take_acked(&mut subscription, COUNT * 2).await.into_iter().for_each(|body| ledger.see(body));
+    quiet(&mut subscription).await;
+    ledger.assert_exact();
+}
+
 fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
 }
@@ -215,8 +252,10 @@ pub async fn connections_are_shared(cx: Cx) {
 }
 
 /// A subscription that is taken away and added again, over and over, under load: nothing is lost, nothing comes twice.
+/// 5000 messages, or as many as the harness says that the broker bears, in five rounds.
 pub async fn add_again_under_load(cx: Cx) {
-    const COUNT: usize = 800;
+    const ROUNDS: usize = 5;
+    let count = cx.harness().backlog().min(5000);
     async fn handle(message: Message, log: State<Log>) {
         tokio::time::sleep(Duration::from_millis(1)).await;
         log.add(&message, 1);
@@ -237,24 +276,24 @@ pub async fn add_again_under_load(cx: Cx) {
         let queue = queue.clone();
         async move {
             for chunk in 0..8 {
-                publish(&queue, bodies(COUNT).skip(chunk * COUNT / 8).take(COUNT / 8)).await;
+                publish(&queue, bodies(count).skip(chunk * count / 8).take(count / 8)).await;
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
     });
-    for round in 1..=4 {
-        log.reaches(COUNT / 8 * round).await;
+    for round in 1..ROUNDS {
+        log.reaches(count / ROUNDS * round).await;
         running.detach(queue.address().name()).await.expect("detach");
         publish(&beside, bodies(5)).await;
         counted(&running, beside.address().name(), "handled", 5 * round as u64).await;
         running.attach(make()).await.expect("attach");
     }
     sending.await.expect("the sender");
-    log.reaches(COUNT).await;
+    log.reaches(count).await;
     running.stop().await.expect("stop");
-    let mut ledger = Ledger::sent(bodies(COUNT));
+    let mut ledger = Ledger::sent(bodies(count));
     log.bodies().into_iter().for_each(|body| ledger.see(body));
-    rest(&cx, &queue, COUNT.saturating_sub(log.len())).await.into_iter().for_each(|body| ledger.see(body));
+    rest(&cx, &queue, count.saturating_sub(log.len())).await.into_iter().for_each(|body| ledger.see(body));
     ledger.assert_exact();
 }
 

@@ -1,14 +1,18 @@
 //! B3: of many messages each arrives once.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
-use polymq_core::{ConsumeOptions, ErrorKind, Message, Subscription};
-use tokio::time::Instant;
+use polymq_core::{ErrorKind, Message};
+use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
     Case, Cx, Ledger, PATIENCE,
     case::run,
-    drive::{bodies, in_order, publish, quiet, refused, subscribe, subscribe_with, take_acked, text},
+    cx::lock,
+    drive::{bodies, in_order, prefetch, publish, quiet, refused, subscribe, subscribe_with, take_acked, text},
 };
 
 pub(super) const CASES: &[Case] = &[
@@ -17,44 +21,59 @@ pub(super) const CASES: &[Case] = &[
     Case::new("B3_results_of_a_batch", run!(results_of_a_batch)),
 ];
 
-/// 10 000 messages, or as many as the harness says that the broker bears, are sent with a window of 128: each is
-/// answered, no more are unanswered at a time, each arrives once (mission row B8). They are taken on the way, so that
+/// 10 000 messages, or as many as the harness says that the broker bears, are sent by 20 tasks that share a window of 128:
+/// each is answered, no more are unanswered at a time, each arrives once (mission row B8). They are taken on the way, so that
 /// only a few hundred wait: emulators go through all of them for each request.
 pub async fn stream_of_messages(cx: Cx) {
+    const SENDERS: usize = 20;
     const WINDOW: usize = 128;
     const WAITING: usize = 250;
     let count = cx.harness().backlog().min(10_000);
     let bus = cx.bus().await;
     let queue = cx.queue(&bus).with_window(WINDOW, polymq_core::WhenFull::Wait);
-    let mut subscription = subscribe_with(&queue, ConsumeOptions { prefetch: 1000, ..ConsumeOptions::default() }).await;
+    let mut subscription = subscribe_with(&queue, prefetch(1000)).await;
+    let room = Arc::new(Semaphore::new(WAITING));
+    let senders: Vec<_> = (0..SENDERS)
+        .map(|sender| {
+            let (queue, room) = (queue.clone(), Arc::clone(&room));
+            tokio::spawn(async move {
+                let mut answers = Vec::with_capacity(count / SENDERS + 1);
+                for body in bodies(count).skip(sender).step_by(SENDERS) {
+                    room.acquire().await.expect("never closed").forget();
+                    answers.push(queue.enqueue(Message::new(body)).await.expect("enqueue"));
+                    assert!(queue.in_flight() <= WINDOW, "{} are unanswered", queue.in_flight());
+                }
+                answers
+            })
+        })
+        .collect();
+    let sending = async {
+        let mut answers = Vec::with_capacity(count);
+        for sender in senders {
+            answers.extend(sender.await.expect("a sender"));
+        }
+        queue.flush().await.expect("flush");
+        for answer in answers {
+            answer.await.expect("accepted");
+        }
+    };
     let mut ledger = Ledger::sent(bodies(count));
-    let mut seen = 0;
-    let mut answers = Vec::with_capacity(count);
-    for (n, body) in bodies(count).enumerate() {
-        answers.push(queue.enqueue(Message::new(body)).await.expect("enqueue"));
-        assert!(queue.in_flight() <= WINDOW, "{} are unanswered", queue.in_flight());
-        take(&mut subscription, &mut ledger, &mut seen, n.saturating_sub(WAITING)).await;
-    }
-    queue.flush().await.expect("flush");
-    for answer in answers {
-        answer.await.expect("accepted");
-    }
-    take(&mut subscription, &mut ledger, &mut seen, count).await;
+    let taking = async {
+        let mut seen = 0;
+        while seen < count {
+            let batch = subscription.receive(500, PATIENCE).await.expect("receive");
+            assert!(!batch.is_empty(), "{seen} of {count} arrived");
+            seen += batch.len();
+            room.add_permits(batch.len());
+            for delivery in batch {
+                ledger.see(text(&delivery));
+                delivery.ack().await.expect("ack");
+            }
+        }
+    };
+    tokio::join!(sending, taking);
     quiet(&mut subscription).await;
     ledger.assert_exact();
-}
-
-/// Takes messages until so many were seen.
-async fn take(subscription: &mut Subscription, ledger: &mut Ledger, seen: &mut usize, until: usize) {
-    while *seen < until {
-        let batch = subscription.receive(500, PATIENCE).await.expect("receive");
-        assert!(!batch.is_empty(), "{seen} of {until} arrived");
-        *seen += batch.len();
-        for delivery in batch {
-            ledger.see(text(&delivery));
-            delivery.ack().await.expect("ack");
-        }
-    }
 }
 
 /// Of 25 messages sent together, the one that is invalid is named, and the other 24 arrive (mission row B7).
@@ -79,39 +98,40 @@ pub async fn results_of_a_batch(cx: Cx) {
     quiet(&mut subscription).await;
 }
 
-/// 1000 messages of four senders reach four consumers: each once, none twice, none foreign.
+/// 5000 messages of 50 senders reach 50 consumers: each once, none twice, none foreign. Fewer of all three where the harness says
+/// that the broker does not bear so many.
 pub async fn strict_multiset(cx: Cx) {
+    const EACH: usize = 100;
+    let many = cx.harness().at_once();
+    let names = |sender: usize| bodies(EACH).map(move |body| format!("{sender}/{body}"));
     let bus = cx.bus().await;
     let queue = cx.queue(&bus);
     let mut consumers = Vec::new();
-    for _ in 0..4 {
-        consumers.push(subscribe_with(&queue, ConsumeOptions { prefetch: 50, ..ConsumeOptions::default() }).await);
+    for _ in 0..many {
+        consumers.push(subscribe_with(&queue, prefetch(50)).await);
     }
-    let senders: Vec<_> = (0..4)
+    let senders: Vec<_> = (0..many)
         .map(|sender| {
             let queue = queue.clone();
-            tokio::spawn(async move { publish(&queue, bodies(250).map(|body| format!("{sender}/{body}"))).await })
+            tokio::spawn(async move { publish(&queue, names(sender)).await })
         })
         .collect();
-    let seen = std::sync::Arc::new(std::sync::Mutex::new(Ledger::sent(
-        (0..4).flat_map(|sender| bodies(250).map(move |body| format!("{sender}/{body}"))),
-    )));
+    let seen = Arc::new(Mutex::new(Ledger::sent((0..many).flat_map(names))));
     let takers: Vec<_> = consumers
         .into_iter()
         .map(|mut consumer| {
-            let seen = std::sync::Arc::clone(&seen);
+            let seen = Arc::clone(&seen);
             tokio::spawn(async move {
                 // Ends when nothing has come for a while after all was there: what comes twice comes then. Slow
                 // brokers have pauses before.
                 let began = Instant::now();
                 loop {
                     let batch = consumer.receive(20, Duration::from_secs(2)).await.expect("receive");
-                    let is_over = crate::cx::lock(&seen).is_complete() || began.elapsed() > PATIENCE * 4;
-                    if batch.is_empty() && is_over {
+                    if batch.is_empty() && (lock(&seen).is_complete() || began.elapsed() > PATIENCE * 4) {
                         return;
                     }
                     for delivery in batch {
-                        crate::cx::lock(&seen).see(text(&delivery));
+                        lock(&seen).see(text(&delivery));
                         delivery.ack().await.expect("ack");
                     }
                 }
@@ -121,7 +141,7 @@ pub async fn strict_multiset(cx: Cx) {
     for task in senders.into_iter().chain(takers) {
         task.await.expect("a sender or consumer");
     }
-    let seen = crate::cx::lock(&seen);
-    cx.note(format_args!("duplicate ratio {:.4}", seen.duplicate_ratio()));
+    let seen = lock(&seen);
+    cx.note(format_args!("{many} senders and consumers, duplicate ratio {:.4}", seen.duplicate_ratio()));
     seen.assert_exact();
 }

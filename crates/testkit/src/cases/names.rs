@@ -3,13 +3,14 @@
 use polymq_core::{Address, ConsumeOptions, ErrorKind, Message};
 
 use crate::{
-    Case, Cx,
+    Case, Cx, Ledger,
     case::run,
     drive::{bodies, publish, quiet, refused, subscribe, take, take_acked, text},
 };
 
 pub(super) const CASES: &[Case] = &[
     Case::new("B4_isolation", run!(isolation)),
+    Case::new("B4_many_queues_at_once", run!(many_queues_at_once)),
     Case::new("B4_queue_and_topic_of_one_name", run!(queue_and_topic)).when(
         "topics, kinds_apart",
         |c| c.topics && c.kinds_apart,
@@ -34,6 +35,30 @@ pub async fn isolation(cx: Cx) {
     assert!(seen_two.iter().all(|body| body.starts_with("two/")), "{seen_two:?}");
     quiet(&mut from_one).await;
     quiet(&mut from_two).await;
+}
+
+/// Twenty queues that are filled and read at the same time: each has its hundred messages, once, and nothing of another.
+pub async fn many_queues_at_once(cx: Cx) {
+    const QUEUES: usize = 20;
+    const EACH: usize = 100;
+    let bus = cx.bus().await;
+    let users: Vec<_> = (0..QUEUES)
+        .map(|n| {
+            let queue = cx.queue(&bus);
+            tokio::spawn(async move {
+                let names = bodies(EACH).map(move |body| format!("{n}/{body}"));
+                let mut subscription = subscribe(&queue).await;
+                publish(&queue, names.clone()).await;
+                let mut ledger = Ledger::sent(names);
+                take_acked(&mut subscription, EACH).await.into_iter().for_each(|body| ledger.see(body));
+                quiet(&mut subscription).await;
+                ledger.assert_exact();
+            })
+        })
+        .collect();
+    for user in users {
+        user.await.expect("a user of a queue");
+    }
 }
 
 /// A queue and a topic of one name do not mix.

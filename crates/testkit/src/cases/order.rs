@@ -52,7 +52,7 @@ pub async fn order_refused(cx: Cx) {
 
 async fn keys_in_order(cx: Cx, rebalance: bool, ordered: bool) {
     const KEYS: usize = 16;
-    const EACH: usize = 40;
+    const EACH: usize = 63;
     async fn handle(message: Message, attempt: Attempt, log: State<Log>) -> Result<(), Failure> {
         tokio::time::sleep(Duration::from_micros(fastrand::u64(0..500))).await;
         if fastrand::u8(..) < 40 {

@@ -24,7 +24,7 @@ use polymq_core::{DeliveryCount, ErrorKind, dead_letter};
 use tokio::time::Instant;
 
 use crate::{
-    Case, Cx,
+    Case, Cx, Ledger,
     case::run,
     drive::{bodies, dead_letters, in_order, next, publish, quiet, subscribe, take, take_acked, text},
 };
@@ -32,6 +32,11 @@ use crate::{
 pub(super) const CASES: &[Case] = &[
     Case::new("S1_ack", run!(ack)),
     Case::new("S1_requeue", run!(requeue)).when("requeue", |c| c.requeue.is_available(), run!(requeue_refused)),
+    Case::new("S1_requeued_by_several", run!(requeued_by_several)).when(
+        "requeue",
+        |c| c.requeue.is_available(),
+        run!(requeue_refused),
+    ),
     Case::new("S1_drop", run!(drop_message)),
     Case::new("S1_reject", run!(reject)),
     Case::new("S1_delayed_nack", run!(delayed_nack)).when(
@@ -93,6 +98,40 @@ pub async fn requeue(cx: Cx) {
     }
     delivery.ack().await.expect("ack");
     quiet(&mut subscription).await;
+}
+
+/// Three consumers, one after the other and each over a connection of its own, return a hundred times what they get. Then all
+/// of it can be read, each message once, and none of the attempts was forgotten.
+pub async fn requeued_by_several(cx: Cx) {
+    const COUNT: usize = 50;
+    const CONSUMERS: u32 = 3;
+    const RETURNS: u32 = 100;
+    let bus = cx.bus().await;
+    let queue = cx.queue(&bus);
+    publish(&queue, bodies(COUNT)).await;
+    for _ in 0..CONSUMERS {
+        let bus = cx.bus().await;
+        let mut subscription = subscribe(&bus.channel(queue.address().clone())).await;
+        for _ in 0..RETURNS {
+            next(&mut subscription).await.retry(Duration::ZERO).await.expect("retry");
+        }
+        subscription.close().await.expect("close");
+        bus.close().await.expect("close");
+    }
+    let mut ledger = Ledger::sent(bodies(COUNT));
+    let mut failed = 0;
+    let mut subscription = subscribe(&queue).await;
+    for delivery in take(&mut subscription, COUNT).await {
+        ledger.see(text(&delivery));
+        failed += delivery.attempt() - 1;
+        delivery.ack().await.expect("ack");
+    }
+    quiet(&mut subscription).await;
+    ledger.assert_exact();
+    if cx.capabilities().delivery_count != DeliveryCount::None {
+        // A broker's own count may have those in it that were fetched and given back unseen.
+        assert!(failed >= CONSUMERS * RETURNS, "{failed} attempts of {} are known", CONSUMERS * RETURNS);
+    }
 }
 
 /// Where nothing can be returned, asking for it is `Unsupported` and the delivery is still ours.

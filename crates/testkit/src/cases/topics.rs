@@ -213,11 +213,13 @@ pub async fn replay_refused(cx: Cx) {
     // Somebody must be there, or the message is lost by right.
     let mut before = subscribe(&topic).await;
     publish(&topic, ["earlier".to_owned()]).await;
+    // A send that nobody confirms may be on its way for longer than it takes to subscribe.
+    assert_eq!(take_acked(&mut before, 1).await, ["earlier"]);
     let mut late = subscribe(&topic).await;
     publish(&topic, ["later".to_owned()]).await;
     assert_eq!(take_acked(&mut late, 1).await, ["later"]);
     quiet(&mut late).await;
-    assert_eq!(in_order(&cx, take_acked(&mut before, 2).await), ["earlier", "later"]);
+    assert_eq!(take_acked(&mut before, 1).await, ["later"]);
 }
 
 /// Wildcards in a topic's name match whole levels, and the delivery has the name that was sent to.

@@ -20,6 +20,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     mutant("stops_when_it_was_full", || Arc::new(StopsWhenFull::default()), &["O6_saturated_then_acked"]),
     mutant("takes_back_what_takes_long", || Arc::new(TakesBack::default()), &["O8_long_handler_runs_once"]),
     mutant("sleeps_through_a_pause", || Arc::new(SleepsThroughPauses::default()), &["O9_pause_keeps_the_session"]),
+    mutant("jams_when_many_close", || Arc::new(JamsWhenManyClose::default()), &["L5_many_close_at_once"]),
     mutant("serves_one_queue", || Arc::new(ServesOneQueue::default()), &["O10_queues_are_served_fairly"]),
 ];
 
@@ -176,5 +177,48 @@ impl Twist for ServesOneQueue {
             lock(&self.0).get_or_insert(at.id);
         }
         Ok(())
+    }
+}
+
+/// When a consumer closes while many others of its queue are there, the queue is served no more.
+#[derive(Debug, Default)]
+struct JamsWhenManyClose {
+    open: Mutex<HashMap<Address, usize>>,
+    jammed: Mutex<HashSet<Address>>,
+}
+
+#[async_trait]
+impl Twist for JamsWhenManyClose {
+    async fn consumer(
+        &self,
+        connection: &dyn Connection,
+        address: &Address,
+        options: &ConsumeOptions,
+    ) -> Result<Box<dyn Consumer>> {
+        *lock(&self.open).entry(address.clone()).or_default() += 1;
+        connection.consumer(address, options).await
+    }
+
+    async fn receive(
+        &self,
+        at: &Receiving,
+        consumer: &mut dyn Consumer,
+        max: usize,
+        into: &mut Vec<Incoming>,
+    ) -> Result<()> {
+        if lock(&self.jammed).contains(&at.address) {
+            std::future::pending::<()>().await;
+        }
+        consumer.receive(max, into).await
+    }
+
+    async fn close_consumer(&self, at: &Receiving, consumer: &mut dyn Consumer) -> Result<()> {
+        if let Some(open) = lock(&self.open).get_mut(&at.address) {
+            *open -= 1;
+            if *open > 3 {
+                lock(&self.jammed).insert(at.address.clone());
+            }
+        }
+        consumer.close().await
     }
 }

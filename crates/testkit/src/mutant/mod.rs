@@ -149,6 +149,10 @@ impl Harness for Broken {
         self.harness.backlog()
     }
 
+    fn at_once(&self) -> usize {
+        self.harness.at_once()
+    }
+
     fn deliveries_outlive_connections(&self) -> bool {
         self.harness.deliveries_outlive_connections()
     }

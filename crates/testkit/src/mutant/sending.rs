@@ -85,7 +85,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         || Arc::new(AnswersEarly::default()),
         &["L3_close_flushes", "B7_confirmed_survives_kill", "F2_kill", "F13_alarm", "F13_broker_does_not_read"],
     ),
-    mutant("has_one_queue", || Arc::new(Renames(one_queue)), &["B4_isolation"]),
+    mutant("has_one_queue", || Arc::new(Renames(one_queue)), &["B4_isolation", "B4_many_queues_at_once"]),
     mutant(
         "has_no_topics",
         || Arc::new(Renames(no_topics)),

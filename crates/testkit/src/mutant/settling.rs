@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -25,6 +25,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         || Arc::new(RetryLoses),
         &["S1_requeue", "S2_retry_while_closing", "S6_handler_panics", "S6_handler_times_out"],
     ),
+    mutant("loses_what_often_returns", || Arc::new(LosesWhatOftenReturns::default()), &["S1_requeued_by_several"]),
     mutant(
         "ignores_delays",
         || Arc::new(IgnoresDelays),
@@ -145,6 +146,20 @@ struct RetryLoses;
 impl Twist for RetryLoses {
     fn retry(&self, at: &Receiving, token: Token, _: &Message, _: u32, _: Duration) -> Completion<()> {
         at.settler.ack(token)
+    }
+}
+
+/// Returns a hundred messages, and no more.
+#[derive(Debug, Default)]
+struct LosesWhatOftenReturns(AtomicUsize);
+
+impl Twist for LosesWhatOftenReturns {
+    fn retry(&self, at: &Receiving, token: Token, message: &Message, attempt: u32, after: Duration) -> Completion<()> {
+        if self.0.fetch_add(1, Ordering::SeqCst) < 100 {
+            at.settler.retry(token, message, attempt, after)
+        } else {
+            at.settler.ack(token)
+        }
     }
 }
 

@@ -1,0 +1,212 @@
+//! How a sender reaches its server: over TCP, by way of the proxy that the environment names, with TLS.
+
+use std::{
+    fmt, io,
+    net::IpAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Uri, uri::Scheme};
+use http_body_util::Full;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::{
+    client::{
+        legacy::{
+            self,
+            connect::{Connected, Connection, HttpConnector, proxy::Tunnel},
+        },
+        proxy::matcher::{Intercept, Matcher},
+    },
+    rt::TokioIo,
+};
+use polymq_core::Result;
+use tokio::{net::TcpStream, time::timeout};
+use tower_service::Service;
+
+use crate::config::HttpConfig;
+
+/// The client behind the producers of a connection: hyper's own, with its pool of connections.
+pub type Client = legacy::Client<Connector, Full<Bytes>>;
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+type Connecting<T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send>>;
+
+#[cfg(feature = "tls")]
+type Secured = hyper_rustls::HttpsConnector<Route>;
+#[cfg(not(feature = "tls"))]
+type Secured = Route;
+
+/// Makes the connections of a [`Client`], each within the setting `connect_timeout`.
+#[derive(Debug, Clone)]
+pub struct Connector {
+    secured: Secured,
+    limit: std::time::Duration,
+}
+
+impl Connector {
+    pub(crate) fn new(config: &HttpConfig, proxies: Arc<Matcher>) -> Result<Self> {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_keepalive(Some(config.heartbeat));
+        tcp.set_connect_timeout(Some(config.connect_timeout));
+        let route = Route { tcp, proxies };
+        #[cfg(feature = "tls")]
+        let route = hyper_rustls::HttpsConnector::from((route, crate::tls::client(config)?));
+        Ok(Self { secured: route, limit: config.connect_timeout })
+    }
+}
+
+impl Service<Uri> for Connector {
+    type Response = <Secured as Service<Uri>>::Response;
+    type Error = Failure;
+    type Future = Connecting<Self::Response>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        self.secured.poll_ready(cx)
+    }
+
+    fn call(&mut self, server: Uri) -> Self::Future {
+        let (connecting, limit) = (self.secured.call(server), self.limit);
+        Box::pin(async move {
+            let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("nobody was there within {limit:?}"));
+            timeout(limit, connecting).await.map_err(late)?
+        })
+    }
+}
+
+/// The proxies that the environment names (`HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`), as curl reads them.
+pub(crate) fn proxies() -> Arc<Matcher> {
+    Arc::new(Matcher::from_env())
+}
+
+/// The proxy before a server. This machine is reached without any: to another one, a login for it must not go.
+fn before(proxies: &Matcher, server: &Uri) -> Option<Intercept> {
+    let host = server.host()?.trim_matches(['[', ']']);
+    let is_here = match host.parse::<IpAddr>() {
+        Ok(address) => address.is_loopback(),
+        Err(_) => host == "localhost" || host.ends_with(".localhost"),
+    };
+    if is_here { None } else { proxies.intercept(server) }
+}
+
+/// What the proxy before a server without TLS is shown with each request; before one with TLS it sees none.
+pub(crate) fn shown_to_proxy(proxies: &Matcher, server: &Uri) -> Option<HeaderValue> {
+    let proxy = before(proxies, server).filter(|_| server.scheme() == Some(&Scheme::HTTP))?;
+    let mut shown = proxy.basic_auth()?.clone();
+    shown.set_sensitive(true);
+    Some(shown)
+}
+
+/// To the server, or to the proxy before it.
+#[derive(Clone)]
+pub struct Route {
+    tcp: HttpConnector,
+    proxies: Arc<Matcher>,
+}
+
+impl Service<Uri> for Route {
+    type Response = Reached;
+    type Error = Failure;
+    type Future = Connecting<Reached>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        self.tcp.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, server: Uri) -> Self::Future {
+        let mut tcp = self.tcp.clone();
+        let proxy = before(&self.proxies, &server);
+        Box::pin(async move {
+            let Some(proxy) = proxy else { return Ok(Reached { stream: tcp.call(server).await?, by_proxy: false }) };
+            if proxy.uri().scheme() != Some(&Scheme::HTTP) {
+                let scheme = proxy.uri().scheme_str().unwrap_or_default();
+                return Err(format!("the environment names a proxy with {scheme}://, expected http://").into());
+            }
+            if server.scheme() == Some(&Scheme::HTTP) {
+                return Ok(Reached { stream: tcp.call(proxy.uri().clone()).await?, by_proxy: true });
+            }
+            let mut tunnel = Tunnel::new(proxy.uri().clone(), tcp);
+            if let Some(shown) = proxy.basic_auth() {
+                tunnel = tunnel.with_auth(shown.clone());
+            }
+            // What is at its end is the server itself.
+            Ok(Reached { stream: tunnel.call(server).await?, by_proxy: false })
+        })
+    }
+}
+
+impl fmt::Debug for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The matcher would show the proxies' passwords.
+        f.debug_struct("Route").finish_non_exhaustive()
+    }
+}
+
+/// A connection to whom a [`Route`] leads.
+#[derive(Debug)]
+pub struct Reached {
+    stream: TokioIo<TcpStream>,
+    /// Requests name their server: this is a proxy that sends them on (RFC 9112, section 3.2.2).
+    by_proxy: bool,
+}
+
+impl Connection for Reached {
+    fn connected(&self) -> Connected {
+        self.stream.connected().proxy(self.by_proxy)
+    }
+}
+
+impl Read for Reached {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, into)
+    }
+}
+
+impl Write for Reached {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, parts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_machine_is_reached_without_a_proxy_that_would_see_its_logins() {
+        let proxies = Matcher::builder().all("http://agent:secret@proxy.example").build();
+        let uri = |text: &str| text.parse::<Uri>().expect("a URI");
+        for here in ["http://localhost/x", "http://127.0.0.1:1", "http://[::1]/", "http://a.localhost"].map(uri) {
+            assert!(before(&proxies, &here).is_none() && shown_to_proxy(&proxies, &here).is_none(), "{here}");
+        }
+        for there in ["http://shop.example", "http://localhost.example", "http://10.0.0.1"].map(uri) {
+            assert!(before(&proxies, &there).is_some() && shown_to_proxy(&proxies, &there).is_some(), "{there}");
+        }
+        let there = uri("https://shop.example");
+        assert!(before(&proxies, &there).is_some() && shown_to_proxy(&proxies, &there).is_none());
+    }
+}
