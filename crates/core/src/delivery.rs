@@ -3,10 +3,12 @@
 use std::{fmt, mem, sync::Arc, time::Duration};
 
 use crate::{
-    Address, Bus, Capabilities, Channel, Details, Error, Incoming, Message, Result, Retry, Sends, Settler, Support,
+    Address, Bus, Capabilities, Channel, Completion, Details, Error, Incoming, Message, Result, Retry, Sends, Settler,
+    Support,
     clock::FAR,
     dead_letter::{Errors, FIRST_ERROR, Obituary, brief_dead_letter, dead_letter, header_text},
     request::{ReplyAddress, Trace},
+    settling::Settling,
 };
 
 /// What the deliveries of one consumer share.
@@ -32,6 +34,7 @@ impl Origin {
 /// A received message. Settle it with one of [`ack`](Self::ack), [`retry`](Self::retry), [`reject`](Self::reject) and
 /// [`drop_message`](Self::drop_message); each takes the delivery, so that settling twice does not compile, and
 /// gives it back inside the error when it fails. A delivery that is dropped unsettled returns to the broker, with a warning.
+/// Settling whose future is dropped before the broker has answered goes on; the message returns only if that fails.
 pub struct Delivery(Box<Inner>); // boxed: it is moved several times on its way to being settled
 
 struct Inner {
@@ -42,12 +45,12 @@ struct Inner {
 }
 
 impl Inner {
-    async fn ack_and_send(&self, messages: &[(Channel, Message)]) -> Result<()> {
+    async fn ready(&self, messages: &[(Channel, Message)]) -> Result<Vec<(Address, Message)>> {
         let mut ready = Vec::new();
         for (channel, message) in messages {
             ready.push(channel.ready(message.clone()).await?);
         }
-        self.origin.settler.ack_and_send(self.incoming.token, ready).await
+        Ok(ready)
     }
 }
 
@@ -64,6 +67,11 @@ impl Delivery {
 
     /// It is settled already, by other means.
     pub(crate) fn forget(mut self) {
+        self.keep();
+    }
+
+    /// It does not return to the broker when it is dropped.
+    pub(crate) fn keep(&mut self) {
         self.0.settled = true;
     }
 
@@ -96,11 +104,10 @@ impl Delivery {
     /// # Errors
     /// [`ErrorKind::Stale`](crate::ErrorKind::Stale) when the broker has taken the message back in the meantime: it comes again.
     pub async fn ack(self) -> Result<(), SettleError> {
-        let acknowledged = match self.0.origin.settler.ack(self.0.incoming.token).at_hand() {
-            Ok(acknowledged) => acknowledged,
-            Err(settling) => settling.await,
-        };
-        self.settled(acknowledged)
+        match self.0.origin.settler.ack(self.0.incoming.token).at_hand() {
+            Ok(acknowledged) => self.settled(acknowledged),
+            Err(settling) => Settling::new(self, settling).await,
+        }
     }
 
     /// The message is done, and the one who asked gets this answer: as the response where the protocol has one, otherwise
@@ -117,8 +124,7 @@ impl Delivery {
                 Err(error) => return Err(self.failed(error)),
             };
             if let Some(told) = self.0.origin.settler.answer(self.0.incoming.token, &passed) {
-                let told = told.await;
-                return self.settled(told);
+                return self.settle(told).await;
             }
             return self.ack().await;
         }
@@ -149,9 +155,16 @@ impl Delivery {
 
     pub(crate) async fn ack_with(self, messages: &[(Channel, Message)]) -> Result<(), SettleError> {
         if self.0.origin.transactional {
-            let settled = self.0.ack_and_send(messages).await;
-            messages.iter().for_each(|(channel, _)| channel.count_sent(&settled));
-            return self.settled(settled);
+            let settled = match self.0.ready(messages).await {
+                Ok(ready) => {
+                    let settling = self.0.origin.settler.ack_and_send(self.0.incoming.token, ready);
+                    self.settle(settling).await
+                }
+                Err(error) => self.settled(Err(error)),
+            };
+            let error = settled.as_ref().err().map(SettleError::error);
+            messages.iter().for_each(|(channel, _)| channel.count_sent(error));
+            return settled;
         }
         for (channel, message) in messages {
             if let Err(error) = channel.send_message(message.clone()).await {
@@ -191,11 +204,18 @@ impl Delivery {
         // A backend adds it to the present.
         let after = after.min(FAR);
         let settling = self.0.origin.settler.retry(self.0.incoming.token, &self.0.incoming.message, attempt, after);
-        let returned = settling.await;
-        self.settled(returned)
+        self.settle(settling).await
     }
 
-    fn settled(mut self, outcome: Result<()>) -> Result<(), SettleError> {
+    /// Waits for the answer to what the settler was told.
+    async fn settle(self, settling: Completion<()>) -> Result<(), SettleError> {
+        match settling.at_hand() {
+            Ok(settled) => self.settled(settled),
+            Err(settling) => Settling::new(self, settling).await,
+        }
+    }
+
+    pub(crate) fn settled(mut self, outcome: Result<()>) -> Result<(), SettleError> {
         match outcome {
             Ok(()) => {
                 self.0.settled = true;
@@ -236,8 +256,8 @@ impl Delivery {
 
     async fn bury_as(self, reason: &str, letter: impl FnOnce(&Message) -> Message) -> Result<(), SettleError> {
         let Some(channel) = &self.0.origin.dead_letters else {
-            let rejected = self.0.origin.settler.reject(self.0.incoming.token, reason).await;
-            return self.settled(rejected);
+            let settling = self.0.origin.settler.reject(self.0.incoming.token, reason);
+            return self.settle(settling).await;
         };
         match channel.send_as_is(letter(&self.0.incoming.message)).await {
             Ok(_) => self.ack().await,

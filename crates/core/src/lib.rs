@@ -32,6 +32,7 @@ mod registry;
 mod request;
 mod runner;
 mod service;
+mod settling;
 mod sieve;
 mod subscription;
 mod table;

@@ -175,9 +175,12 @@ impl Channel {
         self.send_once(message, deadline).await
     }
 
-    /// The outcome of a message that left with an acknowledgement.
-    pub(crate) fn count_sent(&self, outcome: &Result<()>) {
-        self.0.sent.count(outcome);
+    /// The outcome of a message that left with an acknowledgement, or failed to.
+    pub(crate) fn count_sent(&self, error: Option<&Error>) {
+        match error {
+            Some(error) => self.0.sent.count_error(error),
+            None => self.0.sent.count(&Ok(())),
+        }
     }
 
     async fn send_once(&self, message: Message, deadline: Option<Instant>) -> Result<Receipt> {

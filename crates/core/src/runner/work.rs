@@ -239,12 +239,13 @@ impl Work {
         let service = &env.entries[index].service;
         let Some(place) = self.retry_place(&env).await else { return };
         if env.ack_mode == AckMode::OnReceipt {
+            // Before its answer: what is cut off then is acknowledged still, and must not be given back too.
+            self.acked = true;
             if let Err(error) = env.origin.settler.ack(self.token()).await {
                 tracing::warn!(channel = env.origin.address.name(), %error, "not acknowledged on receipt; it comes again");
                 self.pop();
                 return;
             }
-            self.acked = true;
         }
         let tried = self.guard(layered(service.as_ref(), self.view())).await;
         // Settling may try again in place, which takes a place of its own.
