@@ -7,6 +7,7 @@ use crate::{
     Support,
     clock::FAR,
     dead_letter::{Errors, FIRST_ERROR, Obituary, brief_dead_letter, dead_letter, header_text},
+    message::Stamp,
     request::{ReplyAddress, Trace},
     settling::Settling,
 };
@@ -42,6 +43,8 @@ struct Inner {
     attempt: u32,
     origin: Arc<Origin>,
     settled: bool,
+    /// What a dead letter of it gets that has no id: the same at each try. Boxed: almost none needs it.
+    stamp: Option<Box<Stamp>>,
 }
 
 impl Inner {
@@ -57,7 +60,7 @@ impl Inner {
 impl Delivery {
     pub(crate) fn new(incoming: Incoming, origin: Arc<Origin>) -> Self {
         let attempt = incoming.attempt();
-        Self(Box::new(Inner { incoming, attempt, origin, settled: false }))
+        Self(Box::new(Inner { incoming, attempt, origin, settled: false, stamp: None }))
     }
 
     pub(crate) fn with_attempt(mut self, attempt: u32) -> Self {
@@ -254,12 +257,14 @@ impl Delivery {
         self.bury_as(reason, |message| brief_dead_letter(message, reason, &origin.address)).await
     }
 
-    async fn bury_as(self, reason: &str, letter: impl FnOnce(&Message) -> Message) -> Result<(), SettleError> {
+    async fn bury_as(mut self, reason: &str, letter: impl FnOnce(&Message) -> Message) -> Result<(), SettleError> {
         let Some(channel) = &self.0.origin.dead_letters else {
             let settling = self.0.origin.settler.reject(self.0.incoming.token, reason);
             return self.settle(settling).await;
         };
-        match channel.send_as_is(letter(&self.0.incoming.message)).await {
+        let (mut letter, stamp) = (letter(&self.0.incoming.message), &mut self.0.stamp);
+        letter.stamp(|| **stamp.get_or_insert_with(|| Box::new(Stamp::now())));
+        match channel.send_as_is(letter).await {
             Ok(_) => self.ack().await,
             Err(error) => Err(self.failed(error)),
         }

@@ -1,12 +1,16 @@
 //! Handler pairs: a consumer and a producer of one queue, which may be on different backends.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, MutexGuard, PoisonError},
+};
 
 use tokio::sync::Mutex;
 
 use crate::{
-    Bus, Channel, ConsumerFactory, ConsumerRunner, Environment, Error, ErrorKind, Failure, Handler, Message, Outcome,
-    QueueTable, Registry, Result, Retry, RetryMode, State, config::nearest,
+    Attempt, Bus, Channel, ConsumerFactory, ConsumerRunner, Environment, Error, ErrorKind, Failure, Handler, Message,
+    Outcome, QueueTable, Registry, Result, Retry, RetryMode, State, config::nearest, message::Stamp,
 };
 
 /// Makes the pairs of a [`QueueTable`]. Backends are connected when a pair needs them, once each.
@@ -195,7 +199,7 @@ impl HandlerPair {
                 .with_hint("choose another backend for the producer"));
         }
         let mut consumers = ConsumerFactory::new(&source);
-        consumers.state(target.queue(self.name.as_str()));
+        consumers.state(target.queue(self.name.as_str())).state(Waiting::default());
         consumers.route(self.name.as_str(), forward).policy(crate::FailurePolicy {
             max_attempts: u32::MAX,
             // A sender that keeps the message itself is told to come again, and does not wait for long.
@@ -207,13 +211,35 @@ impl HandlerPair {
     }
 }
 
-async fn forward(mut message: Message, target: State<Channel>) -> Outcome {
+/// The message that the target did not take at its last attempt, as it came without an id and as it was sent with one: it must not
+/// be another message at each attempt.
+#[derive(Default)]
+struct Waiting(std::sync::Mutex<Option<(Message, Message)>>);
+
+impl Waiting {
+    fn slot(&self) -> MutexGuard<'_, Option<(Message, Message)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn forward(mut message: Message, attempt: Attempt, target: State<Channel>, waiting: State<Waiting>) -> Outcome {
     use crate::ErrorKind::{Decode, Encode, Handler, InvalidInput, Refused, TooLarge, Unsupported};
     message.clear_system_headers();
+    let without_id = message.id().is_none().then(|| {
+        let came = message.clone();
+        match waiting.slot().take() {
+            Some((last, sent)) if attempt.0 > 1 && last == came => message = sent,
+            _ => message.stamp(Stamp::now),
+        }
+        (came, message.clone())
+    });
     let error = match target.pass_over(message).await {
         Ok(_) => return Outcome::Ack,
         Err(error) => error,
     };
+    if without_id.is_some() {
+        *waiting.slot() = without_id;
+    }
     let after = match (error.retry(), error.kind()) {
         // The target can never carry this message, or never takes it; the dead letters of the source keep it.
         (_, InvalidInput | TooLarge | Unsupported) | (Retry::Never, Refused | Handler | Encode | Decode) => {

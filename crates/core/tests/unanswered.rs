@@ -270,3 +270,20 @@ async fn a_drain_that_takes_too_long_settles_nothing_twice() {
     assert_eq!(cut_off("open-drain-receipt", AckMode::OnReceipt, || Outcome::Ack).await, ["ack"]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_without_an_id_gets_one_however_often_it_is_tried() {
+    let open = Open::new("open-letters");
+    let bus = open.bus().await;
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers.route("orders", async |_: Message| Outcome::reject("bad"));
+    let running = ConsumerRunner::new(consumers).start().await.expect("starts");
+    let foreign = MemoryBackend.connect(&Settings::from_url("memory://open-letters").expect("a URL")).await;
+    let producer = foreign.expect("connects").producer(&Address::queue("orders"), &ProduceOptions::default()).await;
+    open.refuse(3);
+    producer.expect("opens").send(Message::new("without an id")).await.expect("sent");
+    let letter = dead_letter(&bus, "orders").await;
+    let id = letter.message().id().expect("an id").to_string();
+    assert_eq!(open.0.ids.entries(), vec![id; 4]);
+    running.force();
+}
+

@@ -228,9 +228,8 @@ impl Channel {
         Ok(handle)
     }
 
-    /// Sends without layers and without the rules for user headers: for copies that polymq makes.
-    pub(crate) async fn send_as_is(&self, mut message: Message) -> Result<Receipt> {
-        message.stamp(Stamp::now);
+    /// Sends without layers and without the rules for user headers: for copies that polymq makes, which have their id.
+    pub(crate) async fn send_as_is(&self, message: Message) -> Result<Receipt> {
         self.hand_over(message, None).await
     }
 
