@@ -287,3 +287,28 @@ async fn a_dead_letter_without_an_id_gets_one_however_often_it_is_tried() {
     running.force();
 }
 
+#[tokio::test(start_paused = true)]
+async fn many_messages_are_repeated_as_one_is() {
+    let open = Open::new("open-repeats");
+    let bus = open.bus().await;
+    let queue = bus.queue("orders").with_repeats(2, Backoff::fixed(SECOND));
+    let messages = || (0..5).map(|n| Message::new(n.to_string()));
+    // Three are refused, and two of those once more.
+    open.refuse(3 + 2);
+    let answers = queue.send_all(messages()).await;
+    assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    let mut ids = open.0.ids.entries();
+    assert_eq!(ids.len(), 5 + 3 + 2);
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), 5, "each under its id");
+    let receipts: Vec<_> = answers.into_iter().flatten().map(|receipt| receipt.id.to_string()).collect();
+    assert_eq!(receipts, open.0.ids.entries()[..5], "answers in the order of messages");
+    // A message counts once, by its last answer.
+    assert_eq!(queue.sent(), SendStats { accepted: 5, failed: 0, unknown: 0 });
+    open.refuse(100);
+    let answers = queue.send_all(messages()).await;
+    assert!(answers.iter().all(|answer| answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Busy)));
+    assert_eq!(queue.sent(), SendStats { accepted: 5, failed: 5, unknown: 0 });
+    assert_eq!(open.0.ids.entries().len(), 10 + 15);
+}

@@ -1,6 +1,6 @@
 //! Sending many messages with one call.
 
-use std::{collections::VecDeque, future::poll_fn, mem, task::Poll};
+use std::{collections::VecDeque, future::poll_fn, mem, task::Poll, time::Duration};
 
 use futures_util::FutureExt;
 use tokio::{
@@ -17,12 +17,15 @@ const YIELD_AFTER: usize = 128;
 impl Channel {
     /// Sends many messages with a sliding window of unconfirmed ones; answers in their order, one each.
     ///
-    /// Each message has the time-out of a send, from when it is handed over.
+    /// Each message has the time-out of a send, from when it is handed over. The window is the call's own: sends beside it do not
+    /// count, and it waits for room whatever [`with_window`](Self::with_window) says about a full one. What
+    /// [`with_repeats`](Self::with_repeats) repeats is sent again behind all others. Layers are run around single messages:
+    /// with any, one is sent after the other.
     ///
     /// Never waits for a whole batch: that costs a quarter of the throughput on some brokers and nearly all on others. Where
     /// answers come many at a time (Kafka), half of the window is waited for at once.
     pub async fn send_all(&self, messages: impl IntoIterator<Item = Message>) -> Vec<Result<Receipt>> {
-        let mut messages = messages.into_iter();
+        let messages = messages.into_iter();
         if !self.0.parts.layers.is_empty() {
             let mut results = Vec::with_capacity(messages.size_hint().0);
             for message in messages {
@@ -30,7 +33,50 @@ impl Channel {
             }
             return results;
         }
-        let mut answers = Answers::new(&self.0.sent, messages.size_hint().0);
+        if self.0.sending.repeats > 0 {
+            return Box::pin(self.send_all_repeatedly(messages.collect())).await;
+        }
+        self.send_all_once(messages, &self.0.sent).await
+    }
+
+    /// All of them, then those that failed, and so on.
+    async fn send_all_repeatedly(&self, mut messages: Vec<Message>) -> Vec<Result<Receipt>> {
+        let pending: Vec<_> = messages.iter().map(|_| self.0.sent.pending()).collect();
+        let own_ids: Vec<_> = messages.iter().map(|message| message.id().is_some()).collect();
+        let mut now = Stamp::now();
+        messages.iter_mut().for_each(|message| message.stamp(|| now.take()));
+        // What counts is the last answer.
+        let counters = Counters::default();
+        let mut answers = self.send_all_once(messages.iter().cloned(), &counters).await;
+        for attempt in 1..=self.0.sending.repeats {
+            let mut pause = Duration::ZERO;
+            let mut failed = Vec::new();
+            for (at, answer) in answers.iter().enumerate() {
+                if let Err(error) = answer
+                    && let Some(least) = self.repeat_after(error, own_ids[at], attempt)
+                {
+                    pause = pause.max(least);
+                    failed.push(at);
+                }
+            }
+            if failed.is_empty() {
+                break;
+            }
+            tracing::warn!(channel = self.0.address.name(), count = failed.len(), attempt, "not sent; trying again");
+            tokio::time::sleep(pause).await;
+            let again = failed.iter().map(|at| messages[*at].clone());
+            let again = self.send_all_once(again, &counters).await;
+            failed.into_iter().zip(again).for_each(|(at, answer)| answers[at] = answer);
+        }
+        pending.into_iter().zip(answers).map(|(pending, answer)| pending.answered(answer)).collect()
+    }
+
+    async fn send_all_once(
+        &self,
+        mut messages: impl Iterator<Item = Message>,
+        counters: &Counters,
+    ) -> Vec<Result<Receipt>> {
+        let mut answers = Answers::new(counters, messages.size_hint().0);
         let producer = match self.producer(self.deadline()).await {
             Ok(producer) => producer,
             Err(error) => {

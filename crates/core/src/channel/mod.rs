@@ -100,7 +100,8 @@ impl Channel {
         self.changed(|options, _| options.timeout = timeout)
     }
 
-    /// The same channel with at most `messages` unconfirmed, and what to do when that many are.
+    /// The same channel with at most `messages` unconfirmed, and what to do when that many are. Each call of
+    /// [`send_all`](Self::send_all) has a window of that size for itself, and waits when it is full.
     #[must_use]
     pub fn with_window(&self, messages: usize, full: WhenFull) -> Self {
         self.changed(|options, sending| {
@@ -111,7 +112,8 @@ impl Channel {
 
     /// The same channel, where a send that failed is repeated up to `repeats` times after this backoff. It is
     /// repeated when it certainly had no effect. When its outcome is unknown it is repeated only if the caller gave
-    /// the message an id: a receiver can then tell the copies from two messages.
+    /// the message an id: a receiver can then tell the copies from two messages. [`enqueue`](Self::enqueue), which does not
+    /// wait for an answer, repeats nothing.
     #[must_use]
     pub fn with_repeats(&self, repeats: u32, backoff: Backoff) -> Self {
         self.changed(|_, sending| (sending.repeats, sending.backoff) = (repeats, backoff))

@@ -1,6 +1,6 @@
 //! Sending one message.
 
-use std::sync::PoisonError;
+use std::{sync::PoisonError, time::Duration};
 
 use serde::Serialize;
 use tokio::{
@@ -154,18 +154,12 @@ impl Channel {
 
     /// Each attempt may take the time-out of a send, unless all of them must have ended by a deadline.
     async fn send_repeatedly(&self, message: Message, has_own_id: bool, deadline: Option<Instant>) -> Result<Receipt> {
-        let Sending { repeats, backoff, .. } = self.0.sending;
-        for attempt in 1..=repeats {
+        for attempt in 1..=self.0.sending.repeats {
             let error = match self.send_once(message.clone(), deadline).await {
                 Ok(receipt) => return Ok(receipt),
                 Err(error) => error,
             };
-            let pause = match error.retry() {
-                Retry::Now => backoff.delay(attempt),
-                Retry::After(least) => backoff.delay(attempt).max(least),
-                Retry::UnknownOutcome if has_own_id => backoff.delay(attempt),
-                Retry::UnknownOutcome | Retry::Never => return Err(error),
-            };
+            let Some(pause) = self.repeat_after(&error, has_own_id, attempt) else { return Err(error) };
             if deadline.is_some_and(|deadline| deadline.saturating_duration_since(Instant::now()) <= pause) {
                 return Err(error);
             }
@@ -173,6 +167,17 @@ impl Channel {
             tokio::time::sleep(pause).await;
         }
         self.send_once(message, deadline).await
+    }
+
+    /// How long after this error, which that attempt met, a message may be sent again; `None`: it may not.
+    pub(super) fn repeat_after(&self, error: &Error, has_own_id: bool, attempt: u32) -> Option<Duration> {
+        let Sending { backoff, .. } = self.0.sending;
+        match error.retry() {
+            Retry::Now => Some(backoff.delay(attempt)),
+            Retry::After(least) => Some(backoff.delay(attempt).max(least)),
+            Retry::UnknownOutcome if has_own_id => Some(backoff.delay(attempt)),
+            Retry::UnknownOutcome | Retry::Never => None,
+        }
     }
 
     /// The outcome of a message that left with an acknowledgement, or failed to.
@@ -198,7 +203,8 @@ impl Channel {
     }
 
     /// Hands a message over and returns without waiting for the broker's answer, which the completion gives.
-    /// [`flush`](Self::flush) and closing the bus wait for it. Layers are run, so with layers it waits like
+    /// [`flush`](Self::flush) and closing the bus wait for it. Nothing is repeated
+    /// ([`with_repeats`](Self::with_repeats)). Layers are run, so with layers it waits, and repeats, like
     /// [`send_message`](Self::send_message).
     ///
     /// # Errors
