@@ -333,6 +333,7 @@ async fn j13_health_readiness_and_metrics_over_http() {
         .send_message(polymq_core::Message::new("x").with_header("no\nheader", "x"))
         .await
         .expect_err("refused");
+    bus.queue("two\nlines").send(&order(1)).await.expect_err("refused");
     log.wait(1).await;
     let ready = get(&address, "/ready").await;
     assert!(ready.starts_with("HTTP/1.1 200") && ready.contains("\"state\":\"up\""), "{ready}");
@@ -343,6 +344,8 @@ async fn j13_health_readiness_and_metrics_over_http() {
         let line = format!("\npolymq_{}\n", line.replace("{}", to));
         assert_eq!(metrics.matches(&line).count(), 1, "{line} in {metrics}");
     }
+    let refused = "\npolymq_send_failed_total{backend=\"memory\",kind=\"queue\",channel=\"polymq-others\"} 1\n";
+    assert!(metrics.contains(refused) && !metrics.contains("lines"), "{metrics}");
     assert!(ready.contains("\"queue orders\":{\"accepted\":1,\"failed\":1,\"unknown\":0}"), "{ready}");
     bus.close().await.expect("closes");
     let ready = get(&address, "/ready").await;

@@ -17,7 +17,7 @@ use crate::{Address, Error, Result, Retry};
 /// Channels that have counters of their own. A program may use a name for each of its customers; those after so many
 /// names are counted together.
 const MOST_CHANNELS: usize = 1000;
-/// What the channels after [`MOST_CHANNELS`] are counted as.
+/// What the channels after [`MOST_CHANNELS`] are counted as, and those whose name no backend takes.
 const OTHERS: &str = "polymq-others";
 /// What the queues of those who asked are counted as: each has a name that is used once.
 const REPLIES: &str = "polymq-replies";
@@ -122,7 +122,7 @@ impl Sent {
         if let Some(counters) = known.get(address) {
             return Arc::clone(counters);
         }
-        let own = known.len() < MOST_CHANNELS;
+        let own = known.len() < MOST_CHANNELS && address.check().is_ok();
         Arc::clone(known.entry(if own { address.clone() } else { Address::queue(OTHERS) }).or_default())
     }
 
