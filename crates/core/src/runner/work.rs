@@ -168,6 +168,8 @@ impl Work {
     fn is_for(&self, incoming: &Incoming, index: usize) -> bool {
         !incoming.message.is_expired()
             && incoming.attempt() <= self.env.policy.max_attempts
+            // Each of a limited number of retries is a call of its own, with a place among them.
+            && (self.env.retries.is_none() || incoming.attempt() == 1)
             && self.env.find(&incoming.message) == Some(index)
     }
 
@@ -175,7 +177,7 @@ impl Work {
     pub(crate) fn starts(&mut self, index: usize) -> bool {
         self.pending.front().is_some_and(|front| self.is_for(front, index))
             && self.may_start()
-            && (self.env.retries.is_none() || self.attempt() == 1)
+            && (self.env.retries.is_none() || self.in_place == 0)
     }
 
     fn may_start(&self) -> bool {

@@ -1,0 +1,69 @@
+//! How many handlers run at a time, and what is fetched for them.
+#![allow(missing_docs)]
+
+mod common;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use common::{Log, Order, bus, order};
+use polymq_core::{
+    Backoff, Batch, ConsumerFactory, ConsumerRunner, ErrorKind, Failure, FailurePolicy, FromDelivery, Message, Result,
+    State, View,
+};
+use tokio::sync::Semaphore;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// What a batch is told of one message.
+struct Seen(String, u32);
+
+impl FromDelivery for Seen {
+    fn from_delivery(view: &View<'_>) -> Result<Self> {
+        Ok(Self(String::from_utf8_lossy(view.message().payload()).into_owned(), view.attempt()))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_takes_no_more_retries_than_may_run_at_a_time() {
+    let bus = bus("limits-batch").await;
+    let log = Log::default();
+    let mut consumers = ConsumerFactory::new(&bus);
+    let handled = log.clone();
+    let handle = move |batch: Batch<Seen>| {
+        let log = handled.clone();
+        async move {
+            let seen: Vec<_> = batch.iter().map(|Seen(body, attempt)| format!("{body}{attempt}")).collect();
+            log.add(seen.join(" "));
+            if seen.iter().any(|seen| seen == "slow1") {
+                tokio::time::sleep(5 * SECOND).await;
+            }
+            if seen.iter().any(|seen| seen == "fails1") { Err(Failure::new("once")) } else { Ok(()) }
+        }
+    };
+    let policy =
+        FailurePolicy { backoff: Backoff::fixed(SECOND), max_concurrent_retries: Some(1), ..FailurePolicy::default() };
+    consumers.route_batch("orders", 10, handle).concurrency(2).policy(policy);
+    let queue = bus.queue("orders");
+    let send = async |bodies: &[&'static str]| {
+        let sent = queue.send_all(bodies.iter().map(|body| Message::new(*body))).await;
+        assert!(sent.iter().all(Result::is_ok));
+    };
+    let running = ConsumerRunner::new(consumers).start().await.expect("starts");
+    send(&["fails", "fails", "fails"]).await;
+    log.wait(1).await;
+    for calls in [2, 3] {
+        send(&["slow"]).await;
+        log.wait(calls).await;
+    }
+    // Waits for one of the two to end, and the three that failed come again behind it.
+    send(&["new"]).await;
+    let entries = log.wait(7).await;
+    running.stop().await.expect("stops");
+    assert_eq!(entries, ["fails1 fails1 fails1", "slow1", "slow1", "new1", "fails2", "fails2", "fails2"]);
+}
