@@ -20,6 +20,44 @@ use tokio::sync::Semaphore;
 
 const SECOND: Duration = Duration::from_secs(1);
 
+#[tokio::test(start_paused = true)]
+async fn more_handlers_run_than_are_fetched_ahead_otherwise() {
+    const MANY: usize = 300;
+    let bus = bus("limits-many").await;
+    let (running_now, may_end) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+    let mut consumers = ConsumerFactory::new(&bus);
+    async fn waits(running: State<Arc<AtomicUsize>>, may_end: State<Arc<Semaphore>>) {
+        running.fetch_add(1, Ordering::SeqCst);
+        let _permit = may_end.acquire().await;
+    }
+    consumers.state(Arc::clone(&running_now)).state(Arc::clone(&may_end)).route("orders", waits).concurrency(MANY);
+    let running = ConsumerRunner::new(consumers).start().await.expect("starts");
+    let queue = bus.queue("orders");
+    let messages = (0..2 * MANY as u64).map(|id| queue.message(&order(id)).expect("encodes"));
+    assert!(queue.send_all(messages).await.iter().all(Result::is_ok));
+    tokio::time::sleep(60 * SECOND).await;
+    assert_eq!(running_now.load(Ordering::SeqCst), MANY);
+    may_end.add_permits(2 * MANY);
+    running.stop().await.expect("stops");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_prefetch_that_starves_handlers_is_refused() {
+    let bus = bus("limits-refused").await;
+    let started = async |prefetch| {
+        let mut consumers = ConsumerFactory::new(&bus);
+        consumers.route("orders", async |_: Order| {}).concurrency(8).prefetch(prefetch);
+        ConsumerRunner::new(consumers).start().await
+    };
+    let error = started(7).await.expect_err("one of them would never run");
+    assert_eq!(error.kind(), ErrorKind::Config);
+    let text = error.to_string();
+    assert!(text.contains("prefetch of 7") && text.contains("concurrency of 8"), "{text}");
+    let running = started(8).await.expect("enough");
+    running.set_concurrency("orders", 100).expect("no more run, which is logged");
+    running.stop().await.expect("stops");
+}
+
 /// What a batch is told of one message.
 struct Seen(String, u32);
 

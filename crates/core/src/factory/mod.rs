@@ -189,6 +189,7 @@ impl ConsumerFactory {
         }
         let mut plans: Vec<_> = plans.into_values().collect();
         for plan in &mut plans {
+            plan.feed()?;
             plan.filter()?;
             plan.check(&self.bus)?;
         }

@@ -155,6 +155,26 @@ impl Plan {
         Ok(())
     }
 
+    /// As many messages are fetched as the handlers that may run at a time take.
+    pub(super) fn feed(&mut self) -> Result<()> {
+        let Self { options, concurrency, .. } = self;
+        let Some(chosen) = self.chosen.prefetch else {
+            let batch = self.entries.iter().map(|entry| entry.service.max_batch()).max().unwrap_or(1);
+            options.prefetch = options.prefetch.max(concurrency.saturating_mul(batch));
+            return Ok(());
+        };
+        // A prefetch of 0 is refused as such.
+        if chosen == 0 || chosen >= *concurrency {
+            return Ok(());
+        }
+        let sentence =
+            format!("a prefetch of {chosen} with a concurrency of {concurrency}: fewer handlers could ever run");
+        Err(Error::new(ErrorKind::Config, sentence)
+            .with_operation("start")
+            .with_channel(self.address.name())
+            .with_hint("make the prefetch at least as large as the concurrency, or leave it out"))
+    }
+
     /// Asks the broker for no other kinds, where a handler wants that.
     pub(super) fn filter(&mut self) -> Result<()> {
         if !self.only_own_kinds {

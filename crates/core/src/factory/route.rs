@@ -161,7 +161,8 @@ impl Route {
         self
     }
 
-    /// The most messages fetched and not settled.
+    /// The most messages fetched and not settled, not less than the [`concurrency`](Self::concurrency). Without it 256, or as
+    /// many as the handlers that may run at a time take, if that is more.
     pub fn prefetch(&mut self, messages: usize) -> &mut Self {
         self.prefetch = Some(messages);
         self

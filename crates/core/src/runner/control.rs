@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 #[derive(Debug, Default)]
 pub(crate) struct Control {
     concurrency: AtomicUsize,
+    prefetch: usize,
     paused: std::sync::atomic::AtomicBool,
     changed: Notify,
     failures_in_a_row: AtomicU32,
@@ -67,14 +68,19 @@ pub struct RouteStats {
 }
 
 impl Control {
-    pub(crate) fn new(concurrency: usize) -> Self {
+    pub(crate) fn new(concurrency: usize, prefetch: usize) -> Self {
         static SUBSCRIPTIONS: AtomicU64 = AtomicU64::new(1);
         let number = SUBSCRIPTIONS.fetch_add(1, Ordering::Relaxed);
-        Self { concurrency: AtomicUsize::new(concurrency), number, ..Self::default() }
+        Self { concurrency: AtomicUsize::new(concurrency), prefetch, number, ..Self::default() }
     }
 
     pub(crate) fn concurrency(&self) -> usize {
         self.concurrency.load(Ordering::Relaxed)
+    }
+
+    /// The most messages that are held at a time.
+    pub(crate) fn prefetch(&self) -> usize {
+        self.prefetch
     }
 
     pub(crate) fn set_concurrency(&self, limit: usize) {

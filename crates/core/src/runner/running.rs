@@ -184,12 +184,19 @@ impl Running {
         self.control(name).map(|control| control.set_paused(false))
     }
 
-    /// Changes how many handlers of this subscription may run at a time. Those that run are not interrupted.
+    /// Changes how many handlers of this subscription may run at a time. Those that run are not interrupted. No more run than
+    /// the [`prefetch`](crate::Route::prefetch) that it was started with, which stays as it is.
     ///
     /// # Errors
     /// As [`pause`](Self::pause).
     pub fn set_concurrency(&self, name: &str, limit: usize) -> Result<()> {
-        self.control(name).map(|control| control.set_concurrency(limit))
+        let control = self.control(name)?;
+        let prefetch = control.prefetch();
+        if limit > prefetch {
+            tracing::warn!(subscription = name, limit, prefetch, "no more handlers can run than messages are fetched");
+        }
+        control.set_concurrency(limit);
+        Ok(())
     }
 
     /// Counters of a subscription.

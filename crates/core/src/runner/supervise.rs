@@ -41,7 +41,7 @@ impl Opening {
     ) -> Result<(Self, Box<dyn Consumer>, Arc<Origin>)> {
         plan.options.dead_letters = plan.dead_letters(&bus);
         let (consumer, origin) = subscription::open(bus.parts(), plan.address.clone(), &plan.options).await?;
-        let control = Arc::new(Control::new(plan.concurrency));
+        let control = Arc::new(Control::new(plan.concurrency, plan.options.prefetch));
         let retries = plan.policy.max_concurrent_retries.map(|limit| Arc::new(Semaphore::new(limit)));
         Ok((Self { bus, plan, control, retries, stop, cancelled, failed }, consumer, origin))
     }
