@@ -270,6 +270,47 @@ async fn a_drain_that_takes_too_long_settles_nothing_twice() {
     assert_eq!(cut_off("open-drain-receipt", AckMode::OnReceipt, || Outcome::Ack).await, ["ack"]);
 }
 
+/// Waits until nobody consumes the queue.
+async fn abandoned(bus: &Bus) -> Stats {
+    for _ in 0..6000 {
+        let stats = bus.queue("orders").stats(None).await.expect("counts");
+        if stats.consumers == 0 {
+            return stats;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("it is still consumed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn starting_that_is_given_up_leaves_no_consumer() {
+    let bus = Open::new("open-start").bus().await;
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers.route("orders", async |_: Message| {});
+    consumers.route(NEVER, async |_: Message| {});
+    let starting = ConsumerRunner::new(consumers).start();
+    timeout(SECOND, starting).await.expect_err("one of them never opens");
+    abandoned(&bus).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_whose_future_is_dropped_ends_and_returns_its_messages() {
+    let bus = Open::new("open-run").bus().await;
+    let log = Log::default();
+    let mut consumers = ConsumerFactory::new(&bus);
+    async fn stuck(log: State<Log>) {
+        log.add("begun");
+        std::future::pending::<()>().await;
+    }
+    consumers.state(log.clone()).route("orders", stuck);
+    bus.queue("orders").send_message(Message::new("x")).await.expect("sent");
+    let running = tokio::spawn(ConsumerRunner::new(consumers).run());
+    log.wait(1).await;
+    running.abort();
+    let stats = abandoned(&bus).await;
+    assert_eq!((stats.ready, stats.unsettled), (1, Some(0)));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_dead_letter_without_an_id_gets_one_however_often_it_is_tried() {
     let open = Open::new("open-letters");

@@ -42,7 +42,7 @@ impl ConsumerRunner {
         self
     }
 
-    /// Starts every subscription and returns when all of them are live.
+    /// Starts every subscription and returns when all of them are live. Dropping the future stops what was started.
     ///
     /// # Errors
     /// Those of [`ConsumerFactory::check`] before the broker is asked for anything; then those of subscribing. What
@@ -59,11 +59,12 @@ impl ConsumerRunner {
                 buses.push(factory.bus().clone());
             }
         }
-        let running = Running::new(buses, self.drain_timeout);
+        let starting = Unheld::new(Running::new(buses, self.drain_timeout));
+        let running = starting.running();
         // Before a message is fetched: an address that is taken is found first, and who asks meanwhile is told "not yet".
         #[cfg(feature = "ops")]
         if let Some(address) = address {
-            running.is_bound(super::ops::serve(&running, address).await?);
+            running.is_bound(super::ops::serve(running, address).await?);
         }
         #[cfg(not(feature = "ops"))]
         let _ = address;
@@ -76,7 +77,7 @@ impl ConsumerRunner {
             }
         }
         running.started();
-        Ok(running)
+        Ok(starting.held())
     }
 
     /// Every subscription that is to be made, checked.
@@ -95,13 +96,44 @@ impl ConsumerRunner {
 
     /// Runs until SIGINT or SIGTERM, then drains: no further message is fetched, handlers that run may end within
     /// the drain time-out, the rest is cancelled and returns to the broker, producers are flushed. A second signal
-    /// cancels at once.
+    /// cancels at once, and so does dropping the future.
     ///
     /// # Errors
     /// As [`start`](Self::start), and the first one met while stopping.
     pub async fn run(self) -> Result<()> {
         let signals = Signals::new()?;
-        self.start().await?.until(signals).await
+        let running = Unheld::new(self.start().await?);
+        running.running().clone().until(signals).await
+    }
+}
+
+/// A service of which nobody else has a handle: when this is dropped, its handlers are cancelled and what they had returns to the
+/// broker. One that was stopped takes no harm.
+pub(crate) struct Unheld {
+    running: Running,
+    held: bool,
+}
+
+impl Unheld {
+    pub(crate) fn new(running: Running) -> Self {
+        Self { running, held: false }
+    }
+
+    pub(crate) fn running(&self) -> &Running {
+        &self.running
+    }
+
+    fn held(mut self) -> Running {
+        self.held = true;
+        self.running.clone()
+    }
+}
+
+impl Drop for Unheld {
+    fn drop(&mut self) {
+        if !self.held {
+            self.running.force();
+        }
     }
 }
 
