@@ -17,12 +17,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Control, RouteStats, Signals, Stop,
+    signals::Listening,
     supervise::{Opening, Task},
 };
 use crate::{Bus, ChannelKind, ConsumerFactory, Error, ErrorKind, Result, clock, factory::Plan};
 
 /// How long handlers that were cancelled get to end, and consumers to close.
-pub(super) const CANCEL_GRACE: Duration = Duration::from_secs(5);
+pub(crate) const CANCEL_GRACE: Duration = Duration::from_secs(5);
 
 /// A running service. Clones are the same service; dropping them does not stop it.
 #[derive(Clone)]
@@ -291,7 +292,9 @@ impl Running {
     /// # Errors
     /// Those of stopping, or the one that ended a subscription: a service that consumes less than it should does not stay.
     pub async fn until_signal(self) -> Result<()> {
-        self.until(Signals::new()?).await
+        let signals = Signals::new()?;
+        let _listening = Listening::begin();
+        self.until(signals).await
     }
 
     pub(crate) async fn until(self, mut signals: Signals) -> Result<()> {

@@ -1,5 +1,10 @@
 //! The signals that stop a service.
 
+use std::sync::LazyLock;
+
+use futures_util::FutureExt;
+use tokio::sync::watch;
+
 use crate::{Error, ErrorKind, Result};
 
 /// SIGINT and SIGTERM, remembered from the moment this is made: before any handler starts, or a signal in between
@@ -12,6 +17,11 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
+    /// Whether one has come already.
+    pub(crate) fn heard(&mut self) -> bool {
+        self.next().now_or_never().is_some()
+    }
+
     #[cfg(unix)]
     pub(crate) fn new() -> Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
@@ -23,7 +33,7 @@ impl Signals {
     }
 
     #[cfg(unix)]
-    pub(super) async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
@@ -36,9 +46,38 @@ impl Signals {
     }
 
     #[cfg(not(unix))]
-    pub(super) async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) {
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending().await
         }
     }
+}
+
+static LISTENING: LazyLock<watch::Sender<usize>> = LazyLock::new(|| watch::Sender::new(0));
+
+/// A service of this process that a signal stops, until it has stopped.
+pub(super) struct Listening(());
+
+impl Listening {
+    pub(super) fn begin() -> Self {
+        LISTENING.send_modify(|count| *count += 1);
+        Self(())
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        LISTENING.send_modify(|count| *count -= 1);
+    }
+}
+
+/// Whether the program runs a service that a signal stops.
+pub(crate) fn somebody_listens() -> bool {
+    *LISTENING.borrow() > 0
+}
+
+/// Resolves when all of them have stopped.
+pub(crate) async fn nobody_listens() {
+    // The sender is there for ever.
+    let _ = LISTENING.subscribe().wait_for(|count| *count == 0).await;
 }

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use super::{Running, Signals};
+use super::{Running, Signals, signals::Listening};
 use crate::{Bus, ConsumerFactory, Error, ErrorKind, Result, factory::Plan};
 
 /// Runs the handlers of one or more factories.
@@ -102,6 +102,7 @@ impl ConsumerRunner {
     /// As [`start`](Self::start), and the first one met while stopping.
     pub async fn run(self) -> Result<()> {
         let signals = Signals::new()?;
+        let _listening = Listening::begin();
         let running = Unheld::new(self.start().await?);
         running.running().clone().until(signals).await
     }
