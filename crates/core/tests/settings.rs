@@ -106,6 +106,14 @@ fn unknown_keys_name_the_near_ones() {
 }
 
 #[test]
+fn a_url_in_code_has_its_query_read() {
+    let settings = Settings::new().with("url", "toy://host?prefetch=50");
+    assert_eq!((settings.get("url"), settings.get("prefetch")), (Some("toy://host"), Some("50")));
+    let text = "no url at all";
+    assert_eq!(Settings::new().with("url", text).get("url"), Some(text), "kept, to be refused");
+}
+
+#[test]
 fn j8_secrets_are_in_no_error_and_no_debug_output() {
     let config: Config = Settings::new().with("password", "s3cr3t").parse("toy").expect("valid");
     assert_eq!(config.password.expose(), "s3cr3t");

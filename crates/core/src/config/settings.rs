@@ -62,10 +62,14 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Sets `key` in code.
+    /// Sets `key` in code; the query of a `url` sets its keys too, as with [`set_url`](Self::set_url).
     #[must_use]
     pub fn with(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
-        self.set(key, value, Origin::Code);
+        let (key, value) = (key.into(), value.into());
+        // What is no URL is kept as it is, for the backend to refuse.
+        if key != "url" || self.set_url(&value, Origin::Code).is_err() {
+            self.set(key, value, Origin::Code);
+        }
         self
     }
 
