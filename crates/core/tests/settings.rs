@@ -121,7 +121,13 @@ fn j8_secrets_are_in_no_error_and_no_debug_output() {
     let settings = Settings::from_url("toy://me:s3cr3t@host?password=s3cr3t&prefetch=x").expect("a URL");
     assert!(!format!("{settings:?}").contains("s3cr3t"));
     assert!(!refused(&settings).contains("s3cr3t"));
-    for url in ["amqp://me:s3cr3t@host/v", "amqp://host?token=s3cr3t", "me:s3cr3t@host", "amqp//me:s3cr3t@host"] {
+    for url in [
+        "amqp://me:s3cr3t@host/v",
+        "amqp://host?token=s3cr3t",
+        "me:s3cr3t@host",
+        "amqp//me:s3cr3t@host",
+        "http://s3cr3t@host/v",
+    ] {
         assert!(!redact_url(url).contains("s3cr3t"), "{}", redact_url(url));
     }
     // What is no URL, for more than one reason.
@@ -132,6 +138,9 @@ fn j8_secrets_are_in_no_error_and_no_debug_output() {
         ("amqp://me:s3c?r3t@host", "***"),
         ("kafka://b1:1,b2:2?user=a@b&pass=s3cr3t", "***"),
         ("amqp//me:s3c@r3t@host", "***@host"),
+        // A user alone may be a token.
+        ("http://s3cr3t@host/path", "http://***@host/path"),
+        ("amqp://me:s3cr3t@host", "amqp://me:***@host"),
     ] {
         assert_eq!(redact_url(url), shown, "{url}");
     }

@@ -56,7 +56,8 @@ pub(super) fn is_secret(key: &str) -> bool {
     ["pass", "secret", "token", "key"].iter().any(|word| key.contains(word))
 }
 
-/// The URL with its password and the values of secret-looking query keys replaced by `***`.
+/// The URL with its password, and the values of secret-looking query keys, replaced by `***`. A user without a password may be a token,
+/// and is replaced too.
 ///
 /// Of text that is no URL, so that a mistyped one does not leak either, only what stands behind the last `@` and before a
 /// query is shown.
@@ -75,7 +76,12 @@ pub fn redact_url(text: &str) -> String {
             (None, _) => format!("{start}?***"),
         };
     };
-    if url.password().is_some() && url.set_password(Some("***")).is_err() {
+    let hidden = match (url.username(), url.password()) {
+        (_, Some(_)) => url.set_password(Some("***")),
+        ("", None) => Ok(()),
+        _ => url.set_username("***"),
+    };
+    if hidden.is_err() {
         return "***".into();
     }
     if url.query().is_some() {
