@@ -1,6 +1,6 @@
 //! Headers: UTF-8 names and values that travel beside the body, under rules that are the same on every backend.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, collections::HashMap, fmt};
 
 use crate::{Error, ErrorKind, Result};
 
@@ -23,52 +23,71 @@ pub const MAX_TOTAL_BYTES: usize = 16 * 1024;
 ///
 /// Sending checks them with [`Headers::check`]; what breaks a rule is refused before anything is
 /// sent, alike on all backends, because a set that only some brokers carry would tie a service to them.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Headers(Vec<(Text, Text)>);
+#[derive(Clone, Default)]
+pub struct Headers {
+    pairs: Vec<(Text, Text)>,
+    /// Where each name is, above [`MAX_HEADERS`]: what comes over a wire may have any number of them, and looking through all
+    /// for each would take for ever.
+    places: Option<Box<HashMap<Text, usize>>>,
+}
 
 impl Headers {
     /// No headers; does not allocate.
     #[must_use]
     pub const fn new() -> Self {
-        Self(Vec::new())
+        Self { pairs: Vec::new(), places: None }
     }
 
     /// Sets `name`; a second call for the same name replaces the value.
     pub fn insert(&mut self, name: impl Into<Text>, value: impl Into<Text>) {
         let (name, value) = (name.into(), value.into());
-        match self.0.iter_mut().find(|(known, _)| *known == name) {
-            Some((_, slot)) => *slot = value,
-            None => self.0.push((name, value)),
+        if let Some(at) = self.place(&name) {
+            self.pairs[at].1 = value;
+            return;
+        }
+        let at = self.pairs.len();
+        if at >= MAX_HEADERS {
+            let all = || self.pairs.iter().enumerate().map(|(at, (name, _))| (name.clone(), at)).collect();
+            self.places.get_or_insert_with(|| Box::new(all())).insert(name.clone(), at);
+        }
+        self.pairs.push((name, value));
+    }
+
+    fn place(&self, name: &str) -> Option<usize> {
+        match &self.places {
+            Some(places) => places.get(name).copied(),
+            None => self.pairs.iter().position(|(known, _)| known == name),
         }
     }
 
     /// The value of `name` (case-sensitive).
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_ref())
+        self.place(name).map(|at| self.pairs[at].1.as_ref())
     }
 
     /// Removes `name` and returns its value.
     pub fn remove(&mut self, name: &str) -> Option<Text> {
-        let at = self.0.iter().position(|(known, _)| known == name)?;
-        Some(self.0.remove(at).1)
+        let at = self.place(name)?;
+        self.places = None;
+        Some(self.pairs.remove(at).1)
     }
 
     /// Every pair, in order of first insertion.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(name, value)| (name.as_ref(), value.as_ref()))
+        self.pairs.iter().map(|(name, value)| (name.as_ref(), value.as_ref()))
     }
 
     /// How many pairs there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.pairs.len()
     }
 
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.pairs.is_empty()
     }
 
     /// Checks the rules that every backend shares.
@@ -81,18 +100,18 @@ impl Headers {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] naming the header and the rule.
     pub fn check(&self) -> Result<()> {
-        if self.0.is_empty() {
+        if self.pairs.is_empty() {
             return Ok(());
         }
-        if self.0.len() > MAX_HEADERS {
-            return Err(refuse(format!("{} headers, at most {MAX_HEADERS} are allowed", self.0.len())));
+        if self.pairs.len() > MAX_HEADERS {
+            return Err(refuse(format!("{} headers, at most {MAX_HEADERS} are allowed", self.pairs.len())));
         }
         let mut total = 0;
-        for (at, (name, value)) in self.0.iter().enumerate() {
+        for (at, (name, value)) in self.pairs.iter().enumerate() {
             check_name(name)?;
             check_value(name, value)?;
             total += name.len() + value.len();
-            if let Some((other, _)) = self.0[..at].iter().find(|(other, _)| other.eq_ignore_ascii_case(name)) {
+            if let Some((other, _)) = self.pairs[..at].iter().find(|(other, _)| other.eq_ignore_ascii_case(name)) {
                 return Err(refuse(format!("headers {other:?} and {name:?} differ only by case; use one of them")));
             }
         }
@@ -148,10 +167,18 @@ fn refuse(sentence: String) -> Error {
     Error::new(ErrorKind::InvalidInput, sentence)
 }
 
+impl PartialEq for Headers {
+    fn eq(&self, other: &Self) -> bool {
+        self.pairs == other.pairs
+    }
+}
+
+impl Eq for Headers {}
+
 impl fmt::Debug for Headers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Values may be personal data; names are enough to debug with.
-        f.debug_set().entries(self.0.iter().map(|(name, _)| name)).finish()
+        f.debug_set().entries(self.pairs.iter().map(|(name, _)| name)).finish()
     }
 }
 

@@ -32,6 +32,29 @@ fn headers_that_some_broker_cannot_carry_are_refused_alike() {
     assert!(many.check().is_err());
 }
 
+/// As many as one message of some brokers may carry; looking through all of them for each would take minutes.
+#[test]
+fn headers_without_number_are_read_and_named_once() {
+    const MANY: usize = 200_000;
+    let mut message = Message::new("x");
+    for round in 0..2 {
+        for n in 0..MANY {
+            message.add_wire_header(format!("h{n}"), format!("{n} {round}"));
+        }
+    }
+    let headers = message.headers();
+    assert_eq!(headers.len(), MANY);
+    let last = format!("h{}", MANY - 1);
+    assert_eq!((headers.get("h0"), headers.get(&last)), (Some("0 1"), Some(&*format!("{} 1", MANY - 1))));
+    let mut fewer = headers.clone();
+    assert_eq!(fewer.remove("h1").as_deref(), Some("1 1"));
+    assert_ne!(*headers, fewer);
+    fewer.insert("h2", "changed");
+    fewer.insert("h1", "back");
+    assert_eq!((fewer.len(), fewer.get("h2"), fewer.get("h1")), (MANY, Some("changed"), Some("back")));
+    assert_eq!(fewer.iter().last(), Some(("h1", "back")));
+}
+
 #[test]
 fn names_of_channels() {
     for name in ["orders", "a.b", "a/b", "ünïcödé", "with space inside"] {
