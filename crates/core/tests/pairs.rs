@@ -183,37 +183,6 @@ async fn d7_what_the_target_never_takes_does_not_hold_up_what_is_behind_it() {
     assert_empty(&left, "orders").await;
 }
 
-/// Notes the ids of what is sent.
-#[derive(Debug)]
-struct Ids(Log);
-
-#[async_trait]
-impl Layer for Ids {
-    async fn send(&self, message: Message, next: NextSend<'_>) -> Result<Receipt> {
-        self.0.add(message.id().expect("an id").to_string());
-        next.send(message).await
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_bridge_gives_a_message_without_an_id_one_however_often_it_is_tried() {
-    let left = bus("bridge-ids").await;
-    let busy = || Error::new(ErrorKind::Busy, "later");
-    let log = Log::default();
-    let builder = Bus::builder().url("memory://bridge-ids-target").environment(Environment::default());
-    let builder = builder.layer(Ids(log.clone())).layer(Refusing(Mutex::new(vec![busy(), busy()])));
-    let right = builder.connect().await.expect("connects");
-    for _ in 0..2 {
-        send_foreign("bridge-ids", Message::new("alike")).await;
-    }
-    let pair = HandlerPair::new("orders", &left, &right);
-    let running = pair.bridge().await.expect("two places").start().await.expect("starts");
-    let ids = log.wait(4).await;
-    running.stop().await.expect("stops");
-    assert!(ids[0] == ids[1] && ids[1] == ids[2], "one message: {ids:?}");
-    assert_ne!(ids[2], ids[3], "and another one");
-}
-
 #[tokio::test(start_paused = true)]
 async fn d6_a_section_under_another_name_of_its_backend_counts() {
     let queues = "[queues.orders]\nconsumer = \"memory\"\nproducer = \"Memory\"\n";

@@ -13,15 +13,17 @@ use async_trait::async_trait;
 use common::{Log, dead_letter};
 use polymq_core::{
     AckMode, Address, Backend, Backoff, Bus, Capabilities, Completer, Completion, Connection, ConsumeOptions, Consumer,
-    ConsumerFactory, ConsumerRunner, Delivery, Environment, Error, ErrorKind, HealthWatch, Incoming, Key, Message,
-    Outcome, ProduceOptions, Producer, Receipt, Registry, Result, SendStats, Settings, SettleError, Settler, State,
-    Stats, Token, memory::MemoryBackend,
+    ConsumerFactory, ConsumerRunner, Delivery, Environment, Error, ErrorKind, HandlerPair, HealthWatch, Incoming, Key,
+    Message, Outcome, ProduceOptions, Producer, Receipt, Registry, Result, SendStats, Settings, SettleError, Settler,
+    State, Stats, Token, memory::MemoryBackend,
 };
 use tokio::{task::yield_now, time::timeout};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// A channel that never opens.
 const NEVER: &str = "z-never";
+/// A message with this header comes as one that another program has sent: without an id.
+const FOREIGN: &str = "foreign";
 
 /// The memory backend, with a broker before it that answers settlements when the test does.
 #[derive(Debug, Clone, Default)]
@@ -167,7 +169,11 @@ impl Connection for OpenConnection {
 #[async_trait]
 impl Consumer for OpenConsumer {
     async fn receive(&mut self, max: usize, into: &mut Vec<Incoming>) -> Result<()> {
-        self.1.receive(max, into).await
+        self.1.receive(max, into).await?;
+        for incoming in into.iter_mut().filter(|incoming| incoming.message.headers().get(FOREIGN).is_some()) {
+            incoming.message = Message::new(incoming.message.payload().clone());
+        }
+        Ok(())
     }
 
     fn settler(&self) -> Arc<dyn Settler> {
@@ -311,21 +317,41 @@ async fn a_service_whose_future_is_dropped_ends_and_returns_its_messages() {
     assert_eq!((stats.ready, stats.unsettled), (1, Some(0)));
 }
 
+async fn send_foreign(bus: &Bus) {
+    bus.queue("orders").send_message(Message::new("x").with_header(FOREIGN, "yes")).await.expect("sent");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_dead_letter_without_an_id_gets_one_however_often_it_is_tried() {
     let open = Open::new("open-letters");
     let bus = open.bus().await;
+    send_foreign(&bus).await;
+    open.refuse(3);
     let mut consumers = ConsumerFactory::new(&bus);
     consumers.route("orders", async |_: Message| Outcome::reject("bad"));
     let running = ConsumerRunner::new(consumers).start().await.expect("starts");
-    let foreign = MemoryBackend.connect(&Settings::from_url("memory://open-letters").expect("a URL")).await;
-    let producer = foreign.expect("connects").producer(&Address::queue("orders"), &ProduceOptions::default()).await;
-    open.refuse(3);
-    producer.expect("opens").send(Message::new("without an id")).await.expect("sent");
     let letter = dead_letter(&bus, "orders").await;
     let id = letter.message().id().expect("an id").to_string();
-    assert_eq!(open.0.ids.entries(), vec![id; 4]);
+    assert_eq!(open.0.ids.entries()[1..], vec![id; 4]);
     running.force();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bridge_gives_a_message_without_an_id_one_however_often_it_is_tried() {
+    let (source, target) = (Open::new("open-bridge"), Open::new("open-bridge-target"));
+    let left = source.bus().await;
+    for _ in 0..2 {
+        send_foreign(&left).await;
+    }
+    target.refuse(2);
+    let pair = HandlerPair::new("orders", &left, &target.bus().await);
+    let running = pair.bridge().await.expect("two places").start().await.expect("starts");
+    source.0.told.wait(1).await;
+    source.answer(|| Ok(())).await;
+    let ids = target.0.ids.wait(4).await;
+    running.force();
+    assert!(ids[0] == ids[1] && ids[1] == ids[2], "one message: {ids:?}");
+    assert_ne!(ids[2], ids[3], "and another one like it");
 }
 
 #[tokio::test(start_paused = true)]
