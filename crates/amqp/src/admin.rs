@@ -1,4 +1,5 @@
-//! What can be asked of queues beside their messages: to be counted, emptied, unbound and deleted; and whether anybody is there.
+//! What can be asked of queues beside their messages: to be counted, emptied, bound, unbound and deleted; and whether
+//! anybody is there.
 
 use lapin::{
     Channel,
@@ -11,13 +12,21 @@ use crate::{
     convert::short,
     error::{self, Stage},
     link::Live,
-    topology,
+    topology::{self, Binding},
 };
 
 /// Deletes a queue. RabbitMQ takes the deletion of one that does not exist for done.
 pub(crate) async fn delete(live: &Live, queue: &str) -> Result<()> {
     let channel = open(live, "delete").await?;
     channel.queue_delete(short(queue)?, QueueDeleteOptions::default()).await.map_err(failed("delete"))?;
+    end(channel).await;
+    Ok(())
+}
+
+/// A queue gets what its binding asks for.
+pub(crate) async fn bind(live: &Live, queue: &str, binding: &Binding) -> Result<()> {
+    let channel = open(live, "bind").await?;
+    topology::bind(&channel, queue, binding).await?;
     end(channel).await;
     Ok(())
 }

@@ -329,7 +329,9 @@ impl Connection for AmqpConnection {
         let binding = Binding { exchange: Arc::clone(&extra.exchange), pattern: topic.shared_name() };
         let bound = self.bounded("bind", |live| async move {
             topology::ensure_exchange(&live.connection, &binding.exchange, plan.declare).await?;
-            topology::ensure(&live.connection, &QueuePlan { binding: Some(binding), ..plan }).await
+            topology::ensure(&live.connection, &plan).await?;
+            // Whatever the settings say of what is made in passing: this was asked for.
+            admin::bind(&live, &plan.name, &binding).await
         });
         bound.await.map_err(|error| error.with_channel(queue.name()))
     }

@@ -136,12 +136,17 @@ pub(crate) async fn ensure(connection: &Connection, plan: &QueuePlan) -> Result<
         create(&channel, &plan.name, plan.queue_type, plan.exclusive, arguments).await?;
     }
     if let Some(binding) = &plan.binding {
-        let (queue, exchange, pattern) = (short(&*plan.name)?, short(&*binding.exchange)?, short(&*binding.pattern)?);
-        let bound = channel.queue_bind(queue, exchange, pattern, QueueBindOptions::default(), FieldTable::default());
-        bound.await.map_err(|error| failed(error, &plan.name))?;
+        bind(&channel, &plan.name, binding).await?;
     }
     close(&channel).await;
     Ok(())
+}
+
+/// From now on a queue, which must exist, gets what its binding asks for.
+pub(crate) async fn bind(channel: &Channel, queue: &str, binding: &Binding) -> Result<()> {
+    let (name, exchange, pattern) = (short(queue)?, short(&*binding.exchange)?, short(&*binding.pattern)?);
+    let bound = channel.queue_bind(name, exchange, pattern, QueueBindOptions::default(), FieldTable::default());
+    bound.await.map_err(|error| failed(error, queue))
 }
 
 /// Makes sure that the topic exchange exists. RabbitMQ's own (`amq.*`) always does.

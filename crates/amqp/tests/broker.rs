@@ -68,6 +68,7 @@ fn main() -> ExitCode {
         wildcards_tell_the_concrete_topic_even_after_a_retry,
         counts_purge_and_delete,
         what_is_a_consumers_own_is_made_whatever_is_declared,
+        a_binding_is_made_whatever_is_declared,
         a_queue_of_delayed_messages_stays_while_one_waits,
         topics_of_one_name_on_two_exchanges_are_delayed_apart,
         delays_of_what_ends_with_its_connection_leave_no_queue_for_good,

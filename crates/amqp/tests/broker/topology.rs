@@ -150,6 +150,32 @@ pub async fn what_is_a_consumers_own_is_made_whatever_is_declared() {
     }
 }
 
+/// Who binds says so: `declare` is about what is made in passing.
+pub async fn a_binding_is_made_whatever_is_declared() {
+    let all = connect(&shared().url()).await;
+    for declare in ["auto", "passive", "none"] {
+        let connection = connect(&format!("{}?declare={declare}", shared().url())).await;
+        let (queue, topic) = (Address::queue(unique("bound")), Address::topic(unique("news")));
+        all.declare(&queue, &ConsumeOptions::default()).await.expect("declared");
+        connection.bind(&queue, &topic).await.expect("bound");
+        connection.bind(&queue, &topic).await.expect("bound again");
+        let to_topic = producer(&connection, &topic).await;
+        send(&*to_topic, message("news")).await.expect("sent");
+        let mut reader = consumer(&connection, &queue).await;
+        assert_eq!(text(&receive(&mut *reader, 1).await[0]), "news", "{declare}");
+        connection.unbind(&queue, &topic).await.expect("unbound");
+        send(&*to_topic, message("unheard")).await.expect("sent");
+        send(&*producer(&connection, &queue).await, message("straight")).await.expect("sent");
+        assert_eq!(text(&receive(&mut *reader, 1).await[0]), "straight", "{declare}");
+
+        let missing = Address::queue(unique("missing"));
+        match (declare, connection.bind(&missing, &topic).await) {
+            ("auto", made) => made.expect("made and bound"),
+            (_, bound) => assert_eq!(bound.expect_err("no queue").kind(), ErrorKind::NotFound, "{declare}"),
+        }
+    }
+}
+
 /// The delay queues whose names begin like this, as soon as the management API, which caches its list, shows one.
 async fn delay_queues(prefix: &str) -> Vec<serde_json::Value> {
     let named = |queue: &serde_json::Value| {
