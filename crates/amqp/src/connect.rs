@@ -36,12 +36,31 @@ pub(crate) async fn connect(config: &Arc<AmqpConfig>, role: Role) -> Result<Wire
     let native = |error| failed(error::native("connect", error, Stage::Login));
     let opened = timeout_at(deadline, transport::open(&uri, tls)).await;
     let (socket, control) = opened.map_err(|_| silent())?.map_err(|error| native(error.into()))?;
+    let unless_logged_in = AbortOnDrop(Some(control.clone()));
     match timeout_at(deadline, transport::log_in(socket, uri, endpoint.login(), properties)).await {
-        Ok(Ok(connection)) => Ok(Wire { connection: Arc::new(connection), control }),
+        Ok(Ok(connection)) => {
+            unless_logged_in.disarm();
+            Ok(Wire { connection: Arc::new(connection), control })
+        }
         Ok(Err(error)) => Err(native(error)),
-        Err(_) => {
+        Err(_) => Err(silent()),
+    }
+}
+
+/// Ends the socket of an attempt that is given up, by its own time-out or because whoever waited for it does not any more:
+/// the thread of the client library holds it, and would wait for the broker for ever.
+struct AbortOnDrop(Option<Control>);
+
+impl AbortOnDrop {
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        if let Some(control) = &self.0 {
             control.abort();
-            Err(silent())
         }
     }
 }

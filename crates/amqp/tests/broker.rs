@@ -52,6 +52,7 @@ fn main() -> ExitCode {
         what_is_sent_is_received_and_gone_when_acknowledged,
         a_bare_client_reads_ours_and_we_read_its,
         a_login_that_fails_says_why,
+        an_attempt_to_connect_that_is_dropped_ends,
         what_is_not_allowed_is_told_apart,
         an_unroutable_message_is_an_error_and_only_that_one,
         a_return_is_of_the_queue_that_is_gone,

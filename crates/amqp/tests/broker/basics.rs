@@ -11,6 +11,7 @@ use polymq_core::{
     Address, Answer, Bus, Connection, ConsumeOptions, ConsumerFactory, ConsumerRunner, ErrorKind, HealthState,
     ProduceOptions, Retry, Settings,
 };
+use tokio::io::AsyncReadExt;
 
 use super::harness::*;
 
@@ -111,6 +112,22 @@ pub async fn a_login_that_fails_says_why() {
     let port = silent.local_addr().expect("an address").port();
     let error = attempt(format!("amqp://127.0.0.1:{port}?connect_timeout=300ms")).await;
     assert_eq!(error.kind(), ErrorKind::Disconnected, "{error}");
+}
+
+/// A peer that takes the connection and says nothing; whoever connects waits no longer than they like.
+pub async fn an_attempt_to_connect_that_is_dropped_ends() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = silent.local_addr().expect("an address").port();
+    let settings = Settings::from_url(&format!("amqp://127.0.0.1:{port}?connect_timeout=1h")).expect("a URL");
+    let attempt = tokio::spawn(async move { AmqpConnection::connect(&settings).await });
+    let (mut peer, _) = within(60, silent.accept()).await.expect("a client");
+    let mut greeting = [0; 8];
+    within(60, peer.read_exact(&mut greeting)).await.expect("the client library is at work");
+    assert!(greeting.starts_with(b"AMQP"), "{greeting:?}");
+    attempt.abort();
+    assert!(within(60, attempt).await.expect_err("dropped").is_cancelled());
+    // The end of the stream, or a reset.
+    assert_eq!(within(60, peer.read(&mut greeting)).await.unwrap_or(0), 0, "nothing more is said");
 }
 
 pub async fn what_is_not_allowed_is_told_apart() {
