@@ -209,6 +209,7 @@ impl Connection for AmqpConnection {
                 plan: None,
                 declare_exchange: false,
                 persistent: extra.persistent,
+                queue_type: extra.queue_type,
                 temporary: true,
                 ensured: AtomicU64::new(0),
             },
@@ -220,6 +221,7 @@ impl Connection for AmqpConnection {
                     plan: (extra.declare == Declare::Auto).then_some(plan),
                     declare_exchange: false,
                     persistent: extra.persistent,
+                    queue_type: extra.queue_type,
                     temporary: false,
                     ensured: AtomicU64::new(0),
                 }
@@ -235,6 +237,7 @@ impl Connection for AmqpConnection {
                     routing_key: address.shared_name(),
                     plan: None,
                     persistent: extra.persistent,
+                    queue_type: extra.queue_type,
                     temporary: false,
                     ensured: AtomicU64::new(0),
                 }

@@ -10,7 +10,7 @@ use polymq_core::{Completer, Message, MessageId, Receipt, Result, Token};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    config::{AmqpConfig, Declare},
+    config::{AmqpConfig, Declare, QueueType},
     link::LinkHandle,
     publisher::Publisher,
     settle::Shared,
@@ -27,6 +27,8 @@ pub(crate) struct Route {
     pub(crate) plan: Option<QueuePlan>,
     pub(crate) declare_exchange: bool,
     pub(crate) persistent: bool,
+    /// What the channel's queues are.
+    pub(crate) queue_type: QueueType,
     /// The queue ends with somebody's connection, so what is made for its delays must not stay either.
     pub(crate) temporary: bool,
     /// The generation of the connection that has seen the plan carried out; 0 is none.
@@ -35,13 +37,14 @@ pub(crate) struct Route {
 
 impl Route {
     /// Straight to one queue, which exists.
-    pub(crate) fn to_queue(queue: Arc<str>, temporary: bool) -> Arc<Self> {
+    pub(crate) fn to_queue(queue: Arc<str>, temporary: bool, queue_type: QueueType) -> Arc<Self> {
         Arc::new(Self {
             exchange: "".into(),
             routing_key: queue,
             plan: None,
             declare_exchange: false,
             persistent: true,
+            queue_type,
             temporary,
             ensured: AtomicU64::new(0),
         })
@@ -56,6 +59,11 @@ impl Route {
             Some(plan) => topology::ensure(connection, plan).await,
             None => Ok(()),
         }
+    }
+
+    /// What the queues for its delays are. Quorum queues stay for good, which only those of a queue that stays too may do.
+    pub(crate) fn delay_type(&self) -> QueueType {
+        if self.temporary { QueueType::Classic } else { self.queue_type }
     }
 
     pub(crate) fn is_queue(&self) -> bool {

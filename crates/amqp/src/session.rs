@@ -86,7 +86,7 @@ impl Session {
             };
             return Ok((target, None));
         };
-        let queue_type = self.delay_type(route);
+        let queue_type = route.delay_type();
         let ttl = delay_step(wait, queue_type);
         let name = self.declare_delay(route, ttl).await?;
         let target = Target {
@@ -105,13 +105,8 @@ impl Session {
         nothing_to_make || route.ensured.load(Ordering::Acquire) == self.live.generation
     }
 
-    /// Quorum queues stay for good, which only those of a queue that stays too may do.
-    fn delay_type(&self, route: &Route) -> QueueType {
-        if route.temporary { QueueType::Classic } else { self.config.queue_type }
-    }
-
     async fn declare_delay(&mut self, route: &Route, ttl: Duration) -> Result<String> {
-        let queue_type = self.delay_type(route);
+        let queue_type = route.delay_type();
         let delay = DelayQueue { exchange: &route.exchange, routing_key: &route.routing_key, ttl, queue_type };
         let open = self.declares.take().filter(|channel| channel.status().connected());
         let live = self.live.clone();

@@ -15,6 +15,7 @@ use polymq_core::{ATTEMPT, Completion, Error, ErrorKind, Incoming, Message, Resu
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
+    config::QueueType,
     error,
     pool::{Answer, Outgoing, Publishers, Route},
     topology::QueuePlan,
@@ -39,6 +40,7 @@ pub(crate) struct Shared {
     limit: usize,
     /// The queue ends with its connection.
     exclusive: bool,
+    queue_type: QueueType,
 }
 
 #[derive(Debug)]
@@ -108,6 +110,7 @@ impl Shared {
             publishers,
             limit: MAX_PENDING.min(prefetch / 2).max(1),
             exclusive: plan.exclusive,
+            queue_type: plan.queue_type,
         })
     }
 
@@ -295,7 +298,7 @@ impl Settler for AmqpSettler {
         }
         let (completer, completion) = Completion::queued();
         let answer = Answer::Retry { completer, shared: Arc::clone(&self.0), token };
-        let route = Route::to_queue(queue, self.0.exclusive);
+        let route = Route::to_queue(queue, self.0.exclusive, self.0.queue_type);
         self.0.publishers.send(Outgoing { message: copy, route, answer });
         completion
     }

@@ -71,6 +71,7 @@ fn main() -> ExitCode {
         what_is_a_consumers_own_is_made_whatever_is_declared,
         a_binding_is_made_whatever_is_declared,
         a_queue_of_delayed_messages_stays_while_one_waits,
+        delays_are_of_the_type_that_their_channel_asks_for,
         topics_of_one_name_on_two_exchanges_are_delayed_apart,
         delays_of_what_ends_with_its_connection_leave_no_queue_for_good,
         a_topic_that_nobody_listens_to_forgets_delayed_messages_too,

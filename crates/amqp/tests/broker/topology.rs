@@ -223,6 +223,29 @@ pub async fn a_queue_of_delayed_messages_stays_while_one_waits() {
     }
 }
 
+/// One program may have queues of both types.
+pub async fn delays_are_of_the_type_that_their_channel_asks_for() {
+    for (usual, own) in [("classic", "quorum"), ("quorum", "classic")] {
+        let connection = connect(&format!("{}?queue_type={usual}", shared().url())).await;
+        let extra = vec![("queue_type".to_owned(), own.to_owned())];
+        let produce = ProduceOptions { extra: extra.clone(), ..ProduceOptions::default() };
+        let consume = ConsumeOptions { extra, ..ConsumeOptions::default() };
+        let (sent, retried) = (Address::queue(unique("sent")), Address::queue(unique("retried")));
+        let late = Duration::from_secs(3600);
+        let to_sent = connection.producer(&sent, &produce).await.expect("a producer");
+        send(&*to_sent, message("x").deliver_in(late)).await.expect("sent");
+        let mut reader = connection.consumer(&retried, &consume).await.expect("a consumer");
+        send(&*producer(&connection, &retried).await, message("x")).await.expect("sent");
+        let first = receive(&mut *reader, 1).await.remove(0);
+        within(60, reader.settler().retry(first.token, &first.message, 2, late)).await.expect("retried");
+        for queue in [sent, retried] {
+            let waits = delay_queues(&format!("{}.", queue.name())).await;
+            let [waits] = waits.as_slice() else { panic!("one queue for the delay: {waits:?}") };
+            assert_eq!(waits["arguments"]["x-queue-type"], own, "{waits}");
+        }
+    }
+}
+
 /// The queue of a delay leads to one exchange, whatever the name of the topic is.
 pub async fn topics_of_one_name_on_two_exchanges_are_delayed_apart() {
     let topic = Address::topic(unique("two"));
