@@ -17,6 +17,11 @@ const TIME: &str = "cloudEvents:time";
 /// Tells the consumer what `expiration`, a duration, cannot: when a message in its prefetch window expires.
 const EXPIRES: &str = "cloudEvents:expirytime";
 
+/// Properties of AMQP that no attribute of a message stands for: headers of these names, so that copies keep them.
+const ENCODING: &str = "amqp-content-encoding";
+const PRIORITY: &str = "amqp-priority";
+const APP: &str = "amqp-app-id";
+
 /// System header: the routing key under which a message reached a wildcard subscription. A copy that is sent
 /// straight to the queue would lose it.
 pub(crate) const CHANNEL: &str = "polymq-channel";
@@ -68,10 +73,13 @@ pub(crate) fn properties(message: &Message, persistent: bool, expires: bool) -> 
         Ok(())
     };
     for (name, value) in message.wire_headers() {
-        if is_brokers_own(name) {
-            put(&format!("{ESCAPE}{name}"), value)?;
-        } else {
-            put(name, value)?;
+        let priority = if name == PRIORITY { value.parse().ok() } else { None };
+        match (name, priority) {
+            (_, Some(priority)) => properties = properties.with_priority(priority),
+            (ENCODING, _) if value.len() <= MAX_SHORT => properties = properties.with_content_encoding(short(value)?),
+            (APP, _) if value.len() <= MAX_SHORT => properties = properties.with_app_id(short(value)?),
+            _ if is_brokers_own(name) => put(&format!("{ESCAPE}{name}"), value)?,
+            _ => put(name, value)?,
         }
     }
     if let Some(value) = message.key() {
@@ -148,6 +156,15 @@ pub(crate) fn message(properties: &BasicProperties, body: Vec<u8>) -> Message {
     }
     if let Some(id) = properties.message_id() {
         message = message.with_id(id.as_str());
+    }
+    if let Some(value) = owned(properties.content_encoding()) {
+        message.add_wire_header(ENCODING, value);
+    }
+    if let Some(value) = properties.priority() {
+        message.add_wire_header(PRIORITY, value.to_string());
+    }
+    if let Some(value) = owned(properties.app_id()) {
+        message.add_wire_header(APP, value);
     }
     match precise.or_else(|| coarse(properties, &message)) {
         Some(time) => message.with_time(time),
@@ -309,6 +326,26 @@ mod tests {
         let read = message(&properties, Vec::new());
         assert_eq!(read.headers().iter().collect::<Vec<_>>(), [("b", "true"), ("n", "-7"), ("t", "text")]);
         assert_eq!(read.time(), Some(SystemTime::UNIX_EPOCH + Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn properties_without_an_attribute_are_headers_and_come_back_in_a_copy() {
+        let foreign = BasicProperties::default()
+            .with_delivery_mode(2)
+            .with_content_encoding("gzip".into())
+            .with_priority(7)
+            .with_app_id("billing".into());
+        let read = message(&foreign, Vec::new());
+        let headers = [("amqp-content-encoding", "gzip"), ("amqp-priority", "7"), ("amqp-app-id", "billing")];
+        assert_eq!(read.headers().iter().collect::<Vec<_>>(), headers);
+        assert!(read.headers().check().is_ok(), "they can be sent on");
+        assert_eq!(properties(&read, true, true).expect("fits"), foreign);
+        // What the properties cannot hold is a header like others.
+        let long = "x".repeat(MAX_SHORT + 1);
+        let sent = Message::new("").with_header(APP, long).with_header(PRIORITY, "high");
+        let written = properties(&sent, true, true).expect("fits");
+        assert_eq!((written.priority(), written.app_id()), (&None, &None));
+        assert_eq!(message(&written, Vec::new()), sent);
     }
 
     #[test]

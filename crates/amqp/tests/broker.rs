@@ -51,6 +51,7 @@ fn main() -> ExitCode {
     let mut trials = trials!(trial, basics:
         what_is_sent_is_received_and_gone_when_acknowledged,
         a_bare_client_reads_ours_and_we_read_its,
+        a_copy_keeps_the_properties_that_amqp_alone_knows,
         a_login_that_fails_says_why,
         an_attempt_to_connect_that_is_dropped_ends,
         what_is_not_allowed_is_told_apart,

@@ -91,6 +91,33 @@ pub async fn a_bare_client_reads_ours_and_we_read_its() {
     assert_eq!(receive(&mut *consumer, 1).await[0].message.header_attempt(), 2);
 }
 
+/// No attribute of a message stands for these, but copies of it do not lose them.
+pub async fn a_copy_keeps_the_properties_that_amqp_alone_knows() {
+    let connection = connect(&shared().url()).await;
+    let queue = Address::queue(unique("encoded"));
+    let mut consumer = consumer(&connection, &queue).await;
+    let bare = raw(shared()).await;
+    let properties = BasicProperties::default()
+        .with_content_encoding("gzip".into())
+        .with_priority(3)
+        .with_app_id("billing".into())
+        .with_delivery_mode(2);
+    let options = BasicPublishOptions::default();
+    let publish = bare.basic_publish("".into(), queue.name().into(), options, b"x", properties.clone());
+    publish.await.expect("published").await.expect("confirmed");
+    let first = receive(&mut *consumer, 1).await.remove(0);
+    assert_eq!(first.message.headers().get("amqp-content-encoding"), Some("gzip"), "a handler must know");
+    within(60, consumer.settler().retry(first.token, &first.message, 2, Duration::ZERO)).await.expect("retried");
+    let mut again = receive(&mut *consumer, 1).await.remove(0);
+    assert_eq!((again.message.header_attempt(), again.message.headers()), (2, first.message.headers()));
+    // As a dead letter is sent.
+    again.message.clear_system_headers();
+    let letters = queue.dead_letters(None);
+    send(&*producer(&connection, &letters).await, again.message).await.expect("sent");
+    let got = bare.basic_get(letters.name().into(), BasicGetOptions { no_ack: true }).await.expect("a get");
+    assert_eq!(got.expect("a message").properties, properties);
+}
+
 pub async fn a_login_that_fails_says_why() {
     let port = shared().port;
     let attempt = |url: String| async move {
