@@ -58,7 +58,10 @@ pub(crate) fn group_queue(topic: &str, group: &str) -> String {
 /// The queue from which an address is consumed; `None` for a topic without a group, whose queue is its own.
 pub(crate) fn queue_name(address: &Address, group: Option<&str>) -> Result<Option<String>> {
     let name = match (address.kind(), group) {
-        (ChannelKind::Queue, _) => address.name().to_owned(),
+        (ChannelKind::Queue, _) => {
+            check_queue_name(address.name())?;
+            return Ok(Some(address.name().to_owned()));
+        }
         (ChannelKind::Topic, Some(group)) => {
             if group.is_empty() || group.contains('@') {
                 let problem =
@@ -69,11 +72,20 @@ pub(crate) fn queue_name(address: &Address, group: Option<&str>) -> Result<Optio
         }
         (ChannelKind::Topic, None) => return Ok(None),
     };
-    check_queue_name(&name)?;
+    check_name(&name)?;
     Ok(Some(name))
 }
 
+/// Whether a queue may be called so. A name with an @ would be that of a group of a topic.
 pub(crate) fn check_queue_name(name: &str) -> Result<()> {
+    if name.contains('@') {
+        let problem = format!("the queue name {name:?} holds an @, which separates topic and group");
+        return Err(error::invalid(problem).with_hint("use another name"));
+    }
+    check_name(name)
+}
+
+fn check_name(name: &str) -> Result<()> {
     if name.starts_with("amq.") {
         return Err(error::invalid(format!(
             "the queue name {name:?} starts with amq., which RabbitMQ keeps for itself"
@@ -382,6 +394,8 @@ mod tests {
         assert!(queue_name(&Address::topic("t".repeat(200)), Some(&"g".repeat(100))).is_err());
         assert!(queue_name(&Address::topic("t"), Some("a@b")).is_err());
         assert!(queue_name(&Address::queue("amq.mine"), None).is_err());
+        let group = queue_name(&Address::topic("orders"), Some("audit")).expect("valid").expect("a queue");
+        assert!(queue_name(&Address::queue(group), None).is_err(), "the queue of a group is no queue of another name");
         assert_eq!(queue_name(&Address::topic("a.b"), Some("g")).expect("valid").as_deref(), Some("a.b@g"));
         assert!(has_wildcard("a.*.c") && has_wildcard("#") && !has_wildcard("a.b*") && !has_wildcard("a.#b"));
     }
