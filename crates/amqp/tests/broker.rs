@@ -66,6 +66,7 @@ fn main() -> ExitCode {
     trials.extend(trials!(trial, topology:
         a_missing_queue_is_not_found_or_made,
         a_queue_made_by_another_tool_is_taken_as_it_is,
+        a_declaration_with_other_arguments_is_a_conflict_of_its_own,
         each_group_of_a_topic_sees_each_message_once,
         wildcards_tell_the_concrete_topic_even_after_a_retry,
         counts_purge_and_delete,

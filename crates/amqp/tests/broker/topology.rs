@@ -5,7 +5,9 @@ use lapin::{
     options::QueueDeclareOptions,
     types::{AMQPValue, FieldTable},
 };
-use polymq_core::{Address, Connection, ConsumeOptions, ErrorKind, ProduceOptions, RedeliveryOrder};
+use polymq_core::{
+    Address, Connection, ConsumeOptions, ErrorKind, HealthState, ProduceOptions, RedeliveryOrder, Retry,
+};
 
 use super::harness::*;
 
@@ -47,6 +49,45 @@ pub async fn a_queue_made_by_another_tool_is_taken_as_it_is() {
     assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
     let mut consumer = consumer(&connection, &queue).await;
     assert_eq!(text(&receive(&mut *consumer, 1).await[0]), "0");
+}
+
+/// The broker ends a channel over such a declaration (406). Only who has declared hears of it, and the neighbours on the same
+/// connection go on: a foreign one's, and the producer and consumer of ours whose delay is in the way.
+pub async fn a_declaration_with_other_arguments_is_a_conflict_of_its_own() {
+    let connection = connect(&format!("{}?channels=1", shared().url())).await;
+    let (queue, beside) = (Address::queue(unique("argued")), Address::queue(unique("beside")));
+    let (to_queue, to_beside) = (producer(&connection, &queue).await, producer(&connection, &beside).await);
+    let mut reader = consumer(&connection, &queue).await;
+    let durable = || QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(2));
+    let foreign = connection.native().await.expect("connected").create_channel().await.expect("a channel");
+    let refused = foreign.queue_declare(queue.name().into(), durable(), arguments.clone()).await;
+    let refused = refused.expect_err("other arguments");
+    assert!(refused.is_amqp_soft_error() && refused.to_string().contains("PRECONDITION"), "{refused}");
+    assert!(!foreign.status().connected(), "the broker has ended the channel");
+    send(&*to_queue, message("first")).await.expect("sent");
+    let first = receive(&mut *reader, 1).await.remove(0);
+
+    // Steps of ten minutes: a machine that stands still asks for the same one.
+    let late = Duration::from_secs(2 * 86_400);
+    let waits = format!("{}.wait.{}", queue.name(), late.as_millis());
+    raw(shared()).await.queue_declare(waits.as_str().into(), durable(), arguments).await.expect("declared first");
+    let (delayed, others) = (
+        to_queue.send(message("delayed").deliver_in(late)),
+        join_all([&to_queue, &to_beside].map(|producer| producer.send(message("beside")))),
+    );
+    let error = within(60, delayed).await.expect_err("it exists with other arguments");
+    assert_eq!((error.kind(), error.retry()), (ErrorKind::Conflict, Retry::Never), "{error}");
+    assert!(within(60, others).await.iter().all(Result::is_ok), "they are not of that declaration");
+    let retried = within(60, reader.settler().retry(first.token, &first.message, 2, late)).await;
+    assert_eq!(retried.expect_err("the same queue").kind(), ErrorKind::Conflict);
+    reader.settler().ack(first.token).await.expect("it is ours still");
+    send(&*to_queue, message("soon").deliver_in(Duration::from_millis(100))).await.expect("another delay");
+    let seen: Vec<_> = receive(&mut *reader, 2).await.iter().map(text).collect();
+    assert_eq!(seen, ["beside", "soon"]);
+    let health = connection.health().now();
+    assert_eq!((health.state, health.reconnects), (HealthState::Up, 0), "{health}");
 }
 
 pub async fn each_group_of_a_topic_sees_each_message_once() {
