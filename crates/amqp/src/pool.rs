@@ -66,6 +66,11 @@ impl Route {
         if self.temporary { QueueType::Classic } else { self.queue_type }
     }
 
+    /// Whether messages go to the same place.
+    pub(crate) fn leads_as(&self, other: &Self) -> bool {
+        (&self.exchange, &self.routing_key) == (&other.exchange, &other.routing_key)
+    }
+
     pub(crate) fn is_queue(&self) -> bool {
         self.exchange.is_empty()
     }

@@ -19,6 +19,9 @@ use crate::{
     topology::{self, DELAY_MARGIN, DelayQueue, delay_step},
 };
 
+/// For how many times the bound of a declaration the broker is not asked again for what it has not answered.
+const SILENCE: u32 = 3;
+
 /// A channel with confirms.
 pub(crate) struct Session {
     link: Arc<LinkHandle>,
@@ -27,6 +30,9 @@ pub(crate) struct Session {
     pub(crate) channel: Arc<Channel>,
     /// Where delay queues are declared: the broker ends a channel on a refusal, and with it every unconfirmed message.
     declares: Option<Channel>,
+    /// Where the broker has not answered a declaration, and until when it is not asked again: everything on this channel
+    /// waits while it is. Few: each took as long as a declaration may take.
+    silent: Vec<(Arc<Route>, Instant)>,
     pub(crate) failure: Option<lapin::Error>,
 }
 
@@ -41,7 +47,7 @@ impl Session {
             Ok(Arc::new(channel))
         });
         let channel = opened.await?;
-        Ok(Self { link, config, live, channel, declares: None, failure: None })
+        Ok(Self { link, config, live, channel, declares: None, silent: Vec::new(), failure: None })
     }
 
     /// The first failure counts, but the broker's own words count more than their consequences.
@@ -71,6 +77,30 @@ impl Session {
 
     /// Makes what the message needs, and says where it goes.
     pub(crate) async fn prepare(&mut self, outgoing: &Outgoing) -> Result<(Target, Option<Delay>)> {
+        if !self.is_ready_for(outgoing) {
+            self.unless_silent(&outgoing.route)?;
+        }
+        let prepared = self.make(outgoing).await;
+        if prepared.as_ref().is_err_and(|error| error.kind() == ErrorKind::Timeout) {
+            self.silent.push((Arc::clone(&outgoing.route), Instant::now() + self.config.connect_timeout * SILENCE));
+        }
+        prepared
+    }
+
+    /// Refuses what the broker would have to be asked for again too soon.
+    fn unless_silent(&mut self, route: &Route) -> Result<()> {
+        let now = Instant::now();
+        self.silent.retain(|(_, until)| *until > now);
+        match self.silent.iter().find(|(silent, _)| silent.leads_as(route)) {
+            None => Ok(()),
+            Some((_, until)) => {
+                let sentence = "the broker did not answer a declaration for this lately, and is not asked again yet";
+                Err(Error::new(ErrorKind::Timeout, sentence).with_retry(Retry::After(*until - now)))
+            }
+        }
+    }
+
+    async fn make(&mut self, outgoing: &Outgoing) -> Result<(Target, Option<Delay>)> {
         let route = &outgoing.route;
         if !self.is_ensured(route) {
             let (live, declare) = (self.live.clone(), self.config.declare);

@@ -247,8 +247,14 @@ pub async fn a_declaration_without_an_answer_holds_nobody_up() {
     eventually("it is declared", asked).await;
     let error = within(60, waits).await.expect_err("no answer");
     assert_eq!((error.kind(), error.retry()), (ErrorKind::Timeout, Retry::Now), "{error}");
+    // Nor does each of those that follow hold up all others: a declaration is longer than what a heartbeat takes.
+    proxy.kept.store(0, Ordering::SeqCst);
+    let error = within(60, soon("silence")).await.expect_err("not asked for again");
+    assert!(matches!((error.kind(), error.retry()), (ErrorKind::Timeout, Retry::After(_))), "{error}");
+    assert!(proxy.kept.load(Ordering::SeqCst) < 32, "the broker is asked again");
     proxy.unblock();
-    within(60, soon("second")).await.expect("sent");
+    within(60, producer.send(message("at once"))).await.expect("it needs no declaration");
+    eventually("the broker is asked again", || async { within(60, soon("second")).await.is_ok() }).await;
 
     held().await;
     let (withdrawn, kept) = (soon("withdrawn"), soon("third"));
@@ -261,7 +267,8 @@ pub async fn a_declaration_without_an_answer_holds_nobody_up() {
     proxy.unblock();
     within(60, kept).await.expect("sent after all");
     let mut consumer = consumer(&connection, &queue).await;
-    assert_eq!(receive(&mut *consumer, 3).await.iter().map(text).collect::<Vec<_>>(), ["first", "second", "third"]);
+    let seen: Vec<_> = receive(&mut *consumer, 4).await.iter().map(text).collect();
+    assert_eq!(seen, ["first", "at once", "second", "third"]);
     silence(&mut *consumer, 300).await;
 }
 
