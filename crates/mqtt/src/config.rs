@@ -199,10 +199,8 @@ impl MqttConfig {
         // What the URL says is whole: keys only fill what it leaves out, so that a stray MQTT_HOST cannot redirect it.
         endpoint.host = endpoint.host.or_else(|| self.host.clone());
         endpoint.port = endpoint.port.or(self.port);
-        if endpoint.user.is_none() {
-            endpoint.user.clone_from(&self.user);
-            endpoint.pass.clone_from(&self.pass);
-        }
+        endpoint.user = endpoint.user.or_else(|| self.user.clone());
+        endpoint.pass = endpoint.pass.or_else(|| self.pass.clone());
         if let Some(path) = &self.pass_file {
             if endpoint.pass.is_some() || self.pass.is_some() {
                 return Err(config("a password and \"pass_file\"").with_hint("give one of them"));
@@ -348,6 +346,74 @@ mod tests {
         let endpoint = MqttConfig::parse(&settings.with("user", "app").with("pass", "x")).expect("valid").endpoint();
         let endpoint = endpoint.expect("valid");
         assert_eq!((endpoint.to_string().as_str(), endpoint.login()), ("127.0.0.1:7", Some(("app", "x"))));
+    }
+
+    #[test]
+    fn a_password_beside_the_url_belongs_to_the_user_in_it() {
+        let settings = |url: &str| Settings::from_url(url).expect("a URL").with("pass", "x");
+        let login = |url: &str, user: Option<&str>| {
+            let settings = user.iter().fold(settings(url), |settings, user| settings.with("user", *user));
+            let endpoint = MqttConfig::parse(&settings).expect("valid").endpoint().expect("valid");
+            endpoint.login().map(|(user, pass)| (user.to_owned(), pass.to_owned()))
+        };
+        let pair = |user: &str, pass: &str| Some((user.to_owned(), pass.to_owned()));
+        assert_eq!(login("mqtt://app@localhost", None), pair("app", "x"));
+        assert_eq!(login("mqtt://app@localhost", Some("other")), pair("app", "x"));
+        assert_eq!(login("mqtt://app:own@localhost", Some("other")), pair("app", "own"));
+        assert_eq!(login("mqtt://localhost", Some("other")), pair("other", "x"));
+        let error = MqttConfig::parse(&settings("mqtt://localhost")).expect_err("whose password?");
+        assert!(error.to_string().contains("password without a user"), "{error}");
+    }
+
+    #[test]
+    fn variables_of_other_programs_reach_the_endpoint() {
+        let endpoint = |variables: &[(&str, &str)]| {
+            let environment = variables.iter().copied().collect();
+            let mut settings = Settings::new();
+            settings.read_environment(&crate::MqttBackend, &environment).expect("readable");
+            MqttConfig::parse(&settings).expect("valid").endpoint().expect("valid")
+        };
+        let (host, port) = (("MQTT_HOST", "127.0.0.1"), ("MQTT_PORT", "7"));
+        let login = [("MQTT_USERNAME", "app"), ("MQTT_PASSWORD", "x")];
+        for (variables, place, user) in [
+            (&[][..], "localhost:1883", None),
+            (&[("MQTT_URL", "mqtt://127.0.0.2:5")], "127.0.0.2:5", None),
+            (&[("MQTT_URI", "mqtt://app:x@127.0.0.2:5")], "127.0.0.2:5", Some(("app", "x"))),
+            (&[host], "127.0.0.1:1883", None),
+            (&[port], "localhost:7", None),
+            (&[host, port, login[0], login[1]], "127.0.0.1:7", Some(("app", "x"))),
+            (&[("MQTT_URI", "mqtt://app@127.0.0.2"), host, login[1]], "127.0.0.2:1883", Some(("app", "x"))),
+            (&[("POLYMQ_MQTT_HOST", "127.0.0.3"), host], "127.0.0.3:1883", None),
+        ] {
+            let endpoint = endpoint(variables);
+            assert_eq!((endpoint.to_string().as_str(), endpoint.login()), (place, user), "{variables:?}");
+        }
+        let documented = ["MQTT_HOST", "MQTT_PASSWORD", "MQTT_PORT", "MQTT_URI", "MQTT_URL", "MQTT_USERNAME"];
+        let mut known: Vec<_> = polymq_core::Backend::foreign_variables(&crate::MqttBackend)
+            .iter()
+            .map(|(variable, _)| *variable)
+            .collect();
+        known.sort_unstable();
+        assert_eq!(known, documented, "each is tried above");
+    }
+
+    #[test]
+    fn documented_defaults_are_the_defaults() {
+        // These are `None` in the struct: what they mean is found where they are used.
+        let elsewhere = ["url", "host", "port", "client_id"];
+        let keys = KEYS.iter().filter(|key| !key.default.is_empty() && !elsewhere.contains(&key.name));
+        let documented = keys.fold(Settings::new(), |settings, key| settings.with(key.name, key.default));
+        let documented = MqttConfig::parse(&documented).expect("valid");
+        assert_eq!(format!("{documented:?}"), format!("{:?}", MqttConfig::default()));
+        let default = |name: &str| KEYS.iter().find(|key| key.name == name).expect("documented").default;
+        let endpoint = MqttConfig::default().endpoint().expect("valid");
+        assert_eq!((endpoint.host(), default("url")), (default("host"), &*format!("mqtt://{endpoint}")));
+        assert_eq!(read(default("url")).expect("valid").to_string(), endpoint.to_string());
+        let tls = Endpoint { tls: true, ..Endpoint::default() };
+        assert_eq!(default("port"), format!("{}, or {} with TLS", endpoint.port(), tls.port()));
+        for key in KEYS.iter().filter(|key| key.default.is_empty()) {
+            assert!(format!("{:?}", MqttConfig::default()).contains(&format!("{}: None", key.name)), "{}", key.name);
+        }
     }
 
     #[test]
