@@ -28,6 +28,9 @@ const ATTRIBUTES: [&str; 6] = [ID, KIND, VERSION, TIME, KEY, EXPIRES];
 /// Before the name of a header that is called like an attribute.
 const HEADER: &str = "polymq-header-";
 
+/// Before the bytes of a correlation id that are no text, in hexadecimal digits. They are bytes again where it is sent.
+const BINARY: &str = "polymq-hex:";
+
 /// System header of a retry's copy: the time before which nobody handles it.
 pub(crate) const DUE: &str = "polymq-due";
 
@@ -125,8 +128,8 @@ fn properties(message: &Message) -> Result<PublishProperties> {
             return Err(error(ErrorKind::InvalidInput, format!("the reply address {queue:?} is no topic name")));
         }
     }
-    let correlation = message.correlation_id();
-    if correlation.is_some_and(|id| id.len() > usize::from(u16::MAX)) {
+    let correlation = message.correlation_id().map(correlation_data);
+    if correlation.as_ref().is_some_and(|data| data.len() > usize::from(u16::MAX)) {
         return Err(error(ErrorKind::TooLarge, "the correlation id has more than 65535 bytes"));
     }
     Ok(PublishProperties {
@@ -134,7 +137,7 @@ fn properties(message: &Message) -> Result<PublishProperties> {
         message_expiry_interval: expires.map(|at| expiry_interval(until(at))),
         topic_alias: None,
         response_topic: message.reply_to().map(str::to_owned),
-        correlation_data: correlation.map(|id| Bytes::copy_from_slice(id.as_bytes())),
+        correlation_data: correlation,
         user_properties: user,
         subscription_identifiers: Vec::new(),
         content_type: message.content_type().map(str::to_owned),
@@ -175,9 +178,8 @@ pub(crate) fn from_publish(publish: Publish) -> (Message, Option<Box<Details>>) 
     if let Some(topic) = properties.response_topic {
         message = message.with_reply_to(topic);
     }
-    // Bytes that are no text have no place in a message.
-    if let Some(id) = properties.correlation_data.and_then(|data| String::from_utf8(data.into()).ok()) {
-        message = message.with_correlation_id(id);
+    if let Some(data) = properties.correlation_data {
+        message = message.with_correlation_id(correlation_id(data));
     }
     let mut expires = None;
     for (name, value) in properties.user_properties {
@@ -212,6 +214,34 @@ pub(crate) fn from_publish(publish: Publish) -> (Message, Option<Box<Details>>) 
         message = message.with_expires_at(at);
     }
     (message, details)
+}
+
+/// The protocol knows bytes, and a message text.
+fn correlation_id(data: Bytes) -> String {
+    use std::fmt::Write;
+    String::from_utf8(data.into()).unwrap_or_else(|data| {
+        data.as_bytes().iter().fold(BINARY.to_owned(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    })
+}
+
+/// Only what [`correlation_id`] writes is read back: each id stays what it is, also one that looks alike.
+fn correlation_data(id: &str) -> Bytes {
+    let digit = |digit: u8| match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        _ => None,
+    };
+    let binary = id.strip_prefix(BINARY).filter(|digits| digits.len().is_multiple_of(2)).and_then(|digits| {
+        let pairs = digits.as_bytes().chunks_exact(2);
+        pairs.map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect::<Option<Vec<u8>>>()
+    });
+    match binary {
+        Some(bytes) if std::str::from_utf8(&bytes).is_err() => bytes.into(),
+        _ => Bytes::copy_from_slice(id.as_bytes()),
+    }
 }
 
 fn header(mut message: Message, name: impl Into<Text>, value: String) -> Message {
@@ -342,6 +372,26 @@ mod tests {
             let error = to_publish(&lost, &style(Protocol::V311)).expect_err("refused");
             assert_eq!(error.kind(), ErrorKind::Unsupported);
         }
+    }
+
+    #[test]
+    fn a_reply_carries_the_bytes_that_its_request_had() {
+        for data in
+            [&b"plain"[..], b"", b"\xff\x00\x9c", b"polymq-hex:ff", b"polymq-hex:61", b"polymq-hex:f", b"polymq-hex:FF"]
+        {
+            let properties =
+                PublishProperties { correlation_data: Some(Bytes::from_static(data)), ..PublishProperties::default() };
+            let publish = Publish { properties: Some(properties), ..Publish::default() };
+            let request = from_publish(publish).0;
+            let reply = Message::new("").with_correlation_id(request.correlation_id().expect("carried").to_owned());
+            let sent = to_publish(&reply, &style(Protocol::V5)).expect("can be sent").properties;
+            let sent = sent.and_then(|properties| properties.correlation_data).expect("carried");
+            // A text that looks like bytes is bytes; whatever came as bytes goes as such.
+            let expected = if data == b"polymq-hex:ff" { &b"\xff"[..] } else { data };
+            assert_eq!(sent, expected, "{data:?}");
+        }
+        let longest = Message::new("").with_correlation_id(format!("{BINARY}{}", "ff".repeat(65_535)));
+        to_publish(&longest, &style(Protocol::V5)).expect("as long as the protocol allows");
     }
 
     #[test]
