@@ -132,7 +132,7 @@ impl Hub {
     }
 
     /// Closes the hub when it has failed, or when no consumer is left and none holds anything; what nobody took does
-    /// not count.
+    /// not count, nor a retry that waits: the broker delivers both to someone else.
     pub(crate) fn close_if_done(&self) -> bool {
         let mut state = self.lock();
         let lent = state.lenders.values().map(Lender::lent).sum::<usize>();

@@ -193,9 +193,11 @@ impl Stock {
         }
     }
 
-    /// Of what waits, how much the broker waits for.
+    /// Of what is in no consumer's hands, how much the broker waits for.
     pub(crate) fn untaken(&self) -> usize {
-        self.arrived.iter().filter(|waiting| waiting.origin.pkid > 0).count() + self.delayed.len()
+        let aside = self.held.values().filter(|held| held.seat.is_none()).map(|held| held.origin);
+        let waiting = self.arrived.iter().map(|waiting| waiting.origin).chain(aside);
+        waiting.filter(|origin| origin.pkid > 0).count() + self.delayed.len()
     }
 
     /// Drops what waits and was brought by these connections: the broker delivers it again.

@@ -82,6 +82,25 @@ async fn retries_that_wait_hold_nobody_up() {
     bus.close().await.expect("closed");
 }
 
+/// A retry that waits in a process takes nothing with it when the last consumer there closes: the broker has the message still.
+#[tokio::test]
+async fn a_group_that_is_left_leaves_its_waiting_retries_too() {
+    let broker = Broker::start().await;
+    let (leaves, stays) = (broker.connect().await, broker.connect().await);
+    let topic = Address::topic("left/retries");
+    let mut consumer = leaves.consumer(&topic, &group("audit")).await.expect("consumer");
+    send_many(&*leaves, &topic, "m", 2).await;
+    let held = harness::hold(&mut *consumer, 2).await;
+    let settler = consumer.settler();
+    settler.retry(held[0].token, &held[0].message, 2, Duration::from_secs(3600)).await.expect("will happen");
+    // One is in a handler's hands still, which may take its time.
+    consumer.close().await.expect("closed");
+    settler.retry(held[1].token, &held[1].message, 2, Duration::from_secs(3600)).await.expect("will happen");
+    let mut next = stays.consumer(&topic, &group("audit")).await.expect("consumer");
+    each_once(harness::take(&mut *next, 2).await.iter().map(body), "m", 2);
+    leaves.close().await.and(stays.close().await).expect("closed");
+}
+
 /// A connection that is made again because retries wait subscribes again, which is no new subscription.
 #[tokio::test]
 async fn a_wider_connection_brings_no_retained_message_again() {
