@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use polymq_core::{Address, Backend, ConsumeOptions, Message, ProduceOptions, Settings};
+use polymq_core::{Address, Backend, ConsumeOptions, ErrorKind, Message, ProduceOptions, Settings};
 use polymq_mqtt::MqttBackend;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -12,6 +12,7 @@ use tokio::{
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const PUBLISH: u8 = 3;
+const PUBREL: u8 = 6;
 const SUBSCRIBE: u8 = 8;
 
 /// The other end of one connection, spoken by hand.
@@ -97,4 +98,31 @@ async fn claims_keep_to_the_receive_maximum() {
         timeout(PATIENCE, send).await.expect("in time").expect("sent");
     }
     declaring.abort();
+}
+
+/// A broker that has only received a QoS 2 message may forget it as long as it has not said that it is done.
+#[tokio::test]
+async fn a_qos_2_message_is_sent_when_the_broker_says_so_the_second_time() {
+    for completes in [true, false] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let settings = Settings::from_url(&format!("mqtt://{}?qos=2", listener.local_addr().expect("an address")));
+        let settings = settings.expect("a URL").with("keep_alive", "600s");
+        let (connected, mut peer) = tokio::join!(MqttBackend.connect(&settings), Peer::greet(&listener));
+        let bus = connected.expect("connected");
+        let producer = bus.producer(&Address::topic("twice"), &ProduceOptions::default()).await.expect("a producer");
+        let mut send = producer.send(Message::new("?"));
+        let (_, id) = published(&peer.expect(PUBLISH).await);
+        peer.write(&[0x50, 2, id[0], id[1]]).await;
+        assert_eq!(peer.expect(PUBREL).await[..2], id);
+        let early = timeout(Duration::from_millis(200), &mut send).await;
+        assert!(early.is_err(), "called sent after PUBREC: {early:?}");
+        if completes {
+            peer.write(&[0x70, 2, id[0], id[1]]).await;
+            timeout(PATIENCE, send).await.expect("in time").expect("sent");
+        } else {
+            drop(peer);
+            let error = timeout(PATIENCE, send).await.expect("in time").expect_err("nobody knows");
+            assert_eq!(error.kind(), ErrorKind::UnknownOutcome, "{error}");
+        }
+    }
 }
