@@ -10,6 +10,7 @@ use crate::{
     config::{MqttConfig, Protocol},
     consumer::MqttConsumer,
     error::error,
+    keeper::ROW_ENDS_AFTER,
     producer::MqttProducer,
     topology::{self, Durable},
 };
@@ -203,10 +204,12 @@ impl Connection for MqttConnection {
             // A consumer that cannot let go in time is thrown out below.
             let _ = timeout(self.bus.config.operation_timeout, kept.closed()).await;
         }
+        let mut absent = 0;
         for number in 0..u16::MAX {
             let (link, present) = self.bus.open(&row, number).await.map_err(|cause| cause.with_operation("delete"))?;
             link.close(true).await;
-            if !present {
+            absent = if present { 0 } else { absent + 1 };
+            if absent == ROW_ENDS_AFTER {
                 break;
             }
         }

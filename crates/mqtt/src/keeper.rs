@@ -35,6 +35,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// broker is asked.
 const QUIET: Duration = Duration::from_secs(1);
 
+/// A row ends where this many numbers in a row have no session. A session that was emptied expires, and one above it lives on.
+pub(crate) const ROW_ENDS_AFTER: u16 = 4;
+
 /// A hub, and when its keeper has let everything go.
 #[derive(Debug, Clone)]
 pub(crate) struct Kept {
@@ -282,18 +285,28 @@ impl Keeper {
     /// Takes over sessions that nobody uses.
     async fn look(&mut self) -> Result<()> {
         let Source::Row(row) = self.source.clone() else { return Ok(()) };
+        let mut absent = 0;
         for number in 0..u16::MAX {
-            let mine = self.own.iter().chain(&self.left_behind).any(|session| session.number == number);
-            if mine || self.empty.contains(&number) {
-                continue;
-            }
-            let Some(claim) = self.bus.claims.claim(&row.claim(number), Purpose::Visit).await? else { continue };
-            let session = self.open(number, Some(claim)).await?;
-            if !session.fate.session_present() {
-                // The row ends here.
-                self.end(session, true).await;
+            // A consumer that leaves need not wait for the rest.
+            if absent >= ROW_ENDS_AFTER || self.hub.close_if_done() || self.bus.is_stopped() {
                 return Ok(());
             }
+            let mine = self.own.iter().chain(&self.left_behind).any(|session| session.number == number);
+            if mine || self.empty.contains(&number) {
+                absent = 0;
+                continue;
+            }
+            let Some(claim) = self.bus.claims.claim(&row.claim(number), Purpose::Visit).await? else {
+                absent = 0;
+                continue;
+            };
+            let session = self.open(number, Some(claim)).await?;
+            if !session.fate.session_present() {
+                absent += 1;
+                self.end(session, true).await;
+                continue;
+            }
+            absent = 0;
             session.claim.iter().for_each(Claim::hold);
             tracing::debug!(channel = &*self.hub.name, number, "took over a session that was left behind");
             match &self.own {

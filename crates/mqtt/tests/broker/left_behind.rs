@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use crate::{
-    harness::{self, Broker, body},
+    harness::{self, Broker, body, client},
     words::*,
 };
 
@@ -194,6 +194,43 @@ async fn a_session_whose_connection_is_cut_is_emptied_all_the_same() {
     let _ = proxy.cuts.send(());
     proxy.until("its connection is cut", || count(&proxy.open) == 0).await;
     gather(&mut handle(consumer), "m").await;
+    bus.close().await.expect("closed");
+}
+
+/// A session as some consumer has left it: subscribed, and nobody's.
+async fn left_by_someone(broker: &Broker, queue: &str, number: u16) {
+    let (port, id, filter) = (broker.port, format!("polymq:q:{queue}:{number}"), format!("$share/polymq/{queue}"));
+    let made = tokio::task::spawn_blocking(move || {
+        let options = ["-V", "5", "-i", &id, "-c", "-x", "3600", "-q", "1", "-t", &filter, "-E"];
+        client("mosquitto_sub", port, &options)
+    });
+    let made = made.await.expect("ran");
+    assert!(made.status.success(), "{}", harness::text(&made.stderr));
+}
+
+/// One in the middle of a row that was emptied expires some day, while a consumer above it lives on.
+#[tokio::test]
+async fn sessions_above_a_gap_are_found() {
+    let broker = Broker::start().await;
+    let queue = Address::queue("gap");
+    let bus = broker.connect().await;
+    left_by_someone(&broker, "gap", 3).await;
+    bus.declare(&queue, &consume()).await.expect("declared");
+    send_many(&*bus, &queue, "m", 40).await;
+    gather(&mut handle(bus.consumer(&queue, &consume()).await.expect("consumer")), "m").await;
+
+    // Deleting the queue deletes them too.
+    left_by_someone(&broker, "deleted", 3).await;
+    let queue = Address::queue("deleted");
+    bus.declare(&queue, &consume()).await.expect("declared");
+    send_many(&*bus, &queue, "m", 40).await;
+    bus.delete(&queue, None).await.expect("deleted");
+    let port = broker.port;
+    let kept = tokio::task::spawn_blocking(move || {
+        let options = ["-V", "5", "-i", "polymq:q:deleted:3", "-c", "-x", "3600", "-t", "other", "-C", "1", "-W", "1"];
+        client("mosquitto_sub", port, &options)
+    });
+    assert_eq!(harness::text(&kept.await.expect("ran").stdout), "", "it was forgotten with what it held");
     bus.close().await.expect("closed");
 }
 
