@@ -1,7 +1,7 @@
 //! What producers, consumers and keepers of one connection share: the link that sends, and what was declared.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
@@ -10,20 +10,18 @@ use std::{
 };
 
 use polymq_core::{ConsumeOptions, Error, ErrorKind, Result, Tally};
-use rumqttc::v5::mqttbytes::{
-    QoS,
-    v5::{Filter, Publish},
-};
+use rumqttc::v5::mqttbytes::v5::Publish;
 use tokio::{
     runtime::Handle,
     sync::{oneshot, watch},
-    time::{sleep, timeout},
+    time::timeout,
 };
 
 use crate::{
     NAME,
-    claims::{Claims, Purpose},
+    claims::Claims,
     config::MqttConfig,
+    declared::Declared,
     error::error,
     health::Board,
     hub::Hub,
@@ -42,7 +40,7 @@ pub(crate) struct Bus {
     main: OnceLock<Link>,
     pub(crate) kept: Mutex<HashMap<Durable, Arc<tokio::sync::Mutex<Option<Kept>>>>>,
     pub(crate) own: Mutex<Vec<Kept>>,
-    pub(crate) declared: Mutex<HashSet<Durable>>,
+    pub(crate) declared: Declared,
     pub(crate) stop: watch::Sender<bool>,
     watches_gone: AtomicBool,
     /// The generation of the link that sends, zero without a connection.
@@ -64,7 +62,7 @@ impl Bus {
             main: OnceLock::new(),
             kept: Mutex::default(),
             own: Mutex::default(),
-            declared: Mutex::default(),
+            declared: Declared::default(),
             stop: watch::Sender::new(false),
             watches_gone: AtomicBool::new(false),
             generation: watch::Sender::new(0),
@@ -156,33 +154,6 @@ impl Bus {
         Ok((kept, seat))
     }
 
-    /// Makes session 0 of a row, which holds messages while nobody consumes.
-    pub(crate) async fn declare_row(&self, row: &Durable, again: bool) -> Result<()> {
-        if lock(&self.declared).contains(row) && !again {
-            return Ok(());
-        }
-        if !self.is_kept(row).await {
-            self.visit(row, true).await?;
-        }
-        lock(&self.declared).insert(row.clone());
-        Ok(())
-    }
-
-    /// Whether session 0 of a row exists; makes it if asked to.
-    pub(crate) async fn visit(&self, row: &Durable, create: bool) -> Result<bool> {
-        // Someone who holds the session has made it.
-        let Some(claim) = self.claims.claim(&row.claim(0), Purpose::Visit).await? else { return Ok(true) };
-        let (link, present) = self.open(row, 0).await?;
-        let mut made = Ok(());
-        // Even when the session is there: after a restart, mosquitto knows it without its shared subscription.
-        if create {
-            made = self.bounded("declare", link.subscribe(Filter::new(&*row.filter, QoS::AtLeastOnce))).await;
-        }
-        link.close(!present && (!create || made.is_err())).await;
-        drop(claim);
-        made.map(|()| present || create)
-    }
-
     /// Connects as a session, for as long as it takes to look at it.
     pub(crate) async fn open(&self, row: &Durable, number: u16) -> Result<(Link, bool)> {
         let options = LinkOptions {
@@ -201,51 +172,6 @@ impl Bus {
         let (link, first) = self.start(options, events);
         first.await.unwrap_or_else(|_| Err(error(ErrorKind::Closed, "the connection was closed")))?;
         Ok((link, present.load(Ordering::Acquire)))
-    }
-
-    pub(crate) async fn is_kept(&self, row: &Durable) -> bool {
-        let cell = lock(&self.kept).get(row).cloned();
-        let Some(cell) = cell else { return false };
-        let kept = cell.lock().await;
-        kept.as_ref().is_some_and(|kept| !kept.is_closed())
-    }
-
-    /// After a reconnect: what was declared exists again before anything is sent to it.
-    pub(crate) async fn restore(&self, generation: u32) {
-        self.claims.look_again();
-        let rows: Vec<_> = lock(&self.declared).iter().cloned().collect();
-        let restore = async {
-            for row in rows {
-                if let Err(cause) = self.restore_row(&row).await {
-                    tracing::warn!(session = row.session(0), %cause, "cannot declare again after a reconnect");
-                }
-            }
-        };
-        // Messages must not wait for ever: then those that nobody holds are refused one by one.
-        let _ = timeout(self.config.operation_timeout, restore).await;
-        if let Ok(link) = self.link() {
-            link.open_gate(generation);
-        }
-    }
-
-    pub(crate) async fn restore_row(&self, row: &Durable) -> Result<()> {
-        let cell = lock(&self.kept).get(row).cloned();
-        let kept = match cell {
-            Some(cell) => cell.lock().await.clone(),
-            None => None,
-        };
-        // Our own consumer comes back by itself, at about the same time.
-        while let Some(kept) = &kept
-            && !kept.is_closed()
-        {
-            // While enough is here, the answer to its subscription would wait unread behind messages.
-            kept.hub.look();
-            sleep(Duration::from_millis(20)).await;
-            if kept.hub.is_subscribed() {
-                return Ok(());
-            }
-        }
-        self.declare_row(row, true).await
     }
 
     pub(crate) async fn bounded<T>(&self, what: &'static str, operation: impl Future<Output = Result<T>>) -> Result<T> {
@@ -275,7 +201,7 @@ impl Events for Main {
     fn connected(&mut self, generation: u32, _: bool) {
         self.generation.send_replace(generation);
         if let (2.., Some(bus)) = (generation, self.bus.upgrade()) {
-            tokio::spawn(async move { bus.restore(generation).await });
+            tokio::spawn(bus.restore(generation));
         }
     }
 

@@ -41,17 +41,17 @@ impl MqttConnection {
 
     async fn declare_all(&self, address: &Address, options: &ConsumeOptions) -> Result<()> {
         if let Some(row) = self.row(address, options.group.as_deref()) {
-            self.bus.declare_row(&row, false).await?;
+            self.bus.declare_row(&row, true).await?;
         }
-        self.declare_dead_letters(options).await
+        self.declare_dead_letters(options, true).await
     }
 
-    async fn declare_dead_letters(&self, options: &ConsumeOptions) -> Result<()> {
+    async fn declare_dead_letters(&self, options: &ConsumeOptions, see: bool) -> Result<()> {
         let Some(dead_letters) = &options.dead_letters else { return Ok(()) };
         topology::check_published(dead_letters)
             .map_err(|cause| cause.with_hint("name the queue for dead letters of a wildcard yourself"))?;
         match self.row(dead_letters, None) {
-            Some(row) => self.bus.declare_row(&row, false).await,
+            Some(row) => self.bus.declare_row(&row, see).await,
             None => Ok(()),
         }
     }
@@ -168,13 +168,13 @@ impl Connection for MqttConnection {
         check_consume(address, options)?;
         let named = |cause: Error| cause.with_operation("consumer").with_channel(address.name());
         if options.declare {
-            self.declare_dead_letters(options).await.map_err(named)?;
+            self.declare_dead_letters(options, false).await.map_err(named)?;
         }
         // What is for one consumer and a while needs no session that outlives it.
         let place = match self.row(address, options.group.as_deref()).filter(|_| !options.temporary) {
             Some(row) => {
                 let place = self.bus.join(row.clone(), address.shared_name(), options).await.map_err(named)?;
-                lock(&self.bus.declared).insert(row);
+                self.bus.declared.insert(row);
                 place
             }
             None => self.bus.own(address.shared_name(), options).await.map_err(named)?,
@@ -193,7 +193,7 @@ impl Connection for MqttConnection {
     async fn delete(&self, address: &Address, group: Option<&str>) -> Result<()> {
         self.check_open("delete")?;
         let Some(row) = self.row(address, group) else { return Ok(()) };
-        lock(&self.bus.declared).remove(&row);
+        self.bus.declared.remove(&row);
         let cell = lock(&self.bus.kept).remove(&row);
         let kept = match cell {
             Some(cell) => cell.lock().await.take(),

@@ -8,6 +8,7 @@ mod config;
 mod connection;
 mod consumer;
 mod convert;
+mod declared;
 mod error;
 mod greeting;
 mod health;

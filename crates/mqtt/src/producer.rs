@@ -7,9 +7,7 @@ use std::sync::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use polymq_core::{
-    Address, ChannelKind, Completion, Error, ErrorKind, Message, ProduceOptions, Producer, Receipt, Result,
-};
+use polymq_core::{Address, Completion, Error, ErrorKind, Message, ProduceOptions, Producer, Receipt, Result};
 use rumqttc::v5::mqttbytes::QoS;
 use tokio::time::timeout;
 
@@ -18,9 +16,11 @@ use crate::{
     bus::Bus,
     config::Protocol,
     convert::{self, Style},
+    declared::Queue,
     error::error,
     link::{Link, Outgoing},
     slots::Answer,
+    topology::Durable,
 };
 
 /// A producer; all producers of a connection share one link, which keeps the order of their calls.
@@ -30,7 +30,8 @@ pub(crate) struct MqttProducer {
     link: Link,
     address: Address,
     style: Style,
-    must_be_held: bool,
+    /// Where messages must be held by some session.
+    queue: Option<Arc<Queue>>,
     closed: AtomicBool,
 }
 
@@ -53,12 +54,16 @@ impl MqttProducer {
                 }
             }
         }
-        let queue = address.kind() == ChannelKind::Queue;
+        let told = config.protocol == Protocol::V5 && style.qos == QoS::AtLeastOnce;
+        let queue = Durable::of(config, address, None).map(|row| match options.declare && !options.temporary {
+            true => Arc::new(Queue::new(bus, row, told)),
+            false => Arc::default(),
+        });
         Ok(Self {
             bus: Arc::clone(bus),
             link: bus.link()?.clone(),
             address: address.clone(),
-            must_be_held: queue && config.protocol == Protocol::V5,
+            queue,
             style,
             closed: AtomicBool::new(false),
         })
@@ -73,7 +78,7 @@ impl MqttProducer {
 pub(crate) fn publish(
     link: &Link,
     style: &Style,
-    must_be_held: bool,
+    queue: Option<&Arc<Queue>>,
     message: &Message,
 ) -> Result<Completion<Receipt>> {
     let publish = convert::to_publish(message, style)?;
@@ -84,7 +89,7 @@ pub(crate) fn publish(
     }
     let (completer, completion) = Completion::queued();
     let id = message.id().cloned().unwrap_or_default();
-    link.send(Outgoing { publish, answer: Answer::Receipt { completer, id, must_be_held } });
+    link.send(Outgoing { publish, answer: Answer::Receipt { completer, id, queue: queue.cloned() } });
     Ok(completion)
 }
 
@@ -108,7 +113,7 @@ impl Producer for MqttProducer {
         if self.closed.load(Ordering::Acquire) {
             return self.refuse(Error::closed("send").with_backend(NAME));
         }
-        match publish(&self.link, &self.style, self.must_be_held, &message) {
+        match publish(&self.link, &self.style, self.queue.as_ref(), &message) {
             Ok(completion) => completion,
             Err(cause) => self.refuse(cause),
         }

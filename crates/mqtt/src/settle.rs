@@ -121,7 +121,7 @@ impl Retry {
         if !self.after.is_zero() {
             convert::set_due_in(&mut copy, self.after);
         }
-        producer::publish(bus.link()?, style, true, &copy)?.await.map(|_| ())
+        producer::publish(bus.link()?, style, Some(&Arc::default()), &copy)?.await.map(|_| ())
     }
 
     /// Hands the original out again when its time has come. The broker keeps it until it is acknowledged, so that

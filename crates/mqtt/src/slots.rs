@@ -1,20 +1,23 @@
 //! Packet ids that are lent, and who waits for their answers.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use polymq_core::{Completer, Error, ErrorKind, MessageId, Receipt, Result};
 use rumqttc::v5::mqttbytes::v5::PubAckReason;
 use tokio::sync::oneshot;
 
-use crate::error::{error, refused_publish};
+use crate::{
+    declared::{self, Queue},
+    error::{error, refused_publish},
+};
 
 /// Who waits for the answer to a message.
 pub(crate) enum Answer {
-    /// A producer. `must_be_held`: a message that no session holds is an error.
+    /// A producer. To a queue, a message that no session holds is an error.
     Receipt {
         completer: Completer<Receipt>,
         id: MessageId,
-        must_be_held: bool,
+        queue: Option<Arc<Queue>>,
     },
     /// Someone who wants the reason itself.
     Reason(oneshot::Sender<Result<PubAckReason>>),
@@ -35,14 +38,23 @@ impl Answer {
         !matches!(self, Self::Receipt { completer, .. } if completer.is_abandoned())
     }
 
+    /// Why the message must not be written now, if so.
+    pub(crate) fn forbidden(&self) -> Option<Error> {
+        match self {
+            Self::Receipt { queue: Some(queue), .. } if queue.would_be_lost() => Some(declared::not_there()),
+            _ => None,
+        }
+    }
+
     pub(crate) fn give(self, reason: PubAckReason) {
         match self {
-            Self::Receipt { completer, id, must_be_held } => {
-                completer.complete(match refused_publish(reason, must_be_held) {
-                    None => Ok(Receipt { id, broker_id: None }),
-                    Some(refused) => Err(refused),
-                })
-            }
+            Self::Receipt { completer, id, queue } => match (refused_publish(reason, queue.is_some()), queue) {
+                (None, _) => completer.complete(Ok(Receipt { id, broker_id: None })),
+                (Some(refused), Some(queue)) if refused.kind() == ErrorKind::Unroutable => {
+                    queue.unheld(completer, refused)
+                }
+                (Some(refused), _) => completer.complete(Err(refused)),
+            },
             Self::Reason(waits) => {
                 let _ = waits.send(Ok(reason));
             }

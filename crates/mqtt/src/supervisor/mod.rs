@@ -208,7 +208,7 @@ fn given_up(failures: u32, cause: Error) -> Error {
 }
 
 /// Doubles from `reconnect_initial` to `reconnect_max`, with jitter so that many clients do not come back at once.
-fn backoff(config: &MqttConfig, failures: u32) -> Duration {
+pub(crate) fn backoff(config: &MqttConfig, failures: u32) -> Duration {
     let grown = config.reconnect_initial.saturating_mul(1 << failures.min(16)).min(config.reconnect_max);
     grown.mul_f64(fastrand::f64() / 2.0 + 0.5)
 }

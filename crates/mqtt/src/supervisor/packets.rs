@@ -306,6 +306,10 @@ impl<E: Events> Task<E> {
         if !answer.hand_over() {
             return;
         }
+        if let Some(forbidden) = answer.forbidden() {
+            answer.fail(forbidden);
+            return;
+        }
         // Without a packet id, none is counted.
         publish.pkid = u16::from(publish.qos != QoS::AtMostOnce);
         let size = publish.size();

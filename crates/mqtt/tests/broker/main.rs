@@ -6,6 +6,7 @@ mod harness;
 
 mod basics;
 mod closing;
+mod forgotten;
 mod killed;
 mod left_behind;
 mod outages;
