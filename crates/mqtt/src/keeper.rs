@@ -173,6 +173,11 @@ impl Keeper {
             && let Err(cause) = self.take(true).await
         {
             tracing::debug!(%cause, "cannot take a session");
+            // Nobody can be asked any more, so that no try can end otherwise.
+            if let Some(reason) = self.bus.link().ok().and_then(Link::given_up) {
+                self.hub.fail(&error(ErrorKind::Disconnected, reason.to_owned()));
+                return;
+            }
         }
         self.widen().await;
         let quiet = |session: &Session| {

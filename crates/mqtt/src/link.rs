@@ -256,6 +256,11 @@ impl Link {
         self.max_packet.load(Ordering::Relaxed) as usize
     }
 
+    /// Why there will be no connection any more, where the program has not closed it.
+    pub(crate) fn given_up(&self) -> Option<&str> {
+        self.given_up.get().map(String::as_str)
+    }
+
     fn command(&self, command: Command) {
         // A link that has ended drops the command and with it the answer's sender, which tells who waits.
         let _ = self.commands.send(command);

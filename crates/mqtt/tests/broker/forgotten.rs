@@ -165,3 +165,18 @@ async fn what_cannot_be_declared_after_a_reconnect_is_declared_when_it_can_be() 
         bus.close().await.expect("closed");
     }
 }
+
+/// A consumer that looks for a session asks over the connection that sends.
+#[tokio::test]
+async fn a_consumer_without_a_session_ends_with_the_connection_that_is_given_up() {
+    let broker = Broker::start().await;
+    let proxy = Proxy::start(&broker).await;
+    let bus = proxy.connect(&broker, &[("reconnect_limit", "2"), ("reconnect_max", "300ms")]).await;
+    let mut consumer = bus.consumer(&Address::queue("given-up"), &consume()).await.expect("consumer");
+    // It takes this for someone else who has the session, and looks for one.
+    proxy.barred.send_replace(Some(":q:given-up:"));
+    proxy.refuses(2).await;
+    proxy.barred.send_replace(Some(""));
+    let told = timeout(harness::PATIENCE * 2, consumer.receive(1, &mut Vec::new())).await;
+    assert_eq!(told.expect("it is told").expect_err("it has ended").kind(), ErrorKind::Disconnected);
+}
