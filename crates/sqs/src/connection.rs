@@ -93,8 +93,9 @@ impl SqsConnection {
         &self.link.config
     }
 
-    /// Runs requests, bounded; once more with new credentials when those at hand have expired.
-    async fn bounded<T, F>(&self, operation: &'static str, run: impl Fn(Live) -> F) -> Result<T>
+    /// Runs requests, bounded; once more with new credentials when those at hand have expired. `with_sns`: SNS is among those
+    /// who are asked.
+    async fn bounded<T, F>(&self, operation: &'static str, with_sns: bool, run: impl Fn(Live) -> F) -> Result<T>
     where
         F: Future<Output = Result<T>>,
     {
@@ -102,7 +103,12 @@ impl SqsConnection {
         loop {
             let live = self.link.live_soon(operation).await?;
             let limit = self.config().connect_timeout;
-            let answer = self.link.call(&live, operation, Effect::Idempotent, limit, run(live.clone())).await;
+            let running = run(live.clone());
+            let answer = if with_sns {
+                self.link.call_with_sns(&live, operation, Effect::Idempotent, limit, running).await
+            } else {
+                self.link.call(&live, operation, Effect::Idempotent, limit, running).await
+            };
             match answer {
                 Err(error) if error.kind() == ErrorKind::Unauthenticated && may_renew => may_renew = false,
                 answer => return answer.map_err(|error| error.with_operation(operation)),
@@ -238,7 +244,7 @@ impl Connection for SqsConnection {
         let extra = Options::read(self.config(), &options.extra)?;
         let plan = self.plan(address, options, &extra)?;
         let located = |error: Error| error.with_channel(address.name());
-        let url = self.bounded("consume", |live| {
+        let url = self.bounded("consume", plan.topic.is_some(), |live| {
             let plan = plan.clone();
             async move { topology::ensure(&live, &plan).await }
         });
@@ -270,7 +276,7 @@ impl Connection for SqsConnection {
     async fn declare(&self, address: &Address, options: &ConsumeOptions) -> Result<()> {
         let extra = Options::read(self.config(), &options.extra)?;
         let plan = self.plan(address, options, &extra)?;
-        let declared = self.bounded("declare", |live| {
+        let declared = self.bounded("declare", plan.topic.is_some(), |live| {
             let plan = plan.clone();
             async move {
                 match &plan.topic {
@@ -287,7 +293,7 @@ impl Connection for SqsConnection {
 
     async fn delete(&self, address: &Address, group: Option<&str>) -> Result<()> {
         let (topic, queue) = self.names(address, group)?;
-        let deleted = self.bounded("delete", |live| {
+        let deleted = self.bounded("delete", topic.is_some(), |live| {
             let (topic, queue) = (topic.clone(), queue.clone());
             async move {
                 match (topic, queue) {
@@ -303,7 +309,7 @@ impl Connection for SqsConnection {
 
     async fn exists(&self, address: &Address, group: Option<&str>) -> Result<bool> {
         let (topic, queue) = self.names(address, group)?;
-        let found = self.bounded("exists", |live| {
+        let found = self.bounded("exists", topic.is_some(), |live| {
             let (topic, queue) = (topic.clone(), queue.clone());
             async move { admin::exists(&live, topic.as_ref(), queue.as_ref()).await }
         });
@@ -312,7 +318,7 @@ impl Connection for SqsConnection {
 
     async fn list(&self) -> Result<Vec<Listed>> {
         let fifo = self.config().fifo;
-        self.bounded("list", |live| async move { admin::list(&live, fifo).await }).await
+        self.bounded("list", true, |live| async move { admin::list(&live, fifo).await }).await
     }
 
     async fn bind(&self, queue: &Address, topic: &Address) -> Result<()> {
@@ -320,7 +326,7 @@ impl Connection for SqsConnection {
         let (topic, declare) = (names::topic(topic.name(), fifo)?, self.may_declare(true));
         let subscribed = Subscribed { topic, declare, raw: true, filter: None };
         let plan = Plan { topic: Some(subscribed), ..Plan::of_queue(self.queue(queue)?, declare) };
-        let bound = self.bounded("bind", |live| {
+        let bound = self.bounded("bind", true, |live| {
             let plan = plan.clone();
             async move { topology::bind(&live, &plan).await.map(drop) }
         });
@@ -329,7 +335,7 @@ impl Connection for SqsConnection {
 
     async fn unbind(&self, queue: &Address, topic: &Address) -> Result<()> {
         let (queue_name, topic) = (self.queue(queue)?, names::topic(topic.name(), self.config().fifo)?);
-        let unbound = self.bounded("unbind", |live| {
+        let unbound = self.bounded("unbind", true, |live| {
             let (queue, topic) = (queue_name.clone(), topic.clone());
             async move { topology::unbind(&live, &topic, &queue).await }
         });
@@ -338,7 +344,7 @@ impl Connection for SqsConnection {
 
     async fn purge(&self, address: &Address) -> Result<u64> {
         let queue = self.queue(address)?;
-        let url = self.bounded("purge", |live| {
+        let url = self.bounded("purge", false, |live| {
             let queue = queue.clone();
             async move { topology::ensure_queue(&live, &queue, false, &[]).await }
         });

@@ -257,8 +257,11 @@ impl Task {
     async fn declare_again(&mut self) {
         let Some(live) = self.link.live_now() else { return };
         let limit = self.link.config.connect_timeout;
-        let declared =
-            self.link.call(&live, "declare", Effect::Idempotent, limit, topology::ensure(&live, &self.plan)).await;
+        let declaring = topology::ensure(&live, &self.plan);
+        let declared = match &self.plan.topic {
+            None => self.link.call(&live, "declare", Effect::Idempotent, limit, declaring).await,
+            Some(_) => self.link.call_with_sns(&live, "declare", Effect::Idempotent, limit, declaring).await,
+        };
         match declared {
             Ok(url) => self.url = url,
             Err(error) if final_error(error.kind()) => self.shared.fail(&error),

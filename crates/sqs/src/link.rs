@@ -1,7 +1,8 @@
 //! What stands for a connection: clients of the two services, and a watch over whether anybody answers.
 //!
 //! HTTP has no connection to lose. The service counts as lost when a request got no answer, and is asked again and again
-//! then, by one task, while everybody else waits; it counts as found when it answers anything.
+//! then, by one task, while everybody else waits; it counts as found when it answers anything. The service is SQS: SNS may be
+//! away alone, and then only topics wait for it.
 
 use std::{future::Future, ops::Deref, pin::pin, sync::Arc, time::Duration};
 
@@ -101,14 +102,46 @@ impl Link {
         request: impl Future<Output = Result<T>>,
     ) -> Result<T> {
         // Pinned here: each function on the way would make room for it once more.
-        let request = pin!(request);
-        let bounded = async {
-            let answer = timeout(limit, request).await;
-            answer.unwrap_or_else(|_| Err(error::lost(operation, effect, "the service did not answer in time")))
-        };
-        let answer = self.unless_over(live, bounded).await;
+        let request = pin!(bounded(operation, effect, limit, request));
+        let answer = self.unless_over(live, request).await;
         answer.unwrap_or_else(|| Err(error::lost(operation, effect, &self.reason())))
     }
+
+    /// The same for what asks SNS, alone or beside SQS: nothing is concluded from it about SQS, so queues go on while SNS is
+    /// away. Only the credentials are those of both.
+    pub(crate) async fn call_with_sns<T>(
+        &self,
+        live: &Live,
+        operation: &'static str,
+        effect: Effect,
+        limit: Duration,
+        request: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let request = pin!(bounded(operation, effect, limit, request));
+        let answer = tokio::select! {
+            biased;
+            answer = request => answer,
+            () = self.closed() => Err(error::lost(operation, effect, &self.reason())),
+        };
+        if let Err(error) = &answer
+            && error.kind() == ErrorKind::Unauthenticated
+            && self.config.may_renew()
+        {
+            self.failed(live, error);
+        }
+        answer
+    }
+}
+
+/// A request that is answered in time, or not at all.
+async fn bounded<T>(
+    operation: &'static str,
+    effect: Effect,
+    limit: Duration,
+    request: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let answer = timeout(limit, request).await;
+    answer.unwrap_or_else(|_| Err(error::lost(operation, effect, "the service did not answer in time")))
 }
 
 impl Deref for Link {

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeSet, VecDeque},
+    future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -218,7 +219,22 @@ impl Outbox {
                 Target::Topic(name) => topology::ensure_topic(live, name, self.declare).await,
             }
         };
-        self.link.call(live, "declare", Effect::Idempotent, self.link.config.connect_timeout, locating).await
+        self.call(live, "declare", Effect::Idempotent, self.link.config.connect_timeout, locating).await
+    }
+
+    /// Asks the service that the target belongs to.
+    async fn call<T>(
+        &self,
+        live: &Live,
+        operation: &'static str,
+        effect: Effect,
+        limit: Duration,
+        request: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        match &self.target {
+            Target::Queue(_) => self.link.call(live, operation, effect, limit, request).await,
+            Target::Topic(_) => self.link.call_with_sns(live, operation, effect, limit, request).await,
+        }
     }
 
     /// Sends a batch; every entry is answered.
@@ -226,20 +242,24 @@ impl Outbox {
         let mut pause = BUSY_FIRST;
         let mut declared_again = false;
         let mut renewed = false;
-        while !batch.is_empty() {
+        loop {
+            let (withdrawn, rest) = batch.into_iter().partition(|entry| entry.completer.is_abandoned());
+            self.forget(withdrawn);
+            batch = rest;
+            if batch.is_empty() {
+                return;
+            }
             let live = match timeout(SWEEP_EVERY, self.link.live()).await {
                 Ok(Ok(live)) => live,
                 Ok(Err(error)) => return self.fail(batch, &error),
-                Err(_) => {
-                    let (withdrawn, rest) = batch.into_iter().partition(|entry| entry.completer.is_abandoned());
-                    self.forget(withdrawn);
-                    batch = rest;
-                    continue;
-                }
+                Err(_) => continue,
             };
             let place = match self.ensure(&live).await {
                 Ok(place) => place,
-                Err(error) if error.kind() == ErrorKind::Disconnected => continue,
+                Err(error) if error.kind() == ErrorKind::Disconnected => {
+                    self.wait_for_sns(&error, &mut pause).await;
+                    continue;
+                }
                 Err(error) if !renewed && self.may_renew(&error) => {
                     renewed = true;
                     continue;
@@ -252,7 +272,7 @@ impl Outbox {
                 return;
             }
             let request = self.request(&live, &place, &now);
-            let sent = self.link.call(&live, "send", Effect::Once, self.link.config.request_timeout, request).await;
+            let sent = self.call(&live, "send", Effect::Once, self.link.config.request_timeout, request).await;
             match sent {
                 Ok(results) => {
                     batch = self.answer_all(now, results);
@@ -267,6 +287,8 @@ impl Outbox {
                     if error.kind() == ErrorKind::Busy {
                         tracing::debug!(%error, ?pause, "the service is busy");
                         rest_a_while(&mut pause).await;
+                    } else {
+                        self.wait_for_sns(&error, &mut pause).await;
                     }
                 }
                 // The credentials have expired: once more with those that are found next.
@@ -308,6 +330,14 @@ impl Outbox {
         }
         again.reverse();
         again
+    }
+
+    /// A lost SQS is waited for by everybody; SNS is not watched, and is asked again after a pause.
+    async fn wait_for_sns(&self, error: &Error, pause: &mut Duration) {
+        if let Target::Topic(name) = &self.target {
+            tracing::warn!(topic = name.text, %error, "SNS cannot be reached, trying again");
+            rest_a_while(pause).await;
+        }
     }
 
     /// Whether the credentials have expired, and others may be found.

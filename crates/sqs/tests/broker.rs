@@ -53,6 +53,7 @@ fn main() -> ExitCode {
         h13_a_queue_lets_in_its_topic_and_nobody_else,
         a_subscription_without_a_group_leaves_nothing_behind,
         an_idle_subscription_without_a_group_leaves_nothing_behind,
+        queues_go_on_while_sns_is_away,
     );
     trials.extend(trials!(topology:
         h1_declaring_twice_is_harmless_and_looking_creates_nothing,

@@ -2,10 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use polymq_core::{ConsumeOptions, Message, Subscription};
+use polymq_core::{ConsumeOptions, HealthState, Message, Subscription};
 use polymq_sqs::aws_sdk_sqs::types::QueueAttributeName;
+use polymq_testkit::{Proxy, eventually};
 
-use crate::support::{bus, native, native_sns, next, quiet, subscribe, text, unique, url, with};
+use crate::{
+    harness::front_at,
+    support::{address, bus, native, native_sns, next, quiet, subscribe, text, unique, url, with},
+};
 
 fn rich() -> Message {
     Message::new(&b"{\"id\": 7}\n\xff"[..])
@@ -218,4 +222,36 @@ pub async fn an_idle_subscription_without_a_group_leaves_nothing_behind() {
         assert_eq!(left, (0, 0), "queues and subscriptions are left, after {took:?}");
         return;
     }
+}
+
+/// SNS is away and SQS is not: queues go on, and what is sent to topics waits.
+pub async fn queues_go_on_while_sns_is_away() {
+    let proxy = Proxy::start(address()).await.expect("a proxy");
+    let away = proxy.address();
+    let bus = bus(&format!("{}&sns_endpoint=http://{away}&heartbeat=600s", url())).await;
+    let (queue, topic) = (bus.queue(unique("goes-on")), bus.topic(unique("away")));
+    let (mut queued, mut published) =
+        (subscribe(&queue).await, topic.subscribe(with(Some("group"), [])).await.expect("a group"));
+    let (hasty, patient) = (topic.with_timeout(Duration::from_secs(2)), topic.with_timeout(Duration::from_secs(60)));
+    patient.send_message(Message::new("before")).await.expect("sent");
+    eventually(Duration::from_secs(60), || async { hasty.send_message(Message::new("before")).await.map(drop) }).await;
+    let mut goes_on = async || {
+        queue.send_message(Message::new("meanwhile")).await.expect("sent");
+        next(&mut queued).await.ack().await.expect("ack");
+        let health = bus.health();
+        assert_eq!((health.state, health.reconnects), (HealthState::Up, 0), "{health}");
+    };
+    // Its connections end before they answer, and later there are none.
+    proxy.refuse(true);
+    proxy.reset_all();
+    hasty.send_message(Message::new("lost")).await.expect_err("SNS does not answer");
+    goes_on().await;
+    drop(proxy);
+    hasty.send_message(Message::new("given up")).await.expect_err("SNS is away");
+    goes_on().await;
+    let waiting = patient.enqueue(Message::new("after")).await.expect("handed over");
+    goes_on().await;
+    front_at(std::net::TcpListener::bind(away).expect("its port is free"), address(), |_| None);
+    waiting.await.expect("sent after all");
+    while text(&next(&mut published).await) != "after" {}
 }

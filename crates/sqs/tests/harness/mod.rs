@@ -287,6 +287,15 @@ pub struct Answer {
 /// Stands before a server and answers what `decide` answers; the rest is passed on.
 pub fn front(target: SocketAddr, decide: impl Fn(&Request) -> Option<Answer> + Send + Sync + 'static) -> SocketAddr {
     let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    front_at(listener, target, decide)
+}
+
+/// The same where it is listened already.
+pub fn front_at(
+    listener: std::net::TcpListener,
+    target: SocketAddr,
+    decide: impl Fn(&Request) -> Option<Answer> + Send + Sync + 'static,
+) -> SocketAddr {
     let address = listener.local_addr().expect("an address");
     listener.set_nonblocking(true).expect("nonblocking");
     let decide = Arc::new(decide);
