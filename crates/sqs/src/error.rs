@@ -17,6 +17,8 @@ pub(crate) enum Effect {
     Idempotent,
     /// It may not: sending.
     Once,
+    /// Sending to a FIFO queue or topic, which takes an id once in five minutes.
+    Deduplicated,
 }
 
 /// How long a name cannot be used again after its queue was deleted.
@@ -56,14 +58,16 @@ where
 }
 
 fn kind<E: StdError + ProvideErrorMetadata + 'static>(error: &SdkError<E, HttpResponse>, effect: Effect) -> ErrorKind {
-    let lost = if effect == Effect::Once { ErrorKind::UnknownOutcome } else { ErrorKind::Disconnected };
+    let lost = if effect == Effect::Idempotent { ErrorKind::Disconnected } else { ErrorKind::UnknownOutcome };
     match error {
         SdkError::ServiceError(context) => {
             let status = context.raw().status().as_u16();
             match of_code(context.err().code().unwrap_or_default(), context.err().message().unwrap_or_default()) {
-                ErrorKind::Other if status == 503 || status == 429 => ErrorKind::Busy,
-                // It is there, and has trouble: a send may have had its effect, the rest is asked again later.
-                ErrorKind::Other if status >= 500 && effect == Effect::Once => ErrorKind::UnknownOutcome,
+                ErrorKind::Other if status == 429 => ErrorKind::Busy,
+                ErrorKind::Other if status == 503 && effect == Effect::Deduplicated => ErrorKind::Busy,
+                // It is there, and has trouble, or somebody before it has: a send may have had its effect, the rest is asked
+                // again later. Throttling has names of its own.
+                ErrorKind::Other if status >= 500 && effect != Effect::Idempotent => ErrorKind::UnknownOutcome,
                 ErrorKind::Other if status >= 500 => ErrorKind::Busy,
                 ErrorKind::Other if status == 403 => ErrorKind::PermissionDenied,
                 kind => kind,
@@ -123,7 +127,6 @@ pub(crate) fn of_code(code: &str, message: &str) -> ErrorKind {
         | "OverLimit"
         | "KmsThrottled"
         | "SlowDown"
-        | "ServiceUnavailable"
         | "QueueDeletedRecently" => ErrorKind::Busy,
         "BatchRequestTooLong" => ErrorKind::TooLarge,
         "InvalidMessageContents" => ErrorKind::InvalidInput,
@@ -202,7 +205,7 @@ pub(crate) fn disconnected(operation: &'static str, reason: &str) -> Error {
 pub(crate) fn lost(operation: &'static str, effect: Effect, reason: &str) -> Error {
     match effect {
         Effect::Idempotent => disconnected(operation, reason),
-        Effect::Once => Error::new(ErrorKind::UnknownOutcome, format!("no answer: {reason}"))
+        Effect::Once | Effect::Deduplicated => Error::new(ErrorKind::UnknownOutcome, format!("no answer: {reason}"))
             .with_backend(NAME)
             .with_operation(operation),
     }
@@ -294,6 +297,7 @@ mod tests {
     #[test]
     fn a_failed_entry_had_no_effect() {
         assert_eq!(of_entry("send", "InternalError", None, false).retry(), Retry::Now);
+        assert_eq!(of_entry("send", "ServiceUnavailable", None, false).retry(), Retry::Now);
         assert_eq!(of_entry("send", "Strange", Some("no"), true).kind(), ErrorKind::Refused);
     }
 }

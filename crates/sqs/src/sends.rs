@@ -41,7 +41,7 @@ pub(crate) async fn to_queue(
     letters: impl Iterator<Item = &Letter>,
 ) -> Result<Vec<Result<Box<str>>>> {
     let mut request = live.sqs.send_message_batch().queue_url(url);
-    let mut count = 0;
+    let (mut count, mut effect) = (0, Effect::Once);
     for letter in letters {
         let mut entry = SendMessageBatchRequestEntry::builder().id(count.to_string()).message_body(&letter.wire.body);
         for (name, value) in &letter.wire.attributes {
@@ -49,7 +49,10 @@ pub(crate) async fn to_queue(
             entry = entry.message_attributes(name, value.map_err(unbuilt)?);
         }
         match &letter.fifo {
-            Some((group, once)) => entry = entry.message_group_id(group).message_deduplication_id(once),
+            Some((group, once)) => {
+                effect = Effect::Deduplicated;
+                entry = entry.message_group_id(group).message_deduplication_id(once);
+            }
             None => {
                 let delay =
                     letter.deliver_at.map(|at| at.saturating_duration_since(Instant::now())).unwrap_or_default();
@@ -61,7 +64,7 @@ pub(crate) async fn to_queue(
         request = request.entries(entry.build().map_err(unbuilt)?);
         count += 1;
     }
-    let sent = request.send().await.map_err(|error| native("send", Effect::Once, error))?;
+    let sent = request.send().await.map_err(|error| native("send", effect, error))?;
     let good = sent.successful.into_iter().map(|entry| (Some(entry.id), Some(entry.message_id)));
     let bad = sent.failed.into_iter().map(|entry| {
         let error = error::of_entry("send", &entry.code, entry.message.as_deref(), entry.sender_fault);
@@ -78,7 +81,7 @@ pub(crate) async fn to_topic(
 ) -> Result<Vec<Result<Box<str>>>> {
     use aws_sdk_sns::types::{MessageAttributeValue, PublishBatchRequestEntry};
     let mut request = live.sns.publish_batch().topic_arn(topic);
-    let mut count = 0;
+    let (mut count, mut effect) = (0, Effect::Once);
     for letter in letters {
         let mut entry = PublishBatchRequestEntry::builder().id(count.to_string()).message(&letter.wire.body);
         for (name, value) in &letter.wire.attributes {
@@ -86,13 +89,14 @@ pub(crate) async fn to_topic(
             entry = entry.message_attributes(name, value.map_err(unbuilt)?);
         }
         if let Some((group, once)) = &letter.fifo {
+            effect = Effect::Deduplicated;
             entry = entry.message_group_id(group).message_deduplication_id(once);
         }
         entry = entry.set_subject(letter.subject.as_deref().map(str::to_owned));
         request = request.publish_batch_request_entries(entry.build().map_err(unbuilt)?);
         count += 1;
     }
-    let sent = request.send().await.map_err(|error| native("send", Effect::Once, error))?;
+    let sent = request.send().await.map_err(|error| native("send", effect, error))?;
     let good = sent.successful.unwrap_or_default().into_iter().map(|entry| (entry.id, entry.message_id));
     let bad = sent.failed.unwrap_or_default().into_iter().map(|entry| {
         let error = error::of_entry("send", &entry.code, entry.message.as_deref(), entry.sender_fault);

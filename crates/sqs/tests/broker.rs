@@ -74,6 +74,7 @@ fn main() -> ExitCode {
         sends_and_acknowledgements_share_their_requests,
         b7_of_twenty_five_items_one_bad_one_fails_alone,
         what_is_throttled_is_sent_once_in_the_end,
+        what_is_answered_with_503_is_not_sent_again_by_itself,
         what_is_throttled_in_a_batch_is_sent_once_in_the_end,
         c10_a_held_message_is_held_beyond_its_lease_and_not_beyond_the_cap,
         h5_sqs_itself_moves_to_the_dead_letters,

@@ -136,6 +136,22 @@ pub async fn what_is_throttled_is_sent_once_in_the_end() {
     quiet(&mut subscription).await;
 }
 
+/// Whoever answers 503 may have handed the request on: only a FIFO queue, which knows it again, gets it once more.
+pub async fn what_is_answered_with_503_is_not_sent_again_by_itself() {
+    for (fifo, code) in [(false, "ServiceUnavailable"), (false, ""), (true, "ServiceUnavailable")] {
+        let seen = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&seen);
+        let at = front(address(), move |request| {
+            let is_first = request.action() == "SendMessageBatch" && count.fetch_add(1, Ordering::SeqCst) == 0;
+            is_first.then(|| request.refused(503, code, "try later"))
+        });
+        let bus = bus(&format!("{}&fifo={fifo}", url_of(at))).await;
+        let sent = bus.queue(unique("unavailable")).send_message(Message::new("once")).await;
+        assert_eq!(sent.err().map(|error| error.kind()), (!fifo).then_some(ErrorKind::UnknownOutcome), "{fifo} {code}");
+        assert_eq!(seen.load(Ordering::SeqCst), if fifo { 2 } else { 1 }, "{fifo} {code}");
+    }
+}
+
 pub async fn what_is_throttled_in_a_batch_is_sent_once_in_the_end() {
     for fifo in [false, true] {
         let seen = Arc::new(Mutex::new(Vec::new()));
