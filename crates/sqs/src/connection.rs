@@ -177,11 +177,11 @@ impl SqsConnection {
             consumers.closed = true;
             consumers.all.clone()
         };
-        futures_util::future::join_all(consumers.into_iter().map(ConsumerHandle::close)).await;
+        let closing = futures_util::future::join_all(consumers.into_iter().map(ConsumerHandle::close));
         let open: Vec<Arc<Outbox>> = self.outboxes().iter().filter_map(Weak::upgrade).collect();
         // Bounded for a service that does not answer: what it has not answered is answered with "unknown outcome".
         let flushing = futures_util::future::join_all(open.iter().map(|outbox| outbox.flush()));
-        let flushed = timeout(CLOSE_TIMEOUT, flushing).await;
+        let (_, flushed) = futures_util::future::join(closing, timeout(CLOSE_TIMEOUT, flushing)).await;
         self.link.close("closed by this program");
         open.iter().for_each(|outbox| outbox.close());
         flushed.is_ok()

@@ -7,7 +7,7 @@ use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use polymq_core::{Consumer, ErrorKind, Incoming, Result, Settler};
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 
 use crate::{
@@ -23,6 +23,9 @@ use crate::{
     shared::{Held, Shared, final_error, queue_gone},
     topology::{self, Plan},
 };
+
+/// How long returning what handlers still held may take, after closing has waited for long polls.
+const RETURN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A consumer of a queue.
 #[derive(Debug)]
@@ -56,15 +59,16 @@ impl ConsumerHandle {
 
     /// Ends it, settled or not.
     pub(crate) async fn close(mut self) {
+        let end = Instant::now() + CLOSE_TIMEOUT + RETURN_TIMEOUT;
         self.shared.start_close();
-        self.reaches(Stage::Returned).await;
+        self.reaches(Stage::Returned, Instant::now() + CLOSE_TIMEOUT).await;
         self.shared.abandon();
-        self.reaches(Stage::Ended).await;
+        self.reaches(Stage::Ended, end).await;
     }
 
-    async fn reaches(&mut self, stage: Stage) {
+    async fn reaches(&mut self, stage: Stage, end: Instant) {
         // Bounded for a service that does not answer: what is not returned then, returns when its loan is over.
-        let _ = timeout(CLOSE_TIMEOUT, async {
+        let _ = timeout_at(end, async {
             let _ = self.stage.wait_for(|now| *now >= stage).await;
             self.shared.all_told().await;
         })
@@ -105,7 +109,7 @@ impl Consumer for SqsConsumer {
 
     async fn close(&mut self) -> Result<()> {
         self.shared.start_close();
-        self.handle.reaches(Stage::Returned).await;
+        self.handle.reaches(Stage::Returned, Instant::now() + CLOSE_TIMEOUT).await;
         Ok(())
     }
 }
@@ -147,8 +151,11 @@ impl Task {
                 self.give_back();
             }
             self.start(&mut requests, &mut running, width);
-            // What a poll brings to a queue that is deleted, nobody needs.
-            let is_idle = if self.plan.own { running.told == [0; 3] } else { requests.is_empty() };
+            // What a poll brings to a queue that is deleted, nobody needs; what one brings that is waited for no longer comes again
+            // when its loan is over.
+            let polls_end = self.shared.polls_end();
+            let is_poll_in_vain = self.plan.own || polls_end.is_some_and(|end| end <= Instant::now());
+            let is_idle = if is_poll_in_vain { running.told == [0; 3] } else { requests.is_empty() };
             if self.shared.is_closing() && is_idle {
                 if self.shared.is_told() {
                     self.stage.send_if_modified(|stage| std::mem::replace(stage, Stage::Returned) != Stage::Returned);
@@ -173,6 +180,7 @@ impl Task {
                     self.shared.heartbeat(self.link.is_up());
                     tick = Instant::now() + self.shared.tick();
                 }
+                () = sleep_until(polls_end.unwrap_or(tick)), if polls_end.is_some() && !is_poll_in_vain => {}
                 () = self.shared.work.notified() => {}
             }
         }

@@ -86,7 +86,7 @@ fn main() -> ExitCode {
         a_message_that_sqs_shows_again_is_not_copied,
         what_is_withdrawn_during_an_outage_is_not_kept,
     ));
-    trials.extend(trials!(closing: a_close_that_was_dropped_is_waited_for));
+    trials.extend(trials!(closing: a_close_that_was_dropped_is_waited_for, closing_waits_for_a_long_poll_once));
     trials.extend(trials!(security:
         j4_connections_are_encrypted_and_certificates_checked,
         j5_rotated_credentials_reach_every_connection,

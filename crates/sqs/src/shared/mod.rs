@@ -16,7 +16,7 @@ use polymq_core::{Error, ErrorKind, Incoming, Result, Token};
 use tokio::{sync::Notify, time::Instant};
 
 use self::held::release;
-use crate::{NAME, backend::BATCH, error};
+use crate::{NAME, backend::BATCH, error, producer::CLOSE_TIMEOUT};
 
 #[derive(Debug, Default)]
 struct State {
@@ -36,6 +36,8 @@ struct State {
     /// Messages that were claimed and are not among these yet, and requests about them that are on their way.
     untold: usize,
     closing: bool,
+    /// When closing began.
+    closing_since: Option<Instant>,
     /// Nobody can settle any more.
     abandoned: bool,
     /// Why reading is over.
@@ -166,15 +168,20 @@ impl Shared {
 
     /// Asks the task to stop fetching.
     pub(crate) fn start_close(&self) {
-        self.lock().closing = true;
+        self.lock().close();
         self.arrived.notify_one();
         self.work.notify_one();
+    }
+
+    /// When closing has waited for long polls as long as it may.
+    pub(crate) fn polls_end(&self) -> Option<Instant> {
+        self.lock().closing_since.map(|since| since + CLOSE_TIMEOUT)
     }
 
     /// Nobody settles any more: everything that is held goes back.
     pub(crate) fn abandon(&self) {
         let mut state = self.lock();
-        state.closing = true;
+        state.close();
         state.abandoned = true;
         let held: Vec<Held> = state.held.drain().map(|(_, held)| held).collect();
         state.loans.clear();
@@ -400,6 +407,11 @@ impl Shared {
 impl State {
     fn is_told(&self) -> bool {
         self.untold == 0 && self.deletes.is_empty() && self.changes.is_empty() && self.copies.is_empty()
+    }
+
+    fn close(&mut self) {
+        self.closing = true;
+        self.closing_since.get_or_insert_with(Instant::now);
     }
 
     fn claim(&mut self, token: Token) -> Result<Held> {

@@ -9,9 +9,10 @@ use std::{
 
 use polymq_core::{Address, Connection, ConsumeOptions, ErrorKind, Message, ProduceOptions, Settings};
 use polymq_sqs::SqsConnection;
+use polymq_testkit::{Direction, Proxy};
 use tokio::time::timeout;
 
-use crate::support::{unique, url};
+use crate::support::{address, bus, subscribe, unique, url, url_of};
 
 async fn connect() -> SqsConnection {
     SqsConnection::connect(&Settings::from_url(&url()).expect("a URL")).await.expect("a connection")
@@ -49,4 +50,28 @@ pub async fn a_close_that_was_dropped_is_waited_for() {
     timeout(Duration::from_secs(60), next.receive(1, &mut held)).await.expect("it is back").expect("a message");
     next.settler().ack(held[1].token).await.expect("ack");
     other.close().await.expect("closed");
+}
+
+/// Closing a consumer that waits in a long poll, and then its connection, waits for that poll once: 5 s in all, not 5 s for each
+/// step.
+pub async fn closing_waits_for_a_long_poll_once() {
+    let mut took = Vec::new();
+    // A busy machine may take longer twice.
+    while took.len() < 3 {
+        let proxy = Proxy::start(address()).await.expect("a proxy");
+        let url = format!("{}&heartbeat=600s", url_of(proxy.address())).replace("poll_wait=1s", "poll_wait=20s");
+        let bus = bus(&url).await;
+        let mut subscription = subscribe(&bus.queue(unique("idle"))).await;
+        // Its answer never comes.
+        proxy.pause_one_way(Direction::Down);
+        assert!(subscription.receive(1, Duration::from_millis(300)).await.expect("receive").is_empty());
+        let began = Instant::now();
+        subscription.close().await.expect("closed");
+        bus.close().await.expect("closed");
+        took.push(began.elapsed());
+        if began.elapsed() < Duration::from_secs(9) {
+            return;
+        }
+    }
+    panic!("closing took {took:?}");
 }
