@@ -297,6 +297,11 @@ impl Outbox {
                     now.iter().for_each(|entry| entry.completer.take_back());
                     batch = now;
                 }
+                // A topic that is made again has none of its groups, and what is sent to it would be lost.
+                Err(error) if error.kind() == ErrorKind::NotFound && matches!(self.target, Target::Topic(_)) => {
+                    let hint = "its groups went with it: declare them again, or start their consumers anew";
+                    return self.fail(now, &error::copy(&error).with_hint(hint));
+                }
                 Err(error) if error.kind() == ErrorKind::NotFound && self.declare && !declared_again => {
                     declared_again = true;
                     now.iter().for_each(|entry| entry.completer.take_back());

@@ -54,6 +54,7 @@ fn main() -> ExitCode {
         a_subscription_without_a_group_leaves_nothing_behind,
         an_idle_subscription_without_a_group_leaves_nothing_behind,
         queues_go_on_while_sns_is_away,
+        a_deleted_topic_is_not_made_again_by_its_senders,
     );
     trials.extend(trials!(topology:
         h1_declaring_twice_is_harmless_and_looking_creates_nothing,

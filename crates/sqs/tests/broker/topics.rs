@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use polymq_core::{ConsumeOptions, HealthState, Message, Subscription};
+use polymq_core::{ConsumeOptions, ErrorKind, HealthState, Message, Subscription};
 use polymq_sqs::aws_sdk_sqs::types::QueueAttributeName;
 use polymq_testkit::{Proxy, eventually};
 
@@ -254,4 +254,24 @@ pub async fn queues_go_on_while_sns_is_away() {
     front_at(std::net::TcpListener::bind(away).expect("its port is free"), address(), |_| None);
     waiting.await.expect("sent after all");
     while text(&next(&mut published).await) != "after" {}
+}
+
+/// A sender that made a topic again, without the groups that went with it, would lose what it sends.
+pub async fn a_deleted_topic_is_not_made_again_by_its_senders() {
+    let bus = bus(&url()).await;
+    let topic = bus.topic(unique("deleted"));
+    let mut group = topic.subscribe(with(Some("group"), [])).await.expect("a group");
+    topic.send_message(Message::new("one")).await.expect("sent");
+    next(&mut group).await.ack().await.expect("ack");
+    topic.delete(None).await.expect("deleted");
+    for _ in 0..2 {
+        let error = topic.send_message(Message::new("nobody's")).await.expect_err("it is gone");
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("groups")), "{error:?}");
+    }
+    assert!(!topic.exists(None).await.expect("an answer"));
+    // Whoever declares its groups goes on with the same senders.
+    topic.declare(with(Some("group"), [])).await.expect("declared");
+    topic.send_message(Message::new("two")).await.expect("sent");
+    assert_eq!(text(&next(&mut group).await), "two");
 }
