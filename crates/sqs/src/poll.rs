@@ -22,6 +22,9 @@ use crate::{
 const KNOWN: [Name; 4] =
     [Name::ApproximateReceiveCount, Name::SentTimestamp, Name::MessageGroupId, Name::SequenceNumber];
 
+/// The type of the attributes that a message has a place for.
+pub(crate) const TEXT: &str = "String";
+
 /// How the messages of a queue are read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Reading {
@@ -58,18 +61,26 @@ fn read(found: Native, reading: Reading) -> Option<(Incoming, Held)> {
     // Without a receipt it can neither be settled nor returned: its loan ends by itself.
     let receipt = found.receipt_handle?;
     let native_id = found.message_id.unwrap_or_default();
+    let mut lossy = false;
     let attributes: Vec<(String, String)> = found
         .message_attributes
         .unwrap_or_default()
         .into_iter()
         .filter_map(|(name, value)| {
+            lossy |= value.data_type != TEXT;
             let text = value.string_value.or_else(|| String::from_utf8(value.binary_value?.into_inner()).ok());
             text.map(|text| (name, text))
         })
         .collect();
     let body = found.body.unwrap_or_default();
     let inner = (reading.unwrap && attributes.is_empty()).then(|| wrapped::unwrap(&body)).flatten();
-    let (body, mut attributes) = inner.unwrap_or((body, attributes));
+    let (body, mut attributes) = match inner {
+        Some(inner) => {
+            lossy |= inner.lossy;
+            (inner.body, inner.attributes)
+        }
+        None => (body, attributes),
+    };
     // SQS tells them in no order of its own.
     attributes.sort();
     let system = found.attributes.unwrap_or_default();
@@ -85,7 +96,7 @@ fn read(found: Native, reading: Reading) -> Option<(Incoming, Held)> {
         ..Details::default()
     };
     let incoming = Incoming { message, token: Token::default(), details: Some(Box::new(details)) };
-    let held = Held::new(&receipt, &native_id, &incoming, reading.lease);
+    let held = Held { lossy, ..Held::new(&receipt, &native_id, &incoming, reading.lease) };
     Some((incoming, held))
 }
 

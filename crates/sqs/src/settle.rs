@@ -80,6 +80,9 @@ impl SqsSettler {
     /// Whether a copy may take the place of a message. Behind the others of its key is the right place for one that is put
     /// off, and the wrong one for one that is tried again. FIFO queues know no delay of a message.
     fn may_copy(&self, held: &Held, counted: bool, after: Duration) -> bool {
+        if held.lossy {
+            return false;
+        }
         match (self.0.fifo, self.0.keeps_place(held)) {
             (false, keeps) => !keeps && after <= MAX_SEND_DELAY,
             (true, keeps) => after.is_zero() && (!keeps || !counted),

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use crate::poll::TEXT;
+
 #[derive(Debug, Deserialize)]
 struct Notification {
     #[serde(rename = "Type")]
@@ -24,8 +26,17 @@ struct Attribute {
     value: String,
 }
 
+/// What a notification holds.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Inner {
+    pub(crate) body: String,
+    pub(crate) attributes: Vec<(String, String)>,
+    /// There are attributes that are no strings.
+    pub(crate) lossy: bool,
+}
+
 /// The body and the attributes inside, if it is a notification.
-pub(crate) fn unwrap(body: &str) -> Option<(String, Vec<(String, String)>)> {
+pub(crate) fn unwrap(body: &str) -> Option<Inner> {
     if !body.starts_with('{') {
         return None;
     }
@@ -36,7 +47,8 @@ pub(crate) fn unwrap(body: &str) -> Option<(String, Vec<(String, String)>)> {
     let text = |(name, attribute): (String, Attribute)| {
         (!attribute.kind.starts_with("Binary")).then_some((name, attribute.value))
     };
-    Some((found.message, found.attributes.into_iter().filter_map(text).collect()))
+    let lossy = found.attributes.values().any(|attribute| attribute.kind != TEXT);
+    Some(Inner { body: found.message, attributes: found.attributes.into_iter().filter_map(text).collect(), lossy })
 }
 
 #[cfg(test)]
@@ -48,9 +60,9 @@ mod tests {
         let body = r#"{"Type": "Notification", "MessageId": "m", "TopicArn": "arn:aws:sns:eu-west-1:1:orders",
             "Message": "{\"id\": 1}", "Timestamp": "2023-11-14T22:13:20Z",
             "MessageAttributes": {"ce-type": {"Type": "String", "Value": "order.created"}, "b": {"Type": "Binary", "Value": "AA=="}}}"#;
-        let (inner, attributes) = unwrap(body).expect("a notification");
-        assert_eq!(inner, "{\"id\": 1}");
-        assert_eq!(attributes, [("ce-type".to_owned(), "order.created".to_owned())]);
+        let inner = unwrap(body).expect("a notification");
+        assert_eq!((inner.body.as_str(), inner.lossy), ("{\"id\": 1}", true));
+        assert_eq!(inner.attributes, [("ce-type".to_owned(), "order.created".to_owned())]);
         assert_eq!(unwrap(r#"{"Type": "Order", "TopicArn": "arn:x", "Message": "m"}"#), None);
         assert_eq!(unwrap(r#"{"Message": "m"}"#), None);
         assert_eq!(unwrap("text"), None);

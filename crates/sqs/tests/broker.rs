@@ -85,6 +85,7 @@ fn main() -> ExitCode {
         the_native_clients_are_at_hand,
         trouble_with_one_send_is_no_lost_service,
         a_message_that_sqs_shows_again_is_not_copied,
+        a_foreign_message_goes_back_as_it_was,
         what_is_withdrawn_during_an_outage_is_not_kept,
     ));
     trials.extend(trials!(closing: a_close_that_was_dropped_is_waited_for, closing_waits_for_a_long_poll_once));

@@ -21,6 +21,8 @@ pub(crate) struct Held {
     pub(crate) native_id: Arc<str>,
     /// It has no key, so nothing waits behind it.
     pub(super) alone: bool,
+    /// Reading has lost something of it, such as an attribute that is no string: no copy can take its place.
+    pub(crate) lossy: bool,
     pub(super) bytes: usize,
     pub(super) extending: bool,
 }
@@ -36,6 +38,7 @@ impl Held {
             system: incoming.message.system_headers().clone(),
             native_id: native_id.into(),
             alone: incoming.message.key().is_none(),
+            lossy: false,
             bytes: incoming.message.size(),
             extending: false,
         }

@@ -92,9 +92,10 @@ impl Shared {
         })
     }
 
-    /// Whether a message is only returned as it is: a copy would lose its place before others of its key, or SQS's count.
+    /// Whether a message is only returned as it is: a copy would lose its place before others of its key, SQS's count, or what
+    /// was not read of it.
     pub(crate) fn keeps_place(&self, held: &Held) -> bool {
-        self.redrive || (self.fifo && !held.alone)
+        self.redrive || held.lossy || (self.fifo && !held.alone)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

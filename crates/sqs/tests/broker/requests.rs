@@ -11,7 +11,10 @@ use std::{
 
 use futures_util::FutureExt;
 use polymq_core::{Address, Connection, ConsumeOptions, ErrorKind, HealthState, Message, ProduceOptions, Settings};
-use polymq_sqs::SqsConnection;
+use polymq_sqs::{
+    SqsConnection,
+    aws_sdk_sqs::{primitives::Blob, types::MessageAttributeValue},
+};
 use polymq_testkit::{Direction, Proxy};
 use tokio::{sync::mpsc, time::timeout};
 
@@ -397,6 +400,38 @@ pub async fn a_message_that_sqs_shows_again_is_not_copied() {
     consumer.settler().ack(again.token).await.expect("ack");
     let more = timeout(Duration::from_secs(2), consumer.receive(1, &mut got)).await;
     assert!(more.is_err(), "one message has become two: {got:?}");
+}
+
+/// What another program has put into a message, and polymq has no place for, is still there when it was given back or tried again.
+pub async fn a_foreign_message_goes_back_as_it_was() {
+    let connection = SqsConnection::connect(&Settings::from_url(&url()).expect("a URL")).await.expect("a connection");
+    let (queue, options) = (Address::queue(unique("foreign")), ConsumeOptions::default());
+    let mut consumer = connection.consumer(&queue, &options).await.expect("a consumer");
+    let client = native();
+    let place =
+        client.get_queue_url().queue_name(queue.name()).send().await.expect("it is there").queue_url.expect("a URL");
+    let attribute = |kind: &str| MessageAttributeValue::builder().data_type(kind);
+    let weight = attribute("Number").string_value("7.5").build().expect("a value");
+    let seal = attribute("Binary").binary_value(Blob::new([0xff, 0x00])).build().expect("a value");
+    let sending = client.send_message().queue_url(&place).message_body("foreign");
+    sending.message_attributes("weight", weight).message_attributes("seal", seal).send().await.expect("sent");
+    let mut got = Vec::new();
+    timeout(Duration::from_secs(60), consumer.receive(1, &mut got)).await.expect("in time").expect("a message");
+    let mut incoming = got.pop().expect("one");
+    incoming.message.set_system_header(polymq_core::dead_letter::FIRST_ERROR, "no");
+    let settler = consumer.settler();
+    settler.retry(incoming.token, &incoming.message, 2, Duration::ZERO).await.expect("retried");
+    timeout(Duration::from_secs(60), consumer.receive(1, &mut got)).await.expect("in time").expect("it comes again");
+    let incoming = got.pop().expect("one");
+    assert_eq!((incoming.attempt(), incoming.message.headers().get("weight")), (2, Some("7.5")));
+    settler.release(incoming.token, incoming.message);
+    consumer.close().await.expect("closed");
+    let request = client.receive_message().queue_url(place).message_attribute_names("All").wait_time_seconds(20);
+    let back = request.send().await.expect("received").messages.unwrap_or_default().pop().expect("it is back");
+    let attributes = back.message_attributes.unwrap_or_default();
+    let kind = |name: &str| attributes.get(name).map(|value| value.data_type());
+    assert_eq!((kind("weight"), kind("seal")), (Some("Number"), Some("Binary")), "{attributes:?}");
+    assert_eq!(attributes["seal"].binary_value().map(Blob::as_ref), Some(&[0xff, 0x00][..]));
 }
 
 /// What is withdrawn while the service is away is given up at once, and nobody waits for it.
