@@ -153,11 +153,18 @@ impl SqsConnection {
             (None, Some(topic)) => Plan::own(topic),
             (None, None) => return Err(error::invalid("a queue without a name")),
         };
-        plan.redrive = extra.redrive;
         plan.dead_letters = match &wanted.dead_letters {
             Some(letters) => names::queue(letters, None, fifo)?,
             None => None,
         };
+        // The setting is for all queues, and dead letters have none of their own.
+        plan.redrive = if plan.dead_letters.is_some() { extra.redrive } else { 0 };
+        if plan.redrive < extra.redrive && extra.own_redrive {
+            return Err(error::config(
+                "option \"redrive\" for a queue without dead letters, expected a queue for them",
+            )
+            .with_hint("name the dead letters of this consumer, or leave redrive out"));
+        }
         Ok(plan)
     }
 

@@ -8,6 +8,8 @@ use crate::{config::SqsConfig, error::config};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Options {
     pub(crate) redrive: u32,
+    /// It was asked for by name, and not by a setting for all.
+    pub(crate) own_redrive: bool,
     pub(crate) raw_delivery: bool,
     /// What SNS lets through to this group, as its JSON.
     pub(crate) filter: Option<String>,
@@ -32,6 +34,7 @@ impl Options {
     pub(crate) fn read(settings: &SqsConfig, extra: &[(String, String)]) -> Result<Self> {
         let mut options = Self {
             redrive: settings.redrive,
+            own_redrive: false,
             raw_delivery: settings.raw_delivery,
             filter: None,
             unwrap: false,
@@ -44,6 +47,7 @@ impl Options {
             match key.as_str() {
                 "redrive" => {
                     options.redrive = value.parse().ok().filter(|n| *n <= 1000).ok_or_else(|| invalid("0 to 1000"))?;
+                    options.own_redrive = true;
                 }
                 "raw_delivery" => options.raw_delivery = flag()?,
                 "unwrap" => options.unwrap = flag()?,

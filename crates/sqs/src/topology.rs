@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::{
     NAME,
     clients::Live,
-    error::{Effect, native},
+    error::{self, Effect, native},
     names::{self, Name},
     policy,
 };
@@ -49,6 +49,7 @@ fn missing(what: &str, name: &str) -> Error {
 pub(crate) async fn ensure(live: &Live, plan: &Plan) -> Result<Arc<str>> {
     let url = ensure_queue(live, &plan.queue, plan.declare, &[]).await?;
     if !plan.declare {
+        check_redrive(live, &url, plan).await?;
         return Ok(url);
     }
     if let Some(letters) = &plan.dead_letters {
@@ -69,6 +70,15 @@ pub(crate) async fn ensure(live: &Live, plan: &Plan) -> Result<Arc<str>> {
         subscribe(live, &topic, &queue, subscribed).await?;
     }
     Ok(url)
+}
+
+/// What is not declared must be there.
+async fn check_redrive(live: &Live, url: &str, plan: &Plan) -> Result<()> {
+    if plan.redrive == 0 || attribute(live, url, QueueAttributeName::RedrivePolicy).await?.is_some() {
+        return Ok(());
+    }
+    let sentence = format!("the queue {:?} has no redrive policy, and none is declared", plan.queue.text);
+    Err(error::config(sentence).with_hint("give it one, let it be declared, or set redrive=0"))
 }
 
 /// Gives a topic's messages to a queue, beside all others that it gets. Both exist afterwards, where they may be made.

@@ -79,6 +79,7 @@ fn main() -> ExitCode {
         what_is_throttled_in_a_batch_is_sent_once_in_the_end,
         c10_a_held_message_is_held_beyond_its_lease_and_not_beyond_the_cap,
         h5_sqs_itself_moves_to_the_dead_letters,
+        a_redrive_that_sqs_would_not_do_is_refused,
         a_deleted_queue_is_made_again_or_final,
         closing_does_not_wait_for_a_long_poll,
         a_consumer_without_messages_asks_seldom,

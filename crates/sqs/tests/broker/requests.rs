@@ -263,6 +263,27 @@ pub async fn h5_sqs_itself_moves_to_the_dead_letters() {
     assert_eq!(looped.subscribe(options).await.expect_err("a loop").kind(), ErrorKind::Config);
 }
 
+/// Who counts on SQS to take messages away that fail is told when it would not.
+pub async fn a_redrive_that_sqs_would_not_do_is_refused() {
+    let bus = bus(&url()).await;
+    let queue = bus.queue(unique("no-redrive"));
+    let error = queue.subscribe(with(None, [("redrive", "2")])).await.expect_err("no dead letters");
+    assert!(error.kind() == ErrorKind::Config && error.to_string().contains("redrive"), "{error}");
+    queue.declare(ConsumeOptions::default()).await.expect("declared");
+    let options = |declare| ConsumeOptions {
+        dead_letters: Some(queue.address().dead_letters(None)),
+        declare,
+        ..with(None, [("redrive", "2")])
+    };
+    let error = queue.subscribe(options(false)).await.expect_err("it has no such policy");
+    assert!(error.kind() == ErrorKind::Config && error.to_string().contains("redrive"), "{error}");
+    queue.subscribe(options(true)).await.expect("it is given one").close().await.expect("closed");
+    queue.subscribe(options(false)).await.expect("it has one").close().await.expect("closed");
+    // As a setting it is for all queues that have dead letters.
+    let all = crate::support::bus(&format!("{}&redrive=2", url())).await;
+    all.queue(unique("no-letters")).subscribe(ConsumeOptions::default()).await.expect("none to be moved");
+}
+
 pub async fn a_deleted_queue_is_made_again_or_final() {
     let bus = bus(&url()).await;
     let queue = bus.queue(unique("deleted"));
