@@ -165,7 +165,7 @@ fn changed(shared: &Shared, change: Change, error: Option<Error>, began: Instant
         Purpose::Retry(answer) => answer.complete(result),
         Purpose::Extend(token, answer) => {
             let seconds = Duration::from_secs(u64::try_from(change.seconds).unwrap_or_default());
-            shared.extended(token, error.is_none().then(|| began + seconds));
+            shared.extended(token, &change.receipt, error.is_none().then(|| began + seconds));
             match (answer, result) {
                 (Some(answer), result) => answer.complete(result),
                 (None, Err(error)) => tracing::warn!(%error, "the loan of a message was not extended; it comes again"),

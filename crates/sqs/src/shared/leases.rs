@@ -1,6 +1,6 @@
 //! Loans: made longer while a handler runs, up to the cap, and forgotten when they are over.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use polymq_core::{Completer, Token};
 use tokio::time::Instant;
@@ -35,8 +35,9 @@ impl Shared {
     }
 
     /// A loan was extended, or not.
-    pub(crate) fn extended(&self, token: Token, until: Option<Instant>) {
+    pub(crate) fn extended(&self, token: Token, receipt: &str, until: Option<Instant>) {
         let mut state = self.lock();
+        state.extending.remove(receipt);
         // Not extended, it may not be ours any more: its loan ends when it ends.
         if let (Some(held), Some(until)) = (state.held.get_mut(&token), until) {
             held.extending = false;
@@ -104,16 +105,29 @@ impl State {
 
     /// Holds a message no longer.
     pub(super) fn take_back(&mut self, token: Token) -> Option<Held> {
-        let held = self.held.remove(&token)?;
+        let mut held = self.held.remove(&token)?;
         self.loans.remove(&held.native_id);
         self.bytes = self.bytes.saturating_sub(held.bytes);
+        if std::mem::take(&mut held.extending) {
+            self.forget_extensions(|of| of == token);
+        }
         Some(held)
+    }
+
+    /// A longer loan that was asked for and not told yet would undo what is done with the message now.
+    pub(super) fn forget_extensions(&mut self, is_moot: impl Fn(Token) -> bool) {
+        let is_moot = |change: &Change| matches!(&change.purpose, Purpose::Extend(of, _) if is_moot(*of));
+        if self.changes.iter().any(is_moot) {
+            let (moot, rest) = self.changes.drain(..).partition::<VecDeque<_>, _>(is_moot);
+            self.changes = rest;
+            moot.into_iter().for_each(Change::too_late);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use polymq_core::{ErrorKind, Incoming, Message};
+    use polymq_core::{Completion, ErrorKind, Incoming, Message};
 
     use super::*;
 
@@ -140,5 +154,55 @@ mod tests {
         shared.acknowledge(&[third, other]).expect("ours");
         let receipts: Vec<_> = shared.next_deletes(0).into_iter().map(|delete| delete.receipt).collect();
         assert_eq!(receipts, ["third".into(), "other".into()]);
+    }
+
+    /// SQS does what it is told last: a longer loan that comes after a return would hide the message from everybody.
+    #[tokio::test]
+    async fn a_longer_loan_does_not_overtake_a_return() {
+        const LEASE: Duration = Duration::from_secs(600);
+        let shared = Shared::new((10, 1000), (LEASE, LEASE), false, false, 1000);
+        let lend = |receipt: &str| {
+            let incoming = Incoming::new(Message::new("body"), Token::default());
+            let held = Held::new(receipt, receipt, &incoming, LEASE);
+            shared.arrive(1, vec![(incoming, held)]);
+            let mut got = Vec::new();
+            shared.take(1, &mut got).expect("one").expect("no error");
+            got[0].token
+        };
+        let returned = |token| {
+            let (answer, _) = Completion::queued();
+            shared.settle(token, |held| shared.change(&held, 5, Purpose::Retry(answer))).expect("it is ours");
+        };
+        let told = |running| -> Vec<String> {
+            let name = |change: &Change| match change.purpose {
+                Purpose::Extend(..) => format!("{} longer", change.receipt),
+                _ => format!("{} back", change.receipt),
+            };
+            shared.next_changes(running).iter().map(name).collect()
+        };
+        // One that waits is not told at all.
+        let token = lend("waiting");
+        let (answer, extension) = Completion::queued();
+        shared.extend(token, 60, answer);
+        returned(token);
+        assert_eq!(told(0), ["waiting back"]);
+        assert_eq!(extension.await.expect_err("it went back").kind(), ErrorKind::Stale);
+        // One that is on its way is waited for, and no other message waits with it.
+        let token = lend("on its way");
+        shared.extend(token, 60, Completion::queued().0);
+        assert_eq!(told(0), ["on its way longer"]);
+        returned(token);
+        let other = lend("other");
+        returned(other);
+        assert_eq!(told(0), ["other back"]);
+        shared.extended(token, "on its way", None);
+        assert_eq!(told(0), ["on its way back"]);
+        // One that SQS was too busy for is not told again.
+        let token = lend("busy");
+        shared.extend(token, 60, Completion::queued().0);
+        let batch = shared.next_changes(0);
+        returned(token);
+        shared.again(Vec::new(), batch);
+        assert_eq!(told(0), ["busy back"]);
     }
 }

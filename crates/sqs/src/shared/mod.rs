@@ -7,7 +7,7 @@ mod leases;
 pub(crate) use held::{Change, Copied, Delete, Held, Purpose};
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -32,6 +32,8 @@ struct State {
     starving: bool,
     deletes: VecDeque<Delete>,
     changes: VecDeque<Change>,
+    /// Receipts whose extension is on its way: what is told about them next must not be overtaken by it.
+    extending: HashSet<Arc<str>>,
     copies: VecDeque<Copied>,
     /// Messages that were claimed and are not among these yet, and requests about them that are on their way.
     untold: usize,
@@ -185,6 +187,7 @@ impl Shared {
         state.close();
         state.abandoned = true;
         let held: Vec<Held> = state.held.drain().map(|(_, held)| held).collect();
+        state.forget_extensions(|_| true);
         state.loans.clear();
         state.buffer.clear();
         state.bytes = 0;
@@ -325,7 +328,13 @@ impl Shared {
             state.deletes.push_back(delete);
         }
         for change in changes {
-            if change.deadline > now {
+            let mut is_wanted = change.deadline > now;
+            if let Purpose::Extend(token, _) = &change.purpose {
+                state.extending.remove(&change.receipt);
+                // Not when it was settled meanwhile.
+                is_wanted &= state.held.contains_key(token);
+            }
+            if is_wanted {
                 state.changes.push_back(change);
             } else {
                 change.too_late();
@@ -356,12 +365,23 @@ impl Shared {
         if running > 0 && state.changes.len() < BATCH {
             return Vec::new();
         }
-        let (mut taken, mut over) = (Vec::new(), Vec::new());
+        let (mut taken, mut over, mut later) = (Vec::new(), Vec::new(), VecDeque::new());
         while taken.len() < BATCH
             && let Some(change) = state.changes.pop_front()
         {
-            if change.deadline <= now { over.push(change) } else { taken.push(change) }
+            if change.deadline <= now {
+                over.push(change);
+            } else if state.extending.contains(&change.receipt) {
+                later.push_back(change);
+            } else {
+                if matches!(change.purpose, Purpose::Extend(..)) {
+                    state.extending.insert(Arc::clone(&change.receipt));
+                }
+                taken.push(change);
+            }
         }
+        later.append(&mut state.changes);
+        state.changes = later;
         state.untold += usize::from(!taken.is_empty());
         drop(state);
         if !over.is_empty() {
