@@ -75,12 +75,23 @@ pub(crate) fn problem(status: StatusCode, detail: &str) -> Response<Bytes> {
     response
 }
 
+/// 408 for a request that was not read to its end. Its sender is told that nobody saw it: others say 408 when they are tired of
+/// waiting for an answer.
+pub(crate) fn unread(detail: &str) -> Response<Bytes> {
+    let mut response = problem(StatusCode::REQUEST_TIMEOUT, detail);
+    response.headers_mut().insert(RETRY_AFTER_MS, HeaderValue::from(0));
+    response
+}
+
 /// 503 with the time after which the same request is welcome.
 pub(crate) fn come_again(detail: &str, after: Duration) -> Response<Bytes> {
     let mut response = problem(StatusCode::SERVICE_UNAVAILABLE, detail);
     let headers = response.headers_mut();
     // Whole seconds, and never too early.
-    headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs() + u64::from(after.subsec_nanos() > 0)));
+    headers.insert(
+        header::RETRY_AFTER,
+        HeaderValue::from(after.as_secs().saturating_add((after.subsec_nanos() > 0).into())),
+    );
     headers.insert(RETRY_AFTER_MS, HeaderValue::from(u64::try_from(after.as_millis()).unwrap_or(u64::MAX)));
     response
 }

@@ -93,7 +93,9 @@ impl StdError for Refusal {}
 /// The kind, and the retry answer where it is not the kind's own.
 fn classify(status: StatusCode, after: Option<Duration>) -> (ErrorKind, Option<Retry>) {
     use ErrorKind::{Busy, Conflict, Handler, NotFound, Other, PermissionDenied, Refused, Timeout, TooLarge};
-    // A server that says when to come again has done nothing.
+    // A server that says when to come again has done nothing. Without that word, whoever is busy or tired of waiting may stand
+    // before a server that has.
+    let unknown = (ErrorKind::UnknownOutcome, None);
     let again = Some(match after {
         Some(after) if !after.is_zero() => Retry::After(after),
         _ => Retry::Now,
@@ -104,14 +106,14 @@ fn classify(status: StatusCode, after: Option<Duration>) -> (ErrorKind, Option<R
         403 => (PermissionDenied, None),
         404 | 410 => (NotFound, None),
         405 | 501 | 505 => (ErrorKind::Unsupported, None),
-        // The server gave up reading: there was no request yet.
+        408 | 503 if after.is_none() => unknown,
         408 => (Timeout, again),
         409 => (Conflict, None),
         413 | 431 => (TooLarge, None),
         425 | 429 | 503 => (Busy, again),
         400..=499 => (Refused, None),
         // The handler may have been at work when it broke, or a gateway when it lost its server.
-        502 | 504 => (ErrorKind::UnknownOutcome, None),
+        502 | 504 => unknown,
         500..=599 => (Handler, Some(Retry::UnknownOutcome)),
         _ => (Other, None),
     }
@@ -219,7 +221,7 @@ mod tests {
             (403, Kind::PermissionDenied, Never),
             (404, Kind::NotFound, Never),
             (405, Kind::Unsupported, Never),
-            (408, Kind::Timeout, Now),
+            (408, Kind::UnknownOutcome, UnknownOutcome),
             (409, Kind::Conflict, Never),
             (410, Kind::NotFound, Never),
             (413, Kind::TooLarge, Never),
@@ -228,7 +230,7 @@ mod tests {
             (429, Kind::Busy, Now),
             (500, Kind::Handler, UnknownOutcome),
             (502, Kind::UnknownOutcome, UnknownOutcome),
-            (503, Kind::Busy, Now),
+            (503, Kind::UnknownOutcome, UnknownOutcome),
             (599, Kind::Handler, UnknownOutcome),
         ] {
             let error = error(status, &[], "");
@@ -242,7 +244,9 @@ mod tests {
         let precise = [("retry-after", "1"), (RETRY_AFTER_MS, "250")];
         assert_eq!(error(503, &precise, "").retry(), After(Duration::from_millis(250)));
         assert_eq!(error(503, &[("retry-after", "Sun, 06 Nov 1994 08:49:37 GMT")], "").retry(), Now);
-        assert_eq!(error(503, &[("retry-after", "soon")], "").retry(), Now);
+        assert_eq!(error(503, &[("retry-after", "soon")], "").retry(), UnknownOutcome, "what it says cannot be read");
+        let unread = error(408, &[(RETRY_AFTER_MS, "0")], "");
+        assert_eq!((unread.kind(), unread.retry()), (Kind::Timeout, Now), "polymq's own");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::{
     NAME,
-    answer::{Answer, come_again, problem},
+    answer::{self, Answer, come_again, problem},
     body::{self, Limits},
     convert,
     settle::{Share, Told},
@@ -139,6 +139,7 @@ impl Server {
         // Its room is free again when it has been answered.
         let (body, _room) = body.map_err(|unread| match unread.status {
             StatusCode::SERVICE_UNAVAILABLE => Box::new(come_again(&unread.why, self.busy_retry)),
+            StatusCode::REQUEST_TIMEOUT => Box::new(answer::unread(&unread.why)),
             status => refuse(status, &unread.why),
         })?;
         let message = convert::message(&parts.headers, body);

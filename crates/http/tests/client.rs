@@ -173,6 +173,19 @@ async fn a_sender_comes_again_when_it_was_told_to() {
     assert!(requests.iter().all(|request| request.header("ce-id") == Some("order-1")), "the id stays");
 }
 
+/// A gateway says 503 and 408 too, when it has handed the request on already.
+#[tokio::test]
+async fn what_a_gateway_may_have_handed_on_is_not_sent_again_by_itself() {
+    for status in ["503 Service Unavailable", "408 Request Timeout"] {
+        let stub = Stub::start(move |_| answer(status, "", "")).await;
+        let bus = bus(&stub.url()).await;
+        let patient = bus.queue("orders").with_repeats(3, Backoff::fixed(Duration::from_millis(1)));
+        let error = patient.send_message(order(1)).await.expect_err("refused");
+        assert_eq!((error.kind(), error.retry()), (ErrorKind::UnknownOutcome, Retry::UnknownOutcome), "{error:?}");
+        assert_eq!(stub.requests().len(), 1, "{status}");
+    }
+}
+
 #[tokio::test]
 async fn a_topic_goes_to_each_of_its_endpoints() {
     let (one, two) = (Stub::start(|_| answer("200 OK", "", "")).await, Stub::start(|_| answer("200 OK", "", "")).await);
