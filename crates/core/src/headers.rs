@@ -19,6 +19,10 @@ pub const MAX_VALUE_BYTES: usize = 4096;
 /// Names and values together, in bytes; the smallest header area of the supported brokers.
 pub const MAX_TOTAL_BYTES: usize = 16 * 1024;
 
+/// Where each name is. Boxed as a whole: few messages have it, and all with headers are moved.
+#[derive(Clone)]
+struct Places(HashMap<Text, usize>);
+
 /// Name-value pairs in the order of first insertion; a name occurs once.
 ///
 /// Sending checks them with [`Headers::check`]; what breaks a rule is refused before anything is
@@ -28,7 +32,7 @@ pub struct Headers {
     pairs: Vec<(Text, Text)>,
     /// Where each name is, above [`MAX_HEADERS`]: what comes over a wire may have any number of them, and looking through all
     /// for each would take for ever.
-    places: Option<Box<HashMap<Text, usize>>>,
+    places: Option<Box<Places>>,
 }
 
 impl Headers {
@@ -48,14 +52,14 @@ impl Headers {
         let at = self.pairs.len();
         if at >= MAX_HEADERS {
             let all = || self.pairs.iter().enumerate().map(|(at, (name, _))| (name.clone(), at)).collect();
-            self.places.get_or_insert_with(|| Box::new(all())).insert(name.clone(), at);
+            self.places.get_or_insert_with(|| Box::new(Places(all()))).0.insert(name.clone(), at);
         }
         self.pairs.push((name, value));
     }
 
     fn place(&self, name: &str) -> Option<usize> {
         match &self.places {
-            Some(places) => places.get(name).copied(),
+            Some(places) => places.0.get(name).copied(),
             None => self.pairs.iter().position(|(known, _)| known == name),
         }
     }
