@@ -96,7 +96,8 @@ fn read(found: Native, reading: Reading) -> Option<(Incoming, Held)> {
         ..Details::default()
     };
     let incoming = Incoming { message, token: Token::default(), details: Some(Box::new(details)) };
-    let held = Held { lossy, ..Held::new(&receipt, &native_id, &incoming, reading.lease) };
+    let mut held = Held::new(&receipt, &native_id, &incoming, reading.lease);
+    held.lossy = lossy;
     Some((incoming, held))
 }
 
