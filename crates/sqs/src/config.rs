@@ -169,6 +169,10 @@ pub enum Declare {
     Passive,
 }
 
+/// What is called a time-out may be as long as this: it is added to other times.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+const SOME: &str = "expected more than nothing, and a year at most";
+
 /// The longest loan of a message, from SQS's own documents.
 pub(crate) const MAX_VISIBILITY: Duration = Duration::from_secs(12 * 3600);
 
@@ -205,12 +209,14 @@ impl SqsConfig {
     }
 
     fn check(&self) -> Result<()> {
-        let rules: [(&str, bool, &str); 11] = [
-            ("heartbeat", !self.heartbeat.is_zero(), "expected more than nothing"),
-            ("connect_timeout", !self.connect_timeout.is_zero(), "expected more than nothing"),
-            ("request_timeout", !self.request_timeout.is_zero(), "expected more than nothing"),
-            ("reconnect_initial", !self.reconnect_initial.is_zero(), "expected more than nothing"),
+        let some = |duration: Duration| !duration.is_zero() && duration <= LONGEST;
+        let rules: [(&str, bool, &str); 12] = [
+            ("heartbeat", some(self.heartbeat), SOME),
+            ("connect_timeout", some(self.connect_timeout), SOME),
+            ("request_timeout", some(self.request_timeout), SOME),
+            ("reconnect_initial", some(self.reconnect_initial), SOME),
             ("reconnect_max", self.reconnect_max >= self.reconnect_initial, "expected at least reconnect_initial"),
+            ("reconnect_max", some(self.reconnect_max), SOME),
             ("poll_wait", self.poll_wait <= Duration::from_secs(20), "expected 0s to 20s"),
             ("polls", (1..=64).contains(&self.polls), "expected 1 to 64"),
             ("requests", (1..=64).contains(&self.requests), "expected 1 to 64"),
@@ -265,6 +271,7 @@ mod tests {
             ("sqs://localhost/queue", "url"),
             ("sqs://localhost?poll_wait=21s", "poll_wait"),
             ("sqs://localhost?lease_cap=13h", "lease_cap"),
+            ("sqs://localhost?request_timeout=500000000000years", "request_timeout"),
             ("sqs://localhost?pols=3", "polls"),
         ] {
             let sentence = read(url).expect_err(url).to_string();
@@ -273,6 +280,16 @@ mod tests {
         assert!(read("sqs://k:s@example.org?allow_plaintext_remote=true").is_ok());
         let shown = format!("{:?}", SqsConfig::parse(&Settings::from_url("sqs://k:hush@localhost").expect("a URL")));
         assert!(!shown.contains("hush"), "{shown}");
+    }
+
+    #[test]
+    fn documented_defaults_are_the_defaults() {
+        // What depends on something else says so in words.
+        let texts = KEYS.iter().filter(|key| !key.default.is_empty() && key.name != "region");
+        let documented = texts.fold(Settings::new(), |settings, key| settings.with(key.name, key.default));
+        let documented = SqsConfig::parse(&documented).expect("valid");
+        let url = documented.url.clone();
+        assert_eq!(format!("{documented:?}"), format!("{:?}", SqsConfig { url, ..SqsConfig::default() }));
     }
 
     #[test]

@@ -202,7 +202,7 @@ fn with_field(mut message: Message, name: String, value: String) -> Message {
 
 /// The seconds of a delay: never early, and SQS knows whole ones only.
 pub(crate) fn seconds(delay: Duration) -> i32 {
-    let whole = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
+    let whole = delay.as_secs().saturating_add((delay.subsec_nanos() > 0).into());
     i32::try_from(whole).unwrap_or(i32::MAX)
 }
 
@@ -314,5 +314,6 @@ mod tests {
     fn delays_are_whole_seconds_and_never_early() {
         let of = |millis| seconds(Duration::from_millis(millis));
         assert_eq!([of(0), of(1), of(1000), of(1001), of(1500)], [0, 1, 1, 2, 2]);
+        assert_eq!(seconds(Duration::MAX), i32::MAX);
     }
 }
