@@ -9,14 +9,17 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Uri, uri::Scheme};
-use http_body_util::Full;
-use hyper::rt::{Read, ReadBufCursor, Write};
+use http::{HeaderValue, Request, StatusCode, Uri, header, uri::Scheme};
+use http_body_util::{Empty, Full};
+use hyper::{
+    client::conn::http1,
+    rt::{Read, ReadBufCursor, Write},
+};
 use hyper_util::{
     client::{
         legacy::{
             self,
-            connect::{Connected, Connection, HttpConnector, proxy::Tunnel},
+            connect::{Connected, Connection, HttpConnector},
         },
         proxy::matcher::{Intercept, Matcher},
     },
@@ -129,12 +132,9 @@ impl Service<Uri> for Route {
             if server.scheme() == Some(&Scheme::HTTP) {
                 return Ok(Reached { stream: tcp.call(proxy.uri().clone()).await?, by_proxy: true });
             }
-            let mut tunnel = Tunnel::new(proxy.uri().clone(), tcp);
-            if let Some(shown) = proxy.basic_auth() {
-                tunnel = tunnel.with_auth(shown.clone());
-            }
+            let stream = tcp.call(proxy.uri().clone()).await?;
             // What is at its end is the server itself.
-            Ok(Reached { stream: tunnel.call(server).await?, by_proxy: false })
+            Ok(Reached { stream: tunnel(stream, &server, proxy.basic_auth()).await?, by_proxy: false })
         })
     }
 }
@@ -145,6 +145,46 @@ impl fmt::Debug for Route {
         f.debug_struct("Route").finish_non_exhaustive()
     }
 }
+
+/// Asks a proxy to pass on what follows (RFC 9110, section 9.3.6).
+async fn tunnel(
+    stream: TokioIo<TcpStream>,
+    server: &Uri,
+    login: Option<&HeaderValue>,
+) -> Result<TokioIo<TcpStream>, Failure> {
+    let place = format!("{}:{}", server.host().unwrap_or_default(), server.port_u16().unwrap_or(443));
+    let mut asked = Request::connect(&place).header(header::HOST, &place).body(Empty::<Bytes>::new())?;
+    if let Some(login) = login {
+        let mut login = login.clone();
+        login.set_sensitive(true);
+        asked.headers_mut().insert(header::PROXY_AUTHORIZATION, login);
+    }
+    let (mut proxy, connection) = http1::handshake(stream).await?;
+    // It ends with the answer, or when nobody waits for one any more.
+    tokio::spawn(connection.with_upgrades());
+    let answer = proxy.send_request(asked).await?;
+    if !answer.status().is_success() {
+        return Err(NoTunnel(answer.status()).into());
+    }
+    let opened = hyper::upgrade::on(answer).await?.downcast::<TokioIo<TcpStream>>();
+    match opened {
+        // The server says nothing before it is spoken to.
+        Ok(parts) if parts.read_buf.is_empty() => Ok(parts.io),
+        _ => Err("the proxy has said more than that it passes on what follows".into()),
+    }
+}
+
+/// A proxy does not pass on what is meant for a server, and says so with this status.
+#[derive(Debug)]
+pub(crate) struct NoTunnel(pub(crate) StatusCode);
+
+impl fmt::Display for NoTunnel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the proxy answered {}", self.0)
+    }
+}
+
+impl std::error::Error for NoTunnel {}
 
 /// A connection to whom a [`Route`] leads.
 #[derive(Debug)]
@@ -208,5 +248,49 @@ mod tests {
         }
         let there = uri("https://shop.example");
         assert!(before(&proxies, &there).is_some() && shown_to_proxy(&proxies, &there).is_none());
+    }
+
+    /// What a proxy that answers like this is asked, and then hears; and what its sender is told.
+    #[cfg(feature = "tls")]
+    async fn by_way_of(answer: &'static str) -> (String, Option<u8>, polymq_core::Error) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let proxy = format!("http://agent:s3cret@{}", listener.local_addr().expect("an address"));
+        let serving = tokio::spawn(async move {
+            let (mut client, _) = listener.accept().await.expect("a connection");
+            let mut asked = Vec::new();
+            while !asked.ends_with(b"\r\n\r\n") {
+                asked.push(client.read_u8().await.expect("a request"));
+            }
+            client.write_all(answer.as_bytes()).await.expect("written");
+            (String::from_utf8_lossy(&asked).into_owned(), client.read_u8().await.ok())
+        });
+        let connector = Connector::new(&HttpConfig::default(), Arc::new(Matcher::builder().all(proxy).build()));
+        let executor = hyper_util::rt::TokioExecutor::new();
+        let client: Client = legacy::Client::builder(executor).build(connector.expect("a connector"));
+        let request = Request::post("https://shop.example/orders").body(Full::default()).expect("a request");
+        let error = crate::error::native(client.request(request).await.expect_err("no server is there"));
+        let (asked, heard) = serving.await.expect("no panic");
+        (asked, heard, error)
+    }
+
+    #[cfg(feature = "tls")]
+    #[tokio::test]
+    async fn a_proxy_that_opens_no_way_says_why() {
+        use polymq_core::{ErrorKind, Retry};
+        for (status, kind, retry) in [
+            ("407 Proxy Authentication Required", ErrorKind::Unauthenticated, Retry::Never),
+            ("403 Forbidden", ErrorKind::PermissionDenied, Retry::Never),
+            ("502 Bad Gateway", ErrorKind::Disconnected, Retry::Now),
+        ] {
+            let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
+            let (asked, heard, error) = by_way_of(answer.leak()).await;
+            assert!(asked.starts_with("CONNECT shop.example:443 HTTP/1.1\r\n"), "{asked}");
+            assert!(asked.contains("proxy-authorization: Basic YWdlbnQ6czNjcmV0\r\n"), "{asked}");
+            assert_eq!((error.kind(), error.retry(), heard), (kind, retry, None), "{error:?}");
+            assert!(error.to_string().contains(status) && !format!("{error:?}").contains("s3cret"), "{error:?}");
+        }
+        let (_, heard, _) = by_way_of("HTTP/1.1 200 Connection established\r\n\r\n").await;
+        assert_eq!(heard, Some(22), "TLS begins");
     }
 }

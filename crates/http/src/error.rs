@@ -6,7 +6,7 @@ use http::{HeaderMap, StatusCode, header};
 use hyper_util::client::legacy;
 use polymq_core::{ATTEMPT, Error, ErrorKind, Headers, Retry, SYSTEM_PREFIX};
 
-use crate::{NAME, answer::RETRY_AFTER_MS, convert::decoded};
+use crate::{NAME, answer::RETRY_AFTER_MS, connect::NoTunnel, convert::decoded};
 
 /// What a server answered instead of 2xx; the source of the [`Error`] that a send ends with.
 #[derive(Debug, Clone)]
@@ -151,7 +151,10 @@ fn detail(headers: &HeaderMap, body: &[u8]) -> String {
 /// The error of a request that got no response.
 #[cold]
 pub(crate) fn native(error: legacy::Error) -> Error {
-    let (kind, sentence) = if error.is_connect() && chain(&error).any(is_late) {
+    let no_tunnel = chain(&error).find_map(|cause| cause.downcast_ref::<NoTunnel>());
+    let (kind, sentence) = if let Some(NoTunnel(status)) = no_tunnel {
+        no_way(*status)
+    } else if error.is_connect() && chain(&error).any(is_late) {
         (ErrorKind::Timeout, "no connection was made in time")
     } else if error.is_connect() || is_untaken(&error) {
         (ErrorKind::Disconnected, "there is no connection to the server")
@@ -162,6 +165,16 @@ pub(crate) fn native(error: legacy::Error) -> Error {
     let problem = unsettled(kind, format!("{sentence}{innermost}"));
     let problem = if error.is_connect() { problem.with_operation("connect") } else { problem };
     problem.with_source(error)
+}
+
+/// What the status means with which a proxy opens no way to a server: nothing was sent.
+fn no_way(status: StatusCode) -> (ErrorKind, &'static str) {
+    match status.as_u16() {
+        401 | 407 => (ErrorKind::Unauthenticated, "the proxy before the server refuses the credentials"),
+        // It has trouble with the server, or too much to do.
+        408 | 429 | 500 | 502..=504 => (ErrorKind::Disconnected, "there is no connection to the server"),
+        _ => (ErrorKind::PermissionDenied, "the proxy does not connect anybody to the server"),
+    }
 }
 
 /// The error of a request that was not answered in its time.
