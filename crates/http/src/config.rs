@@ -171,6 +171,10 @@ pub enum TlsVersion {
     V13,
 }
 
+/// What is called a time-out may be as long as this: it is added to other times.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+const SOME: &str = "expected more than nothing, and a year at most";
+
 impl HttpConfig {
     /// Reads and checks settings; no connection is made.
     ///
@@ -184,14 +188,14 @@ impl HttpConfig {
     }
 
     fn check(&self) -> Result<()> {
-        let some = |duration: Duration| !duration.is_zero();
+        let some = |duration: Duration| !duration.is_zero() && duration <= LONGEST;
         let given = |token: &Option<Secret>| token.as_ref().is_none_or(|token| !token.expose().trim().is_empty());
         let rules: [(&str, bool, &str); 17] = [
-            ("connect_timeout", some(self.connect_timeout), "expected more than nothing"),
-            ("header_timeout", some(self.header_timeout), "expected more than nothing"),
-            ("idle_timeout", some(self.idle_timeout), "expected more than nothing"),
-            ("body_timeout", some(self.body_timeout), "expected more than nothing"),
-            ("heartbeat", some(self.heartbeat), "expected more than nothing"),
+            ("connect_timeout", some(self.connect_timeout), SOME),
+            ("header_timeout", some(self.header_timeout), SOME),
+            ("idle_timeout", some(self.idle_timeout), SOME),
+            ("body_timeout", some(self.body_timeout), SOME),
+            ("heartbeat", some(self.heartbeat), SOME),
             ("max_payload", self.max_payload > 0, "expected more than nothing"),
             ("max_header_bytes", self.max_header_bytes >= 8192, "expected at least 8192"),
             ("max_buffered", self.max_buffered >= self.max_payload, "expected at least max_payload"),
@@ -297,6 +301,7 @@ mod tests {
             ("http://localhost?token=a&token_file=b", "\"token_file\" is not valid"),
             ("http://localhost?accept_token=a&accept_token_file=b", "\"accept_token_file\" is not valid"),
             ("http://localhost?max_buffered=1", "\"max_buffered\" is not valid"),
+            ("http://localhost?body_timeout=500000000000years", "\"body_timeout\" is not valid"),
         ] {
             let text = sentence(url);
             assert!(text.contains(expected), "{url}: {text}");
@@ -306,9 +311,13 @@ mod tests {
 
     #[test]
     fn j6_credentials_need_encryption_unless_they_stay_here() {
-        for url in
-            ["http://me:s3cret@example.org", "http://example.org?token=s3cret", "http://example.org?token_file=s3cret"]
-        {
+        for url in [
+            "http://me:s3cret@example.org",
+            "http://s3cret@example.org",
+            "http://:s3cret@example.org",
+            "http://example.org?token=s3cret",
+            "http://example.org?token_file=s3cret",
+        ] {
             let text = sentence(url);
             assert!(text.contains("clear text") && !text.contains("s3cret"), "{text}");
             let separator = if url.contains('?') { '&' } else { '?' };
@@ -325,6 +334,17 @@ mod tests {
         let settings =
             Settings::from_url("http://me:s3cret@localhost?token=s3cret&accept_token=s3cret").expect("a URL");
         assert!(!format!("{:?}", HttpConfig::parse(&settings).expect("valid")).contains("s3cret"));
+    }
+
+    #[test]
+    fn documented_defaults_are_the_defaults() {
+        // What has none, or depends on another, says so in words.
+        let texts = KEYS.iter().filter(|key| !key.default.is_empty() && key.name != "listen");
+        let documented = texts.fold(Settings::new(), |settings, key| settings.with(key.name, key.default));
+        let documented = HttpConfig::parse(&documented).expect("valid");
+        let (url, default) = (documented.url.clone(), HttpConfig::default());
+        assert_eq!(documented.target().expect("a URL").url(), default.target().expect("a URL").url());
+        assert_eq!(format!("{documented:?}"), format!("{:?}", HttpConfig { url, ..default }));
     }
 
     #[test]

@@ -43,7 +43,8 @@ impl Target {
 
     fn check_clear_text(&self, shows_token: bool, config: &HttpConfig) -> Result<()> {
         let Self(url) = self;
-        let secret = url.password().is_some() || shows_token;
+        // A key alone, as the user, is a login too.
+        let secret = !url.username().is_empty() || url.password().is_some() || shows_token;
         if secret && url.scheme() == "http" && !is_local(url) && !config.allow_plaintext_remote {
             return Err(refuse(format!(
                 "credentials would travel in clear text to {:?}",
