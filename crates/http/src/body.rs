@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::StatusCode;
+use http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::body::Body;
 use tokio::{
@@ -36,6 +36,13 @@ impl Unread {
     fn new(status: StatusCode, why: impl Into<String>) -> Self {
         Self { status, why: why.into() }
     }
+}
+
+/// Whether a body is not what was meant, but compressed or otherwise coded: nobody here takes it apart.
+pub(crate) fn is_coded(headers: &HeaderMap) -> bool {
+    let is_plain = |coding: &str| coding.trim().is_empty() || coding.trim().eq_ignore_ascii_case("identity");
+    let codings = headers.get_all(header::CONTENT_ENCODING);
+    !codings.iter().all(|value| value.to_str().is_ok_and(|codings| codings.split(',').all(is_plain)))
 }
 
 /// The whole body, and what it takes of `room`: bytes that there are for all bodies together.

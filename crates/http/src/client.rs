@@ -123,9 +123,8 @@ impl Link {
         let response = match answer.map_err(|_| error::unanswered(limit)).and_then(|it| it.map_err(error::native)) {
             Ok(response) => response,
             Err(problem) => {
-                if matches!(problem.kind(), ErrorKind::Disconnected | ErrorKind::Timeout | ErrorKind::UnknownOutcome) {
-                    self.health.down(&problem);
-                }
+                // No answer of the server's, whatever the reason.
+                self.health.down(&problem);
                 return Err(problem);
             }
         };
@@ -177,7 +176,11 @@ pub(crate) struct Answered {
 
 impl Answered {
     pub(crate) fn message(self) -> Result<Message> {
-        convert::message(&self.headers, self.body).map_err(|why| {
+        let message = match body::is_coded(&self.headers) {
+            true => Err("it is compressed, which nobody has asked for".to_owned()),
+            false => convert::message(&self.headers, self.body),
+        };
+        message.map_err(|why| {
             Error::new(ErrorKind::Decode, format!("the server took the message, but its answer cannot be read: {why}"))
                 .with_backend(NAME)
         })
@@ -210,5 +213,5 @@ fn client(config: &HttpConfig, proxies: Arc<Matcher>) -> Result<Client> {
 /// How long one request may take in all.
 pub(crate) fn limit(timeout: Duration) -> Duration {
     // Longer than the handle waits, which tells its own story when the time has passed.
-    timeout + Duration::from_millis(100)
+    timeout.saturating_add(Duration::from_millis(100))
 }

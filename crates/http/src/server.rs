@@ -135,6 +135,12 @@ impl Server {
             Err(_) => return Err(refuse(StatusCode::BAD_REQUEST, "the path is no percent-encoded UTF-8")),
         };
         self.check_route(&path, &parts.method)?;
+        if body::is_coded(&parts.headers) {
+            // RFC 9110, section 15.5.16.
+            let mut response = problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body is coded; send it as it is");
+            response.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+            return Err(Box::new(response));
+        }
         let body = body::read(body, self.body, Some(&self.room)).await;
         // Its room is free again when it has been answered.
         let (body, _room) = body.map_err(|unread| match unread.status {

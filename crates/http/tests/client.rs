@@ -180,7 +180,8 @@ async fn what_a_gateway_may_have_handed_on_is_not_sent_again_by_itself() {
         let stub = Stub::start(move |_| answer(status, "", "")).await;
         let bus = bus(&stub.url()).await;
         let patient = bus.queue("orders").with_repeats(3, Backoff::fixed(Duration::from_millis(1)));
-        let error = patient.send_message(order(1)).await.expect_err("refused");
+        // With an id of the caller's it would be: receivers could tell.
+        let error = patient.send_message(Message::new("x")).await.expect_err("refused");
         assert_eq!((error.kind(), error.retry()), (ErrorKind::UnknownOutcome, Retry::UnknownOutcome), "{error:?}");
         assert_eq!(stub.requests().len(), 1, "{status}");
     }
@@ -358,6 +359,16 @@ async fn connections_are_kept_and_pings_tell_the_truth() {
     let lonely = peer::bus(&free_url()).await;
     let error = lonely.ping().await.expect_err("nobody is there");
     assert_eq!(error.kind(), ErrorKind::Disconnected);
+}
+
+/// As long as it takes.
+#[tokio::test]
+async fn the_longest_time_out_is_a_time_out() {
+    let stub = Stub::start(|_| answer("200 OK", "", "{}")).await;
+    let bus = bus(&stub.url()).await;
+    let queue = bus.queue("orders").with_timeout(Duration::MAX);
+    queue.send_message(order(1)).await.expect("sent");
+    queue.request_message(order(2)).await.expect("answered");
 }
 
 /// Each operation against a server that takes connections and requests, and never says a word.

@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 
 use crate::{
     answered, awaited,
-    peer::{PATIENCE, ask_over, bus, listening, next, order, plain, post, request},
+    peer::{PATIENCE, ask, ask_over, bus, listening, next, order, plain, post, request},
 };
 
 #[tokio::test]
@@ -122,4 +122,23 @@ async fn one_port_speaks_both_versions() {
     let bus = bus(&format!("http://{address}/in?http2=only&listen=127.0.0.1:0")).await;
     let error = bus.queue("orders").send_message(order(1)).await.expect_err("its consumer has ended");
     assert_eq!(error.kind(), ErrorKind::Busy, "over HTTP/2: {error}");
+}
+
+/// What is compressed would be taken for the message itself.
+#[tokio::test]
+async fn a_coded_body_is_refused_and_its_sender_is_told_what_is_taken() {
+    let (_connection, mut consumer, address) = plain().await;
+    for coding in ["gzip", "identity, br"] {
+        let asking = request("POST", "/in/orders", &format!("Content-Encoding: {coding}\r\n"), "x");
+        let answer = ask(address, &asking).await;
+        assert_eq!((answer.status(), answer.header("accept-encoding")), (415, Some("identity")), "{coding}");
+    }
+    let mut stream = TcpStream::connect(address).await.expect("connect");
+    let asking = request("POST", "/in/orders", "Content-Encoding: Identity\r\n", "as it is");
+    let (answer, ()) = tokio::join!(ask_over(&mut stream, &asking), async {
+        let incoming = next(&mut consumer).await;
+        assert_eq!(&incoming.message.payload()[..], b"as it is");
+        consumer.settler().ack(incoming.token).await.expect("ack");
+    });
+    assert_eq!(answer.status(), 204);
 }
