@@ -267,7 +267,9 @@ pub async fn h5_sqs_itself_moves_to_the_dead_letters() {
 pub async fn a_redrive_that_sqs_would_not_do_is_refused() {
     let bus = bus(&url()).await;
     let queue = bus.queue(unique("no-redrive"));
-    let error = queue.subscribe(with(None, [("redrive", "2")])).await.expect_err("no dead letters");
+    let connection = SqsConnection::connect(&Settings::from_url(&url()).expect("a URL")).await.expect("a connection");
+    let lone = connection.consumer(queue.address(), &with(None, [("redrive", "2")])).await;
+    let error = lone.map(drop).expect_err("no dead letters");
     assert!(error.kind() == ErrorKind::Config && error.to_string().contains("redrive"), "{error}");
     queue.declare(ConsumeOptions::default()).await.expect("declared");
     let options = |declare| ConsumeOptions {
@@ -280,8 +282,9 @@ pub async fn a_redrive_that_sqs_would_not_do_is_refused() {
     queue.subscribe(options(true)).await.expect("it is given one").close().await.expect("closed");
     queue.subscribe(options(false)).await.expect("it has one").close().await.expect("closed");
     // As a setting it is for all queues that have dead letters.
-    let all = crate::support::bus(&format!("{}&redrive=2", url())).await;
-    all.queue(unique("no-letters")).subscribe(ConsumeOptions::default()).await.expect("none to be moved");
+    let settings = Settings::from_url(&format!("{}&redrive=2", url())).expect("a URL");
+    let all = SqsConnection::connect(&settings).await.expect("a connection");
+    all.consumer(queue.address(), &ConsumeOptions::default()).await.map(drop).expect("none to be moved");
 }
 
 pub async fn a_deleted_queue_is_made_again_or_final() {
