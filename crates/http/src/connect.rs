@@ -83,7 +83,17 @@ impl Service<Uri> for Connector {
 
 /// The proxies that the environment names (`HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`), as curl reads them.
 pub(crate) fn proxies() -> Arc<Matcher> {
-    Arc::new(Matcher::from_env())
+    let named = ["NO_PROXY", "no_proxy"].into_iter().find_map(|name| std::env::var(name).ok());
+    Arc::new(if named.is_some_and(|hosts| is_everything(&hosts)) {
+        Matcher::builder().build()
+    } else {
+        Matcher::from_env()
+    })
+}
+
+/// Whether no host has a proxy. The matcher takes the asterisk for names of hosts alone, and not for their addresses.
+fn is_everything(no_proxy: &str) -> bool {
+    no_proxy.split(',').any(|host| host.trim() == "*")
 }
 
 /// The proxy before a server. This machine is reached without any: to another one, a login for it must not go.
@@ -248,6 +258,14 @@ mod tests {
         }
         let there = uri("https://shop.example");
         assert!(before(&proxies, &there).is_some() && shown_to_proxy(&proxies, &there).is_none());
+    }
+
+    #[test]
+    fn an_asterisk_keeps_proxies_from_addresses_too() {
+        assert!(is_everything("*") && is_everything("shop.example, *"));
+        assert!(!is_everything("") && !is_everything("*.example,10.0.0.0/8"));
+        let nobody = Matcher::builder().build();
+        assert!(before(&nobody, &"http://10.0.0.1".parse().expect("a URI")).is_none());
     }
 
     /// What a proxy that answers like this is asked, and then hears; and what its sender is told.
