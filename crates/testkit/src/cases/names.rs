@@ -18,6 +18,8 @@ pub(super) const CASES: &[Case] = &[
     ),
     Case::new("B4_awkward_names", run!(awkward_names)),
     Case::new("B4_prefix_collisions", run!(prefix_collisions)),
+    Case::new("B4_isolation_of_topics", run!(isolation_of_topics)).when("topics", |c| c.topics, run!(topics_refused)),
+    Case::new("B4_names_of_topics", run!(names_of_topics)).when("topics", |c| c.topics, run!(topics_refused)),
 ];
 
 /// Two queues do not mix.
@@ -165,4 +167,75 @@ pub async fn prefix_collisions(cx: Cx) {
         ".a*b", ".a>b",
     ];
     names_are_apart(&cx, &names).await;
+}
+
+/// Two topics do not mix.
+pub async fn isolation_of_topics(cx: Cx) {
+    let bus = cx.bus().await;
+    let (one, two) = (bus.topic(cx.topic_name(&[])), bus.topic(cx.topic_name(&[])));
+    let (mut from_one, mut from_two) = (subscribe(&one).await, subscribe(&two).await);
+    for body in bodies(20) {
+        publish(&one, [format!("one/{body}")]).await;
+        publish(&two, [format!("two/{body}")]).await;
+    }
+    let (seen_two, seen_one) = (take_acked(&mut from_two, 20).await, take_acked(&mut from_one, 20).await);
+    assert!(seen_one.iter().all(|body| body.starts_with("one/")), "{seen_one:?}");
+    assert!(seen_two.iter().all(|body| body.starts_with("two/")), "{seen_two:?}");
+    quiet(&mut from_one).await;
+    quiet(&mut from_two).await;
+}
+
+/// A topic's name, awkward or such that a careless mapping would make it equal to another, carries messages of its own, or is
+/// refused by subscribing and by sending.
+pub async fn names_of_topics(cx: Cx) {
+    let names = [
+        "",
+        ".a.b",
+        ".a_b",
+        ".a-b",
+        ".A.b",
+        ".a",
+        "_a_b",
+        "-a-b",
+        "/a/b",
+        "plain",
+        "ä",
+        "a\u{308}",
+        "日本語",
+        "🦀",
+        "a b",
+        "a:b",
+        "a@b",
+        "%2e",
+        "$a",
+    ];
+    let bus = cx.bus().await;
+    let prefix = cx.topic_name(&[]);
+    let (mut open, mut topics) = (Vec::new(), Vec::new());
+    for name in names {
+        let address = Address::topic(format!("{prefix}{name}"));
+        cx.clean_up(address.clone(), None);
+        let topic = bus.channel(address);
+        match topic.subscribe(ConsumeOptions::default()).await {
+            Ok(subscription) => {
+                open.push((name, subscription));
+                topics.push((name, topic));
+            }
+            Err(error) => {
+                let kinds = [ErrorKind::InvalidInput, ErrorKind::Unsupported];
+                refused::<()>(Err(error), &kinds);
+                refused(topic.send_message(Message::new(name)).await, &kinds);
+                cx.note(format_args!("the topic's name {name:?} is refused"));
+            }
+        }
+    }
+    assert!(open.len() > 3, "nearly every name was refused");
+    // Everybody is there before the first message, so that whoever shares a topic gets two.
+    for (name, topic) in &topics {
+        publish(topic, [(*name).to_owned()]).await;
+    }
+    for (name, subscription) in &mut open {
+        assert_eq!(take_acked(subscription, 1).await, [*name], "the topic of this name");
+        quiet(subscription).await;
+    }
 }

@@ -85,16 +85,17 @@ pub(super) const MUTANTS: &[Mutant] = &[
         || Arc::new(AnswersEarly::default()),
         &["L3_close_flushes", "B7_confirmed_survives_kill", "F2_kill", "F13_alarm", "F13_broker_does_not_read"],
     ),
-    mutant("has_one_queue", || Arc::new(Renames(one_queue)), &["B4_isolation", "B4_many_queues_at_once"]),
+    mutant("has_one_queue", || Arc::new(Renames(one_queue)), ONE),
     mutant(
         "has_no_topics",
         || Arc::new(Renames(no_topics)),
         &["B4_queue_and_topic_of_one_name", "T1_topic_reaches_everyone"],
     ),
-    mutant("names_in_ascii", || Arc::new(Renames(ascii_name)), &["B4_awkward_names"]),
-    mutant("names_without_dots", || Arc::new(Renames(no_dots)), &["B4_prefix_collisions"]),
+    mutant("names_in_ascii", || Arc::new(Renames(ascii_name)), &["B4_awkward_names", "B4_names_of_topics"]),
+    mutant("names_without_dots", || Arc::new(Renames(no_dots)), &["B4_prefix_collisions", "B4_names_of_topics"]),
 ];
 
+const ONE: &[&str] = &["B4_isolation", "B4_many_queues_at_once", "B4_isolation_of_topics"];
 const TWICE: &[&str] = &[
     "X3_counters_equal_the_truth",
     "X3_sent_equals_the_truth",
