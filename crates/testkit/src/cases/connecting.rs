@@ -1,9 +1,6 @@
 //! B5 to B9: connecting, what does not exist or is not allowed, what "sent" means, and other people's clients.
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    time::Duration,
-};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use polymq_core::{Bus, ConsumeOptions, ErrorKind, HealthState, Message};
 use tokio::net::{TcpListener, TcpSocket};
@@ -37,24 +34,23 @@ pub(super) const CASES: &[Case] = &[
     Case::new("B9_golden", run!(golden)).broker(),
 ];
 
-/// How long it may take to say that something is not there.
-const SOON: Duration = Duration::from_secs(60);
-
 fn not_declared() -> ConsumeOptions {
     ConsumeOptions { declare: false, ..ConsumeOptions::default() }
 }
 
-async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(SOON, future).await.unwrap_or_else(|_| panic!("{what}: no answer within {SOON:?}"))
+/// The answer of something that may not take longer than the [harness](crate::Harness::soon) says.
+async fn soon<T>(cx: &Cx, what: &str, future: impl Future<Output = T>) -> T {
+    let soon = cx.harness().soon();
+    tokio::time::timeout(soon, future).await.unwrap_or_else(|_| panic!("{what}: no answer within {soon:?}"))
 }
 
 /// Consuming a queue that does not exist, and must not be created, is `NotFound` soon.
 pub async fn missing_queue_consume(cx: Cx) {
     let bus = cx.bus().await;
     let queue = cx.queue(&bus);
-    refused(soon("consume", queue.subscribe(not_declared())).await, &[ErrorKind::NotFound]);
+    refused(soon(&cx, "consume", queue.subscribe(not_declared())).await, &[ErrorKind::NotFound]);
     // The refusal has created nothing, and the connection goes on.
-    refused(soon("consume again", queue.subscribe(not_declared())).await, &[ErrorKind::NotFound]);
+    refused(soon(&cx, "consume again", queue.subscribe(not_declared())).await, &[ErrorKind::NotFound]);
     publish(&queue, ["now it exists".to_owned()]).await;
     assert_eq!(take_acked(&mut subscribe_with(&queue, not_declared()).await, 1).await, ["now it exists"]);
 }
@@ -65,7 +61,7 @@ pub async fn missing_queue_send(cx: Cx) {
     let queue = cx.queue(&bus);
     let kinds = [ErrorKind::NotFound, ErrorKind::Unroutable];
     for _ in 0..2 {
-        refused(soon("send", queue.existing().send_message(Message::new("lost"))).await, &kinds);
+        refused(soon(&cx, "send", queue.existing().send_message(Message::new("lost"))).await, &kinds);
     }
     let mut subscription = subscribe(&queue).await;
     quiet(&mut subscription).await;
@@ -88,7 +84,7 @@ pub async fn created_by_policy(cx: Cx) {
 pub async fn wrong_password(cx: Cx) {
     let url = cx.harness().wrong_password().expect("a backend with a broker must bring a URL with a wrong password");
     let error = refused(
-        soon("connect", cx.builder_to(url.clone()).with("connect_timeout", "50s").connect()).await,
+        soon(&cx, "connect", cx.builder_to(url.clone()).with("connect_timeout", "50s").connect()).await,
         &[ErrorKind::Unauthenticated],
     );
     let secret = url.split('@').next().and_then(|login| login.rsplit(':').next()).unwrap_or_default();
@@ -101,9 +97,9 @@ pub async fn permission_denied(cx: Cx) {
     let denied = cx.harness().denied().expect("a backend with a broker must bring a user without permission");
     let bus = cx.builder_to(denied.url).with("connect_timeout", "50s").connect().await.expect("this user may connect");
     let queue = bus.channel(denied.address);
-    refused(soon("send", queue.send_message(Message::new("x"))).await, &[ErrorKind::PermissionDenied]);
+    refused(soon(&cx, "send", queue.send_message(Message::new("x"))).await, &[ErrorKind::PermissionDenied]);
     if denied.consumers_are_told {
-        refused(soon("consume", queue.subscribe(ConsumeOptions::default())).await, &[ErrorKind::PermissionDenied]);
+        refused(soon(&cx, "consume", queue.subscribe(ConsumeOptions::default())).await, &[ErrorKind::PermissionDenied]);
     }
     eventually(PATIENCE, || async { bus.ping().await.map_err(|error| error.to_string()) }).await;
 }
@@ -126,7 +122,7 @@ pub async fn constructors_do_no_io(cx: Cx) {
 
     let bus = cx.bus().await;
     let queue = cx.queue(&bus);
-    let _handles = (queue.with_timeout(SOON), queue.existing(), bus.topic(queue.address().name()));
+    let _handles = (queue.with_timeout(PATIENCE), queue.existing(), bus.topic(queue.address().name()));
     refused(queue.subscribe(not_declared()).await, &[ErrorKind::NotFound]);
 }
 
@@ -138,7 +134,7 @@ pub async fn connect_is_bounded(cx: Cx) {
     closed.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("a port");
     for address in [silent.local_addr().expect("an address"), closed.local_addr().expect("an address")] {
         let builder = cx.builder_to(cx.harness().url(Some(address))).with("connect_timeout", "1s");
-        let error = soon("connect", builder.connect()).await.expect_err("nobody answers");
+        let error = soon(&cx, "connect", builder.connect()).await.expect_err("nobody answers");
         let kinds = [ErrorKind::Disconnected, ErrorKind::Timeout];
         assert!(kinds.contains(&error.kind()), "{error:?}");
         assert_ne!(error.retry(), polymq_core::Retry::Never, "it may help to try again: {error:?}");
@@ -212,7 +208,7 @@ pub async fn unroutable(cx: Cx) {
     gone.delete(None).await.expect("delete");
     let kinds = [ErrorKind::Unroutable, ErrorKind::NotFound];
     for _ in 0..3 {
-        refused(soon("send", existing.send_message(Message::new("lost"))).await, &kinds);
+        refused(soon(&cx, "send", existing.send_message(Message::new("lost"))).await, &kinds);
     }
     let results = existing.send_all((0..5).map(|n| Message::new(format!("lost {n}")))).await;
     assert_eq!(results.len(), 5);

@@ -22,6 +22,7 @@ use crate::{
 pub(super) const MUTANTS: &[Mutant] = &[
     mutant("declares_another_limit_later", || Arc::new(DeclaresAnotherLimit), &["B1_oversize"]),
     mutant("creates_silently", || Arc::new(Declares(true)), &["B5_missing_queue_consume", "B5_missing_queue_send"]),
+    mutant("says_no_late", || Arc::new(SaysNoLate), &["B5_missing_queue_consume", "B5_missing_queue_send"]),
     mutant("never_creates", || Arc::new(Declares(false)), &["B5_created_by_policy"]),
     mutant(
         "knows_no_kinds_of_errors",
@@ -109,6 +110,38 @@ impl Twist for NoKinds {
         options: &ProduceOptions,
     ) -> Result<Box<dyn Producer>> {
         connection.producer(address, options).await.map_err(other)
+    }
+}
+
+/// Takes twenty seconds to say that something is not there.
+#[derive(Debug)]
+struct SaysNoLate;
+
+async fn late<T>(answer: Result<T>) -> Result<T> {
+    if answer.is_err() {
+        tokio::time::sleep(Duration::from_secs(20)).await;
+    }
+    answer
+}
+
+#[async_trait]
+impl Twist for SaysNoLate {
+    async fn producer(
+        &self,
+        connection: &dyn Connection,
+        address: &Address,
+        options: &ProduceOptions,
+    ) -> Result<Box<dyn Producer>> {
+        late(connection.producer(address, options).await).await
+    }
+
+    async fn consumer(
+        &self,
+        connection: &dyn Connection,
+        address: &Address,
+        options: &ConsumeOptions,
+    ) -> Result<Box<dyn Consumer>> {
+        late(connection.consumer(address, options).await).await
     }
 }
 

@@ -145,6 +145,10 @@ impl Harness for Broken {
         self.harness.time_outs()
     }
 
+    fn soon(&self) -> std::time::Duration {
+        self.harness.soon()
+    }
+
     fn backlog(&self) -> usize {
         self.harness.backlog()
     }
