@@ -79,11 +79,11 @@ async fn handled_for(cx: &Cx, takes: Duration, lease: Option<Duration>) {
     quiet(&mut subscribe(&queue).await).await;
 }
 
-/// A handler that takes more than twice as long as its message is lent runs once: the loan is extended meanwhile.
+/// A handler that takes more than three times as long as its message is lent runs once: the loan is extended meanwhile.
 pub async fn lent_handler_runs_once(cx: Cx) {
     // It is extended after a third of its time: a machine may stand still for the rest.
     let lease = Duration::from_secs(15);
-    handled_for(&cx, lease * 9 / 4, Some(lease)).await;
+    handled_for(&cx, lease * 13 / 4, Some(lease)).await;
 }
 
 /// Where nothing is lent, a handler that takes its time runs once too, and there is no loan to be extended.
