@@ -18,6 +18,10 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// How long nothing must happen where nothing may.
 pub const QUIET: Duration = Duration::from_millis(300);
 
+/// How the panic of a case begins that could not even connect, which says nothing about what the case looks at: a mutant is not
+/// caught by that.
+pub(crate) const CONNECTING: &str = "connect: ";
+
 /// Multiplies the number of messages in the cases with faults; for nights.
 pub const LOAD_VARIABLE: &str = "POLYMQ_TEST_LOAD";
 
@@ -124,7 +128,8 @@ impl Cx {
         let keys = self.0.harness.backend().keys();
         let patience = ["connect_timeout", "operation_timeout"].into_iter();
         let known = patience.filter(|name| keys.iter().any(|key| key.name == *name));
-        known.fold(self.builder(), |builder, name| builder.with(name, "20s")).connect().await.expect("connect")
+        let builder = known.fold(self.builder(), |builder, name| builder.with(name, "20s"));
+        builder.connect().await.unwrap_or_else(|error| panic!("{CONNECTING}{error:?}"))
     }
 
     /// A queue's name that nobody else uses; the queue is deleted after the case.

@@ -15,7 +15,7 @@ use crate::{
     Case, Clock, Cx, Figures, Harness,
     case::Place,
     cases,
-    cx::lock,
+    cx::{CONNECTING, lock},
     figures,
     mutant::{self, Broken, Mutant},
     tools::UNSAID,
@@ -283,6 +283,9 @@ fn run_against(case: &'static Case, harness: &Arc<dyn Harness>, mutant: Option<&
         return Outcome { figures: None, ..outcome };
     }
     let result = match outcome.result {
+        Err(why) if why.starts_with(CONNECTING) => {
+            Err(format!("{case:?} with {} could not connect, which shows nothing: {why}", mutant.name))
+        }
         Ok(()) => Err(format!("{case:?} does not notice that the backend {}", mutant.name.replace('_', " "))),
         Err(why) => {
             println!("caught: {case:?} with {}: {}", mutant.name, why.lines().next().unwrap_or_default());
