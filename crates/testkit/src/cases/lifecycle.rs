@@ -249,6 +249,11 @@ pub async fn connections_are_shared(cx: Cx) {
     .await;
     assert!(before <= FEW, "{before} connections for one producer");
     bus.close().await.expect("close");
+    eventually(PATIENCE, || async {
+        let open = proxy.stats().open;
+        if open == 0 { Ok(()) } else { Err(format!("{open} connections are left open")) }
+    })
+    .await;
 }
 
 /// A subscription that is taken away and added again, over and over, under load: nothing is lost, nothing comes twice.

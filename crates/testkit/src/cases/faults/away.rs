@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{
     network::NO_ANSWER,
-    scenario::{Expect, Plan, Scenario, send_one},
+    scenario::{Expect, Plan, Scenario, leaves_no_connection, leaves_no_task, send_one},
     states::States,
 };
 use crate::{
@@ -45,7 +45,7 @@ pub async fn starts_before_the_broker(cx: Cx) {
         .await
         .expect("it connects in time")
         .expect("the connecting task");
-    let bus = bus.expect("connect");
+    let bus = bus.expect("it has waited for its broker");
     eventually(cx.harness().recovery(), || async { bus.ping().await.map_err(|error| error.to_string()) }).await;
     let queue = cx.queue(&bus);
     for body in bodies(5) {
@@ -70,7 +70,9 @@ pub async fn starts_before_the_broker(cx: Cx) {
         health: states.to_string(),
         ..crate::Figures::default()
     });
+    subscription.close().await.expect("close");
     bus.close().await.expect("close");
+    leaves_no_task().await;
 }
 
 /// Where nothing is connected before it is used, a send before anybody listens is an error that may be repeated, and
@@ -153,7 +155,10 @@ pub async fn gives_up_at_the_limit(cx: Cx) {
     });
     let error = ended.await.expect("the consumer ends");
     assert!(matches!(error.kind(), ErrorKind::Closed | ErrorKind::Disconnected), "{error:?}");
+    drop(subscription);
     let _ = bus.close().await;
+    leaves_no_connection(&proxy).await;
+    leaves_no_task().await;
 }
 
 /// Where there is no connection to give up, each send asks anew, and none waits longer than it may.

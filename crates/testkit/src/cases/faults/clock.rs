@@ -5,7 +5,7 @@ use std::time::Duration;
 use polymq_core::{Attempt, ConsumerFactory, Failure, Message, State, set_clock_forward};
 use tokio::time::Instant;
 
-use super::states::States;
+use super::{scenario::leaves_no_task, states::States};
 use crate::{
     Case, Cx, Figures, PATIENCE,
     case::run,
@@ -89,6 +89,7 @@ pub async fn clock_jumps(cx: Cx) {
     assert_eq!(log.len(), accepted + 3, "each once, and one more time what failed: {:?}", log.bodies());
     running.stop().await.expect("stop");
     bus.close().await.expect("close");
+    leaves_no_task().await;
 }
 
 #[track_caller]

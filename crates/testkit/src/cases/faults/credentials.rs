@@ -1,6 +1,6 @@
 //! F12: credentials change.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use polymq_core::ErrorKind;
 use tokio::time::Instant;
@@ -21,9 +21,10 @@ const NEW: &str = "the-second-one";
 pub async fn password_changes(cx: Cx) {
     let passwords = cx.harness().passwords().expect("decided before");
     passwords.set(OLD).await;
-    let proxy = Proxy::start(passwords.address()).await.expect("a proxy");
+    let proxy = Arc::new(Proxy::start(passwords.address()).await.expect("a proxy"));
     let url = |password| passwords.url(password, proxy.address());
-    let mut scenario = Scenario::start(&cx, Plan::at(url(OLD))).await;
+    let plan = Plan { proxy: Some(Arc::clone(&proxy)), ..Plan::at(url(OLD)) };
+    let mut scenario = Scenario::start(&cx, plan).await;
     scenario.sends_and_handles(20).await;
 
     passwords.set(NEW).await;

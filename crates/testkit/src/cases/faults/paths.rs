@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use polymq_core::{Channel, Message, Order};
 use tokio::time::Instant;
 
-use super::states::States;
+use super::{
+    scenario::{leaves_no_connection, leaves_no_task},
+    states::States,
+};
 use crate::{
     Case, Cx, Figures, Ledger, Proxy,
     case::run,
@@ -77,4 +80,6 @@ pub async fn paths(cx: Cx) {
     subscription.close().await.expect("close");
     fast.close().await.expect("close");
     slow.close().await.expect("close");
+    leaves_no_connection(&proxy).await;
+    leaves_no_task().await;
 }

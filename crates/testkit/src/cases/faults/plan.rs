@@ -6,7 +6,7 @@ use polymq_core::Bus;
 use tokio::sync::Notify;
 
 use super::states::States;
-use crate::{Cx, Proxy, eventually};
+use crate::{Cx, Proxy, cx::CONNECTING, try_eventually};
 
 /// How a scenario differs from the usual one.
 #[derive(Debug, Clone)]
@@ -23,6 +23,8 @@ pub(super) struct Plan {
     pub(super) senders: usize,
     /// How long a message is sent again and again until it must be accepted; by default twice the harness's recovery.
     pub(super) hope: Option<Duration>,
+    /// What stands before the broker, if anything does.
+    pub(super) proxy: Option<Arc<Proxy>>,
     /// The first handler of this message goes on when it is told.
     pub(super) slow: Option<(&'static str, Arc<Notify>)>,
 }
@@ -30,21 +32,23 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn at(url: String) -> Self {
         let one_send = Duration::from_secs(5);
-        Self { url, sender: None, settings: Vec::new(), one_send, senders: 8, hope: None, slow: None }
+        Self { url, sender: None, settings: Vec::new(), one_send, senders: 8, hope: None, proxy: None, slow: None }
     }
 
     /// A proxy before the broker, and a plan that goes through it.
     pub(super) async fn through_proxy(cx: &Cx) -> (Arc<Proxy>, Self) {
         let proxy = Proxy::start(cx.broker().address()).await.expect("a proxy");
         let url = cx.harness().url(Some(proxy.address()));
-        (Arc::new(proxy), Self::at(url))
+        let proxy = Arc::new(proxy);
+        (Arc::clone(&proxy), Self { proxy: Some(proxy), ..Self::at(url) })
     }
 }
 
 /// A bus as the plan says, at this address.
 pub(super) async fn connect(cx: &Cx, plan: &Plan, url: &str, states: Option<&States>) -> Bus {
     // What is short for the sake of connecting again may be too short for a first time on a busy machine.
-    eventually(cx.harness().recovery(), || try_to_connect(cx, plan, url, states)).await
+    let connected = try_eventually(cx.harness().recovery(), || try_to_connect(cx, plan, url, states)).await;
+    connected.unwrap_or_else(|why| panic!("{CONNECTING}{why}"))
 }
 
 async fn try_to_connect(cx: &Cx, plan: &Plan, url: &str, states: Option<&States>) -> Result<Bus, String> {

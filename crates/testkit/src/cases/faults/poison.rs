@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use polymq_core::{ConsumerFactory, Message, State};
 use tokio::time::Instant;
 
-use super::states::States;
+use super::{scenario::leaves_no_task, states::States};
 use crate::{
     Case, Cx, Figures, Ledger, PATIENCE,
     case::run,
@@ -58,4 +58,5 @@ pub async fn poison_flood(cx: Cx) {
     cx.record(Figures { accepted: COUNT, handled, health: states.to_string(), ..Figures::default() });
     running.stop().await.expect("stop");
     bus.close().await.expect("close");
+    leaves_no_task().await;
 }

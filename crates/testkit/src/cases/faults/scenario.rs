@@ -45,6 +45,7 @@ pub(super) struct Scenario {
     pub(super) handled: Log,
     accepted: Log,
     sender: Option<Bus>,
+    proxy: Option<Arc<Proxy>>,
     running: Running,
     senders: usize,
     hope: Duration,
@@ -80,6 +81,7 @@ impl Scenario {
             handled: handling.handled,
             accepted: Log::default(),
             sender,
+            proxy: plan.proxy,
             running,
             senders: plan.senders,
             hope: plan.hope.unwrap_or(cx.harness().recovery() * 2),
@@ -234,7 +236,7 @@ impl Scenario {
     }
 
     /// The checks after every fault: everything is accepted and handled, each under the id it was sent with; health has
-    /// told the truth; stopping is bounded; no task is left.
+    /// told the truth; stopping is bounded; no connection and no task is left.
     pub(super) async fn ends(mut self, expect: Expect) {
         self.all_accepted().await;
         let recovery = self.cx.harness().recovery();
@@ -276,7 +278,11 @@ impl Scenario {
         .await;
         self.stops().await;
         self.record();
+        let proxy = self.proxy.clone();
         self.closes().await;
+        if let Some(proxy) = proxy {
+            leaves_no_connection(&proxy).await;
+        }
         leaves_no_task().await;
     }
 
@@ -307,7 +313,7 @@ impl Scenario {
     }
 
     /// The same and closes, without the checks of [`ends`](Self::ends).
-    pub(super) async fn closes(self) {
+    pub(super) async fn closes(&self) {
         self.stops().await;
         for bus in std::iter::once(&self.bus).chain(&self.sender) {
             tokio::time::timeout(ENDING, bus.close()).await.expect("closing is bounded").expect("close");
@@ -318,10 +324,22 @@ impl Scenario {
 /// How long stopping and closing may take.
 const ENDING: Duration = Duration::from_secs(45);
 
-async fn leaves_no_task() {
+/// Whatever was started is over, but for the case and its proxy.
+pub(super) async fn leaves_no_task() {
     let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
     eventually(PATIENCE, || async { if tasks() <= 4 { Ok(()) } else { Err(format!("{} tasks are left", tasks())) } })
         .await;
+}
+
+/// Whatever was connected through this proxy is not any more. To be asked when all is closed and nothing dropped yet.
+pub(super) async fn leaves_no_connection(proxy: &Proxy) {
+    eventually(PATIENCE, || async {
+        match proxy.stats().open {
+            0 => Ok(()),
+            open => Err(format!("{open} connections are left open")),
+        }
+    })
+    .await;
 }
 
 fn marker(number: usize) -> String {
