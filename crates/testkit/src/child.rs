@@ -6,20 +6,22 @@ use std::{
     process::{Child, ChildStdin, Command, Stdio},
     sync::{
         Arc,
+        atomic::{AtomicUsize, Ordering},
         mpsc::{Receiver, channel},
     },
     thread,
     time::Duration,
 };
 
-use polymq_core::{Attempt, Bus, ConsumerFactory, ConsumerRunner, FailurePolicy, Message};
+use polymq_core::{Attempt, Backoff, Bus, ConsumerFactory, ConsumerRunner, Failure, FailurePolicy, Message, RetryMode};
 
-use crate::Cx;
+use crate::{Cx, PATIENCE, cx::CONNECTING};
 
 const MODE: &str = "POLYMQ_TEST_CHILD";
 const URL: &str = "POLYMQ_TEST_CHILD_URL";
 const QUEUE: &str = "POLYMQ_TEST_CHILD_QUEUE";
 const MUTANT: &str = "POLYMQ_TEST_CHILD_MUTANT";
+const NOT_CONNECTED: &str = "not connected: ";
 
 /// What a child does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +34,21 @@ pub(crate) enum Mode {
     Drain,
     /// Sends itself a message, then the same as `Hold`, until a signal stops it.
     Stuck,
+    /// Says that it listens; fails each message once, says when all three are given back for later, and never ends with what
+    /// comes again.
+    FailOnce,
+    /// A member of [`GROUP`] of a topic: says that it listens, handles five messages and never ends with the sixth.
+    Member,
 }
+
+/// The group that `Mode::Member` joins.
+pub(crate) const GROUP: &str = "billing";
+/// How long the retries of `Mode::FailOnce` wait.
+pub(crate) const BACKOFF: Duration = Duration::from_secs(8);
+/// What a child says when its consumer is there.
+pub(crate) const LISTENS: &str = "listens";
+/// What a child says when its three messages wait for their retries.
+pub(crate) const GAVE_BACK: &str = "gave back";
 
 /// Becomes the child, if this process was started as one. To be called first in `main` by test binaries with
 /// `harness = false` that do not use [`Suite::main`](crate::Suite::main).
@@ -54,7 +70,18 @@ pub fn run_if_child() {
         registry
             .add(crate::mutant::by_name(std::env::var(MUTANT).ok().as_deref(), Arc::clone(&backend)))
             .expect("one backend");
-        let bus = Bus::builder().registry(registry).url(url).connect().await.expect("connect");
+        let bus = match Bus::builder().registry(registry).url(url).connect().await {
+            Ok(bus) => bus,
+            Err(error) => {
+                println!("{NOT_CONNECTED}{error}");
+                std::process::exit(4);
+            }
+        };
+        if mode == "FailOnce" {
+            fails_once(&bus, &queue).await;
+        } else if mode == "Member" {
+            is_member(&bus, &queue).await;
+        }
         let mut consumers = ConsumerFactory::new(&bus);
         let policy = FailurePolicy { max_attempts: 100, ..FailurePolicy::default() };
         if mode == "HoldBatch" {
@@ -81,6 +108,47 @@ pub fn run_if_child() {
         println!("ended: {outcome:?}");
     });
     std::process::exit(0);
+}
+
+/// See [`Mode::FailOnce`].
+async fn fails_once(bus: &Bus, queue: &str) {
+    let mut consumers = ConsumerFactory::new(bus);
+    let route = consumers.route(queue, |message: Message, attempt: Attempt| async move {
+        if attempt.0 > 1 {
+            std::future::pending::<()>().await;
+        }
+        say(&message);
+        Err::<(), _>(Failure::new("the first time"))
+    });
+    let policy = FailurePolicy { max_attempts: 100, backoff: Backoff::fixed(BACKOFF), ..FailurePolicy::default() };
+    route.concurrency(4).policy(policy);
+    let running = ConsumerRunner::new(consumers).start().await.expect("start");
+    println!("{LISTENS}");
+    while running.stats(queue).expect("it runs").retried < 3 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    println!("{GAVE_BACK}");
+    std::future::pending().await
+}
+
+/// See [`Mode::Member`].
+async fn is_member(bus: &Bus, topic: &str) {
+    let handled = Arc::new(AtomicUsize::new(0));
+    let mut consumers = ConsumerFactory::new(bus);
+    let route = consumers.route(topic, move |message: Message| {
+        let handled = Arc::clone(&handled);
+        async move {
+            say(&message);
+            if handled.fetch_add(1, Ordering::SeqCst) >= 5 {
+                std::future::pending::<()>().await;
+            }
+        }
+    });
+    // In place, because the default needs delayed retries, which are not what this is about.
+    route.group(GROUP).policy(FailurePolicy { mode: RetryMode::InPlace, ..FailurePolicy::default() });
+    let _running = ConsumerRunner::new(consumers).start().await.expect("start");
+    println!("{LISTENS}");
+    std::future::pending().await
 }
 
 /// One line for the parent: the handler has this message.
@@ -123,8 +191,20 @@ impl Running {
     }
 
     /// The next line that it prints; blocks.
+    ///
+    /// # Panics
+    /// When the child could not connect.
     pub(crate) fn line(&self, within: Duration) -> Option<String> {
-        self.lines.recv_timeout(within).ok()
+        let line = self.lines.recv_timeout(within).ok()?;
+        if let Some(error) = line.strip_prefix(NOT_CONNECTED) {
+            panic!("{CONNECTING}in a child: {error}");
+        }
+        Some(line)
+    }
+
+    /// Reads until it says this; blocks.
+    pub(crate) fn says(&self, expected: &str) {
+        while self.line(PATIENCE).unwrap_or_else(|| panic!("the child does not say {expected:?}")) != expected {}
     }
 
     /// Sends a signal, by name.
@@ -151,6 +231,11 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// What a blocking task has to say about a child; its panic is the case's.
+pub(crate) async fn watched<T>(watcher: tokio::task::JoinHandle<T>) -> T {
+    watcher.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
 /// The variable that makes a child use a mutant.

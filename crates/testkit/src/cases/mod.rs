@@ -53,6 +53,7 @@ const ALL: &[&[Case]] = &[
     counters::CASES,
     secrets::CASES,
     signing::CASES,
+    faults::backoff::CASES,
     faults::restart::CASES,
     faults::network::CASES,
     faults::away::CASES,

@@ -1,4 +1,4 @@
-//! R1, R2, R7, R9, R10: retries through the runner.
+//! R1, R2, R7, R9, R10: retries through the runner. What R9 kills is with the faults.
 
 use std::{
     sync::{

@@ -134,7 +134,7 @@ pub async fn sigterm_drains(cx: Cx) {
         assert!(told.elapsed() < Duration::from_secs(60), "the drain of ten seconds took {:?}", told.elapsed());
         assert!(child.ended().is_some_and(|status| status.success()), "{:?}", child.ended());
     };
-    tokio::task::spawn_blocking(work).await.expect("the child's watcher");
+    child::watched(tokio::task::spawn_blocking(work)).await;
     let mut left = rest(&cx, &queue, 5).await;
     left.sort();
     assert_eq!(left, ["m-000001", "m-000003", "m-000005", "m-000007", "m-000009"], "exactly the others come again");
@@ -196,5 +196,5 @@ pub async fn second_signal_forces(cx: Cx) {
         assert!(second.elapsed() < Duration::from_secs(45), "the second signal took {:?}", second.elapsed());
         assert!(child.ended().is_some_and(|status| status.success()));
     };
-    tokio::task::spawn_blocking(move || work(cx)).await.expect("the child's watcher");
+    child::watched(tokio::task::spawn_blocking(move || work(cx))).await;
 }

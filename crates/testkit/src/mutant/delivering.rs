@@ -54,6 +54,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
             "F15_consumer_killed_mid_handler",
             "F15_consumer_killed_mid_batch",
             "F15_consumer_killed_mid_drain",
+            "F15_member_of_a_group_killed",
         ],
     ),
 ];

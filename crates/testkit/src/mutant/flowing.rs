@@ -7,7 +7,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use polymq_core::{Address, Completion, Connection, ConsumeOptions, Consumer, Incoming, Message, Result, Token};
+use polymq_core::{
+    ATTEMPT, Address, Completion, Connection, ConsumeOptions, Consumer, Error, HealthState, Incoming, Message,
+    ProduceOptions, Result, Token,
+};
 use tokio::time::Instant;
 
 use super::{Mutant, mutant};
@@ -18,6 +21,11 @@ use crate::{
 
 pub(super) const MUTANTS: &[Mutant] = &[
     mutant("stops_when_it_was_full", || Arc::new(StopsWhenFull::default()), &["O6_saturated_then_acked"]),
+    mutant(
+        "keeps_delays_in_memory",
+        || Arc::new(KeepsDelaysInMemory),
+        &["R9_killed_in_backoff", "R9_broker_killed_in_backoff"],
+    ),
     mutant("takes_back_what_takes_long", || Arc::new(TakesBack::default()), &["O8_long_handler_runs_once"]),
     mutant("sleeps_through_a_pause", || Arc::new(SleepsThroughPauses::default()), &["O9_pause_keeps_the_session"]),
     mutant("jams_when_many_close", || Arc::new(JamsWhenManyClose::default()), &["L5_many_close_at_once"]),
@@ -220,5 +228,26 @@ impl Twist for JamsWhenManyClose {
             }
         }
         consumer.close().await
+    }
+}
+
+/// Settles what is to be tried later and remembers it as long as the process lives and the connection is up.
+#[derive(Debug)]
+struct KeepsDelaysInMemory;
+
+impl Twist for KeepsDelaysInMemory {
+    fn retry(&self, at: &Receiving, token: Token, message: &Message, attempt: u32, after: Duration) -> Completion<()> {
+        let (connection, address, mut message) = (Arc::clone(&at.connection), at.address.clone(), message.clone());
+        message.set_system_header(ATTEMPT, attempt.to_string());
+        tokio::spawn(async move {
+            let mut health = connection.health();
+            let is_lost = async { while health.changed().await.is_some_and(|now| now.state != HealthState::Down) {} };
+            if tokio::time::timeout(after, is_lost).await.is_err() {
+                let producer = connection.producer(&address, &ProduceOptions::default()).await?;
+                producer.send(message).await?;
+            }
+            Ok::<(), Error>(())
+        });
+        at.settler.ack(token)
     }
 }

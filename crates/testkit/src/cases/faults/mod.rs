@@ -1,4 +1,4 @@
-//! F1 to F19: the broker and the network fail while messages are on their way.
+//! F1 to F19, and R9 where something is killed: the broker and the network fail while messages are on their way.
 //!
 //! Each case is a `Scenario`: numbered messages, something that breaks, and the same checks afterwards. What was accepted
 //! is handled, duplicates are counted, health went down and came up again, nothing leaks, and the figures are in the
@@ -6,6 +6,7 @@
 
 pub mod acks;
 pub mod away;
+pub mod backoff;
 pub mod channels;
 pub mod clock;
 pub mod credentials;
