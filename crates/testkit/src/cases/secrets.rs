@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Case, Cx, captured,
     case::run,
+    cx::CONNECTING,
     drive::{Log, counted, dead_letters, refused, retry_every, start, subscribe, take},
 };
 
@@ -22,6 +23,20 @@ fn with_password(url: &str, password: &str) -> String {
     format!("{scheme}://somebody:{password}@{host}{rest}")
 }
 
+/// A URL that the broker lets in, and what is secret in it: a password of our own, where the harness can set one, or the token that
+/// stands for it.
+async fn marked_login(cx: &Cx) -> (String, Option<String>) {
+    let Ok(passwords) = cx.harness().passwords() else { return (cx.harness().url(None), None) };
+    let password = format!("v4lid-{:016x}", fastrand::u64(..));
+    passwords.set(&password).await;
+    let url = passwords.url(&password, passwords.address());
+    let authority = url.split_once("://").map_or("", |(_, rest)| rest);
+    let login = authority.split(['/', '?']).next().and_then(|authority| authority.rsplit_once('@'));
+    // Where the password is not before the host, as with tokens among the settings, it is as it was set.
+    let secret = login.and_then(|(login, _)| login.split_once(':')).map_or(password, |(_, secret)| secret.to_owned());
+    (url, Some(secret))
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 struct Order {
     id: u64,
@@ -33,7 +48,7 @@ async fn bill(_: Order, message: Message, attempt: Attempt, log: State<Log>) -> 
     if attempt.0 == 1 { Err(Failure::new("not today")) } else { Ok(()) }
 }
 
-/// With a marked password in the URL and marks in bodies and headers, through success, retry, dead letters and refusals:
+/// With a marked password in the URL, a valid one too where the broker knows passwords, and marks in bodies and headers, through success, retry, dead letters and refusals:
 /// no line of any log, no error and no debug output holds a mark.
 pub async fn nothing_secret_is_told(cx: Cx) {
     let mark = format!("s3cr3t-{:016x}", fastrand::u64(..));
@@ -49,12 +64,18 @@ pub async fn nothing_secret_is_told(cx: Cx) {
         "{builder:?} {:?}",
         Settings::from_url(&url).map(|settings| settings.with("password", password))
     ));
-    // A broker that knows the password refuses it; one that knows none does not look at it.
+    let mut login = None;
+    // A broker that knows passwords refuses this one; one that knows none does not look at it.
     let bus = match builder.connect().await {
         Ok(bus) => bus,
         Err(error) => {
             shown.push(format!("{error} {error:?}"));
-            cx.builder().kinds(kinds).connect().await.expect("connect")
+            let (url, secret) = marked_login(&cx).await;
+            login = secret;
+            shown.push(format!("{:?}", Settings::from_url(&url)));
+            let builder = cx.builder_to(url).kinds(kinds);
+            shown.push(format!("{builder:?}"));
+            builder.connect().await.unwrap_or_else(|error| panic!("{CONNECTING}{error:?}"))
         }
     };
     let queue = cx.queue(&bus);
@@ -111,14 +132,15 @@ pub async fn nothing_secret_is_told(cx: Cx) {
     subscription.close().await.expect("close");
     bus.close().await.expect("close");
 
-    let told: Vec<_> = shown.iter().filter(|text| text.contains(&mark)).collect();
+    let of_login = |text: &str| login.as_ref().is_some_and(|login| text.contains(login));
+    let told: Vec<_> = shown.iter().filter(|text| text.contains(&mark) || of_login(text)).collect();
     assert!(told.is_empty(), "an error or debug output tells a secret: {told:#?}");
     let text = log.text();
     assert!(text.contains("message not handled"), "the log was looked at: {} bytes", text.len());
     let is_ours = |line: &str| line.contains(" polymq");
-    let lines: Vec<_> = text.lines().filter(|line| line.contains(&mark)).collect();
-    let ours: Vec<_> =
-        lines.iter().filter(|line| is_ours(line) || line.contains(&format!("{mark}-password"))).collect();
+    let lines: Vec<_> = text.lines().filter(|line| line.contains(&mark) || of_login(line)).collect();
+    let is_login = |line: &str| of_login(line) || line.contains(&format!("{mark}-password"));
+    let ours: Vec<_> = lines.iter().filter(|line| is_ours(line) || is_login(line)).collect();
     assert!(ours.is_empty(), "{} lines of the log tell a secret, such as {:#?}", ours.len(), ours.first());
     cx.note(format_args!(
         "{} lines were logged; {} of the protocol's own library show a body or header at its finest level",
