@@ -1,5 +1,5 @@
-//! What a program does on the real brokers, told by its environment or by a queue table: mission rows A1, A7, C13, D7,
-//! J9, J13 and J20. Each test starts its own RabbitMQ and Mosquitto.
+//! What a program does on the real brokers, told by its environment or by a queue table: mission rows A1, A7, C13, C22,
+//! D7, J9, J13 and J20. Each test starts its own RabbitMQ and Mosquitto.
 #![cfg(all(unix, feature = "amqp", feature = "mqtt", feature = "macros", feature = "ops"))]
 
 use std::{
@@ -319,6 +319,46 @@ async fn j20_producers_share_as_many_channels_as_were_asked_for() {
     })
     .await;
     bus.close().await.unwrap();
+}
+
+/// What RabbitMQ itself says after a close with messages in hand: no consumer, and nothing that is not acknowledged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c22_after_a_close_rabbitmq_shows_no_consumer_and_nothing_unsettled() {
+    const NAME: &str = "held";
+    // The first request is made from the broker's own tables, not from its statistics, which are some seconds old.
+    async fn shown(broker: &Broker) -> (u64, u64, usize) {
+        let queues = managed(broker, "/api/queues?disable_stats=true&enable_queue_totals=true").await;
+        let queue = queues.as_array().unwrap().iter().find(|queue| queue["name"] == NAME).cloned().unwrap_or_default();
+        let consumers = managed(broker, "/api/consumers").await;
+        let of_queue = |consumer: &&serde_json::Value| consumer["queue"]["name"] == NAME;
+        let consumers = consumers.as_array().unwrap().iter().filter(of_queue).count();
+        let count = |name: &str| queue[name].as_u64().unwrap_or(u64::MAX);
+        (count("messages_ready"), count("messages_unacknowledged"), consumers)
+    }
+    async fn shows(broker: &Broker, expected: (u64, u64, usize)) {
+        eventually(PATIENCE, || async {
+            let shown = shown(broker).await;
+            if shown == expected { Ok(()) } else { Err(format!("{shown:?}, not {expected:?}")) }
+        })
+        .await;
+    }
+    let broker = Broker::rabbitmq();
+    let bus = connect(&url("amqp", &broker)).await;
+    let queue = bus.queue(NAME);
+    for n in 0..5 {
+        queue.send(&n).await.unwrap();
+    }
+    let options = ConsumeOptions { prefetch: 3, ..ConsumeOptions::default() };
+    let mut subscription = queue.subscribe(options).await.unwrap();
+    let mut held = Vec::new();
+    while held.len() < 3 {
+        held.extend(subscription.receive(3 - held.len(), PATIENCE).await.unwrap());
+    }
+    shows(&broker, (2, 3, 1)).await;
+    // What is held is settled or returned over the connection; it ends with it, though it is in hand still.
+    bus.close().await.unwrap();
+    shows(&broker, (5, 0, 0)).await;
+    drop((held, subscription));
 }
 
 /// Subscriptions without a group leave no queue behind at the broker, whether they are closed or dropped; only the
