@@ -251,6 +251,7 @@ fn resident() -> Option<u64> {
 /// A large backlog and a slow handler: what is in flight and what is held in memory stay bounded.
 pub async fn slow_consumer(cx: Cx) {
     const PREFETCH: usize = 50;
+    const CONCURRENCY: usize = 4;
     const GROWTH: u64 = 48 * 1024 * 1024;
     async fn slow(_: Message) {
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -258,12 +259,13 @@ pub async fn slow_consumer(cx: Cx) {
     let backlog = cx.harness().backlog();
     let bus = cx.bus().await;
     let queue = cx.queue(&bus);
-    let body = "x".repeat(500);
+    // So much that memory which held all of it would show.
+    let body = "x".repeat((GROWTH as usize * 3 / 2 / backlog).max(500));
     let results = queue.send_all((0..backlog).map(|_| Message::new(body.clone()))).await;
     results.into_iter().for_each(|result| drop(result.expect("sent")));
     let before = resident();
     let mut consumers = ConsumerFactory::new(&bus);
-    consumers.route(queue.address().name(), slow).prefetch(PREFETCH).concurrency(4);
+    consumers.route(queue.address().name(), slow).prefetch(PREFETCH).concurrency(CONCURRENCY);
     let started = Instant::now();
     let running = start(consumers).await;
     counted(&running, queue.address().name(), "handled", 1).await;
@@ -272,6 +274,11 @@ pub async fn slow_consumer(cx: Cx) {
         tokio::time::sleep(Duration::from_millis(100)).await;
         if cx.capabilities().stats {
             let stats = queue.stats(None).await.expect("stats");
+            // Asked in this order, so that what is handled meanwhile does not look as if it were held.
+            let handled = running.stats(queue.address().name()).expect("stats").handled;
+            let out = (backlog as u64).saturating_sub(stats.ready + handled);
+            let bound = (PREFETCH + CONCURRENCY) as u64;
+            assert!(out <= bound, "{out} are neither ready nor handled, with a prefetch of {PREFETCH}: {stats:?}");
             most = most.max(stats.unsettled.unwrap_or(0));
         }
     }
