@@ -57,6 +57,8 @@ pub(crate) fn common(config: &KafkaConfig) -> Result<ClientConfig> {
             .set("sasl.mechanism", mechanism)
             .set("sasl.username", user)
             .set("sasl.password", endpoint.pass.as_ref().map_or("", Secret::expose));
+        // Neither is one made by a broker that makes what it is asked about: a question is no declaration.
+        .set("allow.auto.create.topics", "false")
     }
     let files = [
         ("ssl.ca.location", "ca_file", &config.ca_file),
@@ -153,8 +155,7 @@ pub(crate) fn consumer(config: &KafkaConfig, group: &str, prefetch: usize, bytes
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
         // Where a group begins is committed before it begins; what has no position is new, such as a new partition.
-        .set("auto.offset.reset", "earliest")
-        .set("allow.auto.create.topics", "false");
+        .set("auto.offset.reset", "earliest");
     let heartbeat = (session / 10).clamp(Duration::from_millis(100), Duration::from_secs(3));
     for (name, value) in [
         // Other members wait for this one to notice that they have come.

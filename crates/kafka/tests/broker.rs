@@ -86,6 +86,7 @@ fn main() -> ExitCode {
         a_delay_topic_that_is_made_later_is_read,
         requests_are_answered_where_topics_are_only_checked,
         partitions_that_are_added_are_read_without_a_group,
+        looking_makes_no_topic,
         partitions_that_are_added_are_read_by_a_group_that_was_away,
         a_deleted_topic_ends_its_consumers,
     ));

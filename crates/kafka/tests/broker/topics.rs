@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use polymq_core::{
     Address, Answer, Bus, Connection, ConsumeOptions, ConsumerFactory, ConsumerRunner, ErrorKind, Message,
-    ProduceOptions,
+    ProduceOptions, Settings,
 };
 use polymq_kafka::rdkafka::{
     Offset,
@@ -13,9 +13,10 @@ use polymq_kafka::rdkafka::{
     producer::{BaseProducer, BaseRecord, Producer as _},
 };
 
-use polymq_testkit::eventually;
+use polymq_testkit::{Broker, BrokerControl, eventually};
 
 use crate::{
+    common::bare::Bare,
     groups::committed,
     harness::{
         PATIENCE, bare, body, closed, connect, consumer, group, name, producer, quiet, send, settings, take, url,
@@ -151,6 +152,51 @@ pub async fn requests_are_answered_where_topics_are_only_checked() {
     closed(asker.close().await);
     running.stop().await.expect("stop");
     closed(server.close().await);
+}
+
+/// A broker that makes whatever topic it is asked about, as Kafka does unless it is told otherwise: nobody asks for that by
+/// looking or by sending, and what is declared is as it was wanted.
+pub async fn looking_makes_no_topic() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let include = directory.path().join("include.properties");
+    std::fs::write(&include, "auto.create.topics.enable=true\n").expect("written");
+    let broker = tokio::task::block_in_place(|| Broker::kafka_with(&["--include", &include.display().to_string()]));
+    let servers = broker.address().to_string();
+    let listed = || {
+        let asking: AdminClient<DefaultClientContext> =
+            Bare { servers: servers.clone() }.config().create().expect("an admin client");
+        // Asking for all of them names none.
+        let metadata = tokio::task::block_in_place(|| asking.inner().fetch_metadata(None, PATIENCE)).expect("metadata");
+        let found: Vec<(String, usize)> =
+            metadata.topics().iter().map(|topic| (topic.name().to_owned(), topic.partitions().len())).collect();
+        found.into_iter().filter(|(name, _)| !name.starts_with("__")).collect::<Vec<_>>()
+    };
+    let url = format!("kafka://admin:secret@{servers}?connect_timeout=60s&declare=passive");
+    let passive = connect(&Settings::from_url(&url).expect("a URL")).await;
+    let queue = Address::queue("asked");
+    assert!(!passive.exists(&queue, None).await.expect("an answer"), "nobody has made it");
+    for error in [
+        passive.stats(&queue, None).await.map(drop).expect_err("nothing to count"),
+        passive.purge(&queue).await.map(drop).expect_err("nothing to purge"),
+        passive.producer(&queue, &ProduceOptions::default()).await.map(drop).expect_err("nobody makes it"),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    }
+    // Nobody has looked whether it is there.
+    let unlooked = ProduceOptions { temporary: true, ..ProduceOptions::default() };
+    let sender = passive.producer(&queue, &unlooked).await.expect("a producer");
+    let error = sender.send(Message::new("lost").with_id("1")).await.expect_err("nowhere to go");
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    assert_eq!(listed(), []);
+    let url = format!("kafka://admin:secret@{servers}?connect_timeout=60s&partitions=12");
+    let auto = connect(&Settings::from_url(&url).expect("a URL")).await;
+    auto.declare(&Address::topic("declared"), &ConsumeOptions::default()).await.expect("declared");
+    assert_eq!(listed(), [("declared".to_owned(), 12)]);
+    auto.delete(&Address::topic("declared"), None).await.expect("deleted");
+    assert_eq!(listed(), []);
+    closed(passive.close().await);
+    closed(auto.close().await);
+    tokio::task::block_in_place(|| drop(broker));
 }
 
 /// Makes more partitions, as another tool would, and waits until the broker tells everybody of them.
