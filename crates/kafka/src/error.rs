@@ -1,6 +1,6 @@
 //! Errors of the client library and of the broker, in polymq's words.
 
-use polymq_core::{Error, ErrorKind};
+use polymq_core::{Error, ErrorKind, Retry};
 use rdkafka::{error::KafkaError, types::RDKafkaErrorCode as Code};
 
 use crate::NAME;
@@ -51,9 +51,12 @@ pub(crate) fn kind(code: Code) -> ErrorKind {
         | Code::ClusterAuthorizationFailed
         | Code::TransactionalIdAuthorizationFailed => ErrorKind::PermissionDenied,
         Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize => ErrorKind::TooLarge,
-        Code::NotEnoughReplicas | Code::QueueFull | Code::ThrottlingQuotaExceeded | Code::KafkaStorageError => {
-            ErrorKind::Busy
-        }
+        Code::NotEnoughReplicas
+        | Code::QueueFull
+        | Code::ThrottlingQuotaExceeded
+        | Code::KafkaStorageError
+        // Nothing is wrong with it: another one of its batch was refused, and none of them was taken.
+        | Code::InvalidDifferentRecord => ErrorKind::Busy,
         Code::InvalidTopic
         | Code::InvalidPartitions
         | Code::InvalidReplicationFactor
@@ -104,8 +107,20 @@ pub(crate) fn of_code(operation: &'static str, code: Code) -> Error {
 /// The error of a message that the client library or the broker refused.
 #[cold]
 pub(crate) fn sending(error: KafkaError) -> Error {
+    if code(&error) == Some(Code::BrokerDestroy) {
+        return topic_gone(error);
+    }
     let kind = code(&error).map_or(ErrorKind::Other, sending_kind);
     native("send", error).with_kind(kind)
+}
+
+/// librdkafka has taken a partition apart with the message in it, because its topic was deleted: of a client that ends, all
+/// messages were withdrawn before. Most were never sent; one may have been, and was put back when no answer came.
+#[cold]
+fn topic_gone(error: KafkaError) -> Error {
+    native("send", KafkaError::MessageProduction(Code::UnknownTopicOrPartition))
+        .with_retry(Retry::UnknownOutcome)
+        .with_source(error)
 }
 
 pub(crate) fn code(error: &KafkaError) -> Option<Code> {
@@ -226,6 +241,8 @@ mod tests {
             (Code::NotEnoughReplicas, Kind::Busy, Kind::Busy),
             (Code::InvalidTopic, Kind::InvalidInput, Kind::InvalidInput),
             (Code::InvalidReplicationFactor, Kind::InvalidInput, Kind::InvalidInput),
+            (Code::BrokerDestroy, Kind::Disconnected, Kind::NotFound),
+            (Code::DestroyBroker, Kind::Disconnected, Kind::UnknownOutcome),
             (Code::PolicyViolation, Kind::Refused, Kind::Refused),
             (Code::Underflow, Kind::Other, Kind::Other),
         ] {
@@ -233,6 +250,8 @@ mod tests {
             assert_eq!(mapped.kind(), expected, "{mapped}");
             assert!(std::error::Error::source(&mapped).is_some());
             assert_eq!(sending(KafkaError::MessageProduction(code)).kind(), when_sending);
+            (Code::InvalidRecord, Kind::Refused, Kind::Refused),
+            (Code::InvalidDifferentRecord, Kind::Busy, Kind::Busy),
         }
     }
 
@@ -242,3 +261,12 @@ mod tests {
         assert_eq!(error.to_string(), "kafka: send: Broker: Unknown topic or partition; declare it, or check its name");
     }
 }
+    #[test]
+    fn a_message_whose_topic_goes_may_have_been_written() {
+        let error = sending(KafkaError::MessageProduction(Code::BrokerDestroy));
+        assert_eq!((error.kind(), error.retry()), (ErrorKind::NotFound, Retry::UnknownOutcome));
+        assert!(error.to_string().contains("Unknown topic or partition"), "{error}");
+        let source = std::error::Error::source(&error).expect("what the client library has said").to_string();
+        assert!(source.contains("BrokerDestroy"), "{source}");
+    }
+

@@ -302,6 +302,8 @@ fn is_of_transaction(error: &KafkaError) -> bool {
         // One message ends the transaction, and all others are withdrawn.
         Some(Code::PurgeQueue | Code::PurgeInflight)
             // Nothing more is taken after that.
+            // The one of its batch that is refused for itself says so.
+            | Some(Code::InvalidDifferentRecord)
             | Some(Code::State | Code::Fatal)
             // Somebody else has begun anew, or the coordinator takes it to be over.
             | Some(Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch | Code::InvalidTransactionalState)
