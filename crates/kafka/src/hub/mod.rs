@@ -93,3 +93,4 @@ impl Hub {
         self.ended.subscribe()
     }
 }
+        state.returned.clear();

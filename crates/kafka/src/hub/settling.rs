@@ -37,7 +37,7 @@ impl Hub {
         Ok(())
     }
 
-    /// The transaction is given up: they are with their consumers as before.
+    /// The transaction is given up: they are with their consumers as before, or wait where those have returned them.
     pub(crate) fn unclaim(&self, tokens: &[Token]) {
         let mut state = lock(&self.state);
         for token in tokens {
@@ -45,6 +45,9 @@ impl Hub {
                 && let Place::Finishing(share) = entry.place
             {
                 entry.place = Place::With(share);
+                if let Some(message) = state.returned.remove(&token.0) {
+                    state.put_back(*token, message);
+                }
             }
         }
         self.settled(&mut state);
@@ -55,6 +58,7 @@ impl Hub {
         let mut state = lock(&self.state);
         for token in tokens {
             let (slot, number) = parts(*token);
+            state.returned.remove(&token.0);
             // Gone meanwhile: its next owner begins behind it.
             let Some(partition) = state.slots.get_mut(&slot) else { continue };
             let dirty = partition.dirty;
@@ -74,22 +78,12 @@ impl Hub {
     /// Back to those that wait, in its place.
     pub(crate) fn release(&self, token: Token, message: Message) {
         let mut state = lock(&self.state);
-        // Gone: another consumer has it already.
-        let Ok((slot, offset)) = state.locate(token) else { return };
-        let Some(entry) = state.slots.get_mut(&slot).and_then(|slot| slot.entry(offset)) else { return };
-        let copy = *entry;
-        entry.place = Place::Ready;
-        state.give_up(copy);
-        (state.fetched, state.fetched_bytes) = (state.fetched + 1, state.fetched_bytes + copy.bytes());
-        let returned = Waiting { message, token, taken_at: None };
-        let same = |waiting: &&Waiting| parts(waiting.token).0 == slot;
-        // Tokens of one slot are in the order of their offsets.
-        let before = state.ready.iter().position(|waiting| same(&waiting) && waiting.token.0 > token.0);
-        let last = state.ready.len()
-            - state.ready.iter().rev().position(|waiting| same(&waiting)).unwrap_or(state.ready.len());
-        let at = before.unwrap_or(last);
-        state.ready.insert(at, returned);
-        state.notify();
+        if state.claimed(token).is_some_and(|entry| matches!(entry.place, Place::Finishing(_))) {
+            // Nobody waits for the answer any more, but the transaction goes on.
+            state.returned.insert(token.0, message);
+            return;
+        }
+        state.put_back(token, message);
         self.settled(&mut state);
     }
 
@@ -118,5 +112,57 @@ impl Hub {
             (state.wants_rest, state.wants_room) = (false, false);
             self.changed.notify_all();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use polymq_core::Address;
+    use rdkafka::{Offset, TopicPartitionList};
+
+    use super::*;
+    use crate::{hub::Fetched, hub::Turn, topology::Names};
+
+    /// A handler's task is given up while its transaction is being written: when that has happened the message is done, and when
+    /// not it is delivered again. Neither leaves a place of the prefetch taken.
+    #[test]
+    fn what_is_returned_during_its_transaction_waits_for_its_end() {
+        let hub = Hub::new(Names::of(&Address::queue("orders"), None));
+        let (share, _) = hub.join(1, 1000).expect("it has just begun");
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset("orders", 0, Offset::Offset(0)).expect("an offset");
+        hub.assigned(&list, true);
+        let fetched = |offset| Fetched {
+            is_delay: false,
+            partition: 0,
+            offset,
+            taken_at: None,
+            message: Message::new(offset.to_string()),
+            due: None,
+        };
+        hub.take_in(&mut vec![fetched(0)]);
+        let take = || {
+            let mut taken = Vec::new();
+            if let Some(result) = hub.take(share, 1, &mut taken) {
+                result.expect("it goes on");
+            }
+            taken.pop().map(|incoming| (incoming.token, incoming.message))
+        };
+        let (token, message) = take().expect("a message");
+        hub.claim(token).expect("ours");
+        hub.release(token, message);
+        assert!(take().is_none(), "it may be done any moment");
+        hub.unclaim(&[token]);
+        let (token, message) = take().expect("the same again");
+        assert_eq!(&message.payload()[..], b"0");
+        hub.claim(token).expect("ours");
+        hub.release(token, message);
+        hub.settle_claimed(&[token]);
+        assert!(take().is_none() && hub.unsettled() == 0, "it is done");
+        hub.take_in(&mut vec![fetched(1)]);
+        let (token, _) = take().expect("the next one has its place");
+        hub.ack(&[token]).expect("ours");
+        hub.part(share);
+        assert_eq!(hub.turn(Instant::now()), Turn::Leave);
     }
 }

@@ -32,6 +32,8 @@ pub(super) struct State {
     /// By the time at which they are due.
     pub(super) held: BTreeMap<(Instant, u64), Waiting>,
     pub(super) next_held: u64,
+    /// Returned, by token, while their transaction is under way: it decides whether they are delivered again.
+    pub(super) returned: BTreeMap<u64, Message>,
     pub(super) shares: BTreeMap<u32, Share>,
     pub(super) next_share: u32,
     /// What the consumers may have together: messages and bytes.
@@ -264,6 +266,26 @@ impl State {
         held.retain(|_, waiting| !slots.contains(&parts(waiting.token).0));
     }
 
+    /// Puts what was with a consumer back to those that wait, in its place.
+    pub(super) fn put_back(&mut self, token: Token, message: Message) {
+        // Gone: another consumer has it already.
+        let Ok((slot, offset)) = self.locate(token) else { return };
+        let Some(entry) = self.slots.get_mut(&slot).and_then(|slot| slot.entry(offset)) else { return };
+        let copy = *entry;
+        entry.place = Place::Ready;
+        self.give_up(copy);
+        (self.fetched, self.fetched_bytes) = (self.fetched + 1, self.fetched_bytes + copy.bytes());
+        let returned = Waiting { message, token, taken_at: None };
+        let same = |waiting: &&Waiting| parts(waiting.token).0 == slot;
+        // Tokens of one slot are in the order of their offsets.
+        let before = self.ready.iter().position(|waiting| same(&waiting) && waiting.token.0 > token.0);
+        let last =
+            self.ready.len() - self.ready.iter().rev().position(|waiting| same(&waiting)).unwrap_or(self.ready.len());
+        let at = before.unwrap_or(last);
+        self.ready.insert(at, returned);
+        self.notify();
+    }
+
     pub(super) fn drop_partition(&mut self, is_delay: bool, number: i32) {
         if let Some(slot) = self.find(is_delay, number) {
             self.drop_slot(slot);
@@ -272,6 +294,7 @@ impl State {
 
     pub(super) fn drop_slot(&mut self, slot: u32) {
         self.forget_unreceived(&[slot]);
+        self.returned.retain(|token, _| parts(Token(*token)).0 != slot);
         let Some(partition) = self.slots.remove(&slot) else { return };
         for entry in partition.entries() {
             if entry.is_out() {
