@@ -34,7 +34,8 @@ impl Drop for Admin {
 impl KafkaConnection {
     /// A client that administers. It is needed rarely, so it has no connection for longer.
     fn admin(&self) -> Result<Admin> {
-        self.native_config()?.create().map(|client| Admin(Some(client))).map_err(configuration)
+        let made = self.native_config().and_then(|config| config.create().map_err(configuration));
+        made.map(|client| Admin(Some(client))).map_err(error::for_now)
     }
 
     /// Makes sure that these topics exist, or makes them. What is temporary is nobody's but this process's, and made

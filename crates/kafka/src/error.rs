@@ -220,6 +220,12 @@ pub(crate) fn config(sentence: impl Into<std::borrow::Cow<'static, str>>) -> Err
     Error::new(ErrorKind::Config, sentence).with_backend(NAME)
 }
 
+/// The settings were right when the connection was made, so what makes them useless now passes: a file that is being replaced,
+/// a machine without memory or descriptors for another client.
+pub(crate) fn for_now(error: Error) -> Error {
+    if error.kind() == ErrorKind::Config { error.with_kind(ErrorKind::Disconnected) } else { error }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

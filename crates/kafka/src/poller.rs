@@ -417,9 +417,11 @@ impl Poller {
 fn create(hub: &Arc<Hub>, config: &Arc<KafkaConfig>, link: &Arc<Link>, plan: &Plan) -> Result<Native> {
     let own = format!("polymq-{:016x}", fastrand::u64(..));
     let group = hub.names.group.as_deref().unwrap_or(&own);
-    let context = Context::receiving(hub, link, config)?;
-    let settings = client::consumer(config, group, plan.prefetch, plan.bytes)?;
-    settings.create_with_context(context).map_err(configuration)
+    let made = Context::receiving(hub, link, config).and_then(|context| {
+        let settings = client::consumer(config, group, plan.prefetch, plan.bytes)?;
+        settings.create_with_context(context).map_err(configuration)
+    });
+    made.map_err(error::for_now)
 }
 
 fn fetched(record: &BorrowedMessage<'_>, is_delay: bool, bodies: &mut Bodies) -> Fetched {

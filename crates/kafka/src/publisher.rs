@@ -277,7 +277,8 @@ impl Publisher {
                 Wake::Fatal => {
                     self.shut();
                     self.link.down(&self.link.reason("the client library cannot go on"));
-                    self.renew();
+                    // It says so once.
+                    while !self.renew() && self.link.sleep(self.config.reconnect_max) {}
                 }
                 Wake::Closed => break,
             }
@@ -324,11 +325,12 @@ impl Publisher {
         let Some(native) = self.native().filter(|native| native.context().brokers.are_gone()) else { return };
         tracing::warn!("this client of librdkafka can connect no more; another one takes over");
         let _ = native.flush(ANSWER);
-        self.renew();
+        let _ = self.renew();
     }
 
-    /// Another client instead of one that cannot go on; what that one has not answered has an unknown outcome.
-    fn renew(&self) {
+    /// Another client instead of one that cannot go on; what that one has not answered has an unknown outcome. `false`
+    /// when none can be made now.
+    fn renew(&self) -> bool {
         match create(&self.config, &self.link) {
             Ok(new) => {
                 let old = {
@@ -336,12 +338,14 @@ impl Publisher {
                     gate.native.is_some().then(|| gate.native.replace(new))
                 };
                 drop(old);
+                true
             }
             Err(error) => {
                 tracing::error!(%error, "no new client can be made; trying again");
                 if let Some(native) = self.native() {
                     native.context().brokers.ask_again();
                 }
+                false
             }
         }
     }

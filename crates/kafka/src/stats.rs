@@ -74,8 +74,9 @@ impl KafkaConnection {
 
 /// A client that asks about a group and is no member of it. Blocks.
 pub(crate) fn asking(config: &Arc<KafkaConfig>, link: &Arc<Link>, group: &str) -> Result<Native> {
-    let context = Context::asking(link, config)?;
-    client::consumer(config, group, 1, 1)?.create_with_context(context).map_err(configuration)
+    let made = Context::asking(link, config)
+        .and_then(|context| client::consumer(config, group, 1, 1)?.create_with_context(context).map_err(configuration));
+    made.map_err(error::for_now)
 }
 
 pub(crate) type Committed = (Option<i64>, String);

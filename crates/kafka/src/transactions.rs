@@ -218,7 +218,8 @@ impl Writer {
         let native = match &self.native {
             Some(native) => native,
             None => {
-                let native = self.create()?;
+                // Not the fault of what was to be settled.
+                let native = self.create().map_err(error::for_now)?;
                 self.native.insert(native)
             }
         };

@@ -11,6 +11,8 @@ mod closing;
 #[cfg(feature = "tls")]
 #[path = "broker/encryption.rs"]
 mod encryption;
+#[path = "broker/files.rs"]
+mod files;
 #[path = "broker/groups.rs"]
 mod groups;
 #[path = "broker/harness.rs"]
@@ -97,6 +99,12 @@ fn main() -> ExitCode {
     ));
     trials.extend(trials!(records:
         keys_choose_the_partition_as_other_clients_do,
+    trials.extend(trials!(opening:
+        a_position_is_for_the_first_opening,
+        whoever_joins_a_group_that_cannot_begin_hears_so,
+        a_consumer_whose_place_is_taken_is_nothing_to_senders,
+    ));
+    trials.extend(trials!(files: a_file_that_is_missing_for_a_moment_ends_nothing));
         b15_closing_flushes_what_was_not_awaited,
         what_is_withdrawn_in_an_outage_is_gone,
         a_foreign_record_may_hold_anything,
