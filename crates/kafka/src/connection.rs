@@ -28,7 +28,7 @@ use crate::{
     error,
     hub::Hub,
     link::{Link, Status, lock},
-    position,
+    position::{self, Position},
     producer::{CLOSE_TIMEOUT, KafkaProducer},
     publisher::{self, Native, Publisher},
     stats,
@@ -54,8 +54,22 @@ pub(crate) struct Hubs {
     pub(crate) groups: HashMap<Names, Arc<Hub>>,
     /// Subscriptions without a group, each on its own.
     pub(crate) singles: Vec<Arc<Hub>>,
+    /// Where groups were moved to by subscriptions that have failed since. Whoever opens them again does not move them again.
+    pub(crate) moved: HashMap<Names, Position>,
     /// Those who close have seen all there are: none is added.
     pub(crate) closed: bool,
+}
+
+impl Hubs {
+    /// Takes one away that has ended.
+    pub(crate) fn remove(&mut self, names: &Names) {
+        if let Some(hub) = self.groups.remove(names) {
+            match hub.to_be_resumed() {
+                Some(position) => self.moved.insert(names.clone(), position),
+                None => self.moved.remove(names),
+            };
+        }
+    }
 }
 
 impl KafkaConnection {

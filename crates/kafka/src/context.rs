@@ -77,7 +77,10 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.link.observe(&error, reason);
+        // What ends this client is its hub's affair, and nothing to the one that sends.
+        if error::code(&error) != Some(Code::Fatal) {
+            self.link.observe(&error, reason);
+        }
         self.brokers.observe(error::code(&error));
         let kind = error::code(&error).map_or(ErrorKind::Other, error::kind);
         if kind == ErrorKind::PermissionDenied || error::code(&error) == Some(Code::Fatal) {

@@ -63,6 +63,8 @@ impl KafkaConnection {
                 self.forget(names, &hub);
                 continue;
             };
+            // Opened again by itself it goes on where it was, although it says where to begin.
+            let plan = Plan { seek: plan.seek.filter(|_| !hub.resumes(plan.seek)), ..plan };
             if !is_new && plan.seek.is_some() {
                 hub.part(share);
                 return Err(Error::new(
@@ -93,6 +95,9 @@ impl KafkaConnection {
                         return Err(error);
                     }
                 }
+            } else {
+                // Until then it would miss what is sent, or have an error that nobody hears.
+                hub.begun().await?;
             }
             return Ok(consumer);
         }
@@ -103,7 +108,9 @@ impl KafkaConnection {
         if hubs.closed {
             return Err(error::closed("consume"));
         }
-        hubs.groups.retain(|_, hub| !*hub.ended().borrow());
+        let ended: Vec<Names> =
+            hubs.groups.iter().filter(|(_, hub)| *hub.ended().borrow()).map(|(names, _)| names.clone()).collect();
+        ended.iter().for_each(|names| hubs.remove(names));
         hubs.singles.retain(|hub| !*hub.ended().borrow());
         if names.group.is_none() {
             let hub = Hub::new(names.clone());
@@ -113,7 +120,7 @@ impl KafkaConnection {
         match hubs.groups.get(names) {
             Some(hub) => Ok((Arc::clone(hub), false)),
             None => {
-                let hub = Hub::new(names.clone());
+                let hub = Hub::resuming(names.clone(), hubs.moved.get(names).copied());
                 if transactional {
                     hub.set_transactions(Transactions::start(&hub, Arc::clone(&self.config), Arc::clone(&self.link))?);
                 }
@@ -124,8 +131,8 @@ impl KafkaConnection {
     }
 
     fn forget(&self, names: &Names, hub: &Arc<Hub>) {
-        let hubs = &mut lock(&self.hubs).groups;
-        if hubs.get(names).is_some_and(|known| Arc::ptr_eq(known, hub)) {
+        let mut hubs = lock(&self.hubs);
+        if hubs.groups.get(names).is_some_and(|known| Arc::ptr_eq(known, hub)) {
             hubs.remove(names);
         }
     }

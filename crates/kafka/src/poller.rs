@@ -74,6 +74,7 @@ pub(crate) fn start(
                     return;
                 }
             };
+            reading.set_begun(plan.seek);
             let _ = ready.send(Ok(()));
             poller.run();
             poller.leave();

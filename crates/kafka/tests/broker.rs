@@ -22,6 +22,8 @@ mod idle;
 #[cfg(feature = "tls")]
 #[path = "broker/logins.rs"]
 mod logins;
+#[path = "broker/opening.rs"]
+mod opening;
 #[path = "broker/positions.rs"]
 mod positions;
 #[path = "broker/records.rs"]
@@ -84,11 +86,11 @@ fn main() -> ExitCode {
     trials.extend(trials!(topics:
         h7_topics_are_made_as_they_are_wanted,
         h7_more_copies_than_brokers_are_an_error,
+        looking_makes_no_topic,
         a_topic_made_by_another_tool_is_taken_as_it_is,
         a_delay_topic_that_is_made_later_is_read,
         requests_are_answered_where_topics_are_only_checked,
         partitions_that_are_added_are_read_without_a_group,
-        looking_makes_no_topic,
         partitions_that_are_added_are_read_by_a_group_that_was_away,
         a_deleted_topic_ends_its_consumers,
     ));
@@ -97,14 +99,14 @@ fn main() -> ExitCode {
         declaring_does_not_move_a_group_that_exists,
         a_commit_that_is_refused_is_repeated,
     ));
-    trials.extend(trials!(records:
-        keys_choose_the_partition_as_other_clients_do,
     trials.extend(trials!(opening:
         a_position_is_for_the_first_opening,
         whoever_joins_a_group_that_cannot_begin_hears_so,
         a_consumer_whose_place_is_taken_is_nothing_to_senders,
     ));
     trials.extend(trials!(files: a_file_that_is_missing_for_a_moment_ends_nothing));
+    trials.extend(trials!(records:
+        keys_choose_the_partition_as_other_clients_do,
         b15_closing_flushes_what_was_not_awaited,
         what_is_withdrawn_in_an_outage_is_gone,
         a_foreign_record_may_hold_anything,
