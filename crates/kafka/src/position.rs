@@ -110,25 +110,25 @@ pub(crate) fn begin_at(
     let failed = |error| error::native("consume", error).with_channel(topic);
     let partitions = topology::existing(native.client(), topic, timeout)?;
     let known = native.committed_offsets(topology::list(topic, &partitions), timeout).map_err(failed)?;
-    let has_position = |partition: &i32| {
-        known.find_partition(topic, *partition).is_some_and(|found| matches!(found.offset(), Offset::Offset(_)))
-    };
-    if seek.is_none() && partitions.iter().any(has_position) {
+    let any_position = known.elements().iter().any(|found| matches!(found.offset(), Offset::Offset(_)));
+    if seek.is_none() && any_position {
         // It has begun. A partition without a position was added since, and is read from its beginning.
         return Ok(());
     }
     let list = seek.unwrap_or(start).offsets(native, topic, &partitions, timeout)?;
+    // Another process may have begun meanwhile, and from where it begins nothing is to be missed. Kafka commits under no
+    // condition, so what is left is a moment.
+    let not_begun = || match seek {
+        Some(_) => Ok(list.clone()),
+        None => without(&list, &native.committed_offsets(topology::list(topic, &partitions), timeout)?),
+    };
     let end = Instant::now() + timeout;
     loop {
-        return match native.commit(&list, CommitMode::Sync) {
+        let committed = not_begun()
+            .and_then(|left| if left.count() == 0 { Ok(()) } else { native.commit(&left, CommitMode::Sync) });
+        return match committed {
             Ok(()) => Ok(()),
-            // A cluster that is new makes the place for positions with the first question for it; in others it moves at times.
-            Err(KafkaError::ConsumerCommit(
-                Code::NotCoordinator
-                | Code::WaitingForCoordinator
-                | Code::CoordinatorNotAvailable
-                | Code::CoordinatorLoadInProgress,
-            )) if Instant::now() < end => {
+            Err(error) if is_moving(&error) && Instant::now() < end => {
                 thread::sleep(MOVED);
                 continue;
             }
@@ -150,9 +150,48 @@ pub(crate) fn begin_at(
     }
 }
 
+/// A cluster that is new makes the place for positions with the first question for it; in others it moves at times.
+fn is_moving(error: &KafkaError) -> bool {
+    matches!(
+        error::code(error),
+        Some(
+            Code::NotCoordinator
+                | Code::WaitingForCoordinator
+                | Code::CoordinatorNotAvailable
+                | Code::CoordinatorLoadInProgress
+        )
+    )
+}
+
+/// Those of them that have no position among the `known` ones.
+fn without(list: &TopicPartitionList, known: &TopicPartitionList) -> Result<TopicPartitionList, KafkaError> {
+    let mut left = TopicPartitionList::new();
+    for one in list.elements() {
+        let found = known.find_partition(one.topic(), one.partition());
+        if !found.is_some_and(|found| matches!(found.offset(), Offset::Offset(_))) {
+            left.add_partition_offset(one.topic(), one.partition(), one.offset())?;
+        }
+    }
+    Ok(left)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_another_process_has_begun_is_left_to_it() {
+        let mut list = TopicPartitionList::new();
+        let mut known = TopicPartitionList::new();
+        for (partition, theirs) in [(0, Offset::Offset(3)), (1, Offset::Invalid), (2, Offset::Offset(0))] {
+            list.add_partition_offset("prices", partition, Offset::Offset(7)).expect("an offset");
+            known.add_partition_offset("prices", partition, theirs).expect("an offset");
+        }
+        list.add_partition_offset("prices", 3, Offset::Offset(8)).expect("an offset");
+        let left = without(&list, &known).expect("a list");
+        let left: Vec<_> = left.elements().iter().map(|one| (one.partition(), one.offset())).collect();
+        assert_eq!(left, [(1, Offset::Offset(7)), (3, Offset::Offset(8))]);
+    }
 
     #[test]
     fn positions_are_read() {
