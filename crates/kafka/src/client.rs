@@ -19,8 +19,16 @@ use crate::{
 const MIN_QUEUED: usize = 8_000;
 const MAX_QUEUED: usize = 100_000;
 
+/// The longest that librdkafka waits for an answer, and for a connection.
+const MAX_SILENCE: Duration = Duration::from_secs(300);
+const MAX_SETUP: Duration = Duration::from_millis(i32::MAX as u64);
+
 fn millis(duration: Duration) -> String {
     duration.as_millis().to_string()
+}
+
+fn linger(duration: Duration) -> String {
+    (duration.as_secs_f64() * 1000.0).to_string()
 }
 
 /// What every client of a connection has in common.
@@ -39,13 +47,18 @@ pub(crate) fn common(config: &KafkaConfig) -> Result<ClientConfig> {
         .set("security.protocol", protocol)
         .set("reconnect.backoff.ms", millis(config.reconnect_initial))
         .set("reconnect.backoff.max.ms", millis(config.reconnect_max))
-        .set("socket.connection.setup.timeout.ms", millis(config.connect_timeout.max(Duration::from_secs(1))))
+        .set(
+            "socket.connection.setup.timeout.ms",
+            millis(config.connect_timeout.clamp(Duration::from_secs(1), MAX_SETUP)),
+        )
         // A request without an answer: the connection is dead, and another one may not be.
-        .set("socket.timeout.ms", millis((config.heartbeat * 2).max(Duration::from_secs(3))))
+        .set("socket.timeout.ms", millis((config.heartbeat * 2).clamp(Duration::from_secs(3), MAX_SILENCE)))
         .set("socket.keepalive.enable", "true")
         .set("socket.nagle.disable", "true")
         // Topics are declared before they are used; one that is not there is soon known.
         .set("topic.metadata.propagation.max.ms", "1000")
+        // Neither is one made by a broker that makes what it is asked about: a question is no declaration.
+        .set("allow.auto.create.topics", "false")
         .set_log_level(RDKafkaLogLevel::Info);
     if let Some(user) = &endpoint.user {
         let mechanism = match config.mechanism {
@@ -57,8 +70,6 @@ pub(crate) fn common(config: &KafkaConfig) -> Result<ClientConfig> {
             .set("sasl.mechanism", mechanism)
             .set("sasl.username", user)
             .set("sasl.password", endpoint.pass.as_ref().map_or("", Secret::expose));
-        // Neither is one made by a broker that makes what it is asked about: a question is no declaration.
-        .set("allow.auto.create.topics", "false")
     }
     let files = [
         ("ssl.ca.location", "ca_file", &config.ca_file),
@@ -116,7 +127,7 @@ pub(crate) fn producer(config: &KafkaConfig) -> Result<ClientConfig> {
         // Brings acks=all, retries without end within the delivery time-out, and an order that survives them.
         .set("enable.idempotence", "true")
         .set("delivery.timeout.ms", millis(config.delivery_timeout))
-        .set("linger.ms", (config.linger.as_secs_f64() * 1000.0).to_string())
+        .set("linger.ms", linger(config.linger))
         .set("compression.type", compression)
         .set("message.max.bytes", (config.max_payload + RECORD_ROOM).to_string())
         // As other clients of Kafka do it: the same key is in the same partition, whoever sends it.
@@ -132,12 +143,15 @@ pub(crate) fn transactional(config: &KafkaConfig, id: &str) -> Result<ClientConf
     let mut client = producer(config)?;
     // When this process is killed, others wait for so long for the positions that it was about to commit.
     let timeout = config.session_timeout;
+    let delivery = config.delivery_timeout.min(timeout);
     client
         .set("transactional.id", id)
         .set("transaction.timeout.ms", millis(timeout))
         // Longer is refused by the client library.
         .set("socket.timeout.ms", millis((config.heartbeat * 2).clamp(Duration::from_millis(500), timeout)))
-        .set("delivery.timeout.ms", millis(config.delivery_timeout.min(timeout)));
+        .set("delivery.timeout.ms", millis(delivery))
+        // As long is refused too.
+        .set("linger.ms", linger(config.linger.min(delivery / 2)));
     Ok(client)
 }
 
@@ -205,5 +219,35 @@ pub(crate) fn log(level: RDKafkaLogLevel, facility: &str, line: &str) {
             tracing::info!(facility, "{line}");
         }
         _ => tracing::debug!(facility, "{line}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use polymq_core::Settings;
+    use rdkafka::consumer::BaseConsumer;
+
+    use super::*;
+
+    /// What is accepted as a setting is accepted by the client library too.
+    #[test]
+    fn the_bounds_of_settings_are_those_of_every_client() {
+        for settings in [
+            Settings::new().with("heartbeat", "1s").with("session_timeout", "1s").with("linger", "500ms"),
+            Settings::new().with("heartbeat", "1h").with("session_timeout", "5m").with("linger", "1m"),
+            Settings::new().with("session_timeout", "10s").with("linger", "1m"),
+            Settings::new().with("delivery_timeout", "1s").with("linger", "999ms"),
+            Settings::new().with("delivery_timeout", "1d").with("connect_timeout", "1000d"),
+            Settings::new().with("reconnect_initial", "1h").with("reconnect_max", "1h"),
+            Settings::new().with("max_payload", "900000000"),
+        ] {
+            let config = KafkaConfig::parse(&settings).expect("valid");
+            for sending in [producer(&config), transactional(&config, "id")] {
+                let made: Result<BaseProducer, _> = sending.expect("settings").create();
+                made.unwrap_or_else(|error| panic!("{settings:?}: {error}"));
+            }
+            let made: Result<BaseConsumer, _> = consumer(&config, "group", 1, 1).expect("settings").create();
+            made.unwrap_or_else(|error| panic!("{settings:?}: {error}"));
+        }
     }
 }
