@@ -190,7 +190,7 @@ impl Link {
     pub(crate) fn up(&self) {
         // Complaints of before are answered.
         let mut state = lock(&self.state);
-        (state.suspected, state.lost) = (false, false);
+        (state.suspected, state.lost, state.reason) = (false, false, None);
         if self.set(Status::Up) {
             self.health.up();
         }
@@ -218,5 +218,21 @@ impl Link {
             }
             changes
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What was wrong before it was up is not what is wrong now.
+    #[test]
+    fn a_complaint_is_over_when_the_connection_is_up() {
+        let link = Link::new();
+        let refused = KafkaError::Global(Code::BrokerTransportFailure);
+        link.observe(&refused, "connection refused");
+        assert_eq!(&*link.reason("unknown"), "connection refused");
+        link.up();
+        assert_eq!(&*link.reason("no broker is connected"), "no broker is connected");
     }
 }

@@ -201,7 +201,15 @@ pub(crate) async fn create<C: ClientContext>(
     for result in results {
         match result {
             Ok(_) | Err((_, Code::TopicAlreadyExists)) => {}
-            Err((name, code)) => return Err(error::of_code("declare", code).with_channel(name)),
+            Err((name, code)) => {
+                let error = error::of_code("declare", code).with_channel(name);
+                return Err(match code {
+                    Code::InvalidTopic => {
+                        error.with_hint("Kafka takes `.` and `_` in names for the same: check for `a_b` beside `a.b`")
+                    }
+                    _ => error,
+                });
+            }
         }
     }
     Ok(())
