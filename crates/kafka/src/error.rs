@@ -241,32 +241,26 @@ mod tests {
             (Code::PurgeInflight, Kind::UnknownOutcome, Kind::UnknownOutcome),
             (Code::UnknownTopicOrPartition, Kind::NotFound, Kind::NotFound),
             (Code::UnknownTopic, Kind::NotFound, Kind::NotFound),
+            (Code::BrokerDestroy, Kind::Disconnected, Kind::NotFound),
+            (Code::DestroyBroker, Kind::Disconnected, Kind::UnknownOutcome),
             (Code::TopicAuthorizationFailed, Kind::PermissionDenied, Kind::PermissionDenied),
             (Code::Authentication, Kind::Unauthenticated, Kind::Unauthenticated),
             (Code::MessageSizeTooLarge, Kind::TooLarge, Kind::TooLarge),
             (Code::NotEnoughReplicas, Kind::Busy, Kind::Busy),
             (Code::InvalidTopic, Kind::InvalidInput, Kind::InvalidInput),
             (Code::InvalidReplicationFactor, Kind::InvalidInput, Kind::InvalidInput),
-            (Code::BrokerDestroy, Kind::Disconnected, Kind::NotFound),
-            (Code::DestroyBroker, Kind::Disconnected, Kind::UnknownOutcome),
             (Code::PolicyViolation, Kind::Refused, Kind::Refused),
+            (Code::InvalidRecord, Kind::Refused, Kind::Refused),
+            (Code::InvalidDifferentRecord, Kind::Busy, Kind::Busy),
             (Code::Underflow, Kind::Other, Kind::Other),
         ] {
             let mapped = of_code("declare", code);
             assert_eq!(mapped.kind(), expected, "{mapped}");
             assert!(std::error::Error::source(&mapped).is_some());
             assert_eq!(sending(KafkaError::MessageProduction(code)).kind(), when_sending);
-            (Code::InvalidRecord, Kind::Refused, Kind::Refused),
-            (Code::InvalidDifferentRecord, Kind::Busy, Kind::Busy),
         }
     }
 
-    #[test]
-    fn sentences_are_the_brokers_own() {
-        let error = of_code("send", Code::UnknownTopicOrPartition);
-        assert_eq!(error.to_string(), "kafka: send: Broker: Unknown topic or partition; declare it, or check its name");
-    }
-}
     #[test]
     fn a_message_whose_topic_goes_may_have_been_written() {
         let error = sending(KafkaError::MessageProduction(Code::BrokerDestroy));
@@ -276,3 +270,9 @@ mod tests {
         assert!(source.contains("BrokerDestroy"), "{source}");
     }
 
+    #[test]
+    fn sentences_are_the_brokers_own() {
+        let error = of_code("send", Code::UnknownTopicOrPartition);
+        assert_eq!(error.to_string(), "kafka: send: Broker: Unknown topic or partition; declare it, or check its name");
+    }
+}

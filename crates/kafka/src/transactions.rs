@@ -302,9 +302,9 @@ fn is_of_transaction(error: &KafkaError) -> bool {
         error::code(error),
         // One message ends the transaction, and all others are withdrawn.
         Some(Code::PurgeQueue | Code::PurgeInflight)
-            // Nothing more is taken after that.
             // The one of its batch that is refused for itself says so.
             | Some(Code::InvalidDifferentRecord)
+            // Nothing more is taken after that.
             | Some(Code::State | Code::Fatal)
             // Somebody else has begun anew, or the coordinator takes it to be over.
             | Some(Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch | Code::InvalidTransactionalState)
