@@ -30,8 +30,8 @@ use crate::{
 /// The pattern "queues" in the store.
 pub(crate) const QUEUES: u8 = 1;
 
-/// Messages that leave their delay in one step.
-const DUE: usize = 256;
+/// Messages, and bytes of them, that leave their delay in one step; one message may have more.
+const DUE: (usize, usize) = (256, 1 << 20);
 /// How soon the clock of delays tries again when the store failed.
 const AGAIN: Duration = Duration::from_secs(1);
 /// How often it looks what time it is: a machine that slept, and a clock that was set, tell nobody.
@@ -336,7 +336,7 @@ impl Queues {
     /// Moves what is due; tells how long until the next is.
     async fn release(&self) -> Result<Option<Duration>, StoreError> {
         loop {
-            let due = self.store.due(now(), DUE)?;
+            let due = self.store.due(now(), DUE.0, DUE.1)?;
             if due.is_empty() {
                 let (next, ..) = self.store.delays()?;
                 return Ok(next.map(|next| Duration::from_nanos((next - now()).max(0).unsigned_abs())));

@@ -158,6 +158,20 @@ async fn what_is_delayed_leaves_its_delay_once() {
 }
 
 #[tokio::test]
+async fn large_messages_that_are_due_together_leave_their_delay_in_steps() {
+    let queues = queues();
+    let queue = queues.get("orders").unwrap();
+    for id in 1..=4 {
+        let body = vec![b'x'; if id == 3 { 1 } else { DUE.1 }].into();
+        let value = QueueMessage { body, ..QueueMessage::default() }.encode_to_vec();
+        queues.store.store(vec![Change::Delay { id, channel: queue.id, due: 1, value }]).await.unwrap();
+    }
+    assert_eq!(queues.store.due(now(), DUE.0, DUE.1).unwrap().len(), 1, "no more of them are read at once");
+    assert!(queues.release().await.unwrap().is_none());
+    assert_eq!(queue.stats().messages, 4);
+}
+
+#[tokio::test]
 async fn a_number_is_another_channels_when_nobody_has_its_channel_any_more() {
     let stored = |id| StoredChannel { id, kind: 0, name: String::new(), next: 1, count: 0, bytes: 0, first: None };
     let numbers = Numbers::after(&(2..=MOST_CHANNELS).map(stored).collect::<Vec<_>>());

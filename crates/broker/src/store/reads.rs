@@ -106,25 +106,31 @@ impl Store {
         found.map_err(|cause| told(&self.0.path, &cause))
     }
 
-    /// Delayed messages that are due by a time, the earliest first.
+    /// Delayed messages that are due by a time, the earliest first: at most so many and about so many bytes.
     ///
     /// # Errors
     ///
     /// As [`Store::read`].
-    pub(crate) fn due(&self, by: i64, most: usize) -> Result<Vec<StoredDelay>, StoreError> {
+    pub(crate) fn due(&self, by: i64, most: usize, bytes: usize) -> Result<Vec<StoredDelay>, StoreError> {
         let reads = lock(&self.0.reads);
-        let found: rusqlite::Result<Vec<_>> = (|| {
-            let sql = "SELECT id, channel, due, value, sum FROM delayed WHERE due <= ?1 ORDER BY due, id LIMIT ?2";
+        let found = (|| {
+            let sql = "SELECT id, channel, due, value, sum FROM delayed WHERE due <= ?1 ORDER BY due, id";
             let mut select = reads.prepare_cached(sql)?;
-            let rows = select.query_map(params![by, i64::try_from(most).unwrap_or(i64::MAX)], |row| {
+            let mut rows = select.query([by])?;
+            let (mut found, mut size) = (Vec::new(), 0);
+            while let Some(row) = rows.next()? {
                 let (id, sum, value): (_, u32, Vec<u8>) = (row.get(0)?, row.get(4)?, row.get(3)?);
                 let intact = check::checksum(&value) == sum;
                 if !intact {
                     self.damaged(format!("delayed message {id} is not what was stored"));
                 }
-                Ok(StoredDelay { id, channel: row.get(1)?, due: row.get(2)?, value: intact.then_some(value) })
-            })?;
-            rows.collect()
+                size += value.len();
+                found.push(StoredDelay { id, channel: row.get(1)?, due: row.get(2)?, value: intact.then_some(value) });
+                if size >= bytes || found.len() >= most {
+                    break;
+                }
+            }
+            Ok(found)
         })();
         found.map_err(|cause| told(&self.0.path, &cause))
     }
