@@ -1,5 +1,8 @@
 //! The broker as a value: built, started, asked where it listens, stopped.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeSet, HashMap},
     net::SocketAddr,
@@ -392,8 +395,11 @@ impl Broker {
     /// sent before and is not answered by then was not taken; acknowledgements that are on their way count. Takes as long as
     /// [`Builder::drain`] at most, and what the disk needs.
     ///
+    /// Tells why not everything is on disk, when a sync has failed by then, as [`Broker::failed`] does before: what was answered is,
+    /// and what was acknowledged last may come again.
+    ///
     /// When this future is dropped, the broker ends at once, as by [`Drop`].
-    pub async fn stop(mut self) {
+    pub async fn stop(mut self) -> Option<BrokerError> {
         tracing::info!("broker stops: no new calls, streams end");
         self.shared.stopping.cancel();
         if tokio::time::timeout(self.drain, &mut self.server).await.is_err() {
@@ -407,7 +413,12 @@ impl Broker {
         if let Some(cause) = self.store.damage() {
             tracing::error!(%cause, "damage was found while the broker ran");
         }
+        if let Some(cause) = self.store.failed() {
+            tracing::error!(%cause, "broker has stopped; what was acknowledged last may come again");
+            return Some(cause.clone().into());
+        }
         tracing::info!(bytes = self.store.room().used(), "broker has stopped; everything is on disk");
+        None
     }
 }
 

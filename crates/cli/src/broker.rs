@@ -306,7 +306,7 @@ pub(crate) async fn run(connection: &Connection, options: Options, output: &Outp
         cause = broker.failed() => return Err(cause.into()),
     }
     tokio::select! {
-        () = broker.stop() => Ok(Exit::Done),
+        failure = broker.stop() => failure.map_or(Ok(Exit::Done), |cause| Err(cause.into())),
         () = interrupted() => Err(Failed::new(Exit::Failed, "ended at once by a second signal; what was accepted is on disk")),
     }
 }

@@ -250,6 +250,12 @@ impl Store {
         self.0.syncs.failed()
     }
 
+    /// Whether every sync fails from now on.
+    #[cfg(test)]
+    pub(crate) fn break_syncs(&self, broken: bool) {
+        self.0.syncs.broken.store(broken, std::sync::atomic::Ordering::Relaxed);
+    }
+
     /// Waits until [`Store::failed`] tells something.
     pub(crate) async fn failure(&self) -> StoreError {
         self.0.syncs.fail().await

@@ -1,4 +1,4 @@
-use std::{path::Path, sync::atomic::Ordering, time::Duration};
+use std::{path::Path, time::Duration};
 
 use super::{Change, Key, Store, StoreError};
 use crate::limits::Limits;
@@ -28,10 +28,6 @@ fn sequences(store: &Store) -> Vec<u64> {
     store.read(QUEUE, 1, 100, usize::MAX).unwrap().into_iter().map(|(sequence, _)| sequence).collect()
 }
 
-fn broken(store: &Store, broken: bool) {
-    store.0.syncs.broken.store(broken, Ordering::Relaxed);
-}
-
 async fn fails(store: &Store) {
     tokio::time::timeout(Duration::from_secs(30), store.failure()).await.unwrap();
 }
@@ -54,10 +50,10 @@ async fn after_a_sync_that_failed_nothing_is_answered_or_folded() {
     let file = folder.path().join("broker.sqlite");
     let before = std::fs::read(&file).unwrap();
 
-    broken(&store, true);
+    store.break_syncs(true);
     let refused = store.store(put(11, vec![b'x'; 5 << 20])).await.unwrap_err().to_string();
     assert!(refused.contains("cannot be synced: as the test wants it"), "{refused}");
-    broken(&store, false);
+    store.break_syncs(false);
     let again = store.store(put(12, vec![b'x'; 100])).await.unwrap_err().to_string();
     assert_eq!(again, refused, "whether the next sync works or not");
     assert_eq!(store.failed().unwrap().to_string(), refused);
@@ -77,11 +73,11 @@ async fn after_a_sync_that_failed_nothing_is_answered_or_folded() {
 async fn a_fold_that_cannot_sync_ends_the_store() {
     let folder = tempfile::tempdir().unwrap();
     let store = filled(folder.path()).await;
-    broken(&store, true);
+    store.break_syncs(true);
     // Nobody waits for it, so only the fold syncs.
     store.remove(put(11, vec![b'x'; 5 << 20]), drop);
     fails(&store).await;
-    broken(&store, false);
+    store.break_syncs(false);
     let refused = store.store(put(12, vec![b'x'; 100])).await.unwrap_err();
     assert!(refused.to_string().contains("it or its log cannot be synced"), "{refused}");
     store.close();
@@ -95,7 +91,7 @@ async fn a_stop_whose_record_cannot_be_synced_leaves_the_log_whole() {
     let folder = tempfile::tempdir().unwrap();
     let store = filled(folder.path()).await;
     let record = std::fs::read(folder.path().join("broker.lock")).unwrap();
-    broken(&store, true);
+    store.break_syncs(true);
     store.close();
     drop(store);
     // As after a power cut: what was not synced is not there.

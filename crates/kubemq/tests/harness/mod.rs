@@ -65,7 +65,7 @@ pub(crate) fn serve_if_asked() {
         let mut terminate = signal(SignalKind::terminate()).expect("a signal");
         loop {
             tokio::select! {
-                _ = terminate.recv() => break broker.stop().await,
+                _ = terminate.recv() => break drop(broker.stop().await),
                 line = said.recv() => match line {
                     Some(_) => broker.reload().await.expect("a new key"),
                     None => break,
