@@ -50,11 +50,10 @@ impl Access {
         Ok(Arc::new(Self { files, counts, checks }))
     }
 
-    /// Reads the files anew; on an error everything stays as it was.
-    pub(crate) fn reload(&self) -> Result<()> {
+    /// Reads the files anew. What it gives puts what was read in place.
+    pub(crate) fn read(&self) -> Result<impl FnOnce()> {
         let checks = Arc::new(self.files.read()?);
-        *self.checks.write().unwrap_or_else(PoisonError::into_inner) = checks;
-        Ok(())
+        Ok(move || *self.checks.write().unwrap_or_else(PoisonError::into_inner) = checks)
     }
 
     fn checks(&self) -> Arc<Checks> {

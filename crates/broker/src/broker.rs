@@ -375,14 +375,21 @@ impl Broker {
     ///
     /// # Errors
     ///
-    /// [`BrokerError::Option`] when a file cannot be used; then what it is for stays as it was.
+    /// [`BrokerError::Option`] when a file cannot be used; then everything stays as it was.
     pub async fn reload(&self) -> Result<()> {
-        let read = self.tls.reload().and_then(|()| self.shared.access.reload());
-        match &read {
-            Ok(()) => tracing::info!("certificates, keys and rules are read anew"),
-            Err(cause) => tracing::error!(%cause, "certificates, keys and rules stay as they were"),
+        // All of them are read before any is taken: one that is wrong leaves the others as they were too.
+        match self.tls.read().and_then(|tls| Ok((tls, self.shared.access.read()?))) {
+            Ok((tls, access)) => {
+                tls();
+                access();
+                tracing::info!("certificates, keys and rules are read anew");
+                Ok(())
+            }
+            Err(cause) => {
+                tracing::error!(%cause, "certificates, keys and rules stay as they were");
+                Err(cause)
+            }
         }
-        read
     }
 
     /// Waits until the broker cannot go on and must be started anew: a sync to the disk has failed, so it stores and gives

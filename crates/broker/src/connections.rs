@@ -42,13 +42,10 @@ impl Tls {
         Ok(Arc::new(Self { files, config }))
     }
 
-    /// Reads the files anew, for connections from now on; on an error everything stays as it was.
-    pub(crate) fn reload(&self) -> Result<()> {
-        if let Some(files) = &self.files {
-            let config = files.read()?;
-            *self.config.write().unwrap_or_else(PoisonError::into_inner) = Some(config);
-        }
-        Ok(())
+    /// Reads the files anew. What it gives puts what was read in place, for connections from then on.
+    pub(crate) fn read(&self) -> Result<impl FnOnce()> {
+        let read = self.files.as_ref().map(TlsFiles::read).transpose()?;
+        Ok(move || *self.config.write().unwrap_or_else(PoisonError::into_inner) = read)
     }
 
     fn acceptor(&self) -> Option<TlsAcceptor> {

@@ -70,6 +70,25 @@ async fn new_certificates_are_taken_while_the_broker_runs() {
 }
 
 #[tokio::test]
+async fn one_wrong_file_leaves_the_others_as_they_were() {
+    let (certificates, others) = (Certificates::make(), Certificates::make());
+    const ALL: &str = "[[rule]]\nallow = ['read', 'write']";
+    let rules = certificates.path("rules.toml");
+    std::fs::write(&rules, ALL).unwrap();
+    let broker = builder(&certificates).rules(&rules).start().await.unwrap();
+    for file in ["server.pem", "server.key"] {
+        std::fs::copy(others.path(file), certificates.path(file)).unwrap();
+    }
+    std::fs::write(&rules, "nonsense").unwrap();
+    let wrong = broker.reload().await.unwrap_err().to_string();
+    assert!(wrong.contains("rules.toml"), "{wrong}");
+    assert!(ping(&broker, &certificates, "ca.pem", None).await.is_ok(), "the certificate of before");
+    std::fs::write(&rules, ALL).unwrap();
+    broker.reload().await.unwrap();
+    assert!(ping(&broker, &others, "ca.pem", None).await.is_ok());
+}
+
+#[tokio::test]
 async fn wrong_files_are_told_at_the_start() {
     let certificates = Certificates::make();
     let path = |name: &str| certificates.path(name);
