@@ -278,7 +278,7 @@ impl Builder {
         });
         let timed = Arc::clone(&shared);
         let clock = tokio::spawn(async move {
-            tokio::join!(queues.keep_time(), timed.logs.keep_time());
+            tokio::join!(Arc::clone(&queues).keep_time(), queues.sweep(), timed.logs.keep_time());
         });
         Ok(Opened { shared, store, clock })
     }

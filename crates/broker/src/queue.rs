@@ -7,6 +7,7 @@
 mod lent;
 mod peek;
 mod purge;
+mod sweep;
 mod take;
 #[cfg(test)]
 mod tests;
@@ -14,7 +15,7 @@ mod tests;
 pub(crate) use lent::{Lent, shown};
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -27,6 +28,7 @@ use polymq_kubemq_proto::{QueueMessage, QueueMessageAttributes, QueueMessagePoli
 use prost::Message as _;
 use tokio::sync::Notify;
 
+use self::take::expires_at;
 use crate::store::{Admitted, Change, Key, Store, StoreError, StoredChannel};
 use crate::{limits::Limits, refusal::Refusal, row::Row};
 
@@ -94,6 +96,12 @@ struct State {
     back: BTreeMap<u64, Waiting>,
     /// What is lent, with the bytes that it has on disk.
     held: BTreeMap<u64, usize>,
+    /// When the first message expires that a look for them has seen or that came in since, in nanoseconds since the Unix epoch.
+    expires: i64,
+    /// How far a look for what has expired has come.
+    swept: Option<u64>,
+    /// What has expired and is being removed.
+    leaving: BTreeSet<u64>,
     stats: QueueStats,
     /// Number and bytes of what is on its way to the disk.
     entering: (u64, u64),
@@ -125,6 +133,10 @@ impl Queue {
             ahead: VecDeque::new(),
             back: BTreeMap::new(),
             held: BTreeMap::new(),
+            // Nobody knows of what is there already.
+            expires: if stored.count > 0 { 0 } else { i64::MAX },
+            swept: None,
+            leaving: BTreeSet::new(),
             stats,
             entering: (0, 0),
             gone: false,
@@ -217,6 +229,7 @@ impl Queue {
                 continue;
             }
             state.visible = waiting.sequence + 1;
+            state.expires = state.expires.min(expires_at(&waiting.message));
             state.stats.messages += 1;
             state.stats.bytes += waiting.size as u64;
             state.stats.incoming += 1;

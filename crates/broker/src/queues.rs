@@ -333,6 +333,23 @@ impl Queues {
         }
     }
 
+    /// Removes what has expired although nobody takes it, until the broker stops.
+    pub(crate) async fn sweep(self: Arc<Self>) {
+        while self.store.failed().is_none() {
+            tokio::time::sleep(LOOK).await;
+            let queues: Vec<_> = self.lock().values().map(Arc::clone).collect();
+            for queue in queues {
+                match queue.sweep().await {
+                    Ok(()) => {}
+                    Err(StoreError::Closed) => return,
+                    Err(cause) => {
+                        tracing::error!(queue = queue.name, %cause, "expired messages cannot be removed; trying again");
+                    }
+                }
+            }
+        }
+    }
+
     /// Moves what is due; tells how long until the next is.
     async fn release(&self) -> Result<Option<Duration>, StoreError> {
         loop {

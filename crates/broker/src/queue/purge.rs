@@ -107,7 +107,11 @@ impl Queue {
             if sequence >= end || bytes >= STEP.1 {
                 break;
             }
-            (to, count, bytes) = (sequence + 1, count + 1, bytes + size);
+            to = sequence + 1;
+            // What has expired and is on its way out is counted there.
+            if !state.leaving.contains(&sequence) {
+                (count, bytes) = (count + 1, bytes + size);
+            }
         }
         // Nothing is there any more, as when damaged messages were passed over.
         state.cursor = if count == 0 { end } else { to };
@@ -124,6 +128,7 @@ impl Queue {
         let mut state = self.lock();
         state.stats.messages += count;
         state.stats.bytes += bytes;
+        state.expires = 0;
         state.back.extend(messages.into_iter().map(|waiting| (waiting.sequence, waiting)));
         drop(state);
         self.arrived.notify_one();

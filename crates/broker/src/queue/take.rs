@@ -16,7 +16,7 @@ use super::{Lent, PAGE, Queue, State, Waiting, now};
 use crate::store::{Change, Key, StoreError};
 
 /// Messages, and bytes of them, that are found to be expired in one step, so that nobody waits long for it.
-const EXPIRED: (u64, usize) = (1024, 8 << 20);
+pub(super) const EXPIRED: (u64, usize) = (1024, 8 << 20);
 /// What has expired is passed over for this long by who would not wait as long.
 const PASSES: Duration = Duration::from_secs(5);
 
@@ -105,13 +105,22 @@ impl Queue {
         if let Some(entry) = state.back.first_entry() {
             return Ok(Some(entry.remove()));
         }
-        if state.ahead.is_empty() && state.cursor < state.visible {
-            for (sequence, value) in self.store.read(self.id, state.cursor, PAGE.0, PAGE.1)? {
+        while state.ahead.is_empty() && state.cursor < state.visible {
+            let page = self.store.read(self.id, state.cursor, PAGE.0, PAGE.1)?;
+            if page.is_empty() {
+                // Nothing on disk from the cursor on: what was visible was discarded or has expired.
+                state.cursor = state.visible;
+            }
+            for (sequence, value) in page {
                 // Written and not synced yet: it is given when it has entered.
                 if sequence >= state.visible {
+                    state.cursor = state.visible;
                     break;
                 }
                 state.cursor = sequence + 1;
+                if state.leaving.contains(&sequence) {
+                    continue;
+                }
                 let size = value.len();
                 match QueueMessage::decode(&*value) {
                     Ok(message) => state.ahead.push_back(Waiting { sequence, size, message }),
@@ -119,10 +128,6 @@ impl Queue {
                         tracing::error!(queue = self.name, sequence, %cause, "a stored message cannot be read; it is passed over");
                     }
                 }
-            }
-            // Nothing on disk from the cursor on: what was visible was discarded or has expired.
-            if state.ahead.is_empty() {
-                state.cursor = state.cursor.max(state.visible);
             }
         }
         Ok(state.ahead.pop_front())
@@ -146,6 +151,7 @@ impl Queue {
             if let Some(attributes) = &mut waiting.message.attributes {
                 attributes.receive_count -= 1;
             }
+            state.expires = state.expires.min(expires_at(&waiting.message));
             state.back.insert(waiting.sequence, waiting);
         }
         drop(state);
@@ -155,8 +161,13 @@ impl Queue {
 
 /// Whether a message has expired.
 pub(super) fn is_over(message: &QueueMessage, now: i64) -> bool {
+    expires_at(message) <= now
+}
+
+/// When a message expires, in nanoseconds since the Unix epoch; never is the latest.
+pub(super) fn expires_at(message: &QueueMessage) -> i64 {
     let at = message.attributes.as_ref().map_or(0, |attributes| attributes.expiration_at);
-    at != 0 && at <= now
+    if at == 0 { i64::MAX } else { at }
 }
 
 /// Somebody waits for so many messages.

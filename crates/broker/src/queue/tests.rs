@@ -96,6 +96,68 @@ async fn what_has_expired_is_removed_in_steps() {
     assert_eq!(queue.stats().messages, 1);
 }
 
+/// One that has an hour left.
+fn expiring() -> QueueMessage {
+    let mut message = expired(1);
+    message.attributes.as_mut().unwrap().expiration_at = now() + 3_600_000_000_000;
+    message
+}
+
+/// Sequences on disk.
+fn stored(queue: &Queue) -> Vec<u64> {
+    queue.store.sizes(queue.id, 1, 10_000).unwrap().into_iter().map(|(sequence, _)| sequence).collect()
+}
+
+#[tokio::test]
+async fn what_has_expired_goes_although_nobody_takes_it() {
+    let queue = queue();
+    let lasting = message(&Bytes::from_static(b"x"));
+    put(&queue, vec![lasting.clone(), expiring()]).await;
+    put(&queue, vec![expired(1); 3000]).await;
+    put(&queue, vec![lasting]).await;
+    put(&queue, vec![expired(1)]).await;
+    queue.sweep().await.unwrap();
+    assert_eq!(stored(&queue), [1, 2, 3003]);
+    assert_eq!((queue.stats().messages, queue.stats().expired), (3, 3001));
+    // The next look is due when the one expires that has time left.
+    let next = queue.lock().expires;
+    assert!(next > now() && next < i64::MAX && queue.lock().swept.is_none());
+    assert_eq!(queue.take_now(10).unwrap().messages.len(), 3);
+
+    // What is given back or read ahead is looked at too.
+    put(&queue, vec![expired(1); 3]).await;
+    let first = queue.lock().next - 3;
+    let waiting = |sequence| Waiting { sequence, size: 10, message: expired(1) };
+    let mut state = queue.lock();
+    state.back.insert(first, waiting(first));
+    state.ahead.push_back(waiting(first + 1));
+    state.cursor = first + 2;
+    drop(state);
+    queue.sweep().await.unwrap();
+    assert_eq!((stored(&queue), queue.stats().expired), (vec![1, 2, 3003], 3004));
+}
+
+#[tokio::test]
+async fn who_takes_or_empties_while_expired_messages_go_counts_right() {
+    let queue = queue();
+    put(&queue, vec![expired(1); 300]).await;
+    put(&queue, vec![message(&Bytes::from_static(b"x")); 2]).await;
+    // The store stores nothing for now.
+    let (goes, waits) = std::sync::mpsc::channel::<()>();
+    queue.store.commit(Vec::new(), None, move |_| _ = waits.recv());
+    let mut sweep = std::pin::pin!(queue.sweep());
+    assert!(futures_util::poll!(sweep.as_mut()).is_pending());
+    let taken = queue.take_now(1).unwrap();
+    assert_eq!((taken.messages.len(), taken.expired), (1, 44), "the rest is on its way out");
+    let mut purge = std::pin::pin!(queue.purge());
+    assert!(futures_util::poll!(purge.as_mut()).is_pending());
+    drop(goes);
+    assert_eq!(purge.await.unwrap(), 1);
+    sweep.await.unwrap();
+    drop(taken);
+    assert_eq!((stored(&queue).len(), queue.stats().messages, queue.stats().expired), (1, 1, 300));
+}
+
 #[tokio::test]
 async fn large_messages_that_have_expired_are_removed_in_smaller_steps() {
     let queue = queue();

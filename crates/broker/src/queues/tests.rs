@@ -191,3 +191,25 @@ async fn a_number_is_another_channels_when_nobody_has_its_channel_any_more() {
     queues.store.store(Vec::new()).await.unwrap();
     assert_eq!(queues.get("other").unwrap().id, 1);
 }
+
+#[tokio::test]
+async fn expired_messages_of_before_the_start_are_looked_for() {
+    let limits = Limits::default();
+    let store = Store::in_memory(&limits).unwrap();
+    let mut message = QueueMessage { body: "x".into(), ..QueueMessage::default() };
+    message.attributes.get_or_insert_default().expiration_at = 1;
+    let channel = Change::Channel { id: 1, kind: QUEUES, name: "orders".into() };
+    let put = Change::Put(crate::store::Key::new(1, 1), message.encode_to_vec());
+    store.store(vec![channel, put, Change::Next { channel: 1, sequence: 2 }]).await.unwrap();
+    let stored = store.channels().unwrap();
+    let numbers = Numbers::after(&stored);
+    let queues = Arc::new(Queues::open(store, limits, numbers, stored).unwrap());
+    let sweep = tokio::spawn(Arc::clone(&queues).sweep());
+    let gone = async {
+        while queues.get("orders").unwrap().stats().messages > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), gone).await.expect("it goes");
+    sweep.abort();
+}
