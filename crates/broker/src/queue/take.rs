@@ -1,11 +1,8 @@
 //! Taking messages, and waiting for them.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 
 use polymq_kubemq_proto::QueueMessage;
@@ -17,8 +14,6 @@ use crate::store::{Change, Key, StoreError};
 
 /// Messages, and bytes of them, that are found to be expired in one step, so that nobody waits long for it.
 pub(super) const EXPIRED: (u64, usize) = (1024, 8 << 20);
-/// What has expired is passed over for this long by who would not wait as long.
-const PASSES: Duration = Duration::from_secs(5);
 
 /// What a receive gave.
 #[derive(Debug, Default)]
@@ -29,10 +24,10 @@ pub(crate) struct Taken {
 }
 
 impl Queue {
-    /// Takes up to `most` messages, waiting for the first one until the deadline, or until the queue is deleted.
+    /// Takes up to `most` messages, waiting for the first one until the deadline, or until the queue is deleted. Behind very many
+    /// that have expired it may find none in time: who asks again goes on, and [`Queue::sweep`] does.
     pub(crate) async fn take(self: &Arc<Self>, most: usize, deadline: Instant) -> Result<Taken, StoreError> {
         let mut expired = 0;
-        let passes = deadline.max(Instant::now() + PASSES);
         loop {
             let arrived = self.arrived.notified();
             tokio::pin!(arrived);
@@ -47,7 +42,7 @@ impl Queue {
                 return Ok(Taken { messages: Vec::new(), expired });
             }
             if taken.expired > 0 {
-                if Instant::now() >= passes {
+                if Instant::now() >= deadline {
                     return Ok(Taken { messages: Vec::new(), expired });
                 }
                 // Others are served in between, and the store keeps up.
