@@ -39,8 +39,8 @@ use crate::{
 const ANSWERS: usize = 16;
 
 /// When the broker stops: how long settlements that were sent already are taken, and after which silence there are none.
-const LAST_WORDS: Duration = Duration::from_secs(2);
-const SILENCE: Duration = Duration::from_millis(100);
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(2);
+pub(super) const SILENCE: Duration = Duration::from_millis(100);
 
 /// Polls of a stream that wait at a time.
 const POLLS: usize = 1000;

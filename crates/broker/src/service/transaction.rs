@@ -9,12 +9,16 @@ use futures_util::StreamExt;
 use polymq_kubemq_proto::{StreamQueueMessagesRequest, StreamQueueMessagesResponse, StreamRequestType as Kind};
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::{Answers, unary};
+use super::{
+    Answers,
+    downstream::{LAST_WORDS, SILENCE},
+    unary,
+};
 use crate::{
     access::Caller,
     broker::Shared,
@@ -80,24 +84,7 @@ impl Transaction {
                         Some(Err(status)) => return drop(answers.try_send(Err(status))),
                         None => return,
                     };
-                    // It is kept while nothing else is counted.
-                    if request.request_id.len() > ID {
-                        return drop(answers.try_send(Err(Status::invalid_argument(format!(
-                            "a request id has {} bytes, {ID} are allowed",
-                            request.request_id.len()
-                        )))));
-                    }
-                    self.last = (request.request_id.clone(), request.stream_request_type_data());
-                    let result = tokio::select! {
-                        result = self.handle(request) => result,
-                        () = answers.closed() => return,
-                        () = stopping.cancelled() => return,
-                    };
-                    let (answer, next) = match result {
-                        Ok((answer, next)) => (answer, next),
-                        Err((refusal, next)) => (self.refused(&refusal), next),
-                    };
-                    if answers.send(Ok(answer)).await.is_err() || matches!(next, Next::Ends) {
+                    if matches!(self.serve(request, answers).await, Next::Ends) {
                         return;
                     }
                 }
@@ -106,9 +93,48 @@ impl Transaction {
                     return;
                 }
                 () = answers.closed() => return,
-                () = stopping.cancelled() => return,
+                () = stopping.cancelled() => break,
             }
         }
+        // The broker stops: what was asked for already with what is held still counts, and is answered.
+        let bound = sleep(LAST_WORDS);
+        tokio::pin!(bound);
+        while self.held.is_some()
+            && let Ok(Some(Ok(request))) = tokio::select! {
+                request = timeout(SILENCE, requests.next()) => request,
+                () = &mut bound => return,
+            }
+        {
+            if matches!(self.serve(request, answers).await, Next::Ends) {
+                return;
+            }
+        }
+    }
+
+    /// Does what one request asks for, and answers it.
+    async fn serve(&mut self, request: StreamQueueMessagesRequest, answers: &Sender) -> Next {
+        // It is kept while nothing else is counted.
+        if request.request_id.len() > ID {
+            let _ = answers.try_send(Err(Status::invalid_argument(format!(
+                "a request id has {} bytes, {ID} are allowed",
+                request.request_id.len()
+            ))));
+            return Next::Ends;
+        }
+        self.last = (request.request_id.clone(), request.stream_request_type_data());
+        let stopping = self.shared.stopping.clone();
+        // Only waiting for a message ends with the broker: anything else is done and answered, or its client could not know.
+        let waits = self.last.1 == Kind::ReceiveMessage;
+        let result = tokio::select! {
+            result = self.handle(request) => result,
+            () = answers.closed() => return Next::Ends,
+            () = stopping.cancelled(), if waits => return Next::Ends,
+        };
+        let (answer, next) = match result {
+            Ok((answer, next)) => (answer, next),
+            Err((refusal, next)) => (self.refused(&refusal), next),
+        };
+        if answers.send(Ok(answer)).await.is_err() { Next::Ends } else { next }
     }
 
     fn answer(&self) -> StreamQueueMessagesResponse {
