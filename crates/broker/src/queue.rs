@@ -119,13 +119,8 @@ struct Waiting {
 impl Queue {
     pub(crate) fn new(store: Store, row: Row, answer: usize, stored: StoredChannel) -> Self {
         let first = stored.first.unwrap_or(stored.next);
-        let stats = QueueStats {
-            messages: stored.count,
-            bytes: stored.bytes,
-            first,
-            last: stored.next - 1,
-            ..QueueStats::default()
-        };
+        let stats =
+            QueueStats { messages: stored.count, bytes: stored.bytes, last: stored.next - 1, ..QueueStats::default() };
         let state = State {
             next: stored.next,
             visible: stored.next,
@@ -159,7 +154,14 @@ impl Queue {
 
     pub(crate) fn stats(&self) -> QueueStats {
         let state = self.lock();
-        QueueStats { held: state.held.len() as u64, last: state.next - 1, ..state.stats }
+        let known = [
+            state.back.first_key_value().map(|(sequence, _)| *sequence),
+            state.held.first_key_value().map(|(sequence, _)| *sequence),
+            state.leaving.first().copied(),
+            state.ahead.front().map(|waiting| waiting.sequence),
+        ];
+        let first = known.into_iter().flatten().fold(state.cursor, u64::min);
+        QueueStats { held: state.held.len() as u64, first, last: state.next - 1, ..state.stats }
     }
 
     /// How many of these messages may be sent to it, and why not the next one.

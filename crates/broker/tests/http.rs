@@ -4,6 +4,7 @@ mod common;
 
 use common::*;
 use polymq_broker::{Broker, BrokerError, Limits};
+use polymq_kubemq_proto::{subscribe::*, *};
 use tokio::net::TcpStream;
 
 #[tokio::test]
@@ -70,8 +71,37 @@ async fn what_was_refused_is_counted() {
     let figures = get(broker.http_address().unwrap(), "/metrics").await.1;
     assert!(figures.contains("polymq_broker_unauthenticated_total 1\n"), "{figures}");
 
-    let broker = Broker::builder().listen("127.0.0.1:0").http("127.0.0.1:0").rules(rules).start().await.unwrap();
+    let broker = Broker::builder().listen("127.0.0.1:0").http("127.0.0.1:0").rules(&rules).start().await.unwrap();
     assert!(send(&mut client(&broker).await, message("q", "x")).await.is_error);
+    // Who asks for what it may see is refused nothing.
+    let allowed = "[[rule]]
+resources = ['queues', 'events']
+channel = '[^s].*'
+allow = ['read']
+[[rule]]
+client = 'root'
+allow = ['write']";
+    std::fs::write(&rules, allowed).unwrap();
+    broker.reload().await.unwrap();
+    let mut caller = client(&broker).await;
+    let root = QueueMessage { client_id: "root".into(), ..message("secret", "x") };
+    assert!(!send(&mut caller, root).await.is_error);
+    let all = subscribe(SubscribeType::Events, ">", EventsStoreType::Undefined);
+    let mut events = caller.subscribe_to_events(all).await.unwrap().into_inner();
+    for channel in ["secret", "open"] {
+        caller.send_event(Event { client_id: "root".into(), ..event(channel, "x", false) }).await.unwrap();
+    }
+    assert_eq!(next(&mut events).await.channel, "open");
+    let list = Request {
+        request_type_data: request::RequestType::Query.into(),
+        client_id: "test".into(),
+        channel: "kubemq.cluster.internal.requests".into(),
+        metadata: "list-channels".into(),
+        timeout: 1000,
+        tags: [("channel_type".into(), "queues".into())].into(),
+        ..Request::default()
+    };
+    assert_eq!(&*caller.send_request(list).await.unwrap().into_inner().body, b"[]");
     let figures = get(broker.http_address().unwrap(), "/metrics").await.1;
     assert!(figures.contains("polymq_broker_denied_total 1\n"), "{figures}");
 }

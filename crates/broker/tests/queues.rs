@@ -360,6 +360,25 @@ async fn a_peek_hides_nothing_and_counts_as_nothing() {
         assert!(found == [&**body], "{:?} came before {:?}", &found[0][..2], &body[..2]);
     }
     looking.abort();
+    let figures = async |consumer: &mut Client| {
+        let info = consumer.queues_info(QueuesInfoRequest::default()).await.unwrap().into_inner().info.unwrap();
+        (info.queues[0].first_sequence, info.queues[0].last_sequence)
+    };
+    assert_eq!(figures(&mut consumer).await, (21, 20), "all are gone");
+    assert!(!send(&mut consumer, message("orders", "x")).await.is_error);
+    assert_eq!(figures(&mut consumer).await, (21, 21));
+    let peek = ReceiveQueueMessagesRequest {
+        client_id: "test".into(),
+        channel: "orders".into(),
+        max_number_of_messages: 1,
+        wait_time_seconds: 1,
+        is_peak: true,
+        ..ReceiveQueueMessagesRequest::default()
+    };
+    for _ in 0..2 {
+        let seen = consumer.receive_queue_messages(peek.clone()).await.unwrap().into_inner().messages;
+        assert_eq!(seen[0].attributes.as_ref().unwrap().receive_count, 1);
+    }
     let info = consumer.queues_info(QueuesInfoRequest::default()).await.unwrap().into_inner().info.unwrap();
     assert_eq!(info.queues[0].delivered, 20, "of {} looks", looks.load(Ordering::Relaxed));
     broker.stop().await;

@@ -2,10 +2,22 @@
 
 use polymq_kubemq_proto::QueueMessage;
 use prost::Message as _;
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout_at},
+};
 
 use super::{PAGE, Queue, now, take::is_over};
 use crate::store::StoreError;
+
+/// Wakes the next one when it goes.
+struct PassesOn<'a>(&'a Notify);
+
+impl Drop for PassesOn<'_> {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
 
 impl Queue {
     /// Up to `most` messages that wait, without those whose time is over; waits for the first one until the deadline, or until
@@ -15,12 +27,14 @@ impl Queue {
             let arrived = self.arrived.notified();
             tokio::pin!(arrived);
             arrived.as_mut().enable();
+            // Who takes messages may have been meant by what woke this one, also when this future is dropped while it looks.
+            let passes_on = PassesOn(&self.arrived);
             let found = self.look(most).await?;
             if !found.is_empty() {
-                // Who takes messages may have been meant by what woke this one.
-                self.arrived.notify_one();
                 return Ok(found);
             }
+            // There is nothing for anybody.
+            std::mem::forget(passes_on);
             if self.lock().gone {
                 return Ok(Vec::new());
             }
@@ -44,7 +58,10 @@ impl Queue {
             if found.len() >= most || (bytes > self.answer && !found.is_empty()) {
                 return false;
             }
-            found.push(message.clone());
+            let mut message = message.clone();
+            // As who takes it next sees it.
+            message.attributes.get_or_insert_default().receive_count += 1;
+            found.push(message);
             true
         };
         let (mut goes, mut from, end) = {

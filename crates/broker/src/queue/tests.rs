@@ -157,3 +157,24 @@ async fn large_messages_that_have_expired_are_removed_in_smaller_steps() {
     put(&queue, vec![expired(1 << 20); 20]).await;
     assert_eq!([(); 3].map(|()| queue.take_now(1).unwrap().expired), [8, 8, 4]);
 }
+
+#[tokio::test]
+async fn a_peek_that_is_dropped_while_it_looks_leaves_what_woke_it_to_others() {
+    let queue = queue();
+    let soon = || Instant::now() + Duration::from_secs(600);
+    let mut peek = Box::pin(queue.peek(1, soon()));
+    assert!(futures_util::poll!(peek.as_mut()).is_pending());
+    let mut take = std::pin::pin!(queue.take(1, soon()));
+    assert!(futures_util::poll!(take.as_mut()).is_pending());
+    put(&queue, vec![message(&Bytes::from_static(&[b'x'; 10]))]).await;
+    // What waits is on disk only, so that the peek has to read.
+    let mut state = queue.lock();
+    state.ahead.clear();
+    state.cursor = 1;
+    drop(state);
+    // It was woken, has read, and lets others go on.
+    assert!(futures_util::poll!(peek.as_mut()).is_pending());
+    drop(peek);
+    let taken = tokio::time::timeout(Duration::from_secs(60), take).await.expect("it is woken").unwrap();
+    assert_eq!(taken.messages.len(), 1);
+}

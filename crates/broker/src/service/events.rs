@@ -143,9 +143,8 @@ fn listen(shared: &Arc<Shared>, caller: Caller, subscribe: Subscribe) -> Result<
     });
     // A pattern that may be read can match channels that may not.
     let events = events.filter(move |event: &Result<EventReceive, Status>| {
-        let readable = |event: &EventReceive| {
-            caller.may(Action::Read, Resource::Events, &subscribe.client_id, &event.channel).is_ok()
-        };
+        let readable =
+            |event: &EventReceive| caller.can(Action::Read, Resource::Events, &subscribe.client_id, &event.channel);
         std::future::ready(event.as_ref().map_or(true, readable))
     });
     Ok(Box::pin(events.take_until(shared.stopping.clone().cancelled_owned())))
