@@ -208,17 +208,17 @@ async fn one_answer_has_bounded_bytes_and_a_stream_holds_bounded_messages() {
         ..QueuesDownstreamRequest::default()
     };
     let mut polls = Vec::new();
-    for expected in [2, 2, 2] {
+    for expected in [2, 2, 1] {
         requests.send(get.clone()).await.unwrap();
         let answer = answers.message().await.unwrap().unwrap();
         assert_eq!(answer.messages.len(), expected);
         polls.push(answer);
     }
     let order: Vec<_> = polls.iter().flat_map(|poll| &poll.messages).map(|message| message.body[0]).collect();
-    assert_eq!(order, b"012345");
+    assert_eq!(order, b"01234");
     requests.send(get.clone()).await.unwrap();
     let refused = answers.message().await.unwrap().unwrap();
-    assert!(refused.error.contains("this stream holds 6 messages of 6"), "{refused:?}");
+    assert!(refused.error.contains("this stream holds 5 messages of 5"), "{refused:?}");
     let ack = QueuesDownstreamRequest {
         request_type_data: QueuesDownstreamRequestType::AckAll.into(),
         ref_transaction_id: polls[0].transaction_id.clone(),
@@ -227,6 +227,41 @@ async fn one_answer_has_bounded_bytes_and_a_stream_holds_bounded_messages() {
     requests.send(ack).await.unwrap();
     requests.send(get).await.unwrap();
     assert_eq!(answers.message().await.unwrap().unwrap().error, "");
+}
+
+#[tokio::test]
+async fn polls_that_wait_together_take_no_more_than_their_stream_may_hold() {
+    let broker = broker(Limits { held_count: 2, ..Limits::default() }).await;
+    let mut caller = client(&broker).await;
+    let (requests, stream) = tokio::sync::mpsc::channel(4);
+    let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
+    let mut answers = caller.queues_downstream(stream).await.unwrap().into_inner();
+    let get = |id: &str, channel: &str, wait_timeout| QueuesDownstreamRequest {
+        request_id: id.into(),
+        client_id: "test".into(),
+        channel: channel.into(),
+        request_type_data: QueuesDownstreamRequestType::Get.into(),
+        max_items: 1,
+        wait_timeout,
+        ..QueuesDownstreamRequest::default()
+    };
+    for id in ["a", "b", "c"] {
+        requests.send(get(id, "orders", 600_000)).await.unwrap();
+    }
+    // Answered after they were asked for.
+    requests.send(get("d", "empty", 0)).await.unwrap();
+    assert_eq!(answers.message().await.unwrap().unwrap().ref_request_id, "d");
+    for number in 0..4_u8 {
+        send(&mut caller, message("orders", vec![b'0' + number])).await;
+    }
+    let (mut given, mut refused) = (0, 0);
+    for _ in 0..3 {
+        let answer = answers.message().await.unwrap().unwrap();
+        given += answer.messages.len();
+        refused += usize::from(answer.error.contains("this stream holds 2 messages"));
+    }
+    assert_eq!((given, refused), (2, 1));
+    assert_eq!(receive(&mut caller, "orders", 10).await, ["2", "3"], "the others wait for others");
 }
 
 #[tokio::test]

@@ -27,18 +27,29 @@ impl Queue {
     /// Takes up to `most` messages, waiting for the first one until the deadline, or until the queue is deleted. Behind very many
     /// that have expired it may find none in time: who asks again goes on, and [`Queue::sweep`] does.
     pub(crate) async fn take(self: &Arc<Self>, most: usize, deadline: Instant) -> Result<Taken, StoreError> {
+        self.take_up_to(|| most, deadline).await
+    }
+
+    /// As [`Queue::take`], with the bound as it is when there is something; ends when that is none.
+    pub(crate) async fn take_up_to(
+        self: &Arc<Self>,
+        most: impl Fn() -> usize + Send,
+        deadline: Instant,
+    ) -> Result<Taken, StoreError> {
         let mut expired = 0;
         loop {
             let arrived = self.arrived.notified();
             tokio::pin!(arrived);
             arrived.as_mut().enable();
+            let most = most();
+            // With a bound of none, it passes on what woke it.
             let mut taken = self.take_now(most)?;
             expired += taken.expired;
             if !taken.messages.is_empty() {
                 taken.expired = expired;
                 return Ok(taken);
             }
-            if self.lock().gone {
+            if most == 0 || self.lock().gone {
                 return Ok(Taken { messages: Vec::new(), expired });
             }
             if taken.expired > 0 {

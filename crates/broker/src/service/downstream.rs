@@ -74,9 +74,17 @@ impl Holds {
         self.bytes.fetch_sub(lent.size(), Ordering::Relaxed);
     }
 
+    /// How many more it may hold.
+    fn room(&self, limits: &Limits) -> usize {
+        if self.bytes.load(Ordering::Relaxed) >= limits.held_bytes {
+            return 0;
+        }
+        limits.held_count.saturating_sub(self.count.load(Ordering::Relaxed))
+    }
+
     fn check(&self, limits: &Limits) -> Result<(), Refusal> {
         let (count, bytes) = (self.count.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed));
-        if count < limits.held_count && bytes < limits.held_bytes {
+        if self.room(limits) > 0 {
             return Ok(());
         }
         Err(Refusal::because(format_args!(
@@ -171,7 +179,8 @@ pub(super) fn serve(
                 request = requests.next(), if open => match request {
                     Some(Ok(request)) if request.request_type_data() == Kind::Get => {
                         let room = room(&shared, &opened.holds, polls.len(), &request);
-                        polls.push(poll(Arc::clone(&shared), caller.clone(), request, room));
+                        let holds = Arc::clone(&opened.holds);
+                        polls.push(poll(Arc::clone(&shared), caller.clone(), request, (room, holds)));
                     }
                     Some(Ok(request)) => {
                         if let Some(answer) = settle(&shared, &caller, request).await
@@ -214,7 +223,8 @@ pub(super) fn serve(
             () = &mut bound => return,
         } {
             let answer = if request.request_type_data() == Kind::Get {
-                Some(poll(Arc::clone(&shared), caller.clone(), request, Err(Refusal::shutdown())).await.0)
+                let refused = (Err(Refusal::shutdown()), Arc::default());
+                Some(poll(Arc::clone(&shared), caller.clone(), request, refused).await.0)
             } else {
                 settle(&shared, &caller, request).await
             };
@@ -244,7 +254,7 @@ async fn poll(
     shared: Arc<Shared>,
     caller: Caller,
     request: QueuesDownstreamRequest,
-    room: Result<Taken, Refusal>,
+    (room, holds): (Result<Taken, Refusal>, Arc<Holds>),
 ) -> (QueuesDownstreamResponse, Vec<Lent>) {
     let mut answer = QueuesDownstreamResponse {
         transaction_id: uuid::Uuid::new_v4().to_string(),
@@ -253,7 +263,7 @@ async fn poll(
         ..QueuesDownstreamResponse::default()
     };
     let taken = match room {
-        Ok(_counted) => taken(&shared, &caller, &request).await,
+        Ok(_counted) => taken(&shared, &caller, &request, &holds).await,
         Err(refusal) => Err(refusal),
     };
     match taken {
@@ -274,7 +284,12 @@ async fn poll(
     }
 }
 
-async fn taken(shared: &Shared, caller: &Caller, request: &QueuesDownstreamRequest) -> Result<Vec<Lent>, Refusal> {
+async fn taken(
+    shared: &Shared,
+    caller: &Caller,
+    request: &QueuesDownstreamRequest,
+    holds: &Holds,
+) -> Result<Vec<Lent>, Refusal> {
     if request.client_id.is_empty() {
         return Err(Refusal::no_client());
     }
@@ -287,7 +302,13 @@ async fn taken(shared: &Shared, caller: &Caller, request: &QueuesDownstreamReque
     }
     let most = usize::try_from(request.max_items).ok().filter(|most| *most > 0).unwrap_or(limits.receive);
     let queue = shared.queues.get(&request.channel)?;
-    let taken = queue.take(most.min(limits.receive), Instant::now() + wait).await?;
+    let most = most.min(limits.receive);
+    // Other polls of its stream have taken something since this one was asked for.
+    let room = || if request.auto_ack { most } else { most.min(holds.room(limits)) };
+    let taken = queue.take_up_to(room, Instant::now() + wait).await?;
+    if taken.messages.is_empty() && room() == 0 {
+        holds.check(limits)?;
+    }
     Ok(taken.messages)
 }
 
