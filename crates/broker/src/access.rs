@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use tonic::{Status, metadata::MetadataMap};
+use tonic::{Status, codegen::http::HeaderMap};
 
 use crate::{
     counts::Counts,
@@ -60,11 +60,11 @@ impl Access {
         Arc::clone(&self.checks.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Who calls, by the token in the metadata.
-    pub(crate) fn caller(self: &Arc<Self>, metadata: &MetadataMap) -> std::result::Result<Caller, Status> {
+    /// Who calls, by the token in the headers.
+    pub(crate) fn caller(self: &Arc<Self>, headers: &HeaderMap) -> std::result::Result<Caller, Status> {
         let mut client = None;
         if let Some(key) = &self.checks().key {
-            let token = metadata.get("authorization");
+            let token = headers.get("authorization");
             let token = token.ok_or_else(|| {
                 self.counts.unauthenticated.add();
                 Status::unauthenticated("Authorization token is not supplied")

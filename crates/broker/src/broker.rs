@@ -225,7 +225,11 @@ impl Builder {
         let server = Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
             .max_concurrent_streams(self.limits.streams)
-            .add_service(Counting { service, under_way: Arc::clone(&shared.under_way) })
+            .add_service(Counting {
+                service,
+                access: Arc::clone(&shared.access),
+                under_way: Arc::clone(&shared.under_way),
+            })
             .serve_with_incoming_shutdown(accept(listener, door), shared.stopping.clone().cancelled_owned());
         let server = tokio::spawn(server);
         tracing::info!(%address, http = ?http_address, data_dir = ?self.data_dir, "broker listens");

@@ -6,12 +6,13 @@
 
 use std::{
     convert::Infallible,
+    future::ready,
     pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll, ready},
+    task::{self, Context, Poll},
 };
 
 use bytes::Bytes;
@@ -24,8 +25,12 @@ use tonic::{
     server::NamedService,
 };
 
+use crate::access::Access;
+
 /// Calls that have a stream of requests.
 const STREAMS: [&str; 4] = ["SendEventsStream", "StreamQueueMessage", "QueuesDownstream", "QueuesUpstream"];
+/// The call that needs no token.
+const FREE: &str = "Ping";
 /// Requests of up to so many bytes find room when larger ones do not.
 const SMALL: usize = 64 << 10;
 /// Bytes before each request that say how long it is.
@@ -152,7 +157,7 @@ impl http_body::Body for Counted {
             // Who asks for more has worked on what came before.
             taken.keep(this.place.part());
         }
-        let frame = ready!(Pin::new(&mut this.inner).poll_frame(context));
+        let frame = task::ready!(Pin::new(&mut this.inner).poll_frame(context));
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {
@@ -173,16 +178,17 @@ impl http_body::Body for Counted {
     }
 }
 
-/// A service whose requests are counted.
+/// A service whose requests are counted, of those who may call at all.
 #[derive(Debug, Clone)]
 pub(crate) struct Counting<S> {
     pub(crate) service: S,
+    pub(crate) access: Arc<Access>,
     pub(crate) under_way: Arc<UnderWay>,
 }
 
 impl<S> Service<http::Request<Body>> for Counting<S>
 where
-    S: Service<http::Request<Body>, Error = Infallible>,
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
     S::Future: Send + 'static,
 {
     type Response = S::Response;
@@ -193,8 +199,16 @@ where
         self.service.poll_ready(context)
     }
 
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let is_stream = request.uri().path().rsplit('/').next().is_some_and(|call| STREAMS.contains(&call));
+    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
+        let call = request.uri().path().rsplit('/').next().unwrap_or_default();
+        let is_stream = STREAMS.contains(&call);
+        if call != FREE {
+            // A stranger's request is not read: it takes no room from others.
+            match self.access.caller(request.headers()) {
+                Ok(caller) => drop(request.extensions_mut().insert(caller)),
+                Err(status) => return Box::pin(ready(Ok(status.into_http()))),
+            }
+        }
         let taken = Taken { of: Arc::clone(&self.under_way), bytes: 0 };
         let taken = Arc::new(std::sync::Mutex::new(taken));
         let counted = Arc::clone(&taken);

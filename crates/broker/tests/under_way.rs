@@ -43,8 +43,10 @@ async fn begin(
     std::future::poll_fn(|context| channel.poll_ready(context)).await.unwrap();
     let answer = tokio::spawn(async move { channel.call(request).await.unwrap() });
     let [a, b, c, d] = size.to_be_bytes();
-    pieces.send(Bytes::from(vec![0, a, b, c, d])).await.unwrap();
-    pieces.send(Bytes::from(vec![0; part])).await.unwrap();
+    for piece in [vec![0, a, b, c, d], vec![0; part]] {
+        // Who is refused at once sends no more.
+        let _ = pieces.send(Bytes::from(piece)).await;
+    }
     (pieces, answer)
 }
 
@@ -135,6 +137,30 @@ async fn half_received_requests_are_bounded_for_all_connections_together() {
         others.push((kept, filled));
     }
     drop(others);
+    broker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_strangers_request_is_refused_unread() {
+    let file = |name: &str| std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tokens").join(name);
+    let limits = Limits { requests: 4 << 20, ..Limits::default() };
+    let builder = Broker::builder().listen("127.0.0.1:0").http("127.0.0.1:0").limits(limits);
+    let builder = builder.token_key("HS256".parse().unwrap(), file("HS256.key"));
+    let broker = builder.start().await.unwrap();
+    let mut honest = client_with(&broker, &std::fs::read_to_string(file("HS256.token")).unwrap()).await;
+    let mut begun = Vec::new();
+    for call in ["SendQueueMessage", "QueuesUpstream", "SendEventsStream", "SendRequest", "QueuesDownstream"] {
+        let channel = channel(&broker).await;
+        let (pieces, answer) = begin(&channel, call, 50 << 20, 1_000_000).await;
+        let answer =
+            tokio::time::timeout(Duration::from_secs(30), answer).await.expect("it is not waited for").unwrap();
+        let (code, what) = status(answer).await;
+        assert_eq!(code, (Code::Unauthenticated as i32).to_string(), "{call}: {what}");
+        begun.push((pieces, channel));
+    }
+    assert_eq!(requests_bytes(&broker).await, 0);
+    sent(&mut honest, 3 << 20).await.unwrap();
+    drop((begun, honest));
     broker.stop().await;
 }
 

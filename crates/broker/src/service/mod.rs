@@ -61,10 +61,13 @@ impl Service {
         Ok(())
     }
 
-    /// Who calls. Asked at the start of every call but a ping.
+    /// Who calls. Asked at the start of every call but a ping; what came over a connection was asked before its body was read.
     fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
         self.ready()?;
-        self.0.access.caller(request.metadata())
+        match request.extensions().get::<Caller>() {
+            Some(caller) => Ok(caller.clone()),
+            None => self.0.access.caller(&request.metadata().clone().into_headers()),
+        }
     }
 }
 
