@@ -28,6 +28,8 @@ pub(crate) struct Held {
     pub(crate) system: Headers,
     /// What its sender wants to happen after so many deliveries, if anything.
     pub(crate) policy: Option<Box<QueueMessagePolicy>>,
+    /// After how many deliveries the broker drops it, because it has no queue for what has failed; 0 when that is not known.
+    pub(crate) dropped_after: u32,
     /// Which stream has lent it.
     pub(crate) generation: u64,
 }
@@ -38,6 +40,11 @@ pub(crate) fn read(mut message: QueueMessage, transaction: &Arc<str>) -> (Incomi
     let attributes = message.attributes.take().unwrap_or_default();
     let policy = message.policy.take();
     let count = u32::try_from(attributes.receive_count).unwrap_or(1).max(1);
+    let dropped_after = policy
+        .as_ref()
+        .filter(|policy| policy.max_receive_queue.is_empty())
+        .and_then(|policy| u32::try_from(policy.max_receive_count).ok())
+        .unwrap_or(0);
     let mut message = Wire::from(message).message();
     if message.expires_at().is_none()
         && let Some(at) = time(attributes.expiration_at)
@@ -60,6 +67,7 @@ pub(crate) fn read(mut message: QueueMessage, transaction: &Arc<str>) -> (Incomi
         count,
         size,
         system: incoming.message.system_headers().clone(),
+        dropped_after,
         policy: policy.filter(|policy| !policy.max_receive_queue.is_empty()).map(Box::new),
         generation: 0,
     };

@@ -48,10 +48,12 @@ impl Settler for KubeMqSettler {
             Ok(held) => held,
             Err(error) => return Completion::ready(Err(error)),
         };
+        // The broker would drop what is returned now.
+        let is_last = held.dropped_after > 0 && held.count >= held.dropped_after;
         if after.is_zero() && held.system == *message.system_headers() {
             let verb = match attempt.checked_sub(held.attempt) {
                 Some(0) if held.count == 1 => Some(Verb::Requeue),
-                Some(1) if held.count < MANY => Some(Verb::Nack),
+                Some(1) if held.count < MANY && !is_last => Some(Verb::Nack),
                 _ => None,
             };
             if let Some(verb) = verb {

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use polymq_core::{ConsumeOptions, ErrorKind, Message};
 use polymq_kubemq::Policy;
+use polymq_kubemq_proto::{QueueMessage, QueueMessagePolicy, kubemq_client::KubemqClient};
 use tokio::time::Instant;
 
 use crate::{SECOND, bodies, bus, next, start, waiting};
@@ -129,6 +130,33 @@ async fn a_batch_is_sent_in_order() {
         ErrorKind::InvalidInput
     );
     assert!(waiting(&client, "q").await.is_empty(), "none was sent");
+    broker.stop().await;
+}
+
+/// A retry loses no message that another program lets the broker drop after so many deliveries.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_tried_again_after_its_last_delivery_is_not_lost() {
+    let (broker, _client) = start().await;
+    let bus = bus(broker.address()).await;
+    let message = QueueMessage {
+        client_id: "other".into(),
+        channel: "orders".into(),
+        body: "x".into(),
+        policy: Some(QueueMessagePolicy { max_receive_count: 2, ..QueueMessagePolicy::default() }),
+        ..QueueMessage::default()
+    };
+    let channel = tonic::transport::Channel::from_shared(format!("http://{}", broker.address())).expect("an address");
+    let mut other = KubemqClient::new(channel.connect().await.expect("connected"));
+    let sent = other.send_queue_message(message).await.expect("sent").into_inner();
+    assert!(!sent.is_error, "{sent:?}");
+    let mut subscription = bus.queue("orders").subscribe(ConsumeOptions::default()).await.expect("subscribed");
+    for attempt in 1..=4 {
+        let delivery = next(&mut subscription).await;
+        assert_eq!((delivery.attempt(), &delivery.message().payload()[..]), (attempt, &b"x"[..]));
+        delivery.retry(Duration::ZERO).await.expect("tried again");
+    }
+    next(&mut subscription).await.ack().await.expect("acknowledged");
+    bus.close().await.expect("closed");
     broker.stop().await;
 }
 
