@@ -52,10 +52,7 @@ impl Backend for AmqpBackend {
     }
 
     fn check_address(&self, address: &polymq_core::Address) -> Result<()> {
-        match address.kind() {
-            polymq_core::ChannelKind::Queue => crate::topology::check_queue_name(address.name()),
-            polymq_core::ChannelKind::Topic => Ok(()),
-        }
+        crate::topology::check_address(address)
     }
 
     fn check(&self, settings: &Settings) -> Result<()> {

@@ -192,10 +192,7 @@ impl Connection for AmqpConnection {
     }
 
     fn check_address(&self, address: &Address) -> Result<()> {
-        match address.kind() {
-            ChannelKind::Queue => topology::check_queue_name(address.name()),
-            ChannelKind::Topic => Ok(()),
-        }
+        topology::check_address(address)
     }
 
     async fn producer(&self, address: &Address, options: &ProduceOptions) -> Result<Box<dyn Producer>> {

@@ -76,13 +76,27 @@ pub(crate) fn queue_name(address: &Address, group: Option<&str>) -> Result<Optio
     Ok(Some(name))
 }
 
-/// Whether a queue may be called so. A name with an @ would be that of a group of a topic.
-pub(crate) fn check_queue_name(name: &str) -> Result<()> {
-    if name.contains('@') {
-        let problem = format!("the queue name {name:?} holds an @, which separates topic and group");
-        return Err(error::invalid(problem).with_hint("use another name"));
+/// Whether a queue or topic may be called so. A queue with an @ could be that of a group of a topic, and so could the dead letters of
+/// a topic with one.
+pub(crate) fn check_address(address: &Address) -> Result<()> {
+    match address.kind() {
+        ChannelKind::Queue => check_queue_name(address.name()),
+        ChannelKind::Topic => check_separator(address),
     }
+}
+
+pub(crate) fn check_queue_name(name: &str) -> Result<()> {
+    check_separator(&Address::queue(name))?;
     check_name(name)
+}
+
+fn check_separator(address: &Address) -> Result<()> {
+    if !address.name().contains('@') {
+        return Ok(());
+    }
+    let problem =
+        format!("the {} name {:?} holds an @, which separates topic and group", address.kind(), address.name());
+    Err(error::invalid(problem).with_hint("use another name"))
 }
 
 fn check_name(name: &str) -> Result<()> {

@@ -154,7 +154,11 @@ impl Harness for RabbitMq {
     }
 
     fn bad_names(&self) -> Vec<(Address, &'static str)> {
-        vec![(Address::queue("amq.mine"), "starts with amq."), (Address::queue("orders@audit"), "holds an @")]
+        vec![
+            (Address::queue("amq.mine"), "starts with amq."),
+            (Address::queue("orders@audit"), "holds an @"),
+            (Address::topic("orders@audit"), "holds an @"),
+        ]
     }
 
     fn heartbeat(&self) -> Option<Heartbeat> {
