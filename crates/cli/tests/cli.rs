@@ -442,7 +442,7 @@ fn http_goes_by_way_of_the_proxy_that_the_environment_names() {
 
     let (url, serving) = proxy("HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n");
     let output = send("https_proxy", &url, "https://shop.example/in");
-    assert!(!output.status.success() && stderr(&output).contains("tunnel"), "{}", stderr(&output));
+    assert!(!output.status.success() && stderr(&output).contains("the proxy answered 403"), "{}", stderr(&output));
     assert!(!stderr(&output).contains(MARKER), "{}", stderr(&output));
     let lines = serving.join().unwrap();
     assert_eq!(lines[0], "CONNECT shop.example:443 HTTP/1.1");
