@@ -114,9 +114,9 @@ pub trait Harness: Send + Sync + fmt::Debug + 'static {
     }
 
     /// How long it may take to say that something is not there, not allowed or not reachable. The suite's list says five seconds;
-    /// twice that, since eight cases run at a time on machines that do other things too.
+    /// three times that, since eight cases run at a time on machines that do other things too.
     fn soon(&self) -> Duration {
-        Duration::from_secs(10)
+        Duration::from_secs(15)
     }
 
     /// How many messages the broker bears: in the case with a large backlog, at most 10 000 in the one with a long stream, and at most

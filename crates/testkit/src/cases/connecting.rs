@@ -84,7 +84,7 @@ pub async fn created_by_policy(cx: Cx) {
 pub async fn wrong_password(cx: Cx) {
     let url = cx.harness().wrong_password().expect("a backend with a broker must bring a URL with a wrong password");
     let error = refused(
-        soon(&cx, "connect", cx.builder_to(url.clone()).with("connect_timeout", "50s").connect()).await,
+        soon(&cx, "the attempt to connect", cx.builder_to(url.clone()).with("connect_timeout", "50s").connect()).await,
         &[ErrorKind::Unauthenticated],
     );
     let secret = url.split('@').next().and_then(|login| login.rsplit(':').next()).unwrap_or_default();
@@ -134,7 +134,7 @@ pub async fn connect_is_bounded(cx: Cx) {
     closed.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("a port");
     for address in [silent.local_addr().expect("an address"), closed.local_addr().expect("an address")] {
         let builder = cx.builder_to(cx.harness().url(Some(address))).with("connect_timeout", "1s");
-        let error = soon(&cx, "connect", builder.connect()).await.expect_err("nobody answers");
+        let error = soon(&cx, "the attempt to connect", builder.connect()).await.expect_err("nobody answers");
         let kinds = [ErrorKind::Disconnected, ErrorKind::Timeout];
         assert!(kinds.contains(&error.kind()), "{error:?}");
         assert_ne!(error.retry(), polymq_core::Retry::Never, "it may help to try again: {error:?}");
