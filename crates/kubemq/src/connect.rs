@@ -45,7 +45,21 @@ pub(crate) async fn connect(config: &KubeMqConfig, target: &Target, token: &Toke
     };
     match timeout(config.connect_timeout, attempt).await {
         Ok(connected) => connected,
-        Err(_) => Err(error::disconnected("connect", "no answer in time")),
+        Err(_) => Err(late(config, target)),
+    }
+}
+
+/// The client library connects again and again by itself where the broker ends the connection before the first call, as it does when
+/// it does not know the certificate: that too is a time without an answer.
+fn late(config: &KubeMqConfig, target: &Target) -> Error {
+    let error = error::disconnected("connect", "no answer in time");
+    match (target, config.place()) {
+        (Target::Network, Ok(place)) if place.tls => error.with_hint(format!(
+            "is a broker listening at {}? One that asks for certificates ends the connection of a client that it does not know: check \
+             cert_file and key_file",
+            place.uri()
+        )),
+        _ => error,
     }
 }
 
