@@ -4,7 +4,7 @@
 //! then, by one task, while everybody else waits; it counts as found when it answers anything. The service is SQS: SNS may be
 //! away alone, and then only topics wait for it.
 
-use std::{future::Future, ops::Deref, pin::pin, sync::Arc, time::Duration};
+use std::{future::Future, ops::Deref, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use polymq_core::{
@@ -93,43 +93,47 @@ impl Link {
     }
 
     /// Runs one request, bounded, and no longer than the service counts as there.
-    pub(crate) async fn call<T>(
+    pub(crate) fn call<T>(
         &self,
         live: &Live,
         operation: &'static str,
         effect: Effect,
         limit: Duration,
         request: impl Future<Output = Result<T>>,
-    ) -> Result<T> {
-        // Pinned here: each function on the way would make room for it once more.
-        let request = pin!(bounded(operation, effect, limit, request));
-        let answer = self.unless_over(live, request).await;
-        answer.unwrap_or_else(|| Err(error::lost(operation, effect, &self.reason())))
+    ) -> impl Future<Output = Result<T>> {
+        // Boxed before anything waits: each function on the way would make room for it once more.
+        let request = Box::pin(bounded(operation, effect, limit, request));
+        async move {
+            let answer = self.unless_over(live, request).await;
+            answer.unwrap_or_else(|| Err(error::lost(operation, effect, &self.reason())))
+        }
     }
 
     /// The same for what asks SNS, alone or beside SQS: nothing is concluded from it about SQS, so queues go on while SNS is
     /// away. Only the credentials are those of both.
-    pub(crate) async fn call_with_sns<T>(
+    pub(crate) fn call_with_sns<T>(
         &self,
         live: &Live,
         operation: &'static str,
         effect: Effect,
         limit: Duration,
         request: impl Future<Output = Result<T>>,
-    ) -> Result<T> {
-        let request = pin!(bounded(operation, effect, limit, request));
-        let answer = tokio::select! {
-            biased;
-            answer = request => answer,
-            () = self.closed() => Err(error::lost(operation, effect, &self.reason())),
-        };
-        if let Err(error) = &answer
-            && error.kind() == ErrorKind::Unauthenticated
-            && self.config.may_renew()
-        {
-            self.failed(live, error);
+    ) -> impl Future<Output = Result<T>> {
+        let request = Box::pin(bounded(operation, effect, limit, request));
+        async move {
+            let answer = tokio::select! {
+                biased;
+                answer = request => answer,
+                () = self.closed() => Err(error::lost(operation, effect, &self.reason())),
+            };
+            if let Err(error) = &answer
+                && error.kind() == ErrorKind::Unauthenticated
+                && self.config.may_renew()
+            {
+                self.failed(live, error);
+            }
+            answer
         }
-        answer
     }
 }
 

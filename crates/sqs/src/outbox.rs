@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{StreamExt, future::Either, stream::FuturesUnordered};
 use polymq_core::{Completer, Error, ErrorKind, MessageId, Receipt, Result};
 use tokio::{
     sync::{Notify, OnceCell},
@@ -223,17 +223,17 @@ impl Outbox {
     }
 
     /// Asks the service that the target belongs to.
-    async fn call<T>(
+    fn call<T>(
         &self,
         live: &Live,
         operation: &'static str,
         effect: Effect,
         limit: Duration,
         request: impl Future<Output = Result<T>>,
-    ) -> Result<T> {
+    ) -> impl Future<Output = Result<T>> {
         match &self.target {
-            Target::Queue(_) => self.link.call(live, operation, effect, limit, request).await,
-            Target::Topic(_) => self.link.call_with_sns(live, operation, effect, limit, request).await,
+            Target::Queue(_) => Either::Left(self.link.call(live, operation, effect, limit, request)),
+            Target::Topic(_) => Either::Right(self.link.call_with_sns(live, operation, effect, limit, request)),
         }
     }
 
