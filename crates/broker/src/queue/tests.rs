@@ -121,11 +121,12 @@ async fn what_has_expired_goes_although_nobody_takes_it() {
     put(&queue, vec![expired(1); 3]).await;
     let first = queue.lock().next - 3;
     let waiting = |sequence| Waiting { sequence, size: 10, message: expired(1) };
-    let mut state = queue.lock();
-    state.back.insert(first, waiting(first));
-    state.ahead.push_back(waiting(first + 1));
-    state.cursor = first + 2;
-    drop(state);
+    {
+        let mut state = queue.lock();
+        state.back.insert(first, waiting(first));
+        state.ahead.push_back(waiting(first + 1));
+        state.cursor = first + 2;
+    }
     queue.sweep().await.unwrap();
     assert_eq!((stored(&queue), queue.stats().expired), (vec![1, 2, 3003], 3004));
 }
@@ -168,10 +169,11 @@ async fn a_peek_that_is_dropped_while_it_looks_leaves_what_woke_it_to_others() {
     assert!(futures_util::poll!(take.as_mut()).is_pending());
     put(&queue, vec![message(&Bytes::from_static(&[b'x'; 10]))]).await;
     // What waits is on disk only, so that the peek has to read.
-    let mut state = queue.lock();
-    state.ahead.clear();
-    state.cursor = 1;
-    drop(state);
+    {
+        let mut state = queue.lock();
+        state.ahead.clear();
+        state.cursor = 1;
+    }
     // It was woken, has read, and lets others go on.
     assert!(futures_util::poll!(peek.as_mut()).is_pending());
     drop(peek);
