@@ -40,6 +40,22 @@ pub fn now() -> SystemTime {
     }
 }
 
+/// What the wall clock shows where it is read coarsely: it stands still for some milliseconds, and is read in a tenth of the time.
+#[cfg(target_os = "linux")]
+pub(crate) type Tick = rustix::time::Timespec;
+/// Only Linux has such a clock.
+#[cfg(not(target_os = "linux"))]
+pub(crate) type Tick = ();
+
+/// The present tick, where there is such a clock.
+#[inline]
+pub(crate) fn tick() -> Option<Tick> {
+    #[cfg(target_os = "linux")]
+    return Some(rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse));
+    #[cfg(not(target_os = "linux"))]
+    None
+}
+
 /// What "for ever" comes to: much more can be added to the present neither by every clock nor by every broker.
 pub(crate) const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 

@@ -104,7 +104,8 @@ impl Message {
         self.has_version.then_some(self.version)
     }
 
-    /// When the producer made the message.
+    /// When the producer made the message. Messages that one thread makes within a tick of the system's coarse clock (4 ms or less
+    /// on Linux) may have the time of the first of them.
     #[must_use]
     pub fn time(&self) -> Option<SystemTime> {
         self.time.map(|nanos| SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos.get()))

@@ -1,8 +1,15 @@
 //! When a message was made, and the id that follows from it.
 
-use std::{num::NonZeroU64, time::SystemTime};
+use std::{cell::Cell, num::NonZeroU64, time::SystemTime};
 
 use uuid::Uuid;
+
+use crate::clock;
+
+thread_local! {
+    /// The last tick of the coarse clock that this thread has seen, and what its next message is stamped with in that tick.
+    static TICK: Cell<Option<(clock::Tick, Stamp)>> = const { Cell::new(None) };
+}
 
 /// A moment. What the clock gives is converted once for id and time.
 #[derive(Debug, Clone, Copy)]
@@ -16,8 +23,18 @@ pub(crate) struct Stamp {
 }
 
 impl Stamp {
+    /// The time of the first message of a tick is exact. Those that the same thread makes within the tick have its time, and ids
+    /// that come after: reading the exact clock for each would be a quarter of what a message costs in memory.
+    #[inline]
     pub(crate) fn now() -> Self {
-        SystemTime::now().into()
+        let Some(tick) = clock::tick() else { return SystemTime::now().into() };
+        let mut next = match TICK.get() {
+            Some((last, next)) if last == tick => next,
+            _ => SystemTime::now().into(),
+        };
+        let now = next.take();
+        TICK.set(Some((tick, next)));
+        now
     }
 
     /// Nanoseconds since 1970, where that can be told.
@@ -49,5 +66,24 @@ impl From<SystemTime> for Stamp {
         let (millis, rest) = (nanos / 1_000_000, nanos % 1_000_000);
         // The generator is seeded by the operating system once a thread.
         Self { nanos, id: (millis << 16) | (7 << 12) | ((rest << 12) / 1_000_000), random: fastrand::u64(..) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ids of a thread are in the order of its messages, and their times neither go back nor stay behind.
+    #[test]
+    fn stamps_of_a_thread_go_on() {
+        let mut last = Stamp::now();
+        for _ in 0..1_000_000 {
+            let next = Stamp::now();
+            assert!(next.uuid() > last.uuid() && next.nanos >= last.nanos, "{last:?}, then {next:?}");
+            last = next;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let (before, now) = (Stamp::from(SystemTime::now()), Stamp::now());
+        assert!(now.nanos >= before.nanos, "{now:?} is behind {before:?}");
     }
 }
