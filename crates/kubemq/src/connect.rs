@@ -1,6 +1,6 @@
 //! One attempt to connect: a channel, a ping, and a call that asks for the token, since the ping does not.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use polymq_core::{Error, ErrorKind, Result};
 use polymq_kubemq_proto::{Empty, PingResult, QueuesInfoRequest};
@@ -10,6 +10,7 @@ use tonic::transport::Endpoint;
 use crate::{
     NAME,
     config::KubeMqConfig,
+    dial::Dial,
     error::{self, Effect, native},
     transport::{Client, InProcess, Token, Transport},
 };
@@ -43,24 +44,9 @@ pub(crate) async fn connect(config: &KubeMqConfig, target: &Target, token: &Toke
             Err(error) => Err(error),
         }
     };
-    match timeout(config.connect_timeout, attempt).await {
-        Ok(connected) => connected,
-        Err(_) => Err(late(config, target)),
-    }
-}
-
-/// The client library connects again and again by itself where the broker ends the connection before the first call, as it does when
-/// it does not know the certificate: that too is a time without an answer.
-fn late(config: &KubeMqConfig, target: &Target) -> Error {
-    let error = error::disconnected("connect", "no answer in time");
-    match (target, config.place()) {
-        (Target::Network, Ok(place)) if place.tls => error.with_hint(format!(
-            "is a broker listening at {}? One that asks for certificates ends the connection of a client that it does not know: check \
-             cert_file and key_file",
-            place.uri()
-        )),
-        _ => error,
-    }
+    timeout(config.connect_timeout, attempt)
+        .await
+        .unwrap_or_else(|_| Err(error::disconnected("connect", "no answer in time")))
 }
 
 /// A ping and a call that is refused without a good token. A server that does not know that call has let us in.
@@ -93,15 +79,13 @@ async fn network(config: &KubeMqConfig, token: &Token) -> Result<(Client, bool)>
     taken.map_err(|_| error::config("the token holds characters that no token has"))?;
     let endpoint = Endpoint::from_shared(place.uri())
         .map_err(|cause| error::config(format!("the address is not valid: {cause}")))?
-        .tcp_nodelay(true)
-        .tcp_keepalive(Some(Duration::from_secs(60)))
         // As much as there can be: each stream has its own bound, and one that nobody reads stops no other.
         .initial_connection_window_size((1 << 31) - 1)
         .initial_stream_window_size(4 << 20)
         .connect_timeout(config.connect_timeout);
     #[cfg(feature = "tls")]
     let endpoint = if place.tls { with_tls(endpoint, config, place.host())? } else { endpoint };
-    let channel = endpoint.connect().await.map_err(|cause| {
+    let channel = endpoint.connect_with_connector(Dial::new(config.connect_timeout)).await.map_err(|cause| {
         let reason = reason(&cause);
         let error = error::disconnected("connect", &format!("{}: {reason}", place.host())).with_source(cause);
         match place.tls && reason.contains("certificate") {

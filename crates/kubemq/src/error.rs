@@ -8,7 +8,7 @@ use std::time::Duration;
 use polymq_core::{Error, ErrorKind};
 use tonic::{Code, Status};
 
-use crate::NAME;
+use crate::{NAME, dial::ENDED};
 
 /// Whether repeating a request could have a second effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,12 +108,16 @@ pub(crate) fn is_of_deleting(error: &Error) -> bool {
     error.message().contains("the channel was deleted")
 }
 
-/// Nobody was reached, so nothing was written.
+/// Nobody was reached, or the connection had ended before the call, so nothing was written.
 fn is_of_connecting(status: &Status) -> bool {
     let mut source = std::error::Error::source(status);
     while let Some(error) = source {
         let text = error.to_string();
-        if text.contains("tcp connect") || text.contains("dns error") || text.contains("Connection refused") {
+        if text.contains("tcp connect")
+            || text.contains("dns error")
+            || text.contains("Connection refused")
+            || text.contains(ENDED)
+        {
             return true;
         }
         source = error.source();

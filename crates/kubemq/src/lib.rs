@@ -8,6 +8,7 @@ mod connect;
 mod connection;
 mod consumer;
 mod convert;
+mod dial;
 mod error;
 mod group;
 mod held;

@@ -1,6 +1,11 @@
 //! The typed client with the Community server.
 
-use polymq_core::{Message, Settings};
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use polymq_core::{ErrorKind, Message, Settings};
 use polymq_kubemq::{Ask, KubeMq, Poll, Reply, RequestKind, StartAt};
 use tokio::time::timeout;
 
@@ -71,4 +76,25 @@ async fn a_poll_is_settled_in_parts_by_a_slow_server() {
     }
     rest.sort();
     assert_eq!(rest, ["2", "3"]);
+}
+
+/// Whoever ends each connection before its first call is asked once, and the error says what happened: nobody connects again
+/// without a pause.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_ends_each_connection_at_once_is_asked_once() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("kubemq://{}?connect_timeout=60s", listener.local_addr().expect("bound"));
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&connections);
+    let server = tokio::spawn(async move {
+        while let Ok((connection, _)) = listener.accept().await {
+            counted.fetch_add(1, Ordering::Relaxed);
+            drop(connection);
+        }
+    });
+    let settings = Settings::from_url(&url).expect("a URL");
+    let error = tokio::time::timeout(PATIENCE, KubeMq::connect(&settings)).await.expect("at once").expect_err("ended");
+    assert_eq!(error.kind(), ErrorKind::Disconnected, "{error:?}");
+    assert_eq!(connections.load(Ordering::Relaxed), 1, "{error}");
+    server.abort();
 }
