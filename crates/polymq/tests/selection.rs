@@ -23,10 +23,18 @@ async fn echo(bus: &Bus, text: &str) -> String {
     echoed
 }
 
+/// A first run needs nothing, and the log warns that it keeps nothing; whoever chooses memory is not warned.
 #[tokio::test]
-async fn memory_is_the_default() {
+async fn memory_is_the_default_and_the_log_says_so() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let _logging = tracing::subscriber::set_default(subscriber);
+    chosen([("POLYMQ_BACKEND", "memory")]).await.unwrap();
+    assert_eq!(log.text(), "");
     let bus = chosen([]).await.unwrap();
     assert_eq!(bus.backend(), "memory");
+    assert!(log.text().contains("WARN") && log.text().contains("POLYMQ_URL or POLYMQ_BACKEND"), "{:?}", log.text());
     assert_eq!(echo(&bus, "hello").await, "hello");
 }
 
@@ -190,5 +198,41 @@ async fn wrong_settings_are_refused_before_anything_is_connected() {
             assert!(error.to_string().contains(part), "{part:?} is missing: {error}");
         }
         assert!(!error.to_string().contains('\n'), "{error}");
+    }
+}
+
+/// Row J1: the variables that people have set already lead to their broker, and `POLYMQ_URL` is stronger than each of them.
+#[cfg(all(feature = "amqp", feature = "kafka", feature = "kubemq", feature = "mqtt", feature = "sqs"))]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn j1_variables_of_each_ecosystem_lead_to_its_broker() {
+    /// Connects as the environment says, to nobody who answers; returns whether this listener was asked.
+    async fn asked(listener: &tokio::net::TcpListener, environment: Environment) -> bool {
+        let connecting = tokio::spawn(Bus::builder().environment(environment).connect());
+        let accepted = tokio::time::timeout(Duration::from_secs(30), listener.accept()).await;
+        connecting.abort();
+        accepted.is_ok_and(|accepted| accepted.is_ok())
+    }
+    let listen = async || tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let cases: [(&str, &[(&str, &str)]); 7] = [
+        ("amqp", &[("RMQ_HOST", "127.0.0.1"), ("RMQ_PORT", "PORT"), ("RMQ_USER", "me"), ("RMQ_PASS", "secret")]),
+        ("kafka", &[("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:PORT")]),
+        ("kubemq", &[("KUBEMQ_ADDRESS", "127.0.0.1:PORT"), ("KUBEMQ_CLIENT_ID", "me")]),
+        ("mqtt", &[("MQTT_HOST", "127.0.0.1"), ("MQTT_PORT", "PORT")]),
+        ("mqtt", &[("MQTT_URI", "mqtt://127.0.0.1:PORT")]),
+        ("sqs", &[("AWS_ENDPOINT_URL", "http://127.0.0.1:PORT"), ("AWS_REGION", "us-east-1")]),
+        ("sqs", &[("AWS_ENDPOINT_URL_SQS", "http://127.0.0.1:PORT"), ("AWS_REGION", "us-east-1")]),
+    ];
+    for (backend, variables) in cases {
+        let (theirs, ours) = (listen().await, listen().await);
+        let port = theirs.local_addr().unwrap().port().to_string();
+        let named: Vec<_> = variables.iter().map(|(name, value)| (*name, value.replace("PORT", &port))).collect();
+        let keys = [("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test"), ("POLYMQ_BACKEND", backend)];
+        let environment = |url: Option<&str>| -> Environment {
+            let url = url.map(|url| ("POLYMQ_URL", url));
+            named.iter().map(|(name, value)| (*name, value.as_str())).chain(keys).chain(url).collect()
+        };
+        assert!(asked(&theirs, environment(None)).await, "{variables:?} did not lead to the broker");
+        let url = format!("{backend}://{}", ours.local_addr().unwrap());
+        assert!(asked(&ours, environment(Some(&url))).await, "POLYMQ_URL is weaker than {variables:?}");
     }
 }

@@ -168,6 +168,10 @@ impl BusBuilder {
             (None, Some((url, _))) => scheme(url)?,
             (None, None) => {
                 nobody_else_is_meant(environment, &registry)?;
+                tracing::warn!(
+                    "no backend is chosen: messages stay in this process and are gone with it; {URL_VARIABLE} or {BACKEND_VARIABLE} \
+                     chooses one"
+                );
                 DEFAULT_BACKEND
             }
         };
