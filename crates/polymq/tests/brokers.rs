@@ -1,12 +1,10 @@
-//! What a program does on the real brokers, told by its environment or by a queue table: mission rows A1, A7, C13, C22,
+//! What a program does on the real brokers, told by its environment or by a queue table: mission rows A7, C22,
 //! D7, J9, J13 and J20. Each test starts its own RabbitMQ and Mosquitto.
 #![cfg(all(unix, feature = "amqp", feature = "mqtt", feature = "macros", feature = "ops"))]
 
 use std::{
     collections::BTreeSet,
-    io::{BufRead, BufReader},
-    process::{Child, Command, ExitCode, Stdio},
-    sync::{Arc, Mutex, mpsc},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -18,109 +16,9 @@ use tokio::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(90);
-/// Tells the child process to be the program.
-const PROGRAM: &str = "PROGRAM_UNDER_TEST";
-
-#[consumer("echo")]
-async fn echo(text: String) {
-    println!("\necho: {text}");
-}
-
-/// The program: it knows no backend.
-async fn program(bus: Bus) -> Result<()> {
-    bus.queue("echo").send(&"hello").await?;
-    Ok(())
-}
-
-/// Not a test: what the child process runs.
-#[test]
-fn child() {
-    if std::env::var_os(PROGRAM).is_some() {
-        let code = polymq::run(program);
-        std::process::exit(i32::from(code != ExitCode::SUCCESS));
-    }
-}
 
 fn url(scheme: &str, broker: &Broker) -> String {
     format!("{scheme}://{}", broker.address())
-}
-
-/// The program as a process.
-struct Program {
-    process: Child,
-    printed: mpsc::Receiver<String>,
-}
-
-impl Program {
-    /// On the backend of this name; nothing but the environment differs.
-    fn start(backend: &str, url: &str) -> Self {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["child", "--exact", "--nocapture"]).env(PROGRAM, "1");
-        command.env("POLYMQ_BACKEND", backend).env("POLYMQ_URL", url);
-        let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
-        let lines = BufReader::new(process.stdout.take().unwrap()).lines().map_while(|line| line.ok());
-        let (sender, printed) = mpsc::channel();
-        std::thread::spawn(move || lines.into_iter().all(|line| sender.send(line).is_ok()));
-        Self { process, printed }
-    }
-
-    fn prints(&self, expected: &str) {
-        while self.printed.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("{expected:?} was not printed")) != expected
-        {
-        }
-    }
-
-    /// The time that processors have spent on it, in ticks of 10 ms.
-    fn ticks(&self) -> u64 {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id())).unwrap();
-        let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
-    }
-
-    fn ends_in_order(mut self) {
-        let told = Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status().unwrap();
-        assert!(told.success());
-        assert_eq!(self.process.wait().unwrap().code(), Some(0));
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        // After a failed assertion; it has ended otherwise.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-/// The same binary on each backend, chosen by one variable; then each of them idles and must cost nothing.
-#[test]
-fn a1_c13_one_binary_runs_on_each_backend_and_idles_for_free() {
-    let (rabbitmq, mosquitto) = (Broker::rabbitmq(), Broker::mosquitto(&[]));
-    let programs =
-        [("memory", "memory://".to_owned()), ("amqp", url("amqp", &rabbitmq)), ("mqtt", url("mqtt", &mosquitto))]
-            .map(|(backend, url)| (backend, Program::start(backend, &url)));
-    for (_, program) in &programs {
-        program.prints("echo: hello");
-    }
-    std::thread::sleep(Duration::from_secs(2)); // what starting costs is not counted
-    // The best of three: on a crowded machine the same work takes more ticks.
-    let mut used = programs.each_ref().map(|_| u64::MAX);
-    for _ in 0..3 {
-        let before = programs.each_ref().map(|(_, program)| program.ticks());
-        std::thread::sleep(Duration::from_secs(10));
-        for ((least, before), (_, program)) in used.iter_mut().zip(before).zip(&programs) {
-            *least = (program.ticks() - before).min(*least);
-        }
-        if used.iter().all(|used| *used < 10) {
-            break;
-        }
-    }
-    for ((backend, _), used) in programs.iter().zip(used) {
-        assert!(used < 10, "{backend}: {used} ticks of 10 ms in ten idle seconds are 1 % of a processor or more");
-    }
-    for (_, program) in programs {
-        program.ends_in_order();
-    }
 }
 
 async fn connect(url: &str) -> Bus {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use polymq_core::{
-    Attempt, Batch, ConsumerFactory, ConsumerRunner, Context, Failure, FailurePolicy, Message, Outcome, State,
+    AckMode, Attempt, Batch, ConsumerFactory, ConsumerRunner, Context, Failure, FailurePolicy, Message, Outcome, State,
 };
 use tokio::time::Instant;
 
@@ -22,6 +22,7 @@ use crate::{
 pub(super) const CASES: &[Case] = &[
     Case::new("S5_bad_message_in_a_batch", run!(bad_message_in_a_batch)),
     Case::new("S6_handler_panics", run!(handler_panics)),
+    Case::new("S6_acknowledgement_modes", run!(acknowledgement_modes)),
     Case::new("S6_handler_times_out", run!(handler_times_out)),
     Case::new("S6_handler_cancelled", run!(handler_cancelled)),
     Case::new("S7_cancelled_is_not_failed", run!(cancelled_is_not_failed)),
@@ -87,6 +88,34 @@ pub async fn handler_panics(cx: Cx) {
     let seen = counts(log.bodies());
     assert_eq!((seen.len(), seen["m-000002"], log.len()), (5, 2, 6), "{seen:?}");
     quiet(&mut subscribe(&queue).await).await;
+}
+
+/// A handler that panics gets its message again where success is acknowledged, and not where the receipt is, or everything
+/// (mission row C4).
+pub async fn acknowledgement_modes(cx: Cx) {
+    async fn handle(message: Message, attempt: Attempt, log: State<Log>) {
+        log.add(&message, attempt.0);
+        assert!(
+            !(attempt.0 == 1 && &message.payload()[..] == b"m-000001"),
+            "a panic of the handler, as the case wants"
+        );
+    }
+    let bus = cx.bus().await;
+    for (mode, calls) in [(AckMode::AfterSuccess, 4), (AckMode::OnReceipt, 3), (AckMode::Always, 3)] {
+        let queue = cx.queue(&bus);
+        publish(&queue, bodies(3)).await;
+        let log = Log::default();
+        let mut consumers = ConsumerFactory::new(&bus);
+        let route = consumers.state(log.clone()).route(queue.address().name(), handle);
+        route.ack_mode(mode).policy(retry_every(SHORT, 5));
+        let running = start(consumers).await;
+        log.reaches(calls).await;
+        running.stop().await.expect("stop");
+        assert_eq!(running.stats(queue.address().name()).expect("stats").panicked, 1, "{mode:?}");
+        quiet(&mut subscribe(&queue).await).await;
+        quiet(&mut dead_letters(&bus, &queue).await).await;
+        assert_eq!(log.len(), calls, "{mode:?}: {:?}", log.bodies());
+    }
 }
 
 /// A handler that takes too long is cancelled; that counts as a failure and its message is tried again.

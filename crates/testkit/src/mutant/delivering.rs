@@ -43,7 +43,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     mutant("renames_what_comes_again", || Arc::new(Renames::default()), &["F16_duplicates_have_one_id"]),
     mutant("loses_what_is_cancelled", || Arc::new(LosesCancelled), &["L8_cancelled_receives"]),
     mutant("acks_foreign_messages", || Arc::new(AcksForeign), &["B9_foreign_message_is_handled"]),
-    mutant("stops_after_reconnect", || Arc::new(StopsAfterReconnect), &["F1_graceful_restart"]),
+    mutant("stops_after_reconnect", || Arc::new(StopsAfterReconnect), &["F1_graceful_restart", "F3_stream_goes_on"]),
     mutant("loses_after_reconnect", || Arc::new(LosesAfterReconnect::default()), &["F3_reset_of_all_connections"]),
     mutant("swallows_redelivered", || Arc::new(SwallowsRedelivered::default()), &["F9_ack_fails_while_a_handler_runs"]),
     mutant(

@@ -19,7 +19,11 @@ use crate::{
 };
 
 pub(super) const MUTANTS: &[Mutant] = &[
-    mutant("loses_acks", || Arc::new(LosesAcks::default()), &["S1_ack", "S1_drop", "S2_settle_from_other_tasks"]),
+    mutant(
+        "loses_acks",
+        || Arc::new(LosesAcks::default()),
+        &["S1_ack", "S1_drop", "S2_settle_from_other_tasks", "S6_acknowledgement_modes"],
+    ),
     mutant(
         "retry_loses",
         || Arc::new(RetryLoses),

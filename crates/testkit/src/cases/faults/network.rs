@@ -1,15 +1,26 @@
 //! F3 to F7: the network between client and broker breaks, goes silent, crawls, or works in one direction only.
 
-use std::time::Duration;
+use std::{collections::HashSet, pin::pin, time::Duration};
 
+use futures_util::StreamExt;
 use polymq_core::ErrorKind;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
-use super::scenario::{Expect, Plan, Scenario};
-use crate::{Case, Cx, Direction, Heartbeat, PATIENCE, case::run, eventually};
+use super::{
+    plan::connect,
+    scenario::{Expect, Plan, Scenario, leaves_no_task, send_one},
+    states::States,
+};
+use crate::{
+    Case, Cx, Direction, Heartbeat, PATIENCE,
+    case::run,
+    drive::{closes, subscribe, text},
+    eventually,
+};
 
 pub(in crate::cases) const CASES: &[Case] = &[
     Case::new("F3_reset_of_all_connections", run!(reset_of_all_connections)).broker(),
+    Case::new("F3_stream_goes_on", run!(stream_goes_on)).broker(),
     Case::new("F4_black_hole", run!(black_hole)).broker(),
     Case::new("F5_latency_and_loss", run!(latency_and_loss)).broker(),
     Case::new("F6_narrow_line", run!(narrow_line)).broker(),
@@ -32,6 +43,59 @@ pub async fn reset_of_all_connections(cx: Cx) {
     }
     scenario.ends(Expect::Flips).await;
     assert!(proxy.stats().resets >= 2, "{proxy:?}");
+}
+
+/// A stream of deliveries goes on over two losses of the connection, until it is given up (mission row C6).
+pub async fn stream_goes_on(cx: Cx) {
+    let (proxy, plan) = Plan::through_proxy(&cx).await;
+    let (hope, states) = (cx.harness().recovery() * 2, States::default());
+    let bus = connect(&cx, &plan, &plan.url, Some(&states)).await;
+    let queue = cx.queue(&bus).with_timeout(plan.one_send);
+    {
+        let mut stream = pin!(subscribe(&queue).await.stream());
+        for round in 0..3 {
+            let downs = states.downs();
+            if round > 0 {
+                proxy.refuse(true);
+                proxy.reset_all();
+            }
+            let mut missing: HashSet<_> = (0..3).map(|n| format!("{round}-{n}")).collect();
+            let (bodies, to) = (missing.clone(), queue.clone());
+            // In the background: without a broker between, a send waits for its acknowledgement.
+            let sending = tokio::spawn(async move {
+                for body in bodies {
+                    send_one(hope, &to, &body).await;
+                }
+            });
+            if round > 0 {
+                states.goes_down(cx.harness().recovery(), downs).await;
+                proxy.refuse(false);
+            }
+            while !missing.is_empty() {
+                let delivery = timeout(hope, stream.next()).await;
+                let delivery = delivery.unwrap_or_else(|_| panic!("{missing:?} did not come; {}", bus.health()));
+                let delivery = delivery.expect("a stream has no end").expect("losses are no errors of the stream");
+                missing.remove(&text(&delivery));
+                delivery.ack().await.expect("ack");
+            }
+            sending.await.expect("the sender");
+        }
+    }
+    let (last, to) = ("after the stream", queue.clone());
+    let sending = tokio::spawn(async move { send_one(hope, &to, last).await });
+    let mut next = subscribe(&queue).await;
+    loop {
+        let delivery = timeout(hope, next.next()).await.expect("in time").expect("receive");
+        let is_last = text(&delivery) == last;
+        delivery.ack().await.expect("ack");
+        if is_last {
+            break;
+        }
+    }
+    sending.await.expect("the sender");
+    next.close().await.expect("close");
+    closes(&bus).await;
+    leaves_no_task().await;
 }
 
 fn heartbeat(cx: &Cx) -> Heartbeat {
