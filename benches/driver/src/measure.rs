@@ -65,6 +65,9 @@ impl Program {
             command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]).arg(&self.path);
             self.options(&mut command, row, None, n);
             let Ok(output) = command.output() else { return Ok(None) };
+            if !output.status.success() {
+                return Err(format!("{} under callgrind: {}", row.scenario, last_lines(&output.stderr)));
+            }
             let text = String::from_utf8_lossy(&output.stderr);
             let collected = text.lines().find_map(|line| line.split_once("Collected : ")?.1.trim().parse().ok());
             *count = collected.ok_or(format!("callgrind counted nothing for {}", row.scenario))?;

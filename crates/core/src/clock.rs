@@ -42,7 +42,7 @@ pub fn now() -> SystemTime {
 
 /// What the wall clock shows where it is read coarsely: it stands still for some milliseconds, and is read in a tenth of the time.
 #[cfg(target_os = "linux")]
-pub(crate) type Tick = rustix::time::Timespec;
+pub(crate) type Tick = nix::sys::time::TimeSpec;
 /// Only Linux has such a clock.
 #[cfg(not(target_os = "linux"))]
 pub(crate) type Tick = ();
@@ -51,7 +51,7 @@ pub(crate) type Tick = ();
 #[inline]
 pub(crate) fn tick() -> Option<Tick> {
     #[cfg(target_os = "linux")]
-    return Some(rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse));
+    return nix::time::clock_gettime(nix::time::ClockId::CLOCK_REALTIME_COARSE).ok();
     #[cfg(not(target_os = "linux"))]
     None
 }
