@@ -54,7 +54,7 @@ pub enum DeliveryCount {
     Native,
 }
 
-/// Where a message comes again that is retried without a delay, or that a consumer gives back.
+/// Where a message comes again that is retried without a delay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RedeliveryOrder {

@@ -3,8 +3,8 @@
 use std::{fmt, mem, sync::Arc, time::Duration};
 
 use crate::{
-    Address, Bus, Capabilities, Channel, Completion, Details, Error, Incoming, Message, Result, Retry, Sends, Settler,
-    Support,
+    Address, Bus, Capabilities, Channel, Completion, Details, Error, ErrorKind, Incoming, Message, Result, Retry,
+    Sends, Settler, Support,
     clock::FAR,
     dead_letter::{Errors, FIRST_ERROR, Obituary, brief_dead_letter, dead_letter, header_text},
     message::Stamp,
@@ -133,7 +133,8 @@ impl Delivery {
         }
         let Some(asking) = ReplyAddress::of(self.message()) else { return self.ack().await };
         match asking.send(bus, answer).await {
-            Err(error) if error.retry() != Retry::Never => Err(self.failed(error)),
+            // A sender of our own that is closed says nothing of who asked.
+            Err(error) if error.retry() != Retry::Never || error.kind() == ErrorKind::Closed => Err(self.failed(error)),
             outcome => {
                 if let Err(error) = outcome {
                     tracing::warn!(channel = self.channel(), %error, "whoever asked cannot be answered any more");
@@ -163,7 +164,7 @@ impl Delivery {
                     let settling = self.0.origin.settler.ack_and_send(self.0.incoming.token, ready);
                     self.settle(settling).await
                 }
-                Err(error) => self.settled(Err(error)),
+                Err(error) => Err(self.failed(error)),
             };
             let error = settled.as_ref().err().map(SettleError::error);
             messages.iter().for_each(|(channel, _)| channel.count_sent(error));
@@ -226,7 +227,8 @@ impl Delivery {
             }
             Err(error) => {
                 let error = self.0.origin.locate(error);
-                Err(self.failed(error))
+                let over = matches!(error.kind(), ErrorKind::Stale | ErrorKind::Closed);
+                Err(SettleError { over, ..self.failed(error) })
             }
         }
     }
@@ -303,7 +305,7 @@ impl Delivery {
     fn failed(self, error: Error) -> SettleError {
         // What was to be sent with it may have failed on another backend, which keeps its name.
         let error = error.with_operation("settle").with_channel(self.0.origin.address.name());
-        SettleError { error, delivery: self }
+        SettleError { error, delivery: self, over: false }
     }
 }
 
@@ -354,6 +356,8 @@ impl fmt::Debug for Delivery {
 pub struct SettleError {
     error: Error,
     delivery: Delivery,
+    /// The broker's side of it is over; nothing that is done with it has an effect.
+    over: bool,
 }
 
 impl SettleError {
@@ -361,6 +365,11 @@ impl SettleError {
     #[must_use]
     pub fn error(&self) -> &Error {
         &self.error
+    }
+
+    /// Whether the delivery itself is over, and not something that was to be sent with it.
+    pub(crate) fn is_over(&self) -> bool {
+        self.over
     }
 
     /// The delivery, unsettled.
@@ -391,7 +400,7 @@ impl std::error::Error for SettleError {
 impl From<SettleError> for Error {
     /// Gives the delivery up: it returns to the broker.
     fn from(settle: SettleError) -> Self {
-        let SettleError { error, delivery } = settle;
+        let SettleError { error, delivery, .. } = settle;
         delivery.release();
         error
     }

@@ -207,7 +207,7 @@ impl HandlerPair {
             backoff: crate::Backoff { max: std::time::Duration::from_secs(10), ..crate::Backoff::default() },
             ..crate::FailurePolicy::default()
         });
-        Ok(ConsumerRunner::new(consumers))
+        Ok(ConsumerRunner::new(consumers).onto(&target))
     }
 }
 

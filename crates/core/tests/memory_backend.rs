@@ -383,6 +383,21 @@ async fn senders_that_wait_are_bounded_and_those_that_gave_up_do_not_count() {
     assert_eq!(last.try_take().unwrap().unwrap_err().kind(), ErrorKind::Busy);
 }
 
+/// Those who gave up all at once are nobody's wait: neither a flush's nor the next sender's.
+#[tokio::test(start_paused = true)]
+async fn senders_that_gave_up_hold_up_nobody() {
+    let connection = connect(&format!("{}?capacity=1", url())).await;
+    let producer = producer(&connection, &queue()).await;
+    send(producer.as_ref(), 0).await;
+    let waiting: Vec<_> = (0..1024).map(|number| producer.send(message(number))).collect();
+    assert_eq!(producer.send(message(0)).try_take().unwrap().unwrap_err().kind(), ErrorKind::Busy);
+    waiting.into_iter().for_each(|send| assert!(send.withdraw()));
+    let mut next = producer.send(message(1));
+    assert!(next.try_take().is_none(), "it waits for room");
+    assert!(next.withdraw());
+    timeout(SECOND, producer.flush()).await.expect("nobody waits").unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn flush_waits_for_what_was_sent_before() {
     let connection = connect(&format!("{}?capacity=1", url())).await;

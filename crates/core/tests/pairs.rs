@@ -72,6 +72,22 @@ async fn d7_a_bridge_acknowledges_its_source_only_when_the_target_has_accepted()
     assert_eq!(error.kind(), ErrorKind::Config);
 }
 
+/// A bridge whose target is given up, or closed, is of no use: it says so and ends, and what it holds stays at the source.
+#[tokio::test(start_paused = true)]
+async fn a_bridge_ends_with_its_target() {
+    let (left, right) = (bus("bridge-source").await, bus("bridge-target").await);
+    let bridge = HandlerPair::new("orders", &left, &right).bridge().await.expect("two places");
+    let running = bridge.start().await.expect("starts");
+    assert!(running.is_ready() && running.buses().len() == 2);
+    let ending = tokio::spawn(running.clone().until_signal());
+    right.close().await.expect("closes");
+    left.queue("orders").send_message(Message::new("1")).await.expect("sent");
+    let ended = tokio::time::timeout(Duration::from_secs(60), ending).await.expect("in time").expect("no panic");
+    assert_eq!(ended.expect_err("it is of no use").kind(), ErrorKind::Disconnected);
+    assert!(!running.is_ready());
+    assert_eq!(left.queue("orders").stats(None).await.expect("counts").ready, 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a7_one_process_consumes_from_several_connections() {
     let (one, two) = (bus("a7-one").await, bus("a7-two").await);

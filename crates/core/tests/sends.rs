@@ -1,6 +1,12 @@
 //! What handlers return to be sent with the acknowledgement of their message.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use polymq_core::{
     Bus, ConsumeOptions, ConsumerFactory, ConsumerRunner, ErrorKind, FailurePolicy, Result, Sends, Subscription,
@@ -49,6 +55,28 @@ async fn what_cannot_be_sent_makes_a_dead_letter_of_its_source() {
     bus.queue("orders").send(&7_u64).await.expect("sent");
     assert_eq!(bodies(&mut letters, 1).await, ["7"]);
     running.stop().await.expect("stopped");
+}
+
+/// A channel that the program has closed takes nothing more. That says nothing of the message that was to be sent with it: it is held
+/// and tried again with pauses, not handled over and over.
+#[tokio::test(start_paused = true)]
+async fn a_closed_target_does_not_make_a_handler_run_again_and_again() {
+    let bus = Bus::connect("memory://sends-closed").await.expect("connect");
+    let calls = Arc::new(AtomicUsize::new(0));
+    let mut consumers = ConsumerFactory::new(&bus);
+    let counted = Arc::clone(&calls);
+    consumers.route("orders", move |order: u64| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async move { Sends::new().to("invoices", order) }
+    });
+    let running = ConsumerRunner::new(consumers).start().await.expect("starts");
+    bus.queue("invoices").send(&0_u64).await.expect("sent");
+    bus.queue("invoices").close().await.expect("closed");
+    bus.queue("orders").send(&7_u64).await.expect("sent");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+    running.stop().await.expect("stopped");
+    assert_eq!(bus.queue("orders").stats(None).await.expect("counted").ready, 1);
 }
 
 #[tokio::test]

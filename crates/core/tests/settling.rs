@@ -46,6 +46,34 @@ async fn c4_what_is_always_acknowledged_is_handled_once_also_in_the_order_of_key
     assert_eq!((stats.failed, stats.retried, stats.dropped), (2, 0, 2));
 }
 
+/// What cannot be acknowledged on receipt is not handled, and given back: somebody else gets it.
+#[tokio::test(start_paused = true)]
+async fn what_is_not_acknowledged_on_receipt_is_given_back() {
+    let (ours, theirs) = (bus("receipt").await, bus("receipt").await);
+    let log = Log::default();
+    let seen = log.clone();
+    let mut consumers = ConsumerFactory::new(&ours);
+    let route = consumers.route("orders", move |order: Order| {
+        seen.add(order.id.to_string());
+        tokio::time::sleep(SECOND)
+    });
+    route.ack_mode(AckMode::OnReceipt);
+    for id in 1..=5 {
+        theirs.queue("orders").send(&order(id)).await.expect("sent");
+    }
+    let running = ConsumerRunner::new(consumers).start().await.expect("starts");
+    assert_eq!(log.wait(1).await, ["1"]);
+    ours.close().await.expect("closes");
+    let mut others = theirs.queue("orders").subscribe(ConsumeOptions::default()).await.expect("subscribes");
+    for id in 2..=5 {
+        let delivery = tokio::time::timeout(60 * SECOND, others.next()).await.expect("in time").expect("a message");
+        assert_eq!(delivery.message().payload(), format!("{{\"id\":{id}}}").as_str());
+        delivery.ack().await.expect("acked");
+    }
+    assert_eq!(log.entries(), ["1"]);
+    assert!(!running.is_ready());
+}
+
 /// The memory backend, where an answer travels back on the exchange that brought the message, as with HTTP.
 #[derive(Debug, Clone, Default)]
 struct Direct(Arc<Mutex<Vec<String>>>);

@@ -261,11 +261,15 @@ impl Channel {
             after.run();
             return Completion::ready(Ok(receipt));
         }
-        if state.parked.len() >= state.sweep_at.max(64) {
+        let is_full = |state: &State| {
+            let waiting = state.parked.len();
+            waiting >= ALWAYS_PARKED && (waiting >= limits.messages || state.parked_size >= limits.size)
+        };
+        // Whoever is refused is refused for those who wait still, not for those who gave up.
+        if state.parked.len() >= state.sweep_at.max(64) || is_full(&state) {
             state.sweep();
         }
-        let full = state.parked.len() >= limits.messages || state.parked_size >= limits.size;
-        if full && state.parked.len() >= ALWAYS_PARKED {
+        if is_full(&state) {
             drop(state);
             return Completion::ready(Err(self
                 .error(ErrorKind::Busy, "send", "the queue is full and as many messages wait to be added")
@@ -283,9 +287,18 @@ impl Channel {
         if state.parked.is_empty() {
             return None;
         }
-        let (done, flushed) = oneshot::channel();
-        state.parked.push_back(Parked::Flush { done, connection });
-        Some(flushed)
+        // Senders that gave up have their answer, and what stood behind them may fit.
+        state.sweep();
+        let mut after = After::default();
+        state.admit(&mut after);
+        let flushed = (!state.parked.is_empty()).then(|| {
+            let (done, flushed) = oneshot::channel();
+            state.parked.push_back(Parked::Flush { done, connection });
+            flushed
+        });
+        drop(state);
+        after.run();
+        flushed
     }
 
     /// Gives up what a connection has waiting; its senders are told that nothing was sent.

@@ -10,6 +10,8 @@ pub(crate) struct Control {
     concurrency: AtomicUsize,
     prefetch: usize,
     paused: std::sync::atomic::AtomicBool,
+    /// Its consumer has ended with an error, and another one is not open yet.
+    reopening: std::sync::atomic::AtomicBool,
     changed: Notify,
     failures_in_a_row: AtomicU32,
     /// No other subscription of this process has it.
@@ -72,6 +74,14 @@ impl Control {
         static SUBSCRIPTIONS: AtomicU64 = AtomicU64::new(1);
         let number = SUBSCRIPTIONS.fetch_add(1, Ordering::Relaxed);
         Self { concurrency: AtomicUsize::new(concurrency), prefetch, number, ..Self::default() }
+    }
+
+    pub(crate) fn set_consuming(&self, consuming: bool) {
+        self.reopening.store(!consuming, Ordering::Release);
+    }
+
+    pub(crate) fn is_consuming(&self) -> bool {
+        !self.reopening.load(Ordering::Acquire)
     }
 
     pub(crate) fn concurrency(&self) -> usize {

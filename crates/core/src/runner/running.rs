@@ -20,7 +20,7 @@ use super::{
     signals::Listening,
     supervise::{Opening, Task},
 };
-use crate::{Bus, ChannelKind, ConsumerFactory, Error, ErrorKind, Result, clock, factory::Plan};
+use crate::{Bus, ChannelKind, ConsumerFactory, Error, ErrorKind, HealthState, Result, clock, factory::Plan};
 
 /// How long handlers that were cancelled get to end, and consumers to close.
 pub(crate) const CANCEL_GRACE: Duration = Duration::from_secs(5);
@@ -226,16 +226,32 @@ impl Running {
         buses
     }
 
+    /// Ends when this bus is given up, or closed.
+    pub(super) fn ends_with(&self, bus: &Bus) {
+        let (mut health, stop, failed) = (bus.watch_health(), self.0.stop.clone(), self.0.failed.clone());
+        tokio::spawn(async move {
+            let closed =
+                async { while health.now().state != HealthState::Closed && health.changed().await.is_some() {} };
+            tokio::select! {
+                () = closed => failed.cancel(),
+                () = stop.said() => {}
+            }
+        });
+    }
+
     /// Every subscription that it was started with is live.
     pub(super) fn started(&self) {
         self.0.started.store(true, Ordering::Release);
     }
 
-    /// Whether it takes work: every subscription was started, every connection is up and it is not being stopped.
+    /// Whether it takes work: every subscription was started and none has ended or is being opened again after an error, every
+    /// connection is up and it is not being stopped.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        use crate::HealthState::{Degraded, Up};
+        use HealthState::{Degraded, Up};
         let works = self.0.started.load(Ordering::Acquire) && !self.0.stop.is_said();
+        let consumes = |subscribed: &Subscribed| !subscribed.task.is_over() && subscribed.control.is_consuming();
+        let works = works && self.subscribed().values().all(consumes);
         works && self.buses().iter().all(|bus| matches!(bus.health().state, Up | Degraded))
     }
 
@@ -263,7 +279,9 @@ impl Running {
     /// What was sent is with its broker, unless that does not answer in time.
     async fn flush(&self, deadline: Instant) -> Result<()> {
         let buses = self.buses();
-        let flushing = join_all(buses.iter().map(Bus::flush));
+        // One that is closed has answered everything.
+        let open = buses.iter().filter(|bus| bus.health().state != HealthState::Closed);
+        let flushing = join_all(open.map(Bus::flush));
         let over = async {
             tokio::select! {
                 () = tokio::time::sleep_until(deadline) => {}
@@ -291,6 +309,7 @@ impl Running {
     ///
     /// # Errors
     /// Those of stopping, or the one that ended a subscription: a service that consumes less than it should does not stay.
+    /// [`ErrorKind::Disconnected`] when the target of a bridge was given up.
     pub async fn until_signal(self) -> Result<()> {
         let signals = Signals::new()?;
         let _listening = Listening::begin();
@@ -298,12 +317,27 @@ impl Running {
     }
 
     pub(crate) async fn until(self, mut signals: Signals) -> Result<()> {
-        tokio::select! {
-            () = signals.next() => tracing::info!("stopping; a second signal forces"),
-            () = self.0.failed.cancelled() => tracing::error!("a subscription has ended for good; stopping"),
-            () = self.0.stop.said() => {}
-        }
-        let stopping = self.stop();
+        let failed = tokio::select! {
+            () = signals.next() => {
+                tracing::info!("stopping; a second signal forces");
+                false
+            }
+            () = self.0.failed.cancelled() => {
+                tracing::error!("a subscription, or a connection that it needs, has ended for good; stopping");
+                true
+            }
+            () = self.0.stop.said() => false,
+        };
+        let stopping = async {
+            match self.stop().await {
+                Ok(()) if failed => {
+                    Err(Error::new(ErrorKind::Disconnected, "what the service needs has ended for good")
+                        .with_operation("run")
+                        .with_hint("see the log for the connection that was given up or closed"))
+                }
+                outcome => outcome,
+            }
+        };
         tokio::pin!(stopping);
         tokio::select! {
             outcome = &mut stopping => outcome,

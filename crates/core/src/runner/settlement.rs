@@ -10,8 +10,8 @@ use std::{
 
 use super::{Env, Handled, control::Counters, work::Work};
 use crate::{
-    AckMode, Bus, Channel, Delivery, Error, ErrorKind, Message, Result, Retry, SettleError, dead_letter::Errors,
-    request::ReplyAddress,
+    AckMode, Bus, Channel, Delivery, Error, ErrorKind, HealthState, Message, Result, Retry, SettleError,
+    dead_letter::Errors, request::ReplyAddress,
 };
 
 impl Work {
@@ -76,7 +76,7 @@ async fn end_at_once(
         let settled = match settlement {
             Settlement::Answer(_) if answers => match settlement.apply(delivery, &env.bus).await {
                 // It is acknowledged whatever becomes of its answer.
-                Err(refused) if !matches!(refused.error().kind(), ErrorKind::Stale | ErrorKind::Closed) => {
+                Err(refused) if !refused.is_over() => {
                     let (error, delivery) = refused.into_parts();
                     tracing::warn!(channel, %error, "not answered");
                     delivery.ack().await
@@ -110,7 +110,7 @@ async fn insist(env: &Env, mut delivery: Delivery, settlement: Settlement<'_>, m
             Settlement::Bury(reason, _) if brief => delivery.bury_briefly(reason).await,
             _ => settlement.apply(delivery, &env.bus).await,
         };
-        let (error, again) = match settled {
+        let (error, again, over) = match settled {
             Ok(()) => {
                 if let Some(counter) = settlement.counter(&env.control.counters) {
                     counter.fetch_add(1, Ordering::Relaxed);
@@ -120,7 +120,11 @@ async fn insist(env: &Env, mut delivery: Delivery, settlement: Settlement<'_>, m
                 }
                 return;
             }
-            Err(error) => error.into_parts(),
+            Err(error) => {
+                let over = error.is_over();
+                let (error, again) = error.into_parts();
+                (error, again, over)
+            }
         };
         env.callbacks.transport_error(&env.origin.address, &error);
         if settlement.can_never_be(&error) || pause == LONGEST_PAUSE && settlement.is_not_allowed(&error) {
@@ -145,7 +149,8 @@ async fn insist(env: &Env, mut delivery: Delivery, settlement: Settlement<'_>, m
             delivery = again;
             continue;
         }
-        if matches!(error.kind(), ErrorKind::Stale | ErrorKind::Closed) {
+        // Nothing settles a message of a bus that is closed; the target of a send may be, and the message's own not.
+        if over || env.bus.health().state == HealthState::Closed {
             tracing::warn!(channel, %error, "not settled; the message comes again");
             return again.release();
         }

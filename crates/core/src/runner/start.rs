@@ -11,13 +11,22 @@ pub struct ConsumerRunner {
     factories: Vec<ConsumerFactory>,
     bind: Option<String>,
     drain_timeout: Duration,
+    /// Where handlers send what they received, over another connection.
+    target: Option<Bus>,
 }
 
 impl ConsumerRunner {
     /// Runs the handlers of this factory.
     #[must_use]
     pub fn new(factory: ConsumerFactory) -> Self {
-        Self { factories: vec![factory], bind: None, drain_timeout: Duration::from_secs(30) }
+        Self { factories: vec![factory], bind: None, drain_timeout: Duration::from_secs(30), target: None }
+    }
+
+    /// Its handlers are of no use without this bus: it counts for readiness, is flushed at a stop, and ends the service when it is
+    /// given up.
+    pub(crate) fn onto(mut self, target: &Bus) -> Self {
+        self.target = Some(target.clone());
+        self
     }
 
     /// Runs those of another factory too, which may use another bus.
@@ -59,6 +68,9 @@ impl ConsumerRunner {
                 buses.push(factory.bus().clone());
             }
         }
+        buses.extend(
+            self.target.iter().filter(|target| !buses.iter().any(|bus| bus.is(target))).cloned().collect::<Vec<_>>(),
+        );
         let starting = Unheld::new(Running::new(buses, self.drain_timeout));
         let running = starting.running();
         // Before a message is fetched: an address that is taken is found first, and who asks meanwhile is told "not yet".
@@ -75,6 +87,9 @@ impl ConsumerRunner {
                 }
                 return Err(error);
             }
+        }
+        if let Some(target) = &self.target {
+            running.ends_with(target);
         }
         running.started();
         Ok(starting.held())

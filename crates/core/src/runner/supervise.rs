@@ -75,6 +75,7 @@ impl Opening {
             let (consumer, origin) = loop {
                 // A backend that is built on another one has errors of the other's name.
                 error = error.with_backend(self.bus.backend());
+                self.control.set_consuming(false);
                 self.tell(&error);
                 if self.stop.is_said() {
                     tracing::warn!(channel, %error, "the subscription was stopped while it failed");
@@ -101,6 +102,7 @@ impl Opening {
                 }
             };
             worker.reopened(Arc::new(self.env(origin)), consumer);
+            self.control.set_consuming(true);
         }
     }
 
@@ -176,6 +178,10 @@ impl Task {
 
     pub(super) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.outcome, &other.outcome)
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.ended.is_cancelled()
     }
 
     /// Waits for its end; cancels its handlers when the deadline has passed.

@@ -245,7 +245,10 @@ impl Work {
             self.acked = true;
             if let Err(error) = env.origin.settler.ack(self.token()).await {
                 tracing::warn!(channel = env.origin.address.name(), %error, "not acknowledged on receipt; it comes again");
-                self.pop();
+                // It was not handled: given back, it is handled once at most.
+                if let Some(front) = self.pop() {
+                    env.origin.settler.release(front.token, front.message);
+                }
                 return;
             }
         }
