@@ -147,25 +147,45 @@ pub(crate) async fn ensure(connection: &Connection, plan: &QueuePlan) -> Result<
         Declare::Passive if exists(connection, &plan.name).await? => return Ok(()),
         Declare::Passive => return Err(not_found("queue", &plan.name)),
     };
-    let channel = open(connection).await?;
     if let Some(dead_letters) = &plan.dead_letters
         && plan.declare == Declare::Auto
         && !exists(connection, dead_letters).await?
     {
-        create(&channel, dead_letters, plan.queue_type, false, kept(plan)).await?;
+        make(connection, dead_letters, plan, false, kept(plan)).await?;
     }
     if missing {
         let mut arguments = kept(plan);
         if let Some(dead_letters) = &plan.dead_letters {
             dead_letter_to(&mut arguments, "", dead_letters);
         }
-        create(&channel, &plan.name, plan.queue_type, plan.exclusive, arguments).await?;
+        make(connection, &plan.name, plan, plan.exclusive, arguments).await?;
     }
-    if let Some(binding) = &plan.binding {
-        bind(&channel, &plan.name, binding).await?;
-    }
+    let Some(binding) = &plan.binding else { return Ok(()) };
+    let channel = open(connection).await?;
+    bind(&channel, &plan.name, binding).await?;
     close(&channel).await;
     Ok(())
+}
+
+/// Makes a queue that was missing when it was looked for. Whoever was faster since then, with other arguments, has made it: it is
+/// taken as it is.
+async fn make(
+    connection: &Connection,
+    name: &str,
+    plan: &QueuePlan,
+    exclusive: bool,
+    arguments: FieldTable,
+) -> Result<()> {
+    // One of its own: a refusal ends it.
+    let channel = open(connection).await?;
+    match create(&channel, name, plan.queue_type, exclusive, arguments).await {
+        Err(error) if error.kind() == ErrorKind::Conflict && !exclusive && exists(connection, name).await? => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => {
+            close(&channel).await;
+            Ok(())
+        }
+    }
 }
 
 /// From now on a queue, which must exist, gets what its binding asks for.
