@@ -45,7 +45,8 @@ use crate::{
 const CONTEND: Duration = Duration::from_secs(2);
 /// Some servers confirm a subscription with its first event only: then one is sent to it after this long.
 const SILENT: Duration = Duration::from_secs(1);
-/// How often the position is written while events come.
+/// How long the position is not written at most while events come. It is written as often as that takes a twentieth of the time: what
+/// was moved since is moved again by whoever goes on after a kill.
 const WRITE: Duration = Duration::from_secs(1);
 /// Events moved at a time.
 const MOVED: usize = 128;
@@ -197,9 +198,10 @@ impl Task {
                     }
                 },
                 () = sleep_until(due), if written != position => {
+                    let began = Instant::now();
                     written.clone_from(&position);
-                    due = Instant::now() + WRITE;
                     kept.write_position(&self.place, &position).await?;
+                    due = Instant::now() + (20 * began.elapsed()).min(WRITE);
                 }
                 ended = lock.next() => match ended {
                     // What confirms a subscription on some servers.

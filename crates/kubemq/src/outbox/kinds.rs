@@ -19,6 +19,8 @@ pub(crate) trait Kind: Send + Sync + 'static {
     type Response: Send + 'static;
     /// Whether a good message is answered.
     const ANSWERS: bool;
+    /// Whether a batch is one request; else each message is.
+    const WHOLE: bool;
 
     async fn open(
         client: &mut Client,
@@ -44,6 +46,7 @@ impl Kind for ToQueues {
     type Request = QueuesUpstreamRequest;
     type Response = QueuesUpstreamResponse;
     const ANSWERS: bool = true;
+    const WHOLE: bool = true;
 
     async fn open(
         client: &mut Client,
@@ -85,6 +88,7 @@ impl<const STORE: bool> Kind for ToTopics<STORE> {
     type Request = Event;
     type Response = Sent;
     const ANSWERS: bool = STORE;
+    const WHOLE: bool = false;
 
     async fn open(
         client: &mut Client,

@@ -6,6 +6,7 @@ use std::{
 };
 
 use futures_util::{FutureExt, StreamExt};
+use polymq_core::ErrorKind;
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep_until},
@@ -109,8 +110,19 @@ impl<K: Kind> Outbox<K> {
         };
         let Some(error) = reason else { return };
         self.link.failed(live, &error);
-        for (number, answer) in flight.into_values().flatten() {
-            self.answer(number, answer, Err(error::copy(&error).with_operation("send")));
+        // A request that is too large for the server ends the stream: it is the one that would be answered next, and says nothing of
+        // those behind it.
+        let meant = match (error.kind(), flight.first_key_value()) {
+            (ErrorKind::TooLarge, Some((_, first))) if K::WHOLE => first.len(),
+            (ErrorKind::TooLarge, _) => 1,
+            _ => usize::MAX,
+        };
+        for (at, (number, answer)) in flight.into_values().flatten().enumerate() {
+            let error = match at < meant {
+                true => error::copy(&error).with_operation("send"),
+                false => error::lost("send", Effect::Once, "the stream ended with another message"),
+            };
+            self.answer(number, answer, Err(error));
         }
         if error::is_final(error.kind()) {
             self.fail_waiting(&error);

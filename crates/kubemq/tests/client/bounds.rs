@@ -1,7 +1,7 @@
 //! What a bus holds at most, and what it makes of a broker that takes or gives no more for now.
 
 use polymq_broker::Limits;
-use polymq_core::{ConsumeOptions, Message, Start};
+use polymq_core::{ConsumeOptions, ErrorKind, Message, Start};
 use tokio::time::timeout;
 
 use crate::{
@@ -34,6 +34,22 @@ async fn a_refused_poll_keeps_what_is_held() {
         delivery.ack().await.expect("it is held as it was");
     }
     assert_eq!(take(&mut subscription, 4).await, numbers(9..=12));
+    bus.close().await.expect("closed");
+    broker.stop().await;
+}
+
+/// A message that is too large for the broker is refused by itself: those that are on their way with it are accepted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_is_too_large_is_refused_alone() {
+    let (broker, bus) = start(Limits { message: 1 << 20, ..Limits::default() }).await;
+    let large = std::iter::once("x".repeat(3 << 20));
+    let sent = bus.queue("q").send_all(large.chain(numbers(1..=600)).map(Message::new)).await;
+    let mut results = sent.into_iter();
+    let error = results.next().expect("a result").expect_err("too large");
+    assert_eq!(error.kind(), ErrorKind::TooLarge, "{error:?}");
+    for result in results {
+        result.expect("accepted");
+    }
     bus.close().await.expect("closed");
     broker.stop().await;
 }

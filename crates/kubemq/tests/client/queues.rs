@@ -32,6 +32,31 @@ async fn messages_are_seen_taken_and_discarded() {
     broker.stop().await;
 }
 
+/// Mission row C17: what a delivery tells is what the protocol's own look at the queue shows.
+#[tokio::test(flavor = "multi_thread")]
+async fn c17_a_delivery_tells_what_a_look_at_the_queue_shows() {
+    let (broker, client) = start().await;
+    let bus = bus(broker.address()).await;
+    let queue = bus.queue("orders");
+    for body in ["one", "two"] {
+        queue.send_message(Message::new(body)).await.expect("sent");
+    }
+    let shown = client.peek("orders", 2, SECOND).await.expect("peeked");
+    assert_eq!(bodies(&shown), ["one", "two"]);
+    let mut subscription = queue.subscribe(ConsumeOptions::default()).await.expect("subscribed");
+    for shown in shown {
+        let shown = shown.attributes.expect("attributes");
+        let delivery = next(&mut subscription).await;
+        let details = delivery.details().expect("details");
+        let told = details.broker_time.expect("a time").duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
+        assert_eq!(told.as_nanos(), u128::try_from(shown.timestamp).expect("after 1970"));
+        assert_eq!((details.sequence, delivery.attempt(), delivery.channel()), (Some(shown.sequence), 1, "orders"));
+        delivery.ack().await.expect("acknowledged");
+    }
+    bus.close().await.expect("closed");
+    broker.stop().await;
+}
+
 /// Mission row G2: each policy does what it says.
 #[tokio::test(flavor = "multi_thread")]
 async fn policies_are_kept() {
