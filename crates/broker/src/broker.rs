@@ -254,7 +254,8 @@ impl Builder {
 
     fn service(&self, shared: &Arc<Shared>) -> KubemqServer<Service> {
         KubemqServer::new(Service(Arc::clone(shared)))
-            .max_decoding_message_size(self.limits.message + (1 << 20))
+            // Wider than what a message may have: one that is too large is refused by itself then, and ends no stream with others.
+            .max_decoding_message_size((self.limits.message + (1 << 20)).max(16 << 20))
             .max_encoding_message_size(usize::MAX)
     }
 

@@ -75,10 +75,18 @@ impl Queue {
         }
         let mut taken = Taken::default();
         let mut gone = Vec::new();
-        let (mut bytes, mut passed) = (0, 0);
+        let (mut bytes, mut passed, mut unread) = (0, 0, None);
         let mut state = self.lock();
         while taken.messages.len() < most && taken.expired < EXPIRED.0 && passed < EXPIRED.1 && !state.gone {
-            let Some(mut waiting) = self.next_waiting(&mut state)? else { break };
+            let mut waiting = match self.next_waiting(&mut state) {
+                Ok(Some(waiting)) => waiting,
+                Ok(None) => break,
+                // What has expired until here leaves all the same, and whoever waits is woken.
+                Err(cause) => {
+                    unread = Some(cause);
+                    break;
+                }
+            };
             if self.expire(&mut state, &waiting, &mut gone) {
                 taken.expired += 1;
                 passed += waiting.size;
@@ -104,7 +112,10 @@ impl Queue {
         if more {
             self.arrived.notify_one();
         }
-        Ok(taken)
+        match unread {
+            Some(cause) if taken.messages.is_empty() => Err(cause),
+            _ => Ok(taken),
+        }
     }
 
     fn next_waiting(&self, state: &mut State) -> Result<Option<Waiting>, StoreError> {
