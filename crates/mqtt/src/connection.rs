@@ -88,7 +88,7 @@ impl MqttConnection {
         let consumers = bus.bounded("close", consumers).await;
         let link = bus.link()?;
         // Without a connection there is nothing to wait for but the connection.
-        if link.waiting() > 0 || bus.board.is_up() {
+        if link.waiting() > 0 || bus.is_up() {
             let _ = bus.bounded("close", link.flush_sends()).await;
         }
         let unsent = link.close(false).await;

@@ -19,7 +19,7 @@ use tokio::{
 use crate::{
     bus::{Bus, lock},
     claims::Purpose,
-    error::error,
+    error::{error, is_refusal},
     supervisor::backoff,
     topology::Durable,
 };
@@ -62,6 +62,11 @@ impl Declared {
         });
     }
 
+    /// Whether it was not deleted here.
+    fn knows(&self, row: &Durable) -> bool {
+        self.rows.borrow().contains_key(row)
+    }
+
     fn is(&self, row: &Durable, state: State) -> bool {
         self.rows.borrow().get(row) == Some(&state)
     }
@@ -102,6 +107,11 @@ impl Bus {
 
     /// Whether session 0 of a row exists; makes it if asked to.
     pub(crate) async fn visit(&self, row: &Durable, create: bool) -> Result<bool> {
+        self.visit_while(row, create, || true).await
+    }
+
+    /// The same; what was made goes again when it is not wanted any more by then.
+    async fn visit_while(&self, row: &Durable, create: bool, wanted: impl Fn() -> bool) -> Result<bool> {
         // Someone who holds the session has made it.
         let Some(claim) = self.claims.claim(&row.claim(0), Purpose::Visit).await? else { return Ok(true) };
         let (link, present) = self.open(row, 0).await?;
@@ -110,7 +120,9 @@ impl Bus {
         if create {
             made = self.bounded("declare", link.subscribe(Filter::new(&*row.filter, QoS::AtLeastOnce))).await;
         }
-        link.close(!present && (!create || made.is_err())).await;
+        // An answer that is only late is no refusal: messages may have been confirmed that the session holds.
+        let refused = made.as_ref().is_err_and(is_refusal);
+        link.close(!present && (!create || refused || !wanted())).await;
         drop(claim);
         made.map(|()| present || create)
     }
@@ -164,7 +176,12 @@ impl Bus {
             }
         }
         let _turn = self.declared.turns.acquire().await;
-        self.visit(row, true).await.map(|_| ())
+        // It may have been deleted or declared while this waited.
+        if !self.declared.is(row, State::Missing) {
+            return Ok(());
+        }
+        // While the session is ours: whoever declares it after it was deleted makes it anew.
+        self.visit_while(row, true, || self.declared.knows(row)).await.map(|_| ())
     }
 }
 

@@ -91,6 +91,12 @@ pub(crate) fn refused_subscribe(reason: SubscribeReasonCode) -> Option<Error> {
     })
 }
 
+/// Whether the broker has refused a SUBSCRIBE. One whose answer is late or lost may be in force.
+pub(crate) fn is_refusal(cause: &Error) -> bool {
+    use ErrorKind as K;
+    matches!(cause.kind(), K::PermissionDenied | K::InvalidInput | K::Busy | K::Unsupported | K::Refused)
+}
+
 /// What a DISCONNECT of the broker says, for the health of the connection.
 pub(crate) fn disconnect_reason(reason: DisconnectReasonCode) -> String {
     format!("the broker closed the connection: {reason:?}")
@@ -147,7 +153,12 @@ mod tests {
             (R::QuotaExceeded, Some(ErrorKind::Busy)),
             (R::Unspecified, Some(ErrorKind::Refused)),
         ] {
-            assert_eq!(refused_subscribe(reason).map(|error| error.kind()), kind, "{reason:?}");
+            let refused = refused_subscribe(reason);
+            assert_eq!(refused.as_ref().map(Error::kind), kind, "{reason:?}");
+            assert!(refused.as_ref().is_none_or(is_refusal), "{reason:?}");
+        }
+        for kind in [ErrorKind::Timeout, ErrorKind::Disconnected, ErrorKind::Closed, ErrorKind::UnknownOutcome] {
+            assert!(!is_refusal(&error(kind, "nobody knows")), "{kind:?}");
         }
     }
 }

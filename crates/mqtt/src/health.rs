@@ -29,11 +29,6 @@ impl Board {
         self.0.reporter.watch()
     }
 
-    /// Whether every link is connected.
-    pub(crate) fn is_up(&self) -> bool {
-        self.0.down.lock().unwrap_or_else(PoisonError::into_inner).reasons.is_empty()
-    }
-
     /// A link that counts from its first connection on.
     pub(crate) fn member(&self) -> Member {
         let mut state = self.0.down.lock().unwrap_or_else(PoisonError::into_inner);
@@ -68,7 +63,7 @@ impl Board {
     }
 }
 
-/// One link's line on the board.
+/// One line on the board: a link's, or that of a consumer which has none.
 #[derive(Debug)]
 pub(crate) struct Member {
     board: Board,
@@ -88,11 +83,46 @@ impl Member {
         }
     }
 
+    /// Down, also when it was never up.
+    pub(crate) fn missing(&mut self, reason: &str) {
+        self.counts = true;
+        self.down(reason);
+    }
+
     /// The link ended on purpose and no longer counts.
     pub(crate) fn closed(&mut self) {
         if self.counts {
             self.counts = false;
             self.board.set(self.number, None);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use polymq_core::HealthState;
+
+    use super::*;
+
+    #[test]
+    fn what_is_missing_counts_before_it_was_ever_up() {
+        let board = Board::default();
+        let (mut link, mut attempt, mut consumer) = (board.member(), board.member(), board.member());
+        link.up();
+        attempt.down("refused");
+        attempt.closed();
+        let watch = board.watch();
+        assert_eq!(watch.now().state, HealthState::Up, "it has not begun to count");
+        consumer.missing("no session");
+        // Another link comes and goes meanwhile.
+        attempt.up();
+        attempt.closed();
+        assert_eq!(watch.now().state, HealthState::Down);
+        assert_eq!(watch.now().reason.as_deref(), Some("no session"));
+        consumer.up();
+        assert_ne!(watch.now().state, HealthState::Down);
+        consumer.missing("no session");
+        consumer.closed();
+        assert_ne!(watch.now().state, HealthState::Down, "its line is gone with it");
     }
 }

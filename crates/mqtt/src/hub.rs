@@ -279,9 +279,11 @@ impl Hub {
 
     /// A retry waits and takes no place meanwhile; `false` when the broker delivers the message again.
     pub(crate) fn set_aside(&self, token: Token) -> bool {
-        let current = self.is_current(token);
+        let mut state = self.lock();
+        // A connection that ends in between would leave a retry behind that nobody forgets.
+        let current = state.stock.origin(token).is_some_and(|origin| state.knows(origin));
         if current {
-            self.lock().stock.set_aside(token);
+            state.stock.set_aside(token);
             self.changed.notify_one();
         }
         current
@@ -450,6 +452,34 @@ mod tests {
         }
     }
 
+    fn bring(hub: &Arc<Hub>, lender: u32, generation: u32, pkid: u16) {
+        let mut publish = Publish::new("q", QoS::AtLeastOnce, "x", None);
+        publish.pkid = pkid;
+        hub.message(lender, generation, publish);
+    }
+
+    /// A retry that waits counts no more when its connection has ended: the broker does not wait for it either.
+    #[test]
+    fn a_retry_of_a_lost_connection_closes_no_hub() {
+        let (hub, seat) = hub(2);
+        let (lender, _events) = hub.add_lender(None);
+        let mut taken = Vec::new();
+        hub.connected(lender, 0, 1, false);
+        bring(&hub, lender, 1, 1);
+        assert!(hub.take(&seat, 1, &mut taken).expect("one is there"));
+        assert!(hub.set_aside(taken[0].token), "its retry waits");
+        hub.lost(lender, 0);
+        hub.connected(lender, 0, 2, true);
+        bring(&hub, lender, 2, 1);
+        assert!(hub.take(&seat, 1, &mut taken).expect("it came again"));
+        hub.leave(&seat);
+        assert!(!hub.close_if_done(), "a handler holds one");
+        assert!(!hub.again(taken[0].token, taken[0].message.clone(), Some(2), false), "the broker did it");
+        assert!(!hub.close_if_done(), "a handler holds one");
+        assert!(hub.ack(taken[1].token));
+        assert!(hub.close_if_done());
+    }
+
     /// While the hub is full nothing is read, so that nothing comes does not say that nothing is there.
     #[test]
     fn a_connection_that_is_not_read_is_not_quiet() {
@@ -459,9 +489,7 @@ mod tests {
         hub.connected(silent, 0, 1, true);
         assert!(hub.quiet_since(silent).is_some());
         for pkid in 1..=2 {
-            let mut publish = Publish::new("q", QoS::AtLeastOnce, "x", None);
-            publish.pkid = pkid;
-            hub.message(brings, 1, publish);
+            bring(&hub, brings, 1, pkid);
         }
         assert!(!hub.has_room());
         assert_eq!(hub.quiet_since(silent), None);

@@ -7,7 +7,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use polymq_core::{ErrorKind, Result};
+use polymq_core::{Error, ErrorKind, Result};
 use rumqttc::v5::mqttbytes::{
     QoS,
     v5::{Filter, RetainForwardRule},
@@ -21,10 +21,12 @@ use crate::{
     bus::Bus,
     claims::{Claim, Purpose},
     config::Protocol,
-    error::error,
+    error::{error, is_refusal},
+    health::Member,
     hub::Hub,
     lends::{Ended, Fate, Lends},
     link::{Link, LinkOptions},
+    supervisor::backoff,
     topology::{Durable, OWN_SESSION},
 };
 
@@ -86,13 +88,19 @@ struct Keeper {
     empty: BTreeSet<u16>,
     /// When to look for sessions that were left behind.
     look_at: Instant,
+    /// Says that there is no session where none can be taken: a link that never connects says nothing.
+    health: Member,
+    /// Tries to take a session that failed in a row, and when to try again.
+    failures: u32,
+    try_at: Instant,
 }
 
 impl Drop for Keeper {
     fn drop(&mut self) {
         // Also when the runtime of the connection ends: nobody may wait for what does not come.
-        self.hub.fail(&polymq_core::Error::closed("receive"));
+        self.hub.fail(&Error::closed("receive"));
         self.hub.close_if_done();
+        self.health.closed();
         // The connections and the hub hold each other.
         self.hub.clear();
     }
@@ -100,6 +108,7 @@ impl Drop for Keeper {
 
 /// Takes a session and keeps it until the hub is closed.
 pub(crate) async fn start(bus: Arc<Bus>, hub: Arc<Hub>, source: Source, create: bool) -> Result<Kept> {
+    let health = bus.board.member();
     let mut keeper = Keeper {
         bus,
         hub: Arc::clone(&hub),
@@ -109,6 +118,9 @@ pub(crate) async fn start(bus: Arc<Bus>, hub: Arc<Hub>, source: Source, create: 
         empty: BTreeSet::new(),
         // Not at once: a process that starts often opens several queues.
         look_at: Instant::now() + jitter(Duration::from_millis(50)),
+        health,
+        failures: 0,
+        try_at: Instant::now(),
     };
     keeper.take(create).await?;
     let (done, closed) = watch::channel(());
@@ -141,6 +153,8 @@ impl Keeper {
                     if changed.is_ok() {
                         self.empty.clear();
                         self.look_soon();
+                        // The broker is back, or someone has made room.
+                        self.try_at = self.try_at.min(soon_by_chance());
                     }
                 }
                 () = sleep_until(self.look_at), if matches!(self.source, Source::Row(_)) => {
@@ -169,15 +183,8 @@ impl Keeper {
             }
             Some(None) | None => {}
         }
-        if self.own.is_none()
-            && let Err(cause) = self.take(true).await
-        {
-            tracing::debug!(%cause, "cannot take a session");
-            // Nobody can be asked any more, so that no try can end otherwise.
-            if let Some(reason) = self.bus.link().ok().and_then(Link::given_up) {
-                self.hub.fail(&error(ErrorKind::Disconnected, reason.to_owned()));
-                return;
-            }
+        if self.own.is_none() && !self.take_again().await {
+            return;
         }
         self.widen().await;
         let quiet = |session: &Session| {
@@ -200,6 +207,44 @@ impl Keeper {
         }
     }
 
+    /// Takes a session in place of one that is lost, when it is time to try; `false` when there will be none.
+    async fn take_again(&mut self) -> bool {
+        if Instant::now() >= self.try_at {
+            match self.take(true).await {
+                Ok(()) => {
+                    // One that was taken over and taken again at once was never missing.
+                    if std::mem::take(&mut self.failures) > 0 {
+                        self.health.up();
+                    }
+                    return true;
+                }
+                Err(cause) => self.cannot_take(&cause),
+            }
+        }
+        // Nobody can be asked any more, so that no try can end otherwise.
+        let given_up = self.bus.link().ok().and_then(Link::given_up);
+        if let Some(reason) = given_up {
+            self.hub.fail(&error(ErrorKind::Disconnected, reason.to_owned()));
+        }
+        given_up.is_none()
+    }
+
+    fn cannot_take(&mut self, cause: &Error) {
+        // Who leaves needs none.
+        if self.hub.close_if_done() || self.bus.is_stopped() {
+            return;
+        }
+        tracing::warn!(channel = &*self.hub.name, %cause, "cannot take a session");
+        // As where the link subscribes again. A login may be good again some day, as for every connection.
+        if matches!(cause.kind(), ErrorKind::PermissionDenied | ErrorKind::Unsupported | ErrorKind::InvalidInput) {
+            self.hub.fail(cause);
+            return;
+        }
+        self.failures = self.failures.saturating_add(1);
+        self.try_at = Instant::now() + backoff(&self.bus.config, self.failures);
+        self.health.missing(&format!("no session for a consumer of {:?}: {}", self.hub.name, cause.message()));
+    }
+
     /// Whether a session has nothing for us and gets nothing more: what it held came before the broker's answer. It was told to
     /// unsubscribe before, but that may have been lost with a connection.
     async fn is_empty(&self, session: &Session) -> bool {
@@ -213,7 +258,7 @@ impl Keeper {
     }
 
     fn look_soon(&mut self) {
-        self.look_at = self.look_at.min(Instant::now() + jitter(Duration::from_millis(200)));
+        self.look_at = self.look_at.min(soon_by_chance());
     }
 
     /// The consumers of this process together want more in flight than the connection was made for, or as many retries wait
@@ -280,8 +325,9 @@ impl Keeper {
                 Ok(())
             }
             Err(cause) => {
-                let is_new = !session.fate.session_present();
-                self.end(session, is_new).await;
+                // An answer that is only late is no refusal: the session may hold messages by now.
+                let forget = !session.fate.session_present() && is_refusal(&cause);
+                self.end(session, forget).await;
                 Err(cause)
             }
         }
@@ -317,7 +363,12 @@ impl Keeper {
             match &self.own {
                 // The lowest stays subscribed, so that a row of consumers that shrinks ends at session 0.
                 Some(own) if own.number > number => {
-                    self.subscribe(&session, row.filter.clone()).await?;
+                    if let Err(cause) = self.subscribe(&session, row.filter.clone()).await {
+                        // Its connection must not live on with nobody to end it.
+                        self.look_soon();
+                        self.end(session, false).await;
+                        return Err(cause);
+                    }
                     let former = self.own.replace(session);
                     if let Some(former) = former {
                         self.drain(former, &row.filter).await?;
@@ -410,7 +461,7 @@ impl Keeper {
 
     /// Closes everything; the sessions stay with the broker.
     async fn let_go(&mut self) {
-        self.hub.fail(&polymq_core::Error::closed("receive"));
+        self.hub.fail(&Error::closed("receive"));
         let filter = match &self.source {
             Source::Row(row) => Some(row.filter.clone()),
             Source::Own(_) => None,
@@ -444,6 +495,11 @@ impl Keeper {
             .await
             .unwrap_or_else(|_| Err(error(ErrorKind::Timeout, format!("no answer in {limit:?}"))))
     }
+}
+
+/// In a moment, which is not the same for everybody.
+fn soon_by_chance() -> Instant {
+    Instant::now() + jitter(Duration::from_millis(200))
 }
 
 /// Up to half more or less, so that many processes do not act at once.

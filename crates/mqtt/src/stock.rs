@@ -45,6 +45,12 @@ struct Waiting {
     incoming: Incoming,
 }
 
+impl Waiting {
+    fn size(&self) -> usize {
+        self.incoming.message.payload().len()
+    }
+}
+
 #[derive(Debug)]
 struct Held {
     origin: Origin,
@@ -200,16 +206,18 @@ impl Stock {
         waiting.filter(|origin| origin.pkid > 0).count() + self.delayed.len()
     }
 
-    /// Drops what waits and was brought by these connections: the broker delivers it again.
+    /// Drops what waits and was brought by these connections, retries too: the broker delivers it again.
     pub(crate) fn forget(&mut self, is_gone: impl Fn(u32) -> bool) {
         let bytes = &mut self.bytes;
-        let mut keep = |waiting: &Waiting| {
-            let gone = is_gone(waiting.origin.lender);
-            *bytes -= if gone { waiting.incoming.message.payload().len() } else { 0 };
+        let mut keep = |origin: Origin, size: usize| {
+            let gone = is_gone(origin.lender);
+            *bytes -= if gone { size } else { 0 };
             !gone
         };
-        self.arrived.retain(&mut keep);
-        self.delayed.retain(|_, waiting| keep(waiting));
+        self.arrived.retain(|waiting| keep(waiting.origin, waiting.size()));
+        self.delayed.retain(|_, waiting| keep(waiting.origin, waiting.size()));
+        // What a consumer holds is its own to settle.
+        self.held.retain(|_, held| held.seat.is_some() || keep(held.origin, held.size));
     }
 }
 
@@ -263,7 +271,13 @@ mod tests {
         assert!(stock.is_full(), "handed out is here still");
         stock.settle(taken[1].token);
         assert!(!stock.is_full());
+        stock.take(&seat, 1, &mut taken);
+        let retry = taken[2].token;
+        stock.set_aside(retry);
+        assert_eq!((stock.bytes, stock.untaken(), stock.aside()), (20, 2, 1));
         stock.forget(|_| true);
-        assert_eq!((stock.bytes, stock.untaken()), (0, 0));
+        assert_eq!((stock.bytes, stock.untaken(), stock.aside()), (0, 0, 0));
+        stock.again(retry, Message::new("x"), Some(2), false);
+        assert_eq!((stock.bytes, stock.has_arrived()), (0, false), "its time comes after its connection has ended");
     }
 }

@@ -14,6 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const PUBLISH: u8 = 3;
 const PUBREL: u8 = 6;
 const SUBSCRIBE: u8 = 8;
+const DISCONNECT: u8 = 14;
 
 /// The other end of one connection, spoken by hand.
 struct Peer(TcpStream);
@@ -125,4 +126,33 @@ async fn a_qos_2_message_is_sent_when_the_broker_says_so_the_second_time() {
             assert_eq!(error.kind(), ErrorKind::UnknownOutcome, "{error}");
         }
     }
+}
+
+/// A consumer whose session was taken over subscribes anew, which may not be allowed any more: no other try helps.
+#[tokio::test]
+async fn a_consumer_that_may_not_subscribe_again_is_told() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let settings = Settings::from_url(&format!("mqtt://{}", listener.local_addr().expect("an address")));
+    let settings = settings.expect("a URL").with("keep_alive", "600s").with("operation_timeout", "60s");
+    let (connected, _main) = tokio::join!(MqttBackend.connect(&settings), Peer::greet(&listener));
+    let bus = connected.expect("connected");
+    // QoS 1 the first time, "not authorized" the second.
+    let session = async |answer: u8| {
+        let mut peer = Peer::greet(&listener).await;
+        let subscribe = peer.expect(SUBSCRIBE).await;
+        peer.write(&[0x90, 4, subscribe[0], subscribe[1], 0, answer]).await;
+        peer
+    };
+    let (topic, options) = (Address::topic("news"), ConsumeOptions::default());
+    let (consumer, mut first) = tokio::join!(bus.consumer(&topic, &options), session(1));
+    let mut consumer = consumer.expect("a consumer");
+    // "Session taken over".
+    first.write(&[0xe0, 2, 0x8e, 0]).await;
+    let second = async {
+        session(0x87).await.expect(DISCONNECT).await;
+    };
+    let mut got = Vec::new();
+    let (told, ()) = tokio::join!(timeout(PATIENCE, consumer.receive(1, &mut got)), second);
+    let error = told.expect("it is told").expect_err("it has ended");
+    assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
 }

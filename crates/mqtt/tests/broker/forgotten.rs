@@ -180,3 +180,27 @@ async fn a_consumer_without_a_session_ends_with_the_connection_that_is_given_up(
     let told = timeout(harness::PATIENCE * 2, consumer.receive(1, &mut Vec::new())).await;
     assert_eq!(told.expect("it is told").expect_err("it has ended").kind(), ErrorKind::Disconnected);
 }
+
+/// The connection that sends is there all the time: nothing else says that the consumer gets nothing.
+#[tokio::test]
+async fn a_consumer_without_a_session_is_not_healthy() {
+    let broker = Broker::start().await;
+    let proxy = Proxy::start(&broker).await;
+    let bus = proxy.connect(&broker, &[("reconnect_max", "300ms")]).await;
+    let queue = Address::queue("sessionless");
+    let mut consumer = bus.consumer(&queue, &consume()).await.expect("consumer");
+    let mut health = bus.health();
+    proxy.barred.send_replace(Some(":q:sessionless:"));
+    // The second try begins when the first one has failed.
+    proxy.refuses(2).await;
+    let now = health.now();
+    let named = now.reason.as_deref().is_some_and(|reason| reason.contains("sessionless"));
+    assert!(now.state == HealthState::Down && named, "{now}");
+    proxy.barred.send_replace(None);
+    while health.now().state == HealthState::Down {
+        timeout(harness::PATIENCE, health.changed()).await.expect("it has a session again").expect("not closed");
+    }
+    bus.producer(&queue, &produce()).await.expect("producer").send(Message::new("held")).await.expect("held");
+    assert_eq!(body(&harness::one(&mut *consumer).await), "held");
+    bus.close().await.expect("closed");
+}

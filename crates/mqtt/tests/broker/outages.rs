@@ -2,9 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use polymq_core::{Address, Backend, ErrorKind, HealthState, Message};
+use polymq_core::{Address, Backend, Connection, ErrorKind, HealthState, Message};
 use polymq_mqtt::MqttBackend;
 use tokio::{
+    net::{TcpListener, TcpStream},
     sync::Notify,
     time::{sleep, timeout},
 };
@@ -104,7 +105,7 @@ async fn a_silent_broker_is_found_within_the_keep_alive() {
 #[tokio::test]
 async fn an_answer_that_never_comes_is_never_success() {
     // Answers CONNECT, and nothing else.
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("bound").port();
     let asked = Arc::new(Notify::new());
     let told = Arc::clone(&asked);
@@ -136,4 +137,79 @@ async fn an_answer_that_never_comes_is_never_success() {
     assert!(send.withdraw(), "it waits");
     assert_eq!(bus.close().await.map_err(|error| error.kind()), Ok(()));
     assert_eq!(producer.send(Message::new("?")).await.expect_err("closed").kind(), ErrorKind::Closed);
+}
+
+/// Passes on what a client says, and to one session no answer but CONNACK.
+async fn mute(mut client: TcpStream, broker: u16, session: Arc<str>, answered: Arc<Notify>) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, copy, copy_bidirectional};
+    let Ok(mut server) = TcpStream::connect(("127.0.0.1", broker)).await else { return };
+    let mut buffer = vec![0; 4096];
+    let Ok(count @ 1..) = client.read(&mut buffer).await else { return };
+    let ours = harness::text(&buffer[..count]).contains(&*session);
+    if server.write_all(&buffer[..count]).await.is_err() {
+        return;
+    }
+    if !ours {
+        let _ = copy_bidirectional(&mut client, &mut server).await;
+        return;
+    }
+    let Ok(count @ 1..) = server.read(&mut buffer).await else { return };
+    if client.write_all(&buffer[..count]).await.is_err() {
+        return;
+    }
+    let (mut from_client, _to_client) = client.split();
+    let (mut from_server, mut to_server) = server.split();
+    let asks = async {
+        let _ = copy(&mut from_client, &mut to_server).await;
+        let _ = to_server.shutdown().await;
+    };
+    let answers = async {
+        while let Ok(1..) = from_server.read(&mut buffer).await {
+            answered.notify_one();
+        }
+    };
+    tokio::join!(asks, answers);
+}
+
+/// Declares a queue, or consumes it, without an answer to SUBSCRIBE; and sends to it meanwhile.
+async fn late(broker: &Broker, other: &dyn Connection, name: &str, consumes: bool) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("mqtt://{}", listener.local_addr().expect("bound"));
+    let (session, answered) = (Arc::<str>::from(format!(":q:{name}:0")), Arc::new(Notify::new()));
+    let (port, told) = (broker.port, Arc::clone(&answered));
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            tokio::spawn(mute(client, port, Arc::clone(&session), Arc::clone(&told)));
+        }
+    });
+    let settings = broker.settings().with("url", url).with("operation_timeout", "5s");
+    let bus = MqttBackend.connect(&settings).await.expect("connected");
+    let queue = Address::queue(name);
+    let options = consume();
+    let asks = async {
+        match consumes {
+            true => bus.consumer(&queue, &options).await.map(|_| ()),
+            false => bus.declare(&queue, &options).await,
+        }
+    };
+    let sends = async {
+        timeout(harness::PATIENCE, answered.notified()).await.expect("it is subscribed");
+        // To the topic of that name, since a producer of the queue waits until nobody else looks at the session.
+        let producer = other.producer(&Address::topic(name), &produce()).await.expect("producer");
+        producer.send(Message::new("held")).await.expect("confirmed");
+    };
+    let (asked, ()) = tokio::join!(asks, sends);
+    assert_eq!(asked.expect_err("no answer").kind(), ErrorKind::Timeout, "{name}");
+    let mut consumer = other.consumer(&queue, &options).await.expect("consumer");
+    assert_eq!(body(&harness::one(&mut *consumer).await), "held", "{name}");
+    bus.close().await.expect("closed");
+}
+
+/// Nobody has refused anything: what was confirmed to others meanwhile is in the session.
+#[tokio::test]
+async fn an_answer_that_is_late_ends_no_session() {
+    let broker = Broker::start().await;
+    let other = broker.connect().await;
+    tokio::join!(late(&broker, &*other, "late-declare", false), late(&broker, &*other, "late-consume", true));
+    other.close().await.expect("closed");
 }
