@@ -41,6 +41,15 @@ impl Cluster {
         Self { nodes, servers }
     }
 
+    /// How many nodes are to have a copy of the first partition of a topic.
+    fn copies(&self, topic: &str) -> Option<usize> {
+        tokio::task::block_in_place(|| {
+            let asking: BaseConsumer = Bare { servers: self.servers.clone() }.config().create().expect("a client");
+            let metadata = asking.fetch_metadata(Some(topic), Duration::from_secs(20)).ok()?;
+            Some(metadata.topics().first()?.partitions().first()?.replicas().len())
+        })
+    }
+
     /// Who leads the first partition of a topic, by its number among the nodes, and how many have a copy that is up to date.
     fn leads(&self, topic: &str) -> Option<(usize, usize)> {
         tokio::task::block_in_place(|| {
@@ -82,11 +91,27 @@ async fn send(queue: &Channel, body: &str) {
     }
 }
 
+/// Mission row H7: a topic has as many copies as were asked for; where nothing was asked, the broker's default, which is three here.
+async fn copies_are_made_as_they_are_wanted(cluster: &Cluster, url: &str) {
+    for wanted in [1, 2, 3] {
+        let bus = Bus::connect(&format!("{url}&replication={wanted}")).await.expect("connect");
+        let topic = format!("copies-{wanted}");
+        bus.queue(topic.as_str()).send(&wanted).await.expect("accepted");
+        eventually(PATIENCE, || async {
+            let found = cluster.copies(&topic);
+            if found == Some(wanted) { Ok(()) } else { Err(format!("{found:?} copies, {wanted} were wanted")) }
+        })
+        .await;
+        bus.close().await.expect("close");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[allow(non_snake_case, reason = "the suite's name for it")]
 async fn F11_leaders_move() {
     let cluster = Cluster::start();
     let url = format!("kafka://?servers={}&user=admin&pass=secret&connect_timeout=60s", cluster.servers);
+    copies_are_made_as_they_are_wanted(&cluster, &url).await;
     let bus = Bus::builder().url(url).connect().await.expect("connect");
     let (topic, handled, accepted) = ("moving", Bodies::default(), Bodies::default());
     let mut consumers = ConsumerFactory::new(&bus);

@@ -106,5 +106,5 @@ impl Harness for Kafka {
 }
 
 fn main() -> ExitCode {
-    Suite::new("kafka", Kafka::start).main()
+    Suite::new("kafka", Kafka::start).and_mutants_of(&["T4_start"]).main()
 }
