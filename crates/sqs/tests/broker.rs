@@ -49,6 +49,7 @@ fn main() -> ExitCode {
         c26_a_message_is_the_same_through_queue_raw_topic_and_wrapped_topic,
         c12_three_queues_and_two_filters_route_exactly,
         b17_attributes_are_read_by_a_raw_subscriber_however_many_there_are,
+        c17_a_delivery_tells_what_sqs_shows,
         a_subject_is_read_by_others,
         h13_a_queue_lets_in_its_topic_and_nobody_else,
         a_subscription_without_a_group_leaves_nothing_behind,

@@ -1,9 +1,9 @@
 //! SNS before SQS.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use polymq_core::{ConsumeOptions, ErrorKind, HealthState, Message, Subscription};
-use polymq_sqs::aws_sdk_sqs::types::QueueAttributeName;
+use polymq_sqs::aws_sdk_sqs::types::{MessageSystemAttributeName, QueueAttributeName};
 use polymq_testkit::{Proxy, eventually};
 
 use crate::{
@@ -133,6 +133,28 @@ pub async fn b17_attributes_are_read_by_a_raw_subscriber_however_many_there_are(
     let headers = delivery.message().headers();
     assert_eq!(headers.len(), 13);
     assert!(message.headers().iter().all(|(name, value)| headers.get(name) == Some(value)), "{headers:?}");
+    delivery.ack().await.expect("ack");
+}
+
+/// Mission row C17: what a delivery tells is what SQS shows somebody else. Its tool shows a message by receiving it, which counts.
+pub async fn c17_a_delivery_tells_what_sqs_shows() {
+    let bus = bus(&url()).await;
+    let name = unique("shown");
+    let queue = bus.queue(name.as_str());
+    queue.send_message(Message::new("body")).await.expect("sent");
+    let client = native();
+    let found = client.get_queue_url().queue_name(&name).send().await.expect("the queue");
+    let request = client.receive_message().queue_url(found.queue_url.expect("its URL")).wait_time_seconds(20);
+    let request = request.visibility_timeout(0).message_system_attribute_names(MessageSystemAttributeName::All);
+    let shown = request.send().await.expect("received").messages.unwrap_or_default().pop().expect("a message");
+    let shown = shown.attributes.expect("attributes");
+    let number = |name| shown.get(&name).and_then(|text| text.parse::<u64>().ok()).expect("a number");
+    let sent = number(MessageSystemAttributeName::SentTimestamp);
+    let delivery = next(&mut subscribe(&queue).await).await;
+    let told = delivery.details().and_then(|details| details.broker_time).expect("a time");
+    assert_eq!(told, SystemTime::UNIX_EPOCH + Duration::from_millis(sent));
+    let before = number(MessageSystemAttributeName::ApproximateReceiveCount);
+    assert_eq!((u64::from(delivery.attempt()), delivery.channel()), (before + 1, name.as_str()));
     delivery.ack().await.expect("ack");
 }
 
