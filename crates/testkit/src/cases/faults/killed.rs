@@ -173,10 +173,16 @@ pub async fn member_of_a_group_killed(cx: Cx) {
     let mut ledger = Ledger::sent(left);
     let (again, rest): (Vec<_>, Vec<_>) = seen.into_iter().partition(|body| handled.contains(body));
     rest.into_iter().for_each(|body| ledger.see(body));
-    ledger.assert_exact();
+    ledger.assert_nothing_lost();
     assert!(again.iter().collect::<HashSet<_>>().len() == again.len(), "more than once again: {again:?}");
-    let duplicated = again.len();
-    cx.note(format_args!("of five that were handled before the kill, {duplicated} came again"));
+    // Where members put a topic's events into the group's queue, the one that was killed may not have said yet how far it was.
+    assert!(ledger.surplus().iter().all(|(_, more)| *more == 1), "more than twice: {:?}", ledger.surplus());
+    let duplicated = again.len() + ledger.surplus().len();
+    cx.note(format_args!(
+        "of five that were handled before the kill, {} came again, and {} of the others twice",
+        again.len(),
+        ledger.surplus().len()
+    ));
     let (handled, health) = (COUNT + duplicated, states.to_string());
     cx.record(Figures { accepted: COUNT, handled, duplicated, recovery, health, ..Figures::default() });
     member.close().await.expect("close");
