@@ -69,7 +69,7 @@ pub(crate) enum Command {
     /// Shows the dead letters of a queue or sends them back.
     #[command(subcommand)]
     DeadLetters(DeadLetters),
-    /// Lists the broker's channels with their counts, or counts those that are named.
+    /// Lists the broker's channels, or counts the messages of those that are named.
     Channels(Channels),
     /// Prints messages that wait, and takes none.
     Peek(Peek),
@@ -299,7 +299,7 @@ pub(crate) struct DeadLettersOf {
     pub(crate) max: u32,
 
     /// Ends when none has come for so long. By default it ends when it has what waits by the broker's count, or when none
-    /// has come for 30s (3s where the broker does not count).
+    /// has come for 30s (3s where the broker does not count, and for `list` after the first).
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     pub(crate) timeout: Option<Duration>,
 }
