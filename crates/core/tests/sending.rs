@@ -521,3 +521,18 @@ async fn answers_that_came_while_others_were_awaited_are_counted() {
     tokio::time::timeout(Duration::from_secs(1), sending).await.expect_err("one is never answered");
     assert_eq!(queue.sent(), stats(3, 0, 1));
 }
+
+/// However batches and single messages of a thread follow each other, each message has an id of its own.
+#[tokio::test]
+async fn batches_and_single_messages_share_no_id() {
+    let bus = Bus::connect("memory://ids").await.expect("connect");
+    let queue = bus.queue("orders");
+    let mut ids = std::collections::HashSet::new();
+    for _ in 0..1000 {
+        let batch = queue.send_all((0..3).map(|_| Message::new("x"))).await;
+        let single = [queue.send_message(Message::new("x")).await];
+        for sent in batch.into_iter().chain(single) {
+            assert!(ids.insert(sent.expect("sent").id), "given twice");
+        }
+    }
+}

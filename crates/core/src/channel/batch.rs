@@ -43,7 +43,7 @@ impl Channel {
     async fn send_all_repeatedly(&self, mut messages: Vec<Message>) -> Vec<Result<Receipt>> {
         let pending: Vec<_> = messages.iter().map(|_| self.0.sent.pending()).collect();
         let own_ids: Vec<_> = messages.iter().map(|message| message.id().is_some()).collect();
-        let mut now = Stamp::now();
+        let mut now = Stamp::for_many();
         messages.iter_mut().for_each(|message| message.stamp(|| now.take()));
         // What counts is the last answer.
         let counters = Counters::default();
@@ -87,7 +87,7 @@ impl Channel {
         let (window, at_once) = (self.0.options.window, producer.at_once().max(1));
         let together = producer.answered_together(window);
         // One clock read and one random number for the whole call; each id comes after the one before.
-        let mut now = Stamp::now();
+        let mut now = Stamp::for_many();
         // When those must be answered that are handed over now; it holds until something was waited for.
         let mut deadline = None;
         let mut chunk = Outgoing::default();

@@ -37,6 +37,15 @@ impl Stamp {
         now
     }
 
+    /// For many that are [taken](Self::take) from it: with a random number of its own, because what follows that of `now` is given to
+    /// the next one of this thread.
+    #[inline]
+    pub(crate) fn for_many() -> Self {
+        // What is stamped next comes after all of them.
+        TICK.set(None);
+        SystemTime::now().into()
+    }
+
     /// Nanoseconds since 1970, where that can be told.
     #[inline]
     pub(super) fn nanos(self) -> Option<NonZeroU64> {
@@ -72,6 +81,17 @@ impl From<SystemTime> for Stamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// However single messages and batches of a thread follow each other, no id is given twice.
+    #[test]
+    fn no_id_is_given_twice() {
+        let mut ids = std::collections::HashSet::new();
+        for round in 0..10_000 {
+            let mut many = Stamp::for_many();
+            assert!((0..round % 7).all(|_| ids.insert(many.take().uuid())), "of a batch");
+            assert!((0..round % 5).all(|_| ids.insert(Stamp::now().uuid())), "of single ones");
+        }
+    }
 
     /// Ids of a thread are in the order of its messages, and their times neither go back nor stay behind.
     #[test]

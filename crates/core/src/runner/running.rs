@@ -250,7 +250,10 @@ impl Running {
     pub fn is_ready(&self) -> bool {
         use HealthState::{Degraded, Up};
         let works = self.0.started.load(Ordering::Acquire) && !self.0.stop.is_said();
-        let consumes = |subscribed: &Subscribed| !subscribed.task.is_over() && subscribed.control.is_consuming();
+        // One that is being detached is not missed.
+        let consumes = |subscribed: &Subscribed| {
+            subscribed.stop.is_said() || (!subscribed.task.is_over() && subscribed.control.is_consuming())
+        };
         let works = works && self.subscribed().values().all(consumes);
         works && self.buses().iter().all(|bus| matches!(bus.health().state, Up | Degraded))
     }
