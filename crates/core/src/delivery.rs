@@ -58,9 +58,12 @@ impl Inner {
 }
 
 impl Delivery {
+    #[inline]
     pub(crate) fn new(incoming: Incoming, origin: Arc<Origin>) -> Self {
+        // The place first: what is made before it is moved once more.
+        let place = Box::new_uninit();
         let attempt = incoming.attempt();
-        Self(Box::new(Inner { incoming, attempt, origin, settled: false, stamp: None }))
+        Self(Box::write(place, Inner { incoming, attempt, origin, settled: false, stamp: None }))
     }
 
     pub(crate) fn with_attempt(mut self, attempt: u32) -> Self {

@@ -4,6 +4,7 @@
 use std::{
     any::TypeId,
     marker::PhantomData,
+    mem,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
 };
@@ -74,7 +75,10 @@ impl<H: Handler<Args>, Args: 'static> Service for FunctionService<H, Args> {
                     // Boxed, so that the future of the plain way, which is made for every fetch, stays small.
                     Box::pin(work.guard(layered(self, work.view()))).await
                 };
-                if !matches!(tried, Tried::Outcome(Outcome::Ack)) || !work.ack_front() {
+                if matches!(tried, Tried::Outcome(Outcome::Ack)) && work.ack_front() {
+                    // There is nothing in it; to drop it would be to look for that in two calls.
+                    mem::forget(tried);
+                } else {
                     work.settle(self, tried).await;
                 }
                 if !work.starts(index) {
