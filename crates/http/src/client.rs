@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -48,7 +48,8 @@ pub(crate) struct Outbound {
 /// The client with its pool of connections, the state of the connection, and what both sides of it need.
 #[derive(Debug)]
 pub(crate) struct Link {
-    pub(crate) client: Client,
+    /// `None` once it is closed: with the client its kept connections end.
+    client: RwLock<Option<Client>>,
     pub(crate) config: HttpConfig,
     pub(crate) health: HealthReporter,
     /// Where the connection was made: the caller's may end soon.
@@ -73,12 +74,24 @@ impl Link {
         let proxies = connect::proxies();
         let (client, token) = (client(&config, Arc::clone(&proxies))?, Shown::new(&config)?);
         let tasks = TaskTracker::new();
+        let client = RwLock::new(Some(client));
         Ok(Self { client, config, health, runtime, tasks, token, proxies, closed: AtomicBool::new(false) })
     }
 
     /// Takes no more.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
+    }
+
+    /// Ends the connections that are kept; requests that are on their way still are answered.
+    pub(crate) fn hang_up(&self) {
+        self.client.write().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Does something with the client behind the producers.
+    pub(crate) fn with_client<T>(&self, act: impl FnOnce(&Client) -> T) -> Result<T> {
+        let client = self.client.read().unwrap_or_else(PoisonError::into_inner);
+        client.as_ref().map(act).ok_or_else(|| Error::closed("send").with_backend(NAME))
     }
 
     /// Waits until every request has been answered, or its time has passed.
@@ -120,7 +133,7 @@ impl Link {
             Limits { whole: limits.whole.min(limit.saturating_sub(begun.elapsed())), ..limits }
         };
         let answer = timeout(limit, self.answer(outbound)).await;
-        let response = match answer.map_err(|_| error::unanswered(limit)).and_then(|it| it.map_err(error::native)) {
+        let response = match answer.unwrap_or_else(|_| Err(error::unanswered(limit))) {
             Ok(response) => response,
             Err(problem) => {
                 // No answer of the server's, whatever the reason.
@@ -151,19 +164,19 @@ impl Link {
     }
 
     /// The head of the answer.
-    async fn answer(&self, outbound: Outbound) -> Result<Response<Incoming>, legacy::Error> {
+    async fn answer(&self, outbound: Outbound) -> Result<Response<Incoming>> {
         let Outbound { request, is_kept, .. } = outbound;
         let copy = is_kept.then(|| request.clone());
-        let mut answer = self.client.request(request).await;
+        let mut answer = self.with_client(|client| client.request(request))?.await;
         for _ in 0..UNTAKEN {
             match (&answer, &copy) {
                 (Err(problem), Some(copy)) if error::is_untaken(problem) => {
-                    answer = self.client.request(copy.clone()).await;
+                    answer = self.with_client(|client| client.request(copy.clone()))?.await;
                 }
                 _ => break,
             }
         }
-        answer
+        answer.map_err(error::native)
     }
 }
 

@@ -66,10 +66,12 @@ impl HttpConnection {
         self.listener.lock().await.as_ref().map(|listener| listener.address())
     }
 
-    /// The client behind the producers.
-    #[must_use]
-    pub fn native(&self) -> &Client {
-        &self.link.client
+    /// The client behind the producers. Its kept connections stay open for as long as a copy of it is there.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`] once the connection is closed.
+    pub fn native(&self) -> Result<Client> {
+        self.link.with_client(Client::clone)
     }
 
     async fn listener(&self) -> Result<Arc<Listener>> {
@@ -97,6 +99,7 @@ impl HttpConnection {
         };
         // At a time: what this process has sent to itself is answered by the end of its consumers.
         let ((), flushed) = tokio::join!(ending, timeout(self.link.config.drain_timeout, self.link.flush()));
+        self.link.hang_up();
         self.link.health.closed("closed by this program");
         flushed.is_ok()
     }

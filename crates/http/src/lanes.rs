@@ -149,12 +149,17 @@ impl Lanes {
             }
         });
     }
+
+    /// There will be no more requests: its tasks end when they have made those that are known.
+    pub(crate) fn close(&self) {
+        self.shared.lock().closed = true;
+        self.shared.come.notify_waiters();
+    }
 }
 
 impl Drop for Lanes {
     fn drop(&mut self) {
-        self.shared.lock().closed = true;
-        self.shared.come.notify_waiters();
+        self.close();
     }
 }
 

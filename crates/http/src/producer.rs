@@ -198,6 +198,7 @@ impl Producer for HttpProducer {
 
     async fn close(&self) -> Result<()> {
         self.closed.store(true, std::sync::atomic::Ordering::Release);
+        self.lanes.close();
         self.flush().await
     }
 }

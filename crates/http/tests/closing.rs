@@ -64,6 +64,22 @@ async fn closing_does_not_wait_as_long_as_a_send() {
 }
 
 /// The runner counts on the second call: handlers in tasks end after the first, and then the process may.
+/// The handle may live on; what it kept open does not.
+#[tokio::test]
+async fn kept_connections_end_with_the_close() {
+    let server = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", server.local_addr().expect("an address"));
+    let (connection, sent) = sending(Settings::from_url(&url).expect("a URL")).await;
+    let (mut stream, _) = soon(server.accept()).await.expect("a connection");
+    soon(read(&mut stream)).await.expect("a request");
+    stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.expect("write");
+    soon(sent).await.expect("acknowledged");
+    assert!(stream.read_u8().now_or_never().is_none(), "it is kept for the next message");
+    soon(connection.close()).await.expect("closed");
+    assert_eq!(soon(stream.read(&mut [0])).await.expect("an orderly end"), 0);
+    assert_eq!(connection.native().map(drop).expect_err("closed").kind(), ErrorKind::Closed);
+}
+
 #[tokio::test]
 async fn closing_a_consumer_waits_until_its_answers_are_written() {
     let (_connection, mut consumer, address) = listening(&[("drain_timeout", "1h")], &ConsumeOptions::default()).await;
@@ -84,6 +100,22 @@ async fn closing_a_consumer_waits_until_its_answers_are_written() {
     });
     soon(consumer.close()).await.expect("closed");
     soon(reading).await.expect("all of it came");
+}
+
+/// A sender that keeps its connection for the next request, and one that has not begun its first.
+#[tokio::test]
+async fn kept_connections_of_senders_do_not_hold_up_the_close() {
+    let (connection, mut consumer, address) = listening(&[("drain_timeout", "1h")], &ConsumeOptions::default()).await;
+    let _silent = TcpStream::connect(address).await.expect("connect");
+    let mut stream = TcpStream::connect(address).await.expect("connect");
+    for _ in 0..2 {
+        stream.write_all(request("POST", "/in/orders", "", "x").as_bytes()).await.expect("write");
+        let incoming = next(&mut consumer).await;
+        consumer.settler().ack(incoming.token).await.expect("ack");
+        soon(read(&mut stream)).await.expect("an answer");
+    }
+    soon(consumer.close()).await.expect("closed");
+    soon(connection.close()).await.expect("closed");
 }
 
 #[tokio::test]

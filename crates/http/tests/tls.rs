@@ -130,7 +130,7 @@ async fn j4_both_sides_agree_on_http2_where_they_can() {
         [("auto", http::Version::HTTP_2), ("only", http::Version::HTTP_2), ("off", http::Version::HTTP_11)]
     {
         let settings = at("https", port).with("ca_file", files.path("ca.pem")).with("http2", http2);
-        let client = HttpConnection::connect(&settings).expect("valid settings").native().clone();
+        let client = HttpConnection::connect(&settings).expect("valid settings").native().expect("open");
         let request = http::Request::post(format!("https://localhost:{port}/orders")).body("x".into());
         let answer = client.request(request.expect("a request")).await.expect("sent");
         assert_eq!((answer.status().as_u16(), answer.version()), (204, version), "http2={http2}");

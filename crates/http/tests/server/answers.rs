@@ -97,7 +97,7 @@ async fn one_port_speaks_both_versions() {
     let (_connection, mut consumer, address) = listening(&[("drain_timeout", "1h")], &ConsumeOptions::default()).await;
     let client = |http2: &str| {
         let sending = HttpConnection::connect(&Settings::new().with("http2", http2)).expect("valid settings");
-        sending.native().clone()
+        sending.native().expect("open")
     };
     let (one, two) = (client("off"), client("only"));
     let settler = consumer.settler();
