@@ -1,11 +1,12 @@
 //! B3: of many messages each arrives once.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use polymq_core::{ErrorKind, Message};
+use polymq_core::{Channel, ErrorKind, Message, MessageId};
 use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
@@ -19,6 +20,7 @@ pub(super) const CASES: &[Case] = &[
     Case::new("B3_strict_multiset", run!(strict_multiset)),
     Case::new("B3_stream_of_messages", run!(stream_of_messages)),
     Case::new("B3_results_of_a_batch", run!(results_of_a_batch)),
+    Case::new("B3_one_id_each", run!(one_id_each)),
 ];
 
 /// 10 000 messages, or as many as the harness says that the broker bears, are sent by 20 tasks that share a window of 128:
@@ -144,4 +146,56 @@ pub async fn strict_multiset(cx: Cx) {
     let seen = lock(&seen);
     cx.note(format_args!("{many} senders and consumers, duplicate ratio {:.4}", seen.duplicate_ratio()));
     seen.assert_exact();
+}
+
+/// However messages are sent, alone, together or without waiting, and by however many tasks: each has an id of its own, which its
+/// sender is told and its consumer sees.
+pub async fn one_id_each(cx: Cx) {
+    const ROUNDS: usize = 4;
+    const OF_A_ROUND: usize = 5;
+    let bus = cx.bus().await;
+    let queue = cx.queue(&bus);
+    let mut subscription = subscribe_with(&queue, prefetch(50)).await;
+    let many = cx.harness().at_once();
+    let senders: Vec<_> =
+        (0..many).map(|sender| tokio::spawn(send_in_every_way(queue.clone(), sender, ROUNDS))).collect();
+    let mut seen = HashMap::new();
+    while seen.len() < many * ROUNDS * OF_A_ROUND {
+        let batch = subscription.receive(100, PATIENCE).await.expect("receive");
+        assert!(!batch.is_empty(), "{} bodies have come", seen.len());
+        for delivery in batch {
+            let id = delivery.message().id().cloned().expect("every message has an id");
+            let before = seen.insert(text(&delivery), id.clone());
+            assert!(
+                before.as_ref().is_none_or(|before| *before == id),
+                "a redelivery has another id: {before:?}, {id}"
+            );
+            delivery.ack().await.expect("ack");
+        }
+    }
+    let mut owners = HashMap::new();
+    for (body, id) in &seen {
+        if let Some(other) = owners.insert(id, body) {
+            panic!("{other} and {body} have one id, {id}");
+        }
+    }
+    for sender in senders {
+        for (body, id) in sender.await.expect("a sender") {
+            assert_eq!(seen.get(&body), Some(&id), "the id that the sender of {body} was told");
+        }
+    }
+}
+
+/// Three messages together, one alone and one without waiting, and what each sender was told.
+async fn send_in_every_way(queue: Channel, sender: usize, rounds: usize) -> Vec<(String, MessageId)> {
+    let mut told = Vec::new();
+    for round in 0..rounds {
+        let body = |n: usize| format!("{sender}/{round}/{n}");
+        let mut receipts = queue.send_all((0..3).map(|n| Message::new(body(n)))).await;
+        receipts.push(queue.send_message(Message::new(body(3))).await);
+        receipts.push(queue.enqueue(Message::new(body(4))).await.expect("enqueue").await);
+        let receipts = receipts.into_iter().map(|receipt| receipt.expect("accepted"));
+        told.extend(receipts.enumerate().map(|(n, receipt)| (body(n), receipt.id)));
+    }
+    told
 }

@@ -69,6 +69,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         &["R6_wrong_signature", "X5_changed_messages", "X5_replayed_messages", "X5_keys_are_rotated"],
     ),
     mutant("envelopes_bodies", || Changes::all(envelope), &["B9_bare_client_reads_ours"]),
+    mutant("gives_one_id_to_all", || Changes::all(|message| message.with_id("one")), &["B3_one_id_each"]),
     mutant("adds_a_header", || Changes::all(|message| message.with_header("x-sent-by", "me")), &["B9_golden"]),
     mutant("gives_copies_new_ids", || Changes::letters(|m| m.with_id(MessageId::new())), &["R5_crash_before_ack"]),
     mutant("refuses_the_largest", || Arc::new(RefusesTheLargest), &["B1_max_size"]),
