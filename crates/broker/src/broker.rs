@@ -278,7 +278,7 @@ impl Builder {
             access,
             store: store.clone(),
             counts: counts.clone(),
-            under_way: UnderWay::new(self.limits.requests),
+            under_way: UnderWay::new(self.limits.requests, self.limits.request_idle),
             started: (Instant::now(), SystemTime::now()),
         });
         let timed = Arc::clone(&shared);

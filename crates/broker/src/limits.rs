@@ -56,6 +56,8 @@ pub struct Limits {
     pub streams: u32,
     /// Bytes of requests of all connections that have come in part or are worked on; what needs more is refused.
     pub requests: usize,
+    /// How long the rest of a request may stay away of which a part has come; then it is refused, and nothing of it was done.
+    pub request_idle: Duration,
 }
 
 impl Default for Limits {
@@ -85,6 +87,7 @@ impl Default for Limits {
             connections: 10_000,
             streams: 2_000,
             requests: 1 << 30,
+            request_idle: Duration::from_secs(30),
         }
     }
 }

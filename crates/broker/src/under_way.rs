@@ -1,7 +1,7 @@
 //! Requests that have come in part, or whole and are worked on: their bytes are counted for all connections together, so
 //! that no number of senders who begin large requests and never end them fills the memory.
 //!
-//! What is counted is what has come, not what was announced. Of a call with one request everything counts until the call
+//! What is counted is what has come, not what was announced. A request of which no more comes is refused after a while. Of a call with one request everything counts until the call
 //! is answered; of a stream of requests, until the next one is wanted.
 
 use std::{
@@ -12,12 +12,14 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{self, Context, Poll},
+    task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http_body::Frame;
+use tokio::time::{Sleep, sleep};
 use tonic::{
     Status,
     body::Body,
@@ -40,12 +42,14 @@ const HEAD: usize = 5;
 #[derive(Debug)]
 pub(crate) struct UnderWay {
     most: usize,
+    /// How long an unfinished request keeps its room without more of it.
+    patience: Duration,
     taken: AtomicUsize,
 }
 
 impl UnderWay {
-    pub(crate) fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self { most, taken: AtomicUsize::new(0) })
+    pub(crate) fn new(most: usize, patience: Duration) -> Arc<Self> {
+        Arc::new(Self { most, patience, taken: AtomicUsize::new(0) })
     }
 
     pub(crate) fn now(&self) -> usize {
@@ -141,6 +145,25 @@ struct Counted {
     is_stream: bool,
     place: Place,
     taken: Arc<std::sync::Mutex<Taken>>,
+    /// Runs while the rest of a request does not come.
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl Counted {
+    /// Ready when no more has come of a request that is not whole for too long.
+    fn poll_stalled(&mut self, patience: Duration, context: &mut Context<'_>) -> Poll<Status> {
+        let (come, size) = self.place.body;
+        if self.place.part() == 0 {
+            return Poll::Pending;
+        }
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(patience)));
+        stalled.as_mut().poll(context).map(|()| {
+            Status::deadline_exceeded(format!(
+                "of a request of {size} bytes {come} have come, and no more for {patience:?}: nothing of it was done; send it \
+                 again"
+            ))
+        })
+    }
 }
 
 impl http_body::Body for Counted {
@@ -157,7 +180,12 @@ impl http_body::Body for Counted {
             // Who asks for more has worked on what came before.
             taken.keep(this.place.part());
         }
-        let frame = task::ready!(Pin::new(&mut this.inner).poll_frame(context));
+        let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(context) else {
+            let patience = taken.of.patience;
+            drop(taken);
+            return this.poll_stalled(patience, context).map(|status| Some(Err(status)));
+        };
+        this.stalled = None;
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {
@@ -212,7 +240,8 @@ where
         let taken = Taken { of: Arc::clone(&self.under_way), bytes: 0 };
         let taken = Arc::new(std::sync::Mutex::new(taken));
         let counted = Arc::clone(&taken);
-        let counted = |inner| Body::new(Counted { inner, is_stream, place: Place::default(), taken: counted });
+        let counted =
+            |inner| Body::new(Counted { inner, is_stream, place: Place::default(), taken: counted, stalled: None });
         let answer = self.service.call(request.map(counted));
         Box::pin(async move {
             let answer = answer.await;
@@ -260,7 +289,7 @@ mod tests {
 
     #[test]
     fn what_is_taken_is_given_back_and_small_requests_find_room() {
-        let all = UnderWay::new(800_000);
+        let all = UnderWay::new(800_000, Duration::from_secs(30));
         let mut large = all.take(600_000).unwrap();
         assert!(large.add(200_000, 800_000).is_err(), "an eighth is kept");
         let refused = all.take(200_000).unwrap_err();

@@ -164,6 +164,37 @@ async fn a_strangers_request_is_refused_unread() {
     broker.stop().await;
 }
 
+/// Its connection may live on; another stream that is between two requests is left alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_stays_unfinished_is_refused_and_gives_its_room_back() {
+    let limits = Limits { request_idle: Duration::from_millis(500), ..Limits::default() };
+    let broker = Broker::builder().listen("127.0.0.1:0").http("127.0.0.1:0").limits(limits).start().await.unwrap();
+    let mut honest = client(&broker).await;
+    let (requests, stream) = tokio::sync::mpsc::channel(1);
+    let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
+    let mut answers = honest.queues_upstream(stream).await.unwrap().into_inner();
+    let upstream =
+        || QueuesUpstreamRequest { request_id: "r".into(), messages: vec![message("orders", b"x".to_vec())] };
+    requests.send(upstream()).await.unwrap();
+    assert!(!answers.message().await.unwrap().unwrap().results[0].is_error);
+
+    let mut begun = Vec::new();
+    for call in ["SendQueueMessage", "QueuesUpstream"] {
+        let channel = channel(&broker).await;
+        let (pieces, answer) = begin(&channel, call, 50_000, 20_000).await;
+        let answer = tokio::time::timeout(Duration::from_secs(30), answer).await.expect("an answer").unwrap();
+        let (code, what) = status(answer).await;
+        assert_eq!(code, (Code::DeadlineExceeded as i32).to_string(), "{call}: {what}");
+        assert!(["50000", "20000", "500ms"].iter().all(|number| what.contains(number)), "{call}: {what}");
+        begun.push((pieces, channel));
+    }
+    gone(&broker, 1).await;
+    requests.send(upstream()).await.unwrap();
+    assert!(!answers.message().await.unwrap().unwrap().results[0].is_error, "it was between two requests");
+    drop((begun, requests, answers, honest));
+    broker.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_worked_on_or_cut_is_counted_no_more() {
     let limits = Limits { requests: 4 << 20, ..Limits::default() };

@@ -210,6 +210,10 @@ struct Most {
     /// Bytes of requests of all connections that come in or are worked on.
     #[arg(long, value_name = "BYTES", default_value = "1GiB", value_parser = size)]
     max_requests_size: u64,
+
+    /// How long the rest of a request may stay away of which a part has come.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    request_idle: Duration,
 }
 
 /// How long something is kept; `None` is for ever.
@@ -256,6 +260,7 @@ impl From<Most> for Limits {
             waiting: number(most.max_waiting),
             cache: number(most.max_cache),
             requests: number(most.max_requests_size),
+            request_idle: most.request_idle,
         }
     }
 }
