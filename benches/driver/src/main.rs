@@ -1,8 +1,8 @@
 //! Runs every measurement in a process of its own, interleaved, and prints ratios.
 //!
 //! `bench run [--quick] [--out FILE] NAME...` measures what the programs `bench-NAME` beside this one say that they
-//! measure; `bench print FILE...` prints the tables of results files again; `bench docs PAGE FILE...` writes them between
-//! the marks of a page.
+//! measure; `bench print FILE...` prints the tables of results files again; `bench docs PAGE FILE...` writes them in
+//! their places between the marks of a page.
 
 mod measure;
 mod report;
@@ -21,7 +21,11 @@ fn main() {
     let outcome = match (command.as_str(), rest.as_slice()) {
         ("run", options) => run(options),
         ("print", files) => Results::read_all(files).map(|results| print!("{}", report::text(&results))),
-        ("docs", [page, files @ ..]) => Results::read_all(files).and_then(|results| report::write_page(&results, page)),
+        ("docs", [page, files @ ..]) => files
+            .iter()
+            .map(|file| Results::read(file))
+            .collect::<Result<Vec<_>, _>>()
+            .and_then(|files| report::write_page(&files, page)),
         _ => Err(USAGE.to_owned()),
     };
     if let Err(error) = outcome {

@@ -98,7 +98,7 @@ pub fn summary(results: &Results) -> String {
     if results.quick {
         text += "; a quick run, good for nothing but seeing that it works";
     }
-    if results.load_before > 0.5 {
+    if results.load_before > BUSY {
         let _ = write!(text, "; the machine was busy (load {:.1}) when it began", results.load_before);
     }
     text
@@ -113,30 +113,54 @@ pub fn last_lines(text: &[u8]) -> String {
 
 const BEGIN: &str = "<!-- results: written by scripts/bench --docs, not by hand -->";
 const END: &str = "<!-- end of results -->";
+/// From this load on, others disturb what is measured.
+const BUSY: f64 = 0.5;
 
-/// Puts the tables between the marks of a page.
-pub fn write_page(results: &Results, page: &str) -> Result<(), String> {
+/// Puts tables between the marks of a page: each in the place of the one of its title, the others stay. What they come to is
+/// counted over all.
+pub fn write_page(files: &[Results], page: &str) -> Result<(), String> {
     let old = std::fs::read_to_string(page).map_err(|error| format!("{page}: {error}"))?;
-    let marks = old.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
-    let (before, after) = marks.ok_or(format!("{page} has no marks for the results"))?;
-    let mut tables = format!(
-        "\n{} processors, {}, load {:.1} before the run. {}.\n",
-        results.processors,
-        results.compiler,
-        results.load_before,
-        summary(results)
-    );
-    for table in &results.tables {
-        let _ = write!(tables, "\n### {}\n\n", table.title);
-        if !table.note.is_empty() {
-            let _ = write!(tables, "{}\n\n", table.note);
+    let marks = old.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?)));
+    let (before, (known, after)) = marks.ok_or(format!("{page} has no marks for the results"))?;
+    let mut tables: Vec<(String, String)> = known.split("\n### ").skip(1).map(titled).collect();
+    for results in files {
+        if results.quick {
+            return Err("quick results only show that it works; they are no figures".to_owned());
         }
-        for (at, line) in lines(table).iter().enumerate() {
-            let _ = writeln!(tables, "| {} |", line.join(" | "));
-            if at == 0 {
-                let _ = writeln!(tables, "|---|{}---|", "--:|".repeat(line.len() - 2));
+        for table in &results.tables {
+            let new = titled(&page_text(table, results.load_before));
+            match tables.iter_mut().find(|(title, _)| *title == new.0) {
+                Some(known) => *known = new,
+                None => tables.push(new),
             }
         }
     }
-    std::fs::write(page, format!("{before}{BEGIN}\n{tables}\n{END}{after}")).map_err(|error| format!("{page}: {error}"))
+    let text: String = tables.iter().map(|(title, text)| format!("\n### {title}\n\n{text}\n")).collect();
+    let count = |verdict: &str| text.matches(verdict).count();
+    let (reached, below) = (count(": PASS"), count(": below") + count(": not measured"));
+    let machine =
+        files.first().map_or(String::new(), |file| format!("{} processors, {}. ", file.processors, file.compiler));
+    let new = format!("{before}{BEGIN}\n\n{machine}{reached} bars reached, {below} not.\n{text}\n{END}{after}");
+    std::fs::write(page, new).map_err(|error| format!("{page}: {error}"))
+}
+
+/// The title and what is under it.
+fn titled(table: &str) -> (String, String) {
+    let (title, text) = table.split_once('\n').unwrap_or((table, ""));
+    (title.to_owned(), text.trim().to_owned())
+}
+
+fn page_text(table: &Table, load: f64) -> String {
+    let mut text = format!("{}\n\n{}", table.title, table.note);
+    if load > BUSY {
+        let _ = write!(text, " The machine was busy (load {load:.1}) when it began.");
+    }
+    text += "\n\n";
+    for (at, line) in lines(table).iter().enumerate() {
+        let _ = writeln!(text, "| {} |", line.join(" | "));
+        if at == 0 {
+            let _ = writeln!(text, "|---|{}---|", "--:|".repeat(line.len() - 2));
+        }
+    }
+    text
 }

@@ -101,7 +101,7 @@ impl Results {
         all.ok_or("no results file was named".to_owned())
     }
 
-    fn read(file: &str) -> Result<Self, String> {
+    pub fn read(file: &str) -> Result<Self, String> {
         let text = std::fs::read_to_string(file).map_err(|error| format!("{file}: {error}"))?;
         serde_json::from_str(&text).map_err(|error| format!("{file}: {error}"))
     }
