@@ -56,7 +56,8 @@ pub struct Limits {
     pub streams: u32,
     /// Bytes of requests of all connections that have come in part or are worked on; what needs more is refused.
     pub requests: usize,
-    /// How long the rest of a request may stay away of which a part has come; then it is refused, and nothing of it was done.
+    /// How long the rest of a request may stay away of which a part has come; then it is refused, and nothing of it was done,
+    /// if more than half of `requests` is taken.
     pub request_idle: Duration,
 }
 

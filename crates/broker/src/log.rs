@@ -50,7 +50,7 @@ pub(crate) struct Log {
     /// How much there is, for retention.
     pub(crate) kept: Kept,
     /// Held by who removes the oldest ones.
-    pub(crate) steps: tokio::sync::Mutex<()>,
+    pub(crate) steps: Arc<tokio::sync::Mutex<()>>,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -69,7 +69,7 @@ impl Log {
             stored: watch::Sender::new(stored.next),
             gone: CancellationToken::new(),
             readers: Mutex::default(),
-            steps: tokio::sync::Mutex::default(),
+            steps: Arc::default(),
         }
     }
 

@@ -5,6 +5,8 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::{OwnedMutexGuard, oneshot};
+
 use crate::{
     limits::Limits,
     log::Log,
@@ -60,10 +62,10 @@ impl Kept {
 /// Removes what is beyond the limits from one log.
 pub(crate) async fn trim(log: &Arc<Log>, limits: &Limits) -> Result<(), StoreError> {
     loop {
-        let _one = log.steps.lock().await;
+        let one = Arc::clone(&log.steps).lock_owned().await;
         let Some(stretch) = beyond(log, limits)? else { return Ok(()) };
         tracing::debug!(channel = log.name, ?stretch, "stored events have had their time");
-        remove(log, stretch).await?;
+        remove(log, stretch, one).await?;
     }
 }
 
@@ -76,7 +78,7 @@ pub(crate) async fn remove_much(log: &Arc<Log>) -> Result<(), StoreError> {
     }
     let end = log.count() + 1;
     loop {
-        let _one = log.steps.lock().await;
+        let one = Arc::clone(&log.steps).lock_owned().await;
         let from = log.kept.with(|state| state.first);
         let (mut to, mut count, mut bytes) = (from, 0, 0);
         for (sequence, size) in log.store().sizes(log.id, from, STEP)? {
@@ -88,7 +90,7 @@ pub(crate) async fn remove_much(log: &Arc<Log>) -> Result<(), StoreError> {
         if count == 0 {
             return Ok(());
         }
-        remove(log, Stretch { from, to, count, bytes }).await?;
+        remove(log, Stretch { from, to, count, bytes }, one).await?;
     }
 }
 
@@ -101,16 +103,28 @@ struct Stretch {
     bytes: u64,
 }
 
-async fn remove(log: &Log, Stretch { from, to, count, bytes }: Stretch) -> Result<(), StoreError> {
+/// Whoever waits for it may go away: what is removed is counted when it is, and the next step begins after that.
+async fn remove(
+    log: &Arc<Log>,
+    Stretch { from, to, count, bytes }: Stretch,
+    one: OwnedMutexGuard<()>,
+) -> Result<(), StoreError> {
     let range = Change::RemoveRange { from: Key::new(log.id, from), to: Key::new(log.id, to) };
-    log.store().store(vec![range]).await?;
-    log.kept.with(|state| {
-        state.first = to;
-        state.count = state.count.saturating_sub(count);
-        state.bytes = state.bytes.saturating_sub(bytes);
-        state.oldest = None;
+    let (done, waits) = oneshot::channel();
+    let removed = Arc::clone(log);
+    log.store().commit(vec![range], None, move |result| {
+        if result.is_ok() {
+            removed.kept.with(|state| {
+                state.first = to;
+                state.count = state.count.saturating_sub(count);
+                state.bytes = state.bytes.saturating_sub(bytes);
+                state.oldest = None;
+            });
+        }
+        drop(one);
+        let _ = done.send(result);
     });
-    Ok(())
+    waits.await.unwrap_or(Err(StoreError::Closed))
 }
 
 /// The next step of who holds [`Log::steps`].

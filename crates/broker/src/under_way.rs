@@ -1,25 +1,26 @@
 //! Requests that have come in part, or whole and are worked on: their bytes are counted for all connections together, so
 //! that no number of senders who begin large requests and never end them fills the memory.
 //!
-//! What is counted is what has come, not what was announced. A request of which no more comes is refused after a while. Of a call with one request everything counts until the call
+//! What is counted is what has come, not what was announced. A request of which no more comes is refused
+//! after a while, when half of the room is taken. Of a call with one request everything counts until the call
 //! is answered; of a stream of requests, until the next one is wanted.
 
 use std::{
     convert::Infallible,
-    future::ready,
+    future,
     pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http_body::Frame;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 use tonic::{
     Status,
     body::Body,
@@ -42,7 +43,7 @@ const HEAD: usize = 5;
 #[derive(Debug)]
 pub(crate) struct UnderWay {
     most: usize,
-    /// How long an unfinished request keeps its room without more of it.
+    /// How long an unfinished request keeps its room without more of it, when others may need that.
     patience: Duration,
     taken: AtomicUsize,
 }
@@ -150,19 +151,26 @@ struct Counted {
 }
 
 impl Counted {
-    /// Ready when no more has come of a request that is not whole for too long.
-    fn poll_stalled(&mut self, patience: Duration, context: &mut Context<'_>) -> Poll<Status> {
-        let (come, size) = self.place.body;
-        if self.place.part() == 0 {
-            return Poll::Pending;
-        }
+    /// Ready when a request that is not whole has stood still for too long and others may need its room. A sender whose
+    /// connection we do not read, because a disk is slow, stands still too, so nobody is sent away without need.
+    fn poll_stalled(&mut self, all: &UnderWay, context: &mut Context<'_>) -> Poll<Status> {
+        let patience = all.patience;
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(patience)));
-        stalled.as_mut().poll(context).map(|()| {
-            Status::deadline_exceeded(format!(
-                "of a request of {size} bytes {come} have come, and no more for {patience:?}: nothing of it was done; send it \
-                 again"
-            ))
-        })
+        loop {
+            ready!(stalled.as_mut().poll(context));
+            if all.now() > all.most / 2 {
+                break;
+            }
+            stalled.as_mut().reset(Instant::now() + patience);
+        }
+        let (come, size) = self.place.body;
+        let what = match self.place.part() {
+            0 => "of a request all has come but its end".to_owned(),
+            _ => format!("of a request of {size} bytes {come} have come"),
+        };
+        Poll::Ready(Status::deadline_exceeded(format!(
+            "{what}, and no more for {patience:?}, while the room is needed: nothing of it was done; send it again"
+        )))
     }
 }
 
@@ -181,9 +189,15 @@ impl http_body::Body for Counted {
             taken.keep(this.place.part());
         }
         let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(context) else {
-            let patience = taken.of.patience;
+            // One that is alone in its call is not worked on before the call's end has come.
+            let is_part = this.place.part() > 0 || (!this.is_stream && taken.bytes > 0);
+            let all = Arc::clone(&taken.of);
             drop(taken);
-            return this.poll_stalled(patience, context).map(|status| Some(Err(status)));
+            return if is_part {
+                this.poll_stalled(&all, context).map(|status| Some(Err(status)))
+            } else {
+                Poll::Pending
+            };
         };
         this.stalled = None;
         if let Some(Ok(frame)) = &frame
@@ -234,7 +248,7 @@ where
             // A stranger's request is not read: it takes no room from others.
             match self.access.caller(request.headers()) {
                 Ok(caller) => drop(request.extensions_mut().insert(caller)),
-                Err(status) => return Box::pin(ready(Ok(status.into_http()))),
+                Err(status) => return Box::pin(future::ready(Ok(status.into_http()))),
             }
         }
         let taken = Taken { of: Arc::clone(&self.under_way), bytes: 0 };

@@ -211,7 +211,7 @@ struct Most {
     #[arg(long, value_name = "BYTES", default_value = "1GiB", value_parser = size)]
     max_requests_size: u64,
 
-    /// How long the rest of a request may stay away of which a part has come.
+    /// How long the rest of a request may stay away of which a part has come, when half of --max-requests-size is taken.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     request_idle: Duration,
 }

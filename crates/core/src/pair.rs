@@ -3,10 +3,11 @@
 use std::{
     collections::BTreeMap,
     path::Path,
-    sync::{Arc, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::Mutex;
+use futures_util::future::join_all;
+use tokio::sync::OnceCell;
 
 use crate::{
     Attempt, Bus, Channel, ConsumerFactory, ConsumerRunner, Environment, Error, ErrorKind, Failure, Handler, Message,
@@ -68,16 +69,18 @@ impl HandlerFactory {
         Ok(HandlerPair { name, consumer: side(&entry.consumer)?, producer: side(&entry.producer)? })
     }
 
-    /// Closes every connection that was made.
+    /// Closes every connection that was made, all at once; its pairs connect nothing any more. It goes on when the future is
+    /// dropped; a second call waits for the same end.
     ///
     /// # Errors
-    /// The first one met.
+    /// The first one met; only one caller is told.
     pub async fn close(&self) -> Result<()> {
-        let mut outcome = Ok(());
-        for bus in std::mem::take(&mut *self.sides.buses.lock().await).into_values() {
-            outcome = outcome.and(bus.close().await);
-        }
-        outcome
+        let made: Vec<_> = {
+            let mut buses = self.sides.buses();
+            buses.closed = true;
+            buses.made.values().cloned().collect()
+        };
+        join_all(made.iter().filter_map(|bus| bus.get()).map(Bus::close)).await.into_iter().collect()
     }
 }
 
@@ -88,15 +91,39 @@ struct Sides {
     file: String,
     registry: Registry,
     environment: Environment,
-    buses: Mutex<BTreeMap<&'static str, Bus>>,
+    buses: Mutex<Buses>,
+}
+
+#[derive(Debug, Default)]
+struct Buses {
+    made: BTreeMap<&'static str, Arc<OnceCell<Bus>>>,
+    closed: bool,
 }
 
 impl Sides {
+    fn buses(&self) -> MutexGuard<'_, Buses> {
+        self.buses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn bus(&self, name: &'static str) -> Result<Bus> {
-        let mut buses = self.buses.lock().await;
-        if let Some(bus) = buses.get(name) {
-            return Ok(bus.clone());
+        let closed = || Error::closed("connect").with_backend(name);
+        let bus = {
+            let mut buses = self.buses();
+            if buses.closed {
+                return Err(closed());
+            }
+            Arc::clone(buses.made.entry(name).or_default())
+        };
+        let bus = bus.get_or_try_init(|| self.connect(name)).await?;
+        if self.buses().closed {
+            // Closed while it connected: whoever closes may not have seen it.
+            bus.close().await?;
+            return Err(closed());
         }
+        Ok(bus.clone())
+    }
+
+    async fn connect(&self, name: &'static str) -> Result<Bus> {
         // The process's URL belongs to the backend that the process has chosen, not to every one of the table.
         let mut builder = Bus::builder()
             .backend(name)
@@ -110,9 +137,7 @@ impl Sides {
         {
             builder = builder.url(url);
         }
-        let bus = builder.connect().await?;
-        buses.insert(name, bus.clone());
-        Ok(bus)
+        builder.connect().await
     }
 }
 
@@ -214,7 +239,7 @@ impl HandlerPair {
 /// The message that the target did not take at its last attempt, as it came without an id and as it was sent with one: it must not
 /// be another message at each attempt.
 #[derive(Default)]
-struct Waiting(std::sync::Mutex<Option<(Message, Message)>>);
+struct Waiting(Mutex<Option<(Message, Message)>>);
 
 impl Waiting {
     fn slot(&self) -> MutexGuard<'_, Option<(Message, Message)>> {

@@ -9,7 +9,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -193,6 +193,7 @@ impl Answering {
 pub(crate) struct Requests {
     inbox: Arc<tokio::sync::Mutex<Option<Arc<Inbox>>>>,
     late: Arc<AtomicU64>,
+    closed: AtomicBool,
 }
 
 impl Requests {
@@ -203,6 +204,10 @@ impl Requests {
 
     async fn inbox(&self, parts: &Arc<Parts>) -> Result<Arc<Inbox>> {
         let mut inbox = Arc::clone(&self.inbox).lock_owned().await;
+        if self.closed.load(Ordering::Acquire) {
+            // Nobody would delete the queue of another one.
+            return Err(Error::closed("request"));
+        }
         if let Some(open) = inbox.as_ref().filter(|open| !open.waiting.is_ended()) {
             return Ok(Arc::clone(open));
         }
@@ -221,8 +226,9 @@ impl Requests {
         })
     }
 
-    /// Ends the reply queue; those who wait learn that there will be no reply.
+    /// Ends the reply queue, and there will be no other; those who wait learn that there will be no reply.
     pub(crate) async fn close(&self, parts: &Parts) {
+        self.closed.store(true, Ordering::Release);
         let deadline = Instant::now() + DELETE_FOR;
         match tokio::time::timeout_at(deadline, async { self.inbox.lock().await.take() }).await {
             Ok(Some(inbox)) => inbox.end(parts, deadline).await,

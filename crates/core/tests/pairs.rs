@@ -7,6 +7,7 @@ use std::{sync::Mutex, time::Duration};
 
 use async_trait::async_trait;
 use common::{Log, Order, assert_empty, bus, dead_letter, order};
+use futures_util::FutureExt;
 use polymq_core::{
     Address, Backend, Bus, ConsumeOptions, ConsumerFactory, ConsumerRunner, Environment, Error, ErrorKind,
     HandlerFactory, HandlerPair, Layer, Message, NextSend, ProduceOptions, QueueTable, Receipt, Registry, Result,
@@ -42,6 +43,25 @@ async fn d5_the_pairs_producer_reaches_its_own_handler() {
     assert_eq!(error.kind(), ErrorKind::NotFound);
     assert!(error.to_string().contains("did you mean \"orders\"?"), "{error}");
     factory.close().await.expect("closes");
+}
+
+/// Also where a close was given up, and where a pair was not used before.
+#[tokio::test(start_paused = true)]
+async fn a_closed_factory_connects_nothing_any_more() {
+    let factory = table(
+        "[queues.orders]\nconsumer = \"memory\"\nproducer = \"memory\"\n\
+         [backends.memory]\nurl = \"memory://closed-factory\"",
+    );
+    let (used, unused) = (factory.queue("orders").expect("known"), factory.queue("orders").expect("known"));
+    let producer = used.producer().await.expect("connects");
+    let given_up = factory.close().now_or_never();
+    factory.close().await.expect("waits for the same end");
+    assert!(given_up.is_none(), "closing takes a turn of the runtime");
+    assert_eq!(producer.send(&order(1)).await.expect_err("closed").kind(), ErrorKind::Closed);
+    for pair in [used, unused] {
+        assert_eq!(pair.producer().await.expect_err("closed").kind(), ErrorKind::Closed);
+        assert_eq!(pair.consumer().await.expect_err("closed").kind(), ErrorKind::Closed);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -16,7 +16,7 @@ use hyper_util::{
     client::{legacy, proxy::matcher::Matcher},
     rt::{TokioExecutor, TokioTimer},
 };
-use polymq_core::{Error, ErrorKind, HealthReporter, Message, Result};
+use polymq_core::{Error, ErrorKind, HealthReporter, Message, Result, Retry};
 use tokio::{
     runtime::Handle,
     time::{Instant, timeout},
@@ -113,7 +113,8 @@ impl Link {
 
     /// The token, for a place that it is [meant for](HttpConfig::shows_token_to).
     pub(crate) fn show_token(&self, headers: &mut HeaderMap) -> Result<()> {
-        if let Some(token) = self.token.header()? {
+        // A file may be read while it is being written: nothing was sent, and the next attempt reads it again.
+        if let Some(token) = self.token.header().map_err(|error| error.with_retry(Retry::Now))? {
             headers.insert(header::AUTHORIZATION, token);
         }
         Ok(())

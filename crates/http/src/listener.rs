@@ -135,7 +135,12 @@ async fn connection(stream: TcpStream, serving: Arc<Serving>) {
     #[cfg(feature = "tls")]
     if let Some(acceptor) = &serving.tls {
         let handshake = tokio::time::timeout(serving.header_timeout, acceptor.accept(stream));
-        match handshake.await {
+        let shaken = tokio::select! {
+            biased;
+            () = serving.stop.cancelled() => return,
+            shaken = handshake => shaken,
+        };
+        match shaken {
             Ok(Ok(stream)) => {
                 let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
                 serving.serve(stream, is_http2).await;
@@ -195,9 +200,16 @@ impl Serving {
                     () = untaken.untaken(self.body_timeout) => {
                         // Those beside it in HTTP/2 may end.
                         connection.as_mut().graceful_shutdown();
-                        match tokio::time::timeout(self.body_timeout, connection).await {
-                            Ok(ended) => ended,
-                            Err(_) => return tracing::debug!("a connection was cut: an answer was not taken"),
+                        let closing = async {
+                            self.stop.cancelled().await;
+                            tokio::time::sleep(self.drain_timeout).await;
+                        };
+                        tokio::select! {
+                            ended = connection => ended,
+                            () = tokio::time::sleep(self.body_timeout) => {
+                                return tracing::debug!("a connection was cut: an answer was not taken");
+                            }
+                            () = closing => return tracing::debug!("a connection was cut at the drain time-out"),
                         }
                     }
                     () = self.stop.cancelled() => {

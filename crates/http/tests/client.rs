@@ -489,6 +489,7 @@ async fn j5_a_rotated_token_is_in_the_next_request_of_every_connection() {
     std::fs::remove_file(&shown).expect("removed");
     let error = queue.send_message(order(41)).await.expect_err("nothing to show");
     assert!(error.kind() == ErrorKind::Config && error.to_string().contains("token_file"), "{error}");
+    assert_eq!(error.retry(), Retry::Now, "it may be there again soon: no message must become a dead letter for it");
     running.stop().await.expect("stopped");
     bus.close().await.expect("closed");
     std::fs::remove_dir_all(folder).expect("removed");

@@ -63,7 +63,6 @@ async fn closing_does_not_wait_as_long_as_a_send() {
     connection.close().await.expect("told once");
 }
 
-/// The runner counts on the second call: handlers in tasks end after the first, and then the process may.
 /// The handle may live on; what it kept open does not.
 #[tokio::test]
 async fn kept_connections_end_with_the_close() {
@@ -80,6 +79,7 @@ async fn kept_connections_end_with_the_close() {
     assert_eq!(connection.native().map(drop).expect_err("closed").kind(), ErrorKind::Closed);
 }
 
+/// The runner counts on the second call: handlers in tasks end after the first, and then the process may.
 #[tokio::test]
 async fn closing_a_consumer_waits_until_its_answers_are_written() {
     let (_connection, mut consumer, address) = listening(&[("drain_timeout", "1h")], &ConsumeOptions::default()).await;

@@ -159,8 +159,17 @@ impl KafkaConnection {
         // Whoever has not come that far commits nothing any more.
         hubs.iter().for_each(|hub| hub.seal());
         self.link.close(ErrorKind::Closed, "closed by this program");
+        // The client of a transactional group lives as long as somebody knows its hub.
+        let known = {
+            let mut hubs = lock(&self.hubs);
+            (std::mem::take(&mut hubs.groups), std::mem::take(&mut hubs.singles))
+        };
         let publisher = Arc::clone(&self.publisher);
-        let _ = tokio::task::spawn_blocking(move || publisher.end()).await;
+        let ending = move || {
+            drop((known, hubs));
+            publisher.end();
+        };
+        let _ = tokio::task::spawn_blocking(ending).await;
         flushed && ended
     }
 

@@ -30,6 +30,11 @@ impl Endpoint {
                 .with_hint("add the feature \"kafka-tls\" of the crate polymq (\"tls\" of polymq-kafka)"));
         }
         for server in self.servers().split(',') {
+            if server.contains('@') {
+                return Err(error::config("a broker's address has an @ in it, expected host:port").with_hint(
+                    "write user and password once, before the first host of the URL, or into user and pass",
+                ));
+            }
             let Some((host, port)) = server.trim().rsplit_once(':') else {
                 return Err(error::config(format!("broker {server:?} has no port, expected host:port")));
             };

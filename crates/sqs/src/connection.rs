@@ -255,10 +255,21 @@ impl Connection for SqsConnection {
             let plan = plan.clone();
             async move { topology::ensure(&live, &plan).await }
         });
-        let url = url.await.map_err(located)?;
+        let url = match url.await {
+            Ok(url) => url,
+            Err(error) => {
+                // A queue of this consumer alone may be made already, and nobody else knows its name.
+                if let Some(live) = self.link.live_now().filter(|_| plan.own) {
+                    let limit = self.config().connect_timeout;
+                    tokio::spawn(async move { timeout(limit, topology::abandon(&live, &plan)).await });
+                }
+                return Err(located(error));
+            }
+        };
+        let lease_cap = self.config().lease_cap.min(options.max_lease);
         let shared = Shared::new(
             (options.prefetch, options.prefetch_bytes),
-            (consumer::lease(options.lease), self.config().lease_cap.min(options.max_lease)),
+            (consumer::lease(options.lease.min(lease_cap)), lease_cap),
             plan.queue.fifo,
             plan.redrive > 0,
             self.config().max_message,

@@ -86,6 +86,10 @@ fn check_endpoint(endpoint: &str, allow_plaintext_remote: bool) -> Result<()> {
             redact_url(endpoint)
         )));
     };
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(config("credentials stand in an endpoint, which is shown in errors")
+            .with_hint("write them into the URL of the backend, or into access_key_id and secret_access_key"));
+    }
     let host = url.host_str().unwrap_or_default();
     if url.scheme() == "http" && !allow_plaintext_remote && !is_loopback(host) {
         return Err(config(format!("credentials and messages would travel in clear text to {host:?}"))

@@ -59,7 +59,7 @@ impl Settler for SqsSettler {
 
 impl SqsSettler {
     fn again(&self, token: Token, held: Held, message: &Message, attempt: u32, after: Duration, answer: Completer<()>) {
-        let counted = attempt == held.attempt + 1;
+        let counted = attempt == held.attempt.saturating_add(1);
         let same = held.system == *message.system_headers();
         if (same && counted) || !self.may_copy(&held, counted, after) {
             if !same {

@@ -251,10 +251,12 @@ async fn unsubscribe(live: &Live, topic: &Name, queue: &Name) -> Result<Option<(
 
 /// Takes away what only one consumer used.
 pub(crate) async fn abandon(live: &Live, plan: &Plan) {
-    if let (true, Some(subscribed)) = (plan.own, &plan.topic)
-        && let Err(error) = leave(live, &subscribed.topic, &plan.queue).await
-    {
-        tracing::warn!(queue = plan.queue.text, %error, "the queue of one consumer is left behind");
+    if let (true, Some(subscribed)) = (plan.own, &plan.topic) {
+        let unsubscribed = unsubscribe(live, &subscribed.topic, &plan.queue).await;
+        // Also while SNS is away: a subscription without its queue costs nobody anything.
+        if let Err(error) = delete_queue(live, &plan.queue).await.and(unsubscribed.map(drop)) {
+            tracing::warn!(queue = plan.queue.text, %error, "something of the queue of one consumer is left behind");
+        }
     }
 }
 

@@ -57,6 +57,24 @@ async fn a_long_log_is_removed_in_steps() {
     assert!(matches!(log.wait(1).await, Err(StoreError::Gone)));
 }
 
+/// Else retention would take so many more events away as nobody has counted.
+#[tokio::test]
+async fn a_removal_that_is_given_up_has_counted_what_it_has_removed() {
+    let logs = logs();
+    let log = logs.get("log").unwrap();
+    fill(&log, 5000).await;
+    for left in [5000 - 2048, 5000 - 2 * 2048] {
+        let (free, waits) = std::sync::mpsc::channel::<()>();
+        log.store.commit(Vec::new(), None, move |_| _ = waits.recv());
+        assert!(futures_util::poll!(std::pin::pin!(logs.remove("log"))).is_pending());
+        drop(free);
+        // Who comes next begins when the step is done.
+        drop(log.steps.lock().await);
+        assert_eq!(log.kept.size().0, left);
+        assert_eq!(log.store.channels().unwrap()[0].count, left);
+    }
+}
+
 #[tokio::test]
 async fn who_reads_much_leaves_one_note_to_the_store() {
     // More than the store writes in three transactions.

@@ -22,7 +22,12 @@ pub(crate) use error::told;
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -55,7 +60,10 @@ struct Inner {
     room: Arc<Room>,
     reads: Arc<Mutex<Connection>>,
     syncs: Arc<Syncs>,
-    writer: Mutex<Option<std::thread::JoinHandle<()>>>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+    /// Reads everything beside the writer. While it reads, the log cannot be folded.
+    check: Mutex<Option<JoinHandle<()>>>,
+    closing: Arc<AtomicBool>,
     /// What was found to be wrong while the broker serves.
     damage: OnceLock<StoreError>,
     /// Transactions that are on disk, and how long they took.
@@ -144,7 +152,21 @@ impl Store {
         let waits = Arc::new(Semaphore::new(WAITING_BYTES));
         let (commits, writer) = (Mutex::new(Some(commits)), Mutex::new(Some(writer)));
         let damage = OnceLock::new();
-        Ok(Self(Arc::new(Inner { path, commits, waits, room, reads, syncs, writer, damage, done, folder })))
+        let (check, closing) = Default::default();
+        Ok(Self(Arc::new(Inner {
+            path,
+            commits,
+            waits,
+            room,
+            reads,
+            syncs,
+            writer,
+            check,
+            closing,
+            damage,
+            done,
+            folder,
+        })))
     }
 
     /// How full it is.
@@ -234,6 +256,7 @@ impl Store {
     /// # Errors
     ///
     /// As [`StoreError`] says; then none of the changes is stored.
+    #[cfg(test)]
     pub(crate) async fn store(&self, changes: Vec<Change>) -> Result<(), StoreError> {
         let (done, waits) = oneshot::channel();
         self.commit(changes, None, |result| drop(done.send(result)));
@@ -278,8 +301,8 @@ impl Store {
         let failed = |cause: &dyn std::fmt::Display| StoreError::Failed { path: path.clone(), what: cause.to_string() };
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = Connection::open_with_flags(&path, flags).map_err(|cause| failed(&cause))?;
-        let alive = Arc::downgrade(&self.0);
-        let stop = move || alive.strong_count() == 0;
+        let (alive, closing) = (Arc::downgrade(&self.0), Arc::clone(&self.0.closing));
+        let stop = move || closing.load(Ordering::Relaxed) || alive.strong_count() == 0;
         connection.progress_handler(10_000, Some(stop)).map_err(|cause| failed(&cause))?;
         let (at, spawned) = (path.clone(), std::thread::Builder::new().name("polymq-check".into()));
         let spawned = spawned.spawn(move || match check::whole(&connection, &at) {
@@ -292,12 +315,17 @@ impl Store {
             }
             Err(cause) => tracing::debug!(%cause, "the check of the store has ended early"),
         });
-        spawned.map(drop).map_err(|cause| failed(&cause))
+        *lock(&self.0.check) = Some(spawned.map_err(|cause| failed(&cause))?);
+        Ok(())
     }
 
     /// Waits for what was handed over and closes the file. A second call does nothing. Blocks.
     pub(crate) fn close(&self) {
         lock(&self.0.commits).take();
+        self.0.closing.store(true, Ordering::Relaxed);
+        if let Some(check) = lock(&self.0.check).take() {
+            let _ = check.join();
+        }
         if let Some(writer) = lock(&self.0.writer).take() {
             let _ = writer.join();
         }

@@ -55,21 +55,21 @@ impl Syncs {
         done.map_err(|cause| self.lose(format!("what was written last cannot be synced: {cause}")))
     }
 
-    /// Puts the engine's log into its file, unless a sync has failed.
+    /// Puts the engine's log into its file, unless a sync has failed; whether nobody was in the way.
     ///
     /// # Errors
     ///
     /// As [`Syncs::told`].
-    pub(super) fn fold(&self, connection: &Connection, how: &str) -> Result<(), StoreError> {
+    pub(super) fn fold(&self, connection: &Connection, how: &str) -> Result<bool, StoreError> {
         if self.failed().is_some() {
-            return Ok(());
+            return Ok(true);
         }
         let folded = if self.works() {
-            connection.prepare_cached(how).and_then(|mut fold| fold.query_row([], |_| Ok(())))
+            connection.prepare_cached(how).and_then(|mut fold| fold.query_row([], |row| row.get(0)))
         } else {
             Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_IOERR_FSYNC), None))
         };
-        folded.map_err(|cause| self.told(&cause))
+        folded.map(|busy: i64| busy == 0).map_err(|cause| self.told(&cause))
     }
 
     /// What the engine said, in our words. When it is about a sync, nothing is stored any more from now on.

@@ -148,8 +148,14 @@ impl Writer {
             }
         }
         let connection = lock(&self.connection);
-        if let Err(cause) = self.syncs.fold(&connection, "PRAGMA wal_checkpoint(TRUNCATE)") {
-            tracing::debug!(%cause, "the log of the store stays beside its file; the next start reads it");
+        match self.syncs.fold(&connection, "PRAGMA wal_checkpoint(TRUNCATE)") {
+            Ok(true) => {}
+            Ok(false) => {
+                tracing::warn!("somebody reads the store: its log stays beside its file, and a backup needs both")
+            }
+            Err(cause) => {
+                tracing::debug!(%cause, "the log of the store stays beside its file; the next start reads it")
+            }
         }
         if self.syncs.failed().is_some() {
             // The last connection that is closed would do it.

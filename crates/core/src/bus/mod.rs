@@ -292,6 +292,18 @@ mod tests {
     use super::*;
     use crate::{Environment, Message};
 
+    /// Nobody would delete the reply queue of a request that is made while the bus closes.
+    #[tokio::test]
+    async fn no_reply_queue_is_opened_while_the_bus_closes() {
+        let builder = Bus::builder().url("memory://asks-late").environment(Environment::default());
+        let bus = builder.connect().await.expect("connects");
+        bus.queue("questions").declare(crate::ConsumeOptions::default()).await.expect("declared");
+        bus.parts.requests.close(&bus.parts).await;
+        let error = bus.queue("questions").request_message(Message::new("?")).await.expect_err("closing");
+        assert_eq!(error.kind(), ErrorKind::Closed);
+        assert!(bus.list().await.expect("lists").iter().all(|channel| !channel.address.name().contains("reply")));
+    }
+
     #[tokio::test]
     async fn names_without_end_do_not_make_channels_without_end() {
         let builder = Bus::builder().url("memory://names-without-end").environment(Environment::default());

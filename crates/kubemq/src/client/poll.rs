@@ -172,7 +172,10 @@ impl Poll {
             } else if answer.ref_request_id == asked {
                 // A transaction of which nothing is left is not known any more: that is an answer too, without any.
                 self.held = answer.active_offsets.into_iter().collect();
-                return refusal.map_or(Ok(()), Err);
+                // But one that cannot write says so here alone.
+                let unknown = answer.is_error.then(|| refused(&answer.error));
+                let unknown = unknown.filter(|error| error.kind() == ErrorKind::UnknownOutcome);
+                return refusal.or(unknown).map_or(Ok(()), Err);
             }
         }
     }
