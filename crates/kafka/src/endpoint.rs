@@ -133,6 +133,8 @@ mod tests {
     fn what_is_wrong_is_said() {
         assert!(sentence("kafka://host:9092/orders").contains("expected kafka://"));
         assert!(sentence("kafka:///?servers=one").contains("\"one\" has no port"));
+        let shown = sentence("kafka:///?servers=app:hush@one:9092");
+        assert!(shown.contains("has an @ in it") && !shown.contains("hush"), "{shown}");
         assert!(sentence("kafka://app:secret@broker.example:9092").contains("clear text to \"broker.example\""));
         assert!(sentence("kafka://localhost?partitions=0").contains("expected 1 to 100000"));
         assert!(sentence("kafka://localhost?options=acks%3D0").contains("polymq's own"));

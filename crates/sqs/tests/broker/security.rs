@@ -155,6 +155,12 @@ pub async fn j6_credentials_are_not_sent_in_clear_to_another_machine() {
         assert!(error.to_string().contains("clear text") && !format!("{error:?}").contains("hush"), "{error:?}");
     }
     assert!(began.elapsed() < Duration::from_secs(30));
+    // An endpoint is shown in errors.
+    let settings = Settings::from_url("sqs://?endpoint=http://key:hush@127.0.0.1:4566").expect("a URL");
+    let error = SqsConnection::connect(&settings).await.expect_err("with a login");
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert!(error.to_string().contains("credentials stand in an endpoint"), "{error}");
+    assert!(!format!("{error:?}").contains("hush"), "{error:?}");
     // Allowed by name, and on this machine.
     let local = Settings::from_url(&format!("sqs://key:hush@{}", address())).expect("a URL");
     SqsConnection::connect(&local).await.expect("this machine").close().await.expect("close");
