@@ -19,6 +19,7 @@ use hyper_util::{
 use polymq_core::{Error, ErrorKind, HealthReporter, Message, Result, Retry};
 use tokio::{
     runtime::Handle,
+    sync::watch,
     time::{Instant, timeout},
 };
 use tokio_util::task::TaskTracker;
@@ -29,6 +30,8 @@ use crate::{
     config::{Http2, HttpConfig, refuse},
     connect::{self, Client, Connector},
     convert, error,
+    place::Place,
+    recovery,
     token::Shown,
 };
 
@@ -41,6 +44,8 @@ pub(crate) struct Outbound {
     pub(crate) request: Request<Full<Bytes>>,
     /// How long it may take until it is answered.
     pub(crate) limit: Duration,
+    /// Where it goes.
+    pub(crate) place: Arc<Place>,
     /// It may travel over HTTP/2, where a server can say that it has not looked at it (RFC 9113, section 8.7). A copy is kept then.
     pub(crate) is_kept: bool,
 }
@@ -59,6 +64,10 @@ pub(crate) struct Link {
     token: Shown,
     proxies: Arc<Matcher>,
     closed: AtomicBool,
+    /// Closed, for those who wait for that.
+    pub(crate) ended: watch::Sender<bool>,
+    /// Somebody looks whether a place answers again.
+    pub(crate) looks: AtomicBool,
 }
 
 impl Link {
@@ -75,12 +84,14 @@ impl Link {
         let (client, token) = (client(&config, Arc::clone(&proxies))?, Shown::new(&config)?);
         let tasks = TaskTracker::new();
         let client = RwLock::new(Some(client));
-        Ok(Self { client, config, health, runtime, tasks, token, proxies, closed: AtomicBool::new(false) })
+        let (closed, looks, ended) = (AtomicBool::new(false), AtomicBool::new(false), watch::Sender::new(false));
+        Ok(Self { client, config, health, runtime, tasks, token, proxies, closed, ended, looks })
     }
 
     /// Takes no more.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
+        self.ended.send_replace(true);
     }
 
     /// Ends the connections that are kept; requests that are on their way still are answered.
@@ -126,19 +137,21 @@ impl Link {
     }
 
     /// Sends one request and reads the answer, within its limits. `Err` tells what a status other than 2xx means.
-    pub(crate) async fn exchange(&self, outbound: Outbound) -> Result<Answered> {
+    pub(crate) async fn exchange(self: &Arc<Self>, outbound: Outbound) -> Result<Answered> {
         let (limit, begun) = (outbound.limit, Instant::now());
         // All of it has one time.
         let left = |bytes| {
             let limits = self.limits(bytes);
             Limits { whole: limits.whole.min(limit.saturating_sub(begun.elapsed())), ..limits }
         };
+        let place = Arc::clone(&outbound.place);
         let answer = timeout(limit, self.answer(outbound)).await;
         let response = match answer.unwrap_or_else(|_| Err(error::unanswered(limit))) {
             Ok(response) => response,
             Err(problem) => {
                 // No answer of the server's, whatever the reason.
                 self.health.down(&problem);
+                recovery::look(self, place);
                 return Err(problem);
             }
         };
@@ -146,6 +159,7 @@ impl Link {
         if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::PROXY_AUTHENTICATION_REQUIRED) {
             // Somebody answers, but nothing that is sent gets through.
             self.health.down(format_args!("the server refuses the credentials ({status})"));
+            recovery::look(self, place);
         } else {
             self.health.up();
         }

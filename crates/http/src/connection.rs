@@ -168,7 +168,7 @@ impl Connection for HttpConnection {
     /// Asks the server for its options: any answer will do.
     async fn ping(&self) -> Result<()> {
         self.link.check_open("ping")?;
-        let place = Place::new(&self.link, self.link.config.target()?.url())?;
+        let place = Arc::new(Place::new(&self.link, self.link.config.target()?.url())?);
         let asked = place.request(&self.link, http::Method::OPTIONS, self.link.config.connect_timeout)?;
         // A connection of this pool lives where all others do, not where somebody asks.
         let link = Arc::clone(&self.link);

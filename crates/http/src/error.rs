@@ -8,6 +8,10 @@ use polymq_core::{ATTEMPT, Error, ErrorKind, Headers, Retry, SYSTEM_PREFIX};
 
 use crate::{NAME, answer::RETRY_AFTER_MS, connect::NoTunnel, convert::decoded};
 
+/// The longest wait that a server can ask for: who obeys may hold a message, and those behind it, for so long. It is asked again
+/// then, and may say the same.
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
+
 /// What a server answered instead of 2xx; the source of the [`Error`] that a send ends with.
 #[derive(Debug, Clone)]
 pub struct Refusal {
@@ -97,7 +101,7 @@ fn classify(status: StatusCode, after: Option<Duration>) -> (ErrorKind, Option<R
     // before a server that has.
     let unknown = (ErrorKind::UnknownOutcome, None);
     let again = Some(match after {
-        Some(after) if !after.is_zero() => Retry::After(after),
+        Some(after) if !after.is_zero() => Retry::After(after.min(LONGEST_WAIT)),
         _ => Retry::Now,
     });
     match status.as_u16() {
@@ -254,6 +258,8 @@ mod tests {
             );
         }
         assert_eq!(error(429, &[("retry-after", "7")], "").retry(), After(Duration::from_secs(7)));
+        let huge = [("retry-after", "18446744073709551615")];
+        assert_eq!(error(503, &huge, "").retry(), After(LONGEST_WAIT), "nothing is held for ever");
         let precise = [("retry-after", "1"), (RETRY_AFTER_MS, "250")];
         assert_eq!(error(503, &precise, "").retry(), After(Duration::from_millis(250)));
         assert_eq!(error(503, &[("retry-after", "Sun, 06 Nov 1994 08:49:37 GMT")], "").retry(), Now);

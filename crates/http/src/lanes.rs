@@ -164,7 +164,7 @@ impl Drop for Lanes {
 }
 
 impl Job {
-    async fn run(self, link: &Link) {
+    async fn run(self, link: &Arc<Link>) {
         let Self { outbound, id, completer, places } = self;
         if completer.hand_over() {
             let answered = link.exchange(outbound).await;

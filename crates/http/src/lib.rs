@@ -15,6 +15,7 @@ mod lanes;
 mod listener;
 mod place;
 mod producer;
+mod recovery;
 mod server;
 mod settle;
 mod target;

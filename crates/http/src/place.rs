@@ -1,6 +1,6 @@
 //! A place that requests go to, with what each of them has.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
@@ -61,7 +61,7 @@ impl Place {
     }
 
     /// A request without a body.
-    pub(crate) fn request(&self, link: &Link, method: Method, limit: Duration) -> Result<Outbound> {
+    pub(crate) fn request(self: &Arc<Self>, link: &Link, method: Method, limit: Duration) -> Result<Outbound> {
         let mut request = Request::new(Full::<Bytes>::default());
         *request.method_mut() = method;
         *request.uri_mut() = self.uri.clone();
@@ -71,7 +71,7 @@ impl Place {
         if self.shows_token {
             link.show_token(headers)?;
         }
-        Ok(Outbound { request, limit, is_kept: !self.is_http1 })
+        Ok(Outbound { request, limit, place: Arc::clone(self), is_kept: !self.is_http1 })
     }
 }
 

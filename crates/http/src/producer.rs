@@ -25,7 +25,7 @@ use crate::{
 pub(crate) struct HttpProducer {
     link: Arc<Link>,
     kind: ChannelKind,
-    places: Vec<Place>,
+    places: Vec<Arc<Place>>,
     method: Method,
     content_type: Option<HeaderValue>,
     timeout: Duration,
@@ -68,7 +68,7 @@ impl HttpProducer {
         let content_type = content_type.map(HeaderValue::from_str).transpose().map_err(|_| {
             Error::new(ErrorKind::InvalidInput, "the option \"content_type\" is no media type").with_backend(NAME)
         })?;
-        let places = targets.into_iter().map(|url| Place::new(&link, url)).collect::<Result<_>>()?;
+        let places = targets.into_iter().map(|url| Place::new(&link, url).map(Arc::new)).collect::<Result<_>>()?;
         Ok(Self {
             kind: address.kind(),
             places,
@@ -82,7 +82,7 @@ impl HttpProducer {
         })
     }
 
-    fn to(&self, place: &Place, message: &Message) -> Result<Outbound> {
+    fn to(&self, place: &Arc<Place>, message: &Message) -> Result<Outbound> {
         let mut outbound = place.request(&self.link, self.method.clone(), limit(self.timeout))?;
         let headers = outbound.request.headers_mut();
         crate::convert::to_headers(message, headers)?;
@@ -116,7 +116,7 @@ impl HttpProducer {
         completion
     }
 
-    fn send_to_one(&self, place: &Place, message: &Message) -> Result<Completion<Receipt>> {
+    fn send_to_one(&self, place: &Arc<Place>, message: &Message) -> Result<Completion<Receipt>> {
         let outbound = self.to(place, message)?;
         let (completer, completion) = Completion::queued();
         let id = message.id().cloned().unwrap_or_default();

@@ -316,6 +316,29 @@ async fn a_cut_wire_is_unknown_and_the_next_message_goes_on() {
 }
 
 #[tokio::test]
+async fn a_place_that_answers_again_is_found_without_a_message() {
+    let stub = Stub::start(|_| answer("204 No Content", "", "")).await;
+    let proxy = Proxy::start(stub.address).await.expect("a proxy");
+    let bus = bus(&format!("http://{}", proxy.address())).await;
+    let queue = bus.queue("orders");
+    proxy.refuse(true);
+    queue.send_message(order(1)).await.expect_err("nobody is there");
+    assert_eq!(bus.health().state, HealthState::Down);
+    proxy.refuse(false);
+    eventually(PATIENCE, || async {
+        if bus.health().state == HealthState::Degraded { Ok(()) } else { Err(bus.health().to_string()) }
+    })
+    .await;
+    assert!(
+        stub.requests().iter().all(|request| request.first_line.starts_with("OPTIONS /orders ")),
+        "{:?}",
+        stub.requests()
+    );
+    queue.send_message(order(2)).await.expect("sent");
+    bus.close().await.expect("close");
+}
+
+#[tokio::test]
 async fn j21_a_hole_in_the_network_is_bounded_by_the_time_out() {
     let stub = Stub::start(|_| answer("204 No Content", "", "")).await;
     let proxy = Proxy::start(stub.address).await.expect("a proxy");

@@ -22,7 +22,7 @@ use crate::{
     config::KafkaConfig,
     context::{Context, Native},
     convert, error,
-    hub::{Fetched, Hub, Turn},
+    hub::{Fetched, Hub, Room, Turn},
     link::{Link, lock},
     position::{Position, begin_at},
     publisher::configuration,
@@ -175,7 +175,7 @@ impl Poller {
                 }
                 Turn::Full => {
                     // Rebalances and errors; a message can only come from a partition that is new.
-                    if self.fetch(1, None) > 0 {
+                    if self.fetch(Room { messages: 1, bytes: 0 }, None) > 0 {
                         self.is_paused = false;
                         self.pause(true);
                     }
@@ -220,7 +220,7 @@ impl Poller {
         let _ = thread::Builder::new().name("polymq-kafka-end".into()).spawn(move || drop(old));
     }
 
-    fn fetch(&mut self, room: usize, due: Option<Instant>) -> usize {
+    fn fetch(&mut self, room: Room, due: Option<Instant>) -> usize {
         let now = Instant::now();
         let mut wait = if self.is_paused { Duration::ZERO } else { TICK };
         if let Some(due) = due {
@@ -229,7 +229,8 @@ impl Poller {
         let mut failure = None;
         // Most records are of the topic of the one before, whose name need not be looked at again.
         let mut latest = None;
-        while self.batch.len() < room {
+        let mut bytes = 0;
+        while self.batch.len() < room.messages && (bytes < room.bytes || self.batch.is_empty()) {
             match self.native.poll(wait) {
                 Some(Ok(record)) => {
                     let is_delay = match latest {
@@ -237,7 +238,9 @@ impl Poller {
                         _ => record.topic() != &*self.hub.names.topic,
                     };
                     latest = Some((record.topic_ptr(), is_delay));
-                    self.batch.push(fetched(&record, is_delay, &mut self.bodies));
+                    let fetched = fetched(&record, is_delay, &mut self.bodies);
+                    bytes += fetched.message.size();
+                    self.batch.push(fetched);
                 }
                 Some(Err(error)) => {
                     failure = Some(error);

@@ -30,11 +30,19 @@ pub(crate) struct Fetched {
     pub(crate) due: Option<Instant>,
 }
 
+/// How much may be fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Room {
+    pub(crate) messages: usize,
+    /// The message that reaches this number is the last one.
+    pub(crate) bytes: usize,
+}
+
 /// What the polling thread is to do next.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Turn {
-    /// Fetch this many at most; something is due at that time.
-    Fetch(usize, Option<Instant>),
+    /// Fetch no more than there is room for; something is due at that time.
+    Fetch(Room, Option<Instant>),
     /// Everything that may be fetched is.
     Full,
     /// Nobody is left.
@@ -54,7 +62,9 @@ impl Hub {
             0 => Turn::Full,
             // Not all at once: consumers go on with the first ones while the next ones are fetched.
             room => {
-                Turn::Fetch(room.min(state.most.div_ceil(2)).min(SLICE), state.held.keys().next().map(|(due, _)| *due))
+                let messages = room.min(state.most.div_ceil(2)).min(SLICE);
+                let bytes = state.most_bytes.saturating_sub(state.fetched_bytes);
+                Turn::Fetch(Room { messages, bytes }, state.held.keys().next().map(|(due, _)| *due))
             }
         }
     }
@@ -115,5 +125,44 @@ impl Hub {
             full.add_partition(self.topic(partition.is_delay), partition.number);
         }
         full
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use polymq_core::Address;
+    use rdkafka::Offset;
+
+    use super::*;
+    use crate::topology::Names;
+
+    #[test]
+    fn what_is_fetched_takes_room_of_messages_and_of_bytes() {
+        let hub = Hub::new(Names::of(&Address::queue("orders"), None));
+        let message = Message::new(vec![0; 400]);
+        let size = message.size();
+        let most = 2 * size + 1;
+        let (share, _) = hub.join(4, most).expect("it has just begun");
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset("orders", 0, Offset::Offset(0)).expect("an offset");
+        hub.assigned(&list, true);
+        let room = |messages, bytes| Turn::Fetch(Room { messages, bytes }, None);
+        assert_eq!(hub.turn(Instant::now()), room(2, most), "half of it at a time");
+        let fetched = |offset| Fetched {
+            is_delay: false,
+            partition: 0,
+            offset,
+            taken_at: None,
+            message: message.clone(),
+            due: None,
+        };
+        hub.take_in(&mut vec![fetched(0), fetched(1)]);
+        assert_eq!(hub.turn(Instant::now()), room(2, 1));
+        hub.take_in(&mut vec![fetched(2)]);
+        assert_eq!(hub.turn(Instant::now()), Turn::Full, "a message is left, but no byte");
+        let mut taken = Vec::new();
+        hub.take(share, 1, &mut taken).expect("there is some").expect("it goes on");
+        hub.ack(&[taken[0].token]).expect("ours");
+        assert_eq!(hub.turn(Instant::now()), room(2, 1));
     }
 }

@@ -14,7 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use polymq_core::{Error, ErrorKind, Result};
 use tokio::sync::watch;
 
-pub(crate) use self::fetching::{Fetched, Turn};
+pub(crate) use self::fetching::{Fetched, Room, Turn};
 use self::state::State;
 use crate::{
     NAME, context::Native, error, link::lock, position::Position, topology::Names, transactions::Transactions,
