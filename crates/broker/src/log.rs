@@ -126,21 +126,19 @@ impl Log {
         *self.stored.borrow() - 1
     }
 
-    /// The sequence from which a first subscription reads.
-    fn start(&self, subscribe: &Subscribe) -> Result<u64, Refusal> {
+    /// The sequence from which a first subscription reads, which was checked.
+    fn start(&self, subscribe: &Subscribe) -> Result<u64, StoreError> {
         let value = subscribe.events_store_type_value;
         let end = *self.stored.borrow();
-        let positive = |refusal: Refusal| if value > 0 { Ok(value) } else { Err(refusal) };
         Ok(match subscribe.events_store_type_data() {
-            EventsStoreType::Undefined => return Err(Refusal::no_start()),
-            EventsStoreType::StartNewOnly => end,
+            EventsStoreType::Undefined | EventsStoreType::StartNewOnly => end,
             EventsStoreType::StartFromFirst => 1,
             EventsStoreType::StartFromLast => self.store.last(self.id)?.unwrap_or(end),
             // Beyond the end is the end: a reader of a channel that was deleted and made anew asks for that.
-            EventsStoreType::StartAtSequence => positive(Refusal::start_sequence())?.unsigned_abs().min(end),
-            EventsStoreType::StartAtTime => self.at(1, nanoseconds(positive(Refusal::start_time())?))?,
+            EventsStoreType::StartAtSequence => value.unsigned_abs().min(end),
+            EventsStoreType::StartAtTime => self.at(1, nanoseconds(value))?,
             EventsStoreType::StartAtTimeDelta => {
-                let back = positive(Refusal::start_delta())?.saturating_mul(1_000_000_000);
+                let back = value.saturating_mul(1_000_000_000);
                 self.at(1, now().saturating_sub(back))?
             }
         })
@@ -305,10 +303,26 @@ impl Logs {
         }
         names::check_stored(&subscribe.channel)?;
         names::check_client(&subscribe.client_id, &subscribe.group)?;
+        // Before a channel is made for it.
+        check_start(subscribe)?;
         let log = self.get(&subscribe.channel)?;
         let start = log.start(subscribe)?;
         Reader::begin(log, readers::name(&subscribe.client_id, &subscribe.group), start).await
     }
+}
+
+/// Checks where a subscription wants to begin.
+fn check_start(subscribe: &Subscribe) -> Result<(), Refusal> {
+    let refusal = match subscribe.events_store_type_data() {
+        EventsStoreType::Undefined => return Err(Refusal::no_start()),
+        EventsStoreType::StartNewOnly | EventsStoreType::StartFromFirst | EventsStoreType::StartFromLast => {
+            return Ok(());
+        }
+        EventsStoreType::StartAtSequence => Refusal::start_sequence(),
+        EventsStoreType::StartAtTime => Refusal::start_time(),
+        EventsStoreType::StartAtTimeDelta => Refusal::start_delta(),
+    };
+    if subscribe.events_store_type_value > 0 { Ok(()) } else { Err(refusal) }
 }
 
 /// A time as nanoseconds: SDKs send seconds, milliseconds, microseconds or nanoseconds, which their size tells apart.

@@ -64,6 +64,8 @@ pub(crate) struct QueueStats {
     pub(crate) outgoing_bytes: u64,
     /// Messages whose time was over before anybody took them.
     pub(crate) expired: u64,
+    /// Messages that enter it when their delay has ended.
+    pub(crate) delayed: u64,
     /// When something happened last, in milliseconds since the Unix epoch.
     pub(crate) active_at: i64,
 }
@@ -119,8 +121,13 @@ struct Waiting {
 impl Queue {
     pub(crate) fn new(store: Store, row: Row, answer: usize, stored: StoredChannel) -> Self {
         let first = stored.first.unwrap_or(stored.next);
-        let stats =
-            QueueStats { messages: stored.count, bytes: stored.bytes, last: stored.next - 1, ..QueueStats::default() };
+        let stats = QueueStats {
+            messages: stored.count,
+            bytes: stored.bytes,
+            last: stored.next - 1,
+            delayed: stored.delayed,
+            ..QueueStats::default()
+        };
         let state = State {
             next: stored.next,
             visible: stored.next,
@@ -162,6 +169,17 @@ impl Queue {
         ];
         let first = known.into_iter().flatten().fold(state.cursor, u64::min);
         QueueStats { held: state.held.len() as u64, first, last: state.next - 1, ..state.stats }
+    }
+
+    /// So many more messages wait for the end of their delay: they are on disk.
+    pub(crate) fn delayed(&self, count: u64) {
+        self.lock().stats.delayed += count;
+    }
+
+    /// A delay has ended, and that is on disk.
+    pub(crate) fn undelayed(&self) {
+        let mut state = self.lock();
+        state.stats.delayed = state.stats.delayed.saturating_sub(1);
     }
 
     /// How many of these messages may be sent to it, and why not the next one.

@@ -245,8 +245,11 @@ impl Queues {
             queue.put(std::mem::take(&mut step.messages), Vec::new(), Some(admitted), then);
         } else {
             let delays = step.messages.drain(..).map(|message| self.delay(&queue, step.due, &message));
-            let delayed = Arc::clone(&self.delayed);
-            queue.row.commit(&self.store, delays.collect(), Some(admitted), move |result| {
+            let delays: Vec<_> = delays.collect();
+            let (delayed, count) = (Arc::clone(&self.delayed), delays.len() as u64);
+            let target = Arc::clone(&queue);
+            queue.row.commit(&self.store, delays, Some(admitted), move |result| {
+                target.delayed(if result.is_ok() { count } else { 0 });
                 // Whether the sender still waits or not.
                 delayed.notify_one();
                 then(result);
@@ -364,7 +367,13 @@ impl Queues {
             for delay in due {
                 let undelay = Change::Undelay(delay.id);
                 let (done, waits) = oneshot::channel();
-                let then = |result| drop(done.send(result));
+                let target = by_id.get(&delay.channel).cloned();
+                let then = move |result: Result<(), StoreError>| {
+                    if let (Ok(()), Some(queue)) = (&result, target) {
+                        queue.undelayed();
+                    }
+                    let _ = done.send(result);
+                };
                 let message = delay.value.and_then(|value| QueueMessage::decode(&*value).ok());
                 match (by_id.get(&delay.channel), message) {
                     (Some(queue), Some(mut message)) => {

@@ -46,7 +46,7 @@ impl Row {
     /// Makes an empty channel. Nobody has to wait for it.
     pub(crate) fn make(store: &Store, number: Number, kind: u8, name: &str) -> (Self, StoredChannel) {
         let (id, name) = (number.id(), name.to_owned());
-        let channel = StoredChannel { id, kind, name, next: 1, count: 0, bytes: 0, first: None };
+        let channel = StoredChannel { id, kind, name, next: 1, count: 0, bytes: 0, delayed: 0, first: None };
         let row = Self::new(number, &channel, State::New);
         row.commit(store, Vec::new(), None, drop);
         (row, channel)

@@ -32,6 +32,10 @@ async fn delete(client: &mut Client, kind: &str, channel: &str) -> String {
 }
 
 async fn manage(client: &mut Client, operation: &str, kind: &str, channel: &str) -> String {
+    administer(client, operation, kind, channel).await.error
+}
+
+async fn administer(client: &mut Client, operation: &str, kind: &str, channel: &str) -> Response {
     let tags = [("channel_type", kind), ("channel", channel)];
     let request = Request {
         request_type_data: RequestType::Query.into(),
@@ -42,7 +46,7 @@ async fn manage(client: &mut Client, operation: &str, kind: &str, channel: &str)
         tags: tags.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
         ..Request::default()
     };
-    client.send_request(request).await.unwrap().into_inner().error
+    client.send_request(request).await.unwrap().into_inner()
 }
 
 async fn peek(client: &mut Client, queue: &str) -> Vec<String> {
@@ -85,6 +89,37 @@ async fn what_is_sent_to_a_channel_that_could_not_be_stored_at_first_is_there_af
     }
     assert_eq!(came, ["2"]);
     assert_eq!(&*stored(&mut caller, "reader").await.body, b"3");
+    drop(caller);
+    broker.stop().await;
+}
+
+/// What the only queue is said to have: messages that wait for their delay.
+async fn delayed(client: &mut Client) -> u64 {
+    let listed = administer(client, "list-channels", "queues", "").await.body;
+    let listed: serde_json::Value = serde_json::from_slice(&listed).unwrap();
+    assert_eq!(listed[0]["incoming"]["delayed"], listed[0]["outgoing"]["delayed"], "{listed}");
+    listed[0]["incoming"]["delayed"].as_u64().unwrap()
+}
+
+#[tokio::test]
+async fn what_is_delayed_is_counted_also_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let (broker, mut caller) = start(folder.path()).await;
+    for seconds in [3600, 3600, 1, 0] {
+        let policy = Some(QueueMessagePolicy { delay_seconds: seconds, ..QueueMessagePolicy::default() });
+        assert_eq!(send(&mut caller, QueueMessage { policy, ..message("orders", "1") }).await.error, "");
+        assert!((1..=3).contains(&delayed(&mut caller).await));
+    }
+    while delayed(&mut caller).await > 2 {}
+    assert_eq!(peek(&mut caller, "orders").await.len(), 2);
+    drop(caller);
+    broker.stop().await;
+
+    let (broker, mut caller) = start(folder.path()).await;
+    assert_eq!(delayed(&mut caller).await, 2);
+    assert_eq!(delete(&mut caller, "queues", "orders").await, "");
+    assert_eq!(manage(&mut caller, "create-channel", "queues", "orders").await, "");
+    assert_eq!(delayed(&mut caller).await, 0, "another queue of that name");
     drop(caller);
     broker.stop().await;
 }

@@ -104,11 +104,18 @@ impl Lent {
     }
 
     /// Removes it in one step with a delay for another queue. When that fails, it is back at its place.
-    pub(crate) async fn delay_to(self, target: &Queue, change: Change, delayed: Arc<Notify>) -> Result<(), StoreError> {
+    pub(crate) async fn delay_to(
+        self,
+        target: &Arc<Queue>,
+        change: Change,
+        delayed: Arc<Notify>,
+    ) -> Result<(), StoreError> {
         let Some((_, removal, leaving)) = self.leave() else { return Ok(()) };
         let (done, waits) = oneshot::channel();
+        let queue = Arc::clone(target);
         target.row.commit(&target.store, vec![change, removal], None, move |result| {
             leaving.end(&result);
+            queue.delayed(result.is_ok().into());
             // Whether anybody still waits or not.
             delayed.notify_one();
             let _ = done.send(result);

@@ -173,7 +173,8 @@ async fn large_messages_that_are_due_together_leave_their_delay_in_steps() {
 
 #[tokio::test]
 async fn a_number_is_another_channels_when_nobody_has_its_channel_any_more() {
-    let stored = |id| StoredChannel { id, kind: 0, name: String::new(), next: 1, count: 0, bytes: 0, first: None };
+    let stored =
+        |id| StoredChannel { id, kind: 0, name: String::new(), next: 1, count: 0, bytes: 0, delayed: 0, first: None };
     let numbers = Numbers::after(&(2..=MOST_CHANNELS).map(stored).collect::<Vec<_>>());
     let limits = Limits::default();
     let store = Store::in_memory(&limits).unwrap();

@@ -158,16 +158,16 @@ fn not_found() -> Refusal {
 fn list(shared: &Shared, kind: &str, search: &str, can: impl Fn(Resource, &str) -> bool) -> Result<Vec<u8>, Refusal> {
     let resource = known(kind)?;
     let seen = |name: &str| can(resource, name);
-    let traffic = |messages: u64, volume: u64, waiting: u64, expired: u64| json!({"messages": messages, "volume": volume, "waiting": waiting, "expired": expired, "delayed": 0});
+    let traffic = |messages: u64, volume: u64, waiting: u64, expired: u64, delayed: u64| json!({"messages": messages, "volume": volume, "waiting": waiting, "expired": expired, "delayed": delayed});
     let entry = |name: &str, active_at: i64, active: bool, incoming: Value, outgoing: Value| json!({"name": name, "type": kind, "lastActivity": active_at, "isActive": active, "incoming": incoming, "outgoing": outgoing});
     let mut found = Vec::new();
     match kind {
         "queues" => {
             for queue in shared.queues.all() {
                 let stats = queue.stats();
-                let (waiting, expired) = (small(stats.messages), small(stats.expired));
-                let incoming = traffic(small(stats.incoming), small(stats.incoming_bytes), waiting, expired);
-                let outgoing = traffic(small(stats.outgoing), small(stats.outgoing_bytes), waiting, expired);
+                let (waiting, expired, delayed) = (small(stats.messages), small(stats.expired), small(stats.delayed));
+                let incoming = traffic(small(stats.incoming), small(stats.incoming_bytes), waiting, expired, delayed);
+                let outgoing = traffic(small(stats.outgoing), small(stats.outgoing_bytes), waiting, expired, delayed);
                 found.push((queue.name.clone(), entry(&queue.name, stats.active_at, true, incoming, outgoing)));
             }
         }
@@ -176,7 +176,7 @@ fn list(shared: &Shared, kind: &str, search: &str, can: impl Fn(Resource, &str) 
                 let (count, (kept, bytes)) = (log.count(), log.kept.size());
                 found.push((
                     log.name.clone(),
-                    entry(&log.name, 0, true, traffic(count, bytes, kept, 0), traffic(0, 0, 0, 0)),
+                    entry(&log.name, 0, true, traffic(count, bytes, kept, 0, 0), traffic(0, 0, 0, 0, 0)),
                 ));
             }
         }

@@ -155,6 +155,8 @@ pub(crate) struct StoredChannel {
     pub(crate) count: u64,
     /// Bytes of them.
     pub(crate) bytes: u64,
+    /// Delayed messages for it.
+    pub(crate) delayed: u64,
     /// The first one's sequence.
     pub(crate) first: Option<u64>,
 }

@@ -1,5 +1,7 @@
 //! What can be asked of the store.
 
+use std::collections::HashMap;
+
 use rusqlite::{OptionalExtension, params};
 
 use super::{Key, Store, StoreError, StoredChannel, StoredDelay, lock, told};
@@ -86,6 +88,9 @@ impl Store {
         let reads = lock(&self.0.reads);
         let found: rusqlite::Result<Vec<_>> = (|| {
             let mut select = reads.prepare("SELECT id, kind, name, next, count, bytes FROM channels ORDER BY id")?;
+            let mut select_delayed = reads.prepare("SELECT channel, count(*) FROM delayed GROUP BY channel")?;
+            let delayed = select_delayed.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            let delayed: HashMap<u32, u64> = delayed.collect::<rusqlite::Result<_>>()?;
             let mut first = reads.prepare("SELECT min(key) FROM messages WHERE key BETWEEN ?1 AND ?2")?;
             let rows = select.query_map([], |row| {
                 let id: u32 = row.get(0)?;
@@ -98,6 +103,7 @@ impl Store {
                     next: row.get(3)?,
                     count: row.get(4)?,
                     bytes: row.get(5)?,
+                    delayed: delayed.get(&id).copied().unwrap_or_default(),
                     first: first.map(|key| Key(key).sequence()),
                 })
             })?;
