@@ -119,6 +119,26 @@ async fn stored_events_are_read_from_every_start_and_positions_are_kept() {
     broker.stop().await;
 }
 
+/// Done differently on purpose: who asks for a sequence that is not there yet reads what comes next, be its number lower.
+#[tokio::test]
+async fn a_start_beyond_the_end_is_the_end() {
+    let (_broker, mut client) = broker().await;
+    for body in ["1", "2"] {
+        assert!(client.send_event(event("log", body, true)).await.unwrap().into_inner().sent);
+    }
+    for (value, name) in [(4, "near"), (i64::MAX, "far")] {
+        let beyond = Subscribe {
+            events_store_type_data: EventsStoreType::StartAtSequence.into(),
+            events_store_type_value: value,
+            ..subscribe(SubscribeType::EventsStore, "log", "", name)
+        };
+        let mut stream = client.subscribe_to_events(beyond).await.unwrap().into_inner();
+        let body = format!("for {name}");
+        client.send_event(event("log", &body, true)).await.unwrap();
+        assert_eq!(next(&mut stream).await, body, "the first one after the end");
+    }
+}
+
 #[tokio::test]
 async fn requests_are_answered_or_time_out_and_queries_are_cached() {
     let (_broker, mut client) = broker().await;

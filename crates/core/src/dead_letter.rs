@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use crate::{Address, Bus, ChannelKind, ConsumeOptions, Error, ErrorKind, Message, Result, clock};
+use crate::{Address, Bus, ChannelKind, ConsumeOptions, Delivery, Error, Message, Result, clock};
 
 /// System header: why the message is here.
 pub const REASON: &str = "polymq-reason";
@@ -89,25 +89,30 @@ fn cut(text: &str, max: usize) -> String {
     cut
 }
 
+/// Letters of other channels that may lie before those that are to be replayed.
+const FOREIGN: usize = 16;
+
 /// Sends up to `max` dead letters back to the queue they came from and says how many.
 ///
 /// Each goes back with its original id, headers and body and starts with attempt 1; it leaves the
-/// dead-letter queue only when the source has accepted it. Ends when the queue has been empty for `patience`.
+/// dead-letter queue only when the source has accepted it. Letters of another channel stay where they are. Ends when nothing has come
+/// for `patience`.
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] for the dead letters of a topic's group, because sending to the topic would reach
 /// the other groups too: consume the dead-letter queue itself instead. [`ErrorKind::NotFound`] where it does not exist.
-/// Otherwise the errors of receiving and sending; what was sent back before stays sent back.
+/// Otherwise the errors of receiving and sending, with a hint how many were sent back before: they stay so.
 pub async fn replay_dead_letters(bus: &Bus, source: &Address, max: usize, patience: Duration) -> Result<usize> {
     if source.kind() == ChannelKind::Topic {
         return Err(Error::unsupported(bus.backend(), "replaying the dead letters of a topic's group")
             .with_hint("consume the dead-letter queue itself"));
     }
     // Without the queue there is nothing to send back.
-    let options = ConsumeOptions { prefetch: max.clamp(1, 64), declare: false, ..ConsumeOptions::default() };
+    let options =
+        ConsumeOptions { prefetch: max.saturating_add(FOREIGN).min(64), declare: false, ..ConsumeOptions::default() };
     let mut letters = bus.channel(source.dead_letters(None)).subscribe(options).await?;
     let target = bus.channel(source.clone());
-    let mut replayed = 0;
+    let (mut replayed, mut foreign) = (0, Vec::new());
     let outcome = async {
         while replayed < max {
             let mut batch = letters.receive((max - replayed).min(64), patience).await?;
@@ -117,11 +122,9 @@ pub async fn replay_dead_letters(bus: &Bus, source: &Address, max: usize, patien
             for letter in batch.drain(..) {
                 let mut message = letter.message().clone();
                 if message.system_headers().get(SOURCE).is_some_and(|from| from != source.to_string()) {
-                    return Err(Error::new(
-                        ErrorKind::InvalidInput,
-                        format!("a dead letter in this queue comes from another channel than {source}"),
-                    )
-                    .with_hint("replay each source on its own"));
+                    // Kept until the end, or it would be the next one again.
+                    foreign.push(letter);
+                    continue;
                 }
                 message.clear_system_headers();
                 // A broker that drops repetitions must not take it for the message that failed.
@@ -134,6 +137,13 @@ pub async fn replay_dead_letters(bus: &Bus, source: &Address, max: usize, patien
         Ok(())
     }
     .await;
+    if !foreign.is_empty() {
+        tracing::warn!(%source, count = foreign.len(), "dead letters of other channels stay where they are");
+        foreign.into_iter().for_each(Delivery::release);
+    }
     let closed = letters.close().await;
-    outcome.and(closed).map(|()| replayed)
+    match outcome.and(closed) {
+        Err(error) if replayed > 0 => Err(error.with_hint(format!("{replayed} were sent back before, and stay so"))),
+        ended => ended.map(|()| replayed),
+    }
 }

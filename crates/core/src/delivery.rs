@@ -1,6 +1,13 @@
 //! A message that was received and must be settled: once, by value.
 
-use std::{fmt, mem, sync::Arc, time::Duration};
+use std::{
+    fmt, mem,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use crate::{
     Address, Bus, Capabilities, Channel, Completion, Details, Error, ErrorKind, Incoming, Message, Result, Retry,
@@ -155,12 +162,17 @@ impl Delivery {
     /// Those of encoding and sending (the original is untouched then), and of [`ack`](Self::ack).
     pub async fn ack_and_send(self, bus: &Bus, sends: Sends) -> Result<(), SettleError> {
         match sends.messages(bus) {
-            Ok(messages) => self.ack_with(&messages).await,
+            Ok(messages) => self.ack_with(&messages, &AtomicUsize::new(0)).await,
             Err(error) => Err(self.failed(error)),
         }
     }
 
-    pub(crate) async fn ack_with(self, messages: &[(Channel, Message)]) -> Result<(), SettleError> {
+    /// As [`ack_and_send`](Self::ack_and_send); `accepted` counts those that need not be sent once more when it is called again.
+    pub(crate) async fn ack_with(
+        self,
+        messages: &[(Channel, Message)],
+        accepted: &AtomicUsize,
+    ) -> Result<(), SettleError> {
         if self.0.origin.transactional {
             let settled = match self.0.ready(messages).await {
                 Ok(ready) => {
@@ -173,10 +185,11 @@ impl Delivery {
             messages.iter().for_each(|(channel, _)| channel.count_sent(error));
             return settled;
         }
-        for (channel, message) in messages {
+        for (channel, message) in &messages[accepted.load(Ordering::Relaxed).min(messages.len())..] {
             if let Err(error) = channel.send_message(message.clone()).await {
                 return Err(self.failed(error));
             }
+            accepted.fetch_add(1, Ordering::Relaxed);
         }
         self.ack().await
     }

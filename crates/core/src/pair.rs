@@ -248,7 +248,7 @@ impl Waiting {
 }
 
 async fn forward(mut message: Message, attempt: Attempt, target: State<Channel>, waiting: State<Waiting>) -> Outcome {
-    use crate::ErrorKind::{Decode, Encode, Handler, InvalidInput, Refused, TooLarge, Unsupported};
+    use crate::ErrorKind::{Conflict, Decode, Encode, Handler, InvalidInput, Other, Refused, TooLarge, Unsupported};
     message.clear_system_headers();
     let without_id = message.id().is_none().then(|| {
         let came = message.clone();
@@ -267,7 +267,8 @@ async fn forward(mut message: Message, attempt: Attempt, target: State<Channel>,
     }
     let after = match (error.retry(), error.kind()) {
         // The target can never carry this message, or never takes it; the dead letters of the source keep it.
-        (_, InvalidInput | TooLarge | Unsupported) | (Retry::Never, Refused | Handler | Encode | Decode) => {
+        (_, InvalidInput | TooLarge | Unsupported)
+        | (Retry::Never, Conflict | Refused | Handler | Encode | Decode | Other) => {
             return Outcome::reject(error.to_string());
         }
         (Retry::After(least), _) => Some(least),

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::{Address, Error, ErrorKind, Result};
+use tokio::sync::Semaphore;
+
+use crate::{Address, ChannelKind, Error, ErrorKind, Result};
 
 /// Where the retries of a failed message happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -166,8 +168,12 @@ impl FailurePolicy {
             "backoff.factor is below 1; delays would shrink"
         } else if self.max_concurrent_retries == Some(0) {
             "max_concurrent_retries is 0; nothing would be tried again"
+        } else if self.max_concurrent_retries.is_some_and(|most| most > Semaphore::MAX_PERMITS) {
+            "max_concurrent_retries is more than a program can count; leave it out for no limit"
         } else if matches!(&self.dead_letters, DeadLetters::To(queue) if queue == address) {
             "the dead-letter queue is the channel itself; dead letters would loop"
+        } else if matches!(&self.dead_letters, DeadLetters::To(letters) if letters.kind() != ChannelKind::Queue) {
+            "the place for dead letters is a topic, which keeps nothing for who comes later; name a queue"
         } else {
             return Ok(());
         };

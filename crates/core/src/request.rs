@@ -23,6 +23,7 @@ use crate::{
     Address, Bus, Channel, ConsumeOptions, Consumer, Error, ErrorKind, Message, MessageId, Outcome, Receipt, Result,
     bus::Parts,
     layer::{NextHandle, NextSend},
+    message::Stamp,
     subscription,
 };
 
@@ -422,10 +423,12 @@ async fn received(parts: &Parts, address: &Address, reply: Message) -> Result<Me
 }
 
 /// What the layers of this bus make of an answer that goes back on the same exchange.
-pub(crate) async fn sent(parts: &Parts, address: &Address, answer: Message) -> Result<Message> {
+pub(crate) async fn sent(parts: &Parts, address: &Address, mut answer: Message) -> Result<Message> {
     if parts.layers.is_empty() {
         return Ok(answer);
     }
+    // As any message that passes them: one that signs says when it was made.
+    answer.stamp(Stamp::now);
     let slot = Mutex::new(None);
     {
         let last = |message: Message| -> BoxFuture<'_, Result<Receipt>> {

@@ -12,7 +12,7 @@ pub const BIND_VARIABLE: &str = "POLYMQ_BIND";
 
 /// Runs a program: connects to what the environment chooses, starts every `#[consumer]` function that is linked,
 /// then calls `main`. When `main` returns `Ok`, the consumers go on until SIGINT or SIGTERM and are drained; without
-/// any consumer the program ends. A signal while `main` still runs drains the consumers beside it, then drops it and waits
+/// any consumer the program ends. A signal before the consumers have started ends the program, without a call of `main`. One while `main` still runs drains the consumers beside it, then drops it and waits
 /// for the answers to what was sent. Where `main` waits in [`ConsumerRunner::run`] or [`Running::until_signal`](crate::Running::until_signal),
 /// which the signal ends too, it is dropped only when it has not returned 5 seconds after that.
 ///
@@ -48,8 +48,17 @@ where
         if let Some(address) = Environment::process().get(BIND_VARIABLE) {
             runner = runner.bind(address);
         }
-        let running = Unheld::new(runner.start().await?);
-        let stopping = running.running().clone().until(Signals::new()?);
+        // Before they start: what comes meanwhile is heard too.
+        let heard_later = Signals::new()?;
+        let running = tokio::select! {
+            biased;
+            started = runner.start() => Unheld::new(started?),
+            () = signals.next() => {
+                tracing::info!("stopped while its consumers were starting");
+                return bus.close().await.map_err(Failure::from);
+            }
+        };
+        let stopping = running.running().clone().until(heard_later);
         let main = main(bus.clone());
         tokio::pin!(stopping, main);
         tokio::select! {

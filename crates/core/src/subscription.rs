@@ -190,14 +190,16 @@ pub(crate) fn check_options(
     Ok(())
 }
 
-/// Refuses a dead-letter queue that is the channel itself.
+/// Refuses a place for dead letters that is the channel itself, or keeps nothing.
 pub(crate) fn check_dead_letters(address: &Address, options: &ConsumeOptions) -> Result<()> {
-    if options.dead_letters.as_ref() != Some(address) {
-        return Ok(());
-    }
-    Err(Error::new(ErrorKind::Config, "the dead-letter queue is the channel itself; dead letters would loop")
-        .with_channel(address.name())
-        .with_hint("name another queue"))
+    let problem = match &options.dead_letters {
+        Some(letters) if letters == address => "the dead-letter queue is the channel itself; dead letters would loop",
+        Some(letters) if letters.kind() != ChannelKind::Queue => {
+            "the place for dead letters is a topic, which keeps nothing for who comes later"
+        }
+        _ => return Ok(()),
+    };
+    Err(Error::new(ErrorKind::Config, problem).with_channel(address.name()).with_hint("name another queue"))
 }
 
 fn locate(error: Error, origin: &Origin) -> Error {

@@ -354,3 +354,38 @@ async fn what_came_of_a_close_that_was_given_up_is_told_to_the_next_one() {
     assert_eq!(bus.close().await.expect_err("not everything was sent").kind(), ErrorKind::Timeout);
     bus.close().await.expect("it was told");
 }
+
+/// Before its consumers have started there is nothing to drain: it ends at once.
+#[cfg(unix)]
+#[tokio::test]
+async fn a_signal_ends_a_service_that_is_still_starting() {
+    // From here on a signal does not end this process.
+    let _ours = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).expect("signals");
+    let bus = slow("deadlines-signal", Duration::from_secs(3600), false).await;
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers.route("orders", async |_: Message| {});
+    let mut running = tokio::spawn(ConsumerRunner::new(consumers).run());
+    let ended = async {
+        loop {
+            // It may not listen yet.
+            let id = std::process::id().to_string();
+            assert!(std::process::Command::new("kill").args(["-TERM", &id]).status().expect("runs").success());
+            if let Ok(ended) = timeout(Duration::from_millis(100), &mut running).await {
+                return ended;
+            }
+        }
+    };
+    timeout(LIMIT, ended).await.expect("it ends").expect("no panic").expect("in order");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_channel_that_is_closed_before_or_while_it_is_opened_takes_nothing() {
+    let bus = slow("deadlines-closed", SECOND, false).await;
+    bus.queue("before").close().await.expect("closed");
+    let error = bus.queue("before").send_message(Message::new("1")).await.expect_err("closed");
+    assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+    let queue = bus.queue("while");
+    let (sent, closed) = tokio::join!(queue.send_message(Message::new("2")), queue.close());
+    assert_eq!(sent.expect_err("closed").kind(), ErrorKind::Closed);
+    closed.expect("closed");
+}

@@ -13,8 +13,8 @@ use std::{
 
 use common::{Log, Order, assert_empty, bus, dead_letter, order};
 use polymq_core::{
-    Address, Bus, ConsumeOptions, ConsumerFactory, ConsumerRunner, DeadLetters, Environment, ErrorKind, Failure,
-    FailurePolicy, Fate, IntoOutcome, Kinds, Message, Outcome, Route, Running, Start, State,
+    Address, Attempt, Bus, ConsumeOptions, ConsumerFactory, ConsumerRunner, DeadLetters, Environment, ErrorKind,
+    Failure, FailurePolicy, Fate, IntoOutcome, Kinds, Message, Outcome, Route, Running, Start, State,
     dead_letter::{REASON, SOURCE},
     serializers::Accept,
 };
@@ -447,4 +447,27 @@ async fn a_name_too_long_for_its_dead_letters_is_refused_at_start() {
     consumers.route(long.clone(), async |_: Order| {}).policy(elsewhere);
     consumers.check().expect("its dead letters have a place");
     bus.queue(long).send(&order(1)).await.expect("sending needs none");
+}
+
+/// The time-out is that of each handler: when one hangs, the success of the other is not lost with it.
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_hangs_does_not_have_the_other_called_again() {
+    let (bus, log) = (bus("also-hangs").await, Log::default());
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers.state(log.clone());
+    let hangs_once = async |attempt: Attempt, log: State<Log>| {
+        log.add(format!("second {}", attempt.0));
+        if attempt.0 == 1 {
+            std::future::pending::<()>().await;
+        }
+    };
+    let route = consumers.route("orders", async |log: State<Log>| log.add("first")).also("second", hangs_once);
+    route.timeout(Duration::from_secs(5));
+    let running = ConsumerRunner::new(consumers).start().await.expect("starts");
+    bus.queue("orders").send(&order(1)).await.expect("sent");
+    assert_eq!(log.wait(3).await, ["first", "second 1", "second 2"]);
+    running.stop().await.expect("stops");
+    assert_empty(&bus, "orders").await;
+    let stats = running.stats("orders").expect("known");
+    assert_eq!((stats.timed_out, stats.handled), (1, 1), "{stats:?}");
 }

@@ -13,8 +13,8 @@ use std::{
 
 use common::{Log, Order, bus, order};
 use polymq_core::{
-    Backoff, Batch, ConsumerFactory, ConsumerRunner, ErrorKind, Failure, FailurePolicy, FromDelivery, Message, Result,
-    State, View,
+    Address, Backoff, Batch, ConsumeOptions, ConsumerFactory, ConsumerRunner, DeadLetters, ErrorKind, Failure,
+    FailurePolicy, FromDelivery, Message, Result, Route, State, View,
 };
 use tokio::sync::Semaphore;
 
@@ -104,4 +104,36 @@ async fn a_batch_takes_no_more_retries_than_may_run_at_a_time() {
     let entries = log.wait(7).await;
     running.stop().await.expect("stops");
     assert_eq!(entries, ["fails1 fails1 fails1", "slow1", "slow1", "new1", "fails2", "fails2", "fails2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_would_never_handle_anything_is_refused() {
+    let bus = bus("limits-nothing").await;
+    let refused = async |change: fn(&mut Route)| {
+        let mut consumers = ConsumerFactory::new(&bus);
+        change(consumers.route("orders", async |_: Order| {}));
+        let error = ConsumerRunner::new(consumers).start().await.expect_err("refused");
+        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+        error.to_string()
+    };
+    let text = refused(|route| _ = route.concurrency(0)).await;
+    assert!(text.contains("a concurrency of 0"), "{text}");
+    let text = refused(|route| _ = route.timeout(Duration::ZERO)).await;
+    assert!(text.contains("a timeout of 0"), "{text}");
+    let text = refused(|route| _ = route.lease(Duration::ZERO, Duration::ZERO)).await;
+    assert!(text.contains("a lease of 0"), "{text}");
+    let many = FailurePolicy { max_concurrent_retries: Some(usize::MAX), ..FailurePolicy::default() };
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers.route("orders", async |_: Order| {}).policy(many);
+    let error = ConsumerRunner::new(consumers).start().await.expect_err("refused");
+    assert!(error.to_string().contains("max_concurrent_retries"), "{error}");
+    let to_topic =
+        FailurePolicy { dead_letters: DeadLetters::To(Address::topic("failed")), ..FailurePolicy::default() };
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers.route("orders", async |_: Order| {}).policy(to_topic);
+    let error = ConsumerRunner::new(consumers).start().await.expect_err("refused");
+    assert!(error.to_string().contains("is a topic, which keeps nothing"), "{error}");
+    let options = ConsumeOptions { dead_letters: Some(Address::topic("failed")), ..ConsumeOptions::default() };
+    let error = bus.queue("orders").subscribe(options).await.expect_err("refused");
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
 }

@@ -9,9 +9,9 @@ use async_trait::async_trait;
 use common::{Log, Order, assert_empty, bus, dead_letter, order};
 use futures_util::FutureExt;
 use polymq_core::{
-    Address, Backend, Bus, ConsumeOptions, ConsumerFactory, ConsumerRunner, Environment, Error, ErrorKind,
-    HandlerFactory, HandlerPair, Layer, Message, NextSend, ProduceOptions, QueueTable, Receipt, Registry, Result,
-    Retry, Settings, State, dead_letter::REASON, memory::MemoryBackend,
+    Address, Backend, Bus, ConsumeOptions, ConsumerFactory, ConsumerRunner, DeadLetters, Environment, Error, ErrorKind,
+    FailurePolicy, HandlerFactory, HandlerPair, Layer, Message, NextSend, Outcome, ProduceOptions, QueueTable, Receipt,
+    Registry, Result, Retry, Settings, State, dead_letter::REASON, memory::MemoryBackend,
 };
 use tokio::time::Instant;
 
@@ -236,4 +236,27 @@ async fn d6_a_section_under_another_name_of_its_backend_counts() {
     let factory = HandlerFactory::new(queues, Registry::linked(), Environment::from_iter(variables)).expect("valid");
     factory.queue("orders").expect("known").producer().await.expect("connects").send(&order(1)).await.expect("sent");
     assert_eq!(bus("d6-chosen").await.queue("orders").stats(None).await.expect("counts").ready, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn r8_letters_of_another_channel_are_left_where_they_are() {
+    let bus = bus("r8-others").await;
+    let letters = FailurePolicy { dead_letters: DeadLetters::To(Address::queue("orders.dlq")), ..Default::default() };
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers.route("orders", async |_: Message| Outcome::reject("for the test"));
+    consumers.route("others", async |_: Message| Outcome::reject("for the test")).policy(letters);
+    let running = ConsumerRunner::new(consumers).start().await.expect("starts");
+    for (queue, count) in [("others", 1), ("orders", 2), ("others", 3), ("orders", 4)] {
+        bus.queue(queue).send_message(Message::new("1")).await.expect("sent");
+        while bus.queue("orders.dlq").stats(None).await.expect("counts").ready < count {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    running.stop().await.expect("stops");
+    let replay = async |max| {
+        polymq_core::replay_dead_letters(&bus, &Address::queue("orders"), max, Duration::from_secs(1)).await
+    };
+    assert_eq!((replay(1).await.expect("replayed"), replay(10).await.expect("replayed")), (1, 1));
+    let ready = async |name: &str| bus.queue(name).stats(None).await.expect("counts").ready;
+    assert_eq!((ready("orders").await, ready("others").await, ready("orders.dlq").await), (2, 0, 2));
 }

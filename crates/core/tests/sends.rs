@@ -8,8 +8,10 @@ use std::{
     time::Duration,
 };
 
+use async_trait::async_trait;
 use polymq_core::{
-    Bus, ConsumeOptions, ConsumerFactory, ConsumerRunner, ErrorKind, FailurePolicy, Result, Sends, Subscription,
+    Bus, ConsumeOptions, ConsumerFactory, ConsumerRunner, Environment, Error, ErrorKind, FailurePolicy, Layer, Message,
+    NextSend, Receipt, Result, Sends, Subscription,
 };
 
 async fn subscribed(bus: &Bus, queue: &str) -> Subscription {
@@ -89,4 +91,56 @@ async fn a_backend_without_transactions_refuses_them() {
     let options = ConsumeOptions { transactional: true, ..ConsumeOptions::default() };
     let error = bus.queue("orders").subscribe(options).await.expect_err("refused");
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+}
+
+/// Refuses what is sent to the invoices for some time.
+#[derive(Debug, Default)]
+struct Away(AtomicUsize);
+
+#[async_trait]
+impl Layer for Away {
+    async fn send(&self, message: Message, next: NextSend<'_>) -> Result<Receipt> {
+        if next.address().name() == "invoices" && self.0.fetch_add(1, Ordering::SeqCst) < 5 {
+            return Err(Error::new(ErrorKind::Busy, "later"));
+        }
+        next.send(message).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_accepted_is_not_sent_again_when_the_next_one_has_to_wait() {
+    let builder = Bus::builder().url("memory://sends-partly").environment(Environment::default());
+    let bus = builder.layer(Away::default()).connect().await.expect("connects");
+    let (mut invoices, mut audit) = (subscribed(&bus, "invoices").await, subscribed(&bus, "audit").await);
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers.route("orders", async |order: u64| Sends::new().to("audit", order).to("invoices", order));
+    let running = ConsumerRunner::new(consumers).start().await.expect("starts");
+    for order in [7_u64, 8] {
+        bus.queue("orders").send(&order).await.expect("sent");
+    }
+    assert_eq!(bodies(&mut invoices, 2).await, ["7", "8"]);
+    assert_eq!(bodies(&mut audit, 2).await, ["7", "8"], "each once");
+    running.stop().await.expect("stopped");
+    drop((invoices, audit));
+    assert_eq!(bus.queue("audit").stats(None).await.expect("counted").ready, 0);
+}
+
+/// A bus that was closed first says nothing of the message.
+#[tokio::test(start_paused = true)]
+async fn what_a_handler_needs_and_is_closed_makes_no_dead_letter_at_once() {
+    let bus = Bus::connect("memory://sends-other").await.expect("connect");
+    let other = Bus::connect("memory://sends-other-2").await.expect("connect");
+    other.close().await.expect("closed");
+    let mut consumers = ConsumerFactory::new(&bus);
+    consumers.route("orders", move |order: u64| {
+        let other = other.clone();
+        async move { other.queue("x").send(&order).await.map(drop) }
+    });
+    let running = ConsumerRunner::new(consumers).start().await.expect("starts");
+    bus.queue("orders").send(&7_u64).await.expect("sent");
+    while running.stats("orders").expect("known").retried == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(running.stats("orders").expect("known").dead_lettered, 0);
+    running.stop().await.expect("stopped");
 }

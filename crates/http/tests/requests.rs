@@ -7,8 +7,11 @@ mod peer;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use peer::{Act, Stub, answer, ask, bus, free_url, request};
-use polymq_core::{Answer, Backend, ConsumerFactory, ConsumerRunner, ErrorKind, Failure, Message, Retry};
+use polymq_core::{
+    Answer, Backend, Bus, ConsumerFactory, ConsumerRunner, Environment, ErrorKind, Failure, Message, Retry,
+};
 use polymq_http::HttpBackend;
+use polymq_signing::{PublicKeys, Signer, SigningKey, Verifier};
 use polymq_testkit::{Harness, cases, run_case};
 
 /// Consumers listen where messages are sent.
@@ -113,4 +116,24 @@ async fn a_foreign_server_is_asked_and_its_failures_are_typed() {
     assert!(stub.is_unanswered(&error, |asked| asked.first_line.starts_with("POST /silence")), "{error}");
     let error = bus.topic("prices").request_message(Message::new("1")).await.expect_err("many answers");
     assert_eq!(error.kind(), ErrorKind::Unsupported);
+}
+
+/// The response is signed as a message is, and believed by who has asked.
+#[tokio::test]
+async fn signed_requests_have_signed_answers() {
+    let (key, _) = SigningKey::generate("ours").expect("a key");
+    let known = PublicKeys::new().with(key.id(), key.public()).expect("a public key");
+    let url = free_url();
+    let layered = async || {
+        let builder = Bus::builder().url(url.as_str()).environment(Environment::default());
+        let builder = builder.layer(Verifier::new(known.clone())).layer(Signer::new(key.clone()));
+        builder.connect().await.expect("connects")
+    };
+    let (serving, asking) = (layered().await, layered().await);
+    let mut consumers = ConsumerFactory::new(&serving);
+    consumers.route("double", async |n: u64| Answer(n * 2));
+    let running = ConsumerRunner::new(consumers).start().await.expect("starts");
+    let reply: u64 = asking.request("double", &21_u64).await.expect("answered").decode().expect("a number");
+    assert_eq!(reply, 42);
+    running.stop().await.expect("stops");
 }

@@ -5,8 +5,21 @@ use std::{
     time::SystemTime,
 };
 
-/// What was handled, and by whom: each group of a topic handles a message once.
-pub(crate) type Mark = (Box<str>, Vec<u8>);
+use ring::digest::{Context, SHA256};
+
+/// What was handled, and by whom: each group of a topic handles a message once. Half of a digest, which nobody can make equal to
+/// that of another message: there may be very many of them.
+pub(crate) type Mark = [u8; 16];
+
+pub(crate) fn mark(by: &str, signature: &[u8]) -> Mark {
+    let mut digest = Context::new(&SHA256);
+    // The signature first: its length is known, so that nothing can be read in two ways.
+    digest.update(signature);
+    digest.update(by.as_bytes());
+    let mut mark = Mark::default();
+    mark.copy_from_slice(&digest.finish().as_ref()[..16]);
+    mark
+}
 
 /// What is known of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +44,7 @@ impl Seen {
         if self.marks.contains(mark) {
             return Known::Handled;
         }
-        if self.under_way.insert(mark.clone()) { Known::New } else { Known::UnderWay }
+        if self.under_way.insert(*mark) { Known::New } else { Known::UnderWay }
     }
 
     /// It is under way no more.
@@ -46,8 +59,8 @@ impl Seen {
                 self.marks.remove(&old);
             }
         }
-        if self.marks.insert(mark.clone()) {
-            self.until.push_back((until, mark.clone()));
+        if self.marks.insert(*mark) {
+            self.until.push_back((until, *mark));
         }
     }
 }

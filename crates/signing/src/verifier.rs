@@ -10,7 +10,7 @@ use polymq_core::{Address, ChannelKind, Layer, Message, NextHandle, Outcome, now
 
 use crate::{
     PublicKeys,
-    seen::{Known, Mark, Seen},
+    seen::{Known, Mark, Seen, mark},
     signed::{self, SIGNATURE, Signature},
 };
 
@@ -40,7 +40,7 @@ impl Verifier {
     }
 
     /// Believes a message for so long after it was made. Longer than it may wait for its last attempt; what was handled
-    /// is remembered for as long.
+    /// is remembered for as long, with some 70 bytes a message.
     #[must_use]
     pub fn window(mut self, window: Duration) -> Self {
         self.window = window;
@@ -102,8 +102,8 @@ impl Layer for Verifier {
             (ChannelKind::Topic, None) => format!("{} #{}", next.address(), next.subscription()),
             (_, group) => format!("{} {}", next.address(), group.unwrap_or_default()),
         };
-        let mark: Mark = match self.check(&message, &destination.to_string()) {
-            Ok(signature) => (by.into(), signature),
+        let mark = match self.check(&message, &destination.to_string()) {
+            Ok(signature) => mark(&by, &signature),
             Err(reason) => return Outcome::untrusted(reason),
         };
         let known = self.seen().begin(&mark);

@@ -176,6 +176,8 @@ impl Transaction {
                 self.holds(Refusal::nothing_to_send()).map_err(goes)?;
                 names::check_queue(&request.channel).map_err(goes)?;
                 self.may(Action::Write, &request).map_err(goes)?;
+                // Where there is no such queue and no room for one, the message stays held.
+                self.shared.queues.get(&request.channel).map_err(|_| goes(Refusal::not_resent()))?;
                 if let Some(lent) = self.held.take() {
                     let resent = self.shared.queues.requeue(lent, &request.channel, false).await;
                     resent.map_err(|_| (Refusal::not_resent(), Next::Ends))?;

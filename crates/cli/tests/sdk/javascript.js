@@ -442,6 +442,7 @@ cases.query_timeout = async () => {
   await assert.rejects(ask(client, 'slow', { timeout: 500 }), /Error 301/);
 };
 
+// This SDK does not show whether an answer comes from the cache: the calls of the responder are counted.
 cases.query_cache = async () => {
   const client = new QueriesClient(options());
   const seen = await respond(client, (_, requests) => ({ executed: true, error: '', body: body(`${requests.length}`) }));

@@ -188,6 +188,9 @@ def requeue():
         equal(left(client), [])
 
 
+# No case extends a visibility time: this SDK has no call for it, only its generated descriptors know it.
+
+
 @case
 def resend_modified():
     """This SDK has no call for it: its users send the new message and acknowledge the old one."""

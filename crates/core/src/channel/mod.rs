@@ -11,7 +11,14 @@ pub use counters::SendStats;
 pub(crate) use counters::Sent;
 pub(crate) use opened::Opened;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use serde::Serialize;
 use tokio::{
@@ -50,6 +57,8 @@ struct Inner {
     options: ProduceOptions,
     sending: Sending,
     producer: OnceCell<Box<dyn Producer>>,
+    /// There will be no producer, where there is none yet.
+    closed: AtomicBool,
     window: Window,
     /// Those of the address, whatever the options.
     sent: Arc<Counters>,
@@ -83,8 +92,8 @@ impl Channel {
         sending: Sending,
         sent: Arc<Counters>,
     ) -> Self {
-        let (producer, window) = (OnceCell::new(), Window::default());
-        Self(Arc::new(Inner { parts, address, options, sending, producer, window, sent }))
+        let (producer, closed, window) = (OnceCell::new(), AtomicBool::new(false), Window::default());
+        Self(Arc::new(Inner { parts, address, options, sending, producer, closed, window, sent }))
     }
 
     fn changed(&self, change: impl FnOnce(&mut ProduceOptions, &mut Sending)) -> Self {
@@ -181,6 +190,7 @@ impl Channel {
     /// # Errors
     /// Those of flushing.
     pub async fn close(&self) -> Result<()> {
+        self.0.closed.store(true, Ordering::Release);
         match self.0.producer.get() {
             Some(producer) => self.bounded("close", CLOSE_FOR, producer.close()).await,
             None => Ok(()),
@@ -261,11 +271,18 @@ impl Channel {
     }
 
     async fn producer(&self, deadline: Instant) -> Result<&dyn Producer> {
+        let still_open = || match self.0.closed.load(Ordering::Acquire) {
+            true => Err(self.locate(Error::closed("send"))),
+            false => Ok(()),
+        };
         let open = || async {
+            still_open()?;
             // The broker itself may have named where a reply is awaited.
             if self.0.options.temporary { self.0.address.check() } else { self.check() }?;
             let opening = self.connection().producer(&self.0.address, &self.0.options);
             let producer = opening.await.map_err(|error| self.locate(error))?;
+            // Also while it was opened.
+            still_open()?;
             self.0.parts.opened.add(self);
             Ok(producer)
         };

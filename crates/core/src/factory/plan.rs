@@ -82,6 +82,7 @@ impl Plan {
             )
             .with_hint("give them different kinds or versions, or use Route::also for both to see each message"));
         }
+        route.check_numbers()?;
         self.choose(route)?;
         self.concurrency = self.concurrency.max(route.concurrency);
         self.options.declare &= !route.existing;
@@ -106,8 +107,9 @@ impl Plan {
                 return Err(Error::new(ErrorKind::Conflict, sentence)
                     .with_hint("give each handler of Route::also a name of its own; a comma counts as a semicolon"));
             }
-            Arc::new(Several(parts))
+            Arc::new(Several { parts, timeout: route.timeout })
         };
+        let timeout = route.timeout.filter(|_| route.parts.is_empty());
         if let Some((_, state)) = service.needed_states().into_iter().find(|(id, _)| !self.states.has(*id)) {
             return Err(Error::new(
                 ErrorKind::Config,
@@ -115,7 +117,7 @@ impl Plan {
             )
             .with_hint("call ConsumerFactory::state before the runner starts"));
         }
-        self.entries.push(Entry { name: route.name, kind, service, timeout: route.timeout });
+        self.entries.push(Entry { name: route.name, kind, service, timeout });
         Ok(())
     }
 

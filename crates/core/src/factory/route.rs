@@ -112,7 +112,7 @@ impl Route {
     }
 
     /// Adds a second handler for the same messages under a name of its own. Each has its own success: when one
-    /// fails, only that one is called again. The name is stored with the message, so it must stay the same.
+    /// fails, or its [`timeout`](Self::timeout) passes, only that one is called again. The name is stored with the message, so it must stay the same.
     pub fn also<Args: 'static>(&mut self, name: impl Into<String>, handler: impl Handler<Args>) -> &mut Self {
         self.parts.push((name.into(), Arc::new(FunctionService::new(handler))));
         self
@@ -168,8 +168,8 @@ impl Route {
         self
     }
 
-    /// How long the broker lends a message at a time, and how long in all while its handler runs; for backends that
-    /// declare leases.
+    /// How long the broker lends a message at a time, and how long in all while its handler runs. It counts where the backend
+    /// declares leases; elsewhere a message is the consumer's for as long as its connection lives.
     pub fn lease(&mut self, each: Duration, at_most: Duration) -> &mut Self {
         self.lease = Some((each, at_most));
         self
@@ -197,6 +197,23 @@ impl Route {
     pub fn with(&mut self, key: impl Into<String>, value: impl Into<String>) -> &mut Self {
         self.extra.push((key.into(), value.into()));
         self
+    }
+
+    /// Refuses what would never handle anything.
+    pub(super) fn check_numbers(&self) -> Result<()> {
+        let problem = if self.concurrency == 0 {
+            "a concurrency of 0: no handler could run"
+        } else if self.timeout.is_some_and(|limit| limit.is_zero()) {
+            "a timeout of 0: every attempt would fail"
+        } else if self.lease.is_some_and(|(each, at_most)| each.is_zero() || at_most < each) {
+            "a lease of 0, or one that is longer than it may be in all"
+        } else {
+            return Ok(());
+        };
+        Err(Error::new(ErrorKind::Config, format!("{}: {problem}", self.name))
+            .with_operation("start")
+            .with_channel(&*self.channel)
+            .with_hint("use at least 1, or leave it out"))
     }
 
     pub(super) fn full_kind(&self, bus: &Bus) -> Result<Option<Kind>> {

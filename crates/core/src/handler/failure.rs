@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, error::Error as StdError, fmt, time::Duration};
 
-use crate::{BoxError, Error, Retry};
+use crate::{BoxError, Error, ErrorKind, Retry};
 
 /// The error of a handler: anything that implements [`std::error::Error`] becomes one with `?`, and is tried again
 /// unless it is an [`Error`](enum@crate::ErrorKind) whose retry answer is "never" or it was made by [`Failure::permanent`].
@@ -65,6 +65,8 @@ impl<E: StdError + Send + Sync + 'static> From<E> for Failure {
         let message = error.to_string();
         let source: BoxError = Box::new(error);
         let retry = match source.downcast_ref::<Error>() {
+            // What the handler needs is gone, as another bus that was closed first: the message is not at fault.
+            Some(error) if matches!(error.kind(), ErrorKind::Closed | ErrorKind::Disconnected) => Retry::Now,
             // An unsupported or invalid operation fails the same way every time.
             Some(error) => error.retry(),
             None => Retry::Now,

@@ -7,9 +7,11 @@ use std::{
     mem,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
+    time::Duration,
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
+use tokio::time::timeout;
 
 use super::{Batch, BatchHandler, FromDelivery, Handler, Outcome, Sends, View, layered};
 use crate::runner::{DONE, Tried, Work};
@@ -214,7 +216,11 @@ impl<H: BatchHandler<T>, T: FromDelivery + Send + 'static> Service for BatchServ
 
 /// Several handlers for each message, each with a success of its own: what has succeeded is remembered with the
 /// message and not called again when the others are tried again.
-pub(crate) struct Several(pub(crate) Vec<(String, Arc<dyn Service>)>);
+pub(crate) struct Several {
+    pub(crate) parts: Vec<(String, Arc<dyn Service>)>,
+    /// The time that each of them has: one time for all would take the successes with it when it is over.
+    pub(crate) timeout: Option<Duration>,
+}
 
 impl Several {
     async fn attempt(&self, view: View<'_>) -> Tried {
@@ -223,11 +229,15 @@ impl Several {
             None => Vec::new(),
         };
         let (mut failed, mut dropped, mut answer, mut sending) = (None::<Tried>, None, None, None::<Sends>);
-        for (name, part) in &self.0 {
+        for (name, part) in &self.parts {
             if done.contains(&name.as_str()) {
                 continue;
             }
-            match part.call(view).await {
+            let called = match self.timeout {
+                Some(limit) => timeout(limit, part.call(view)).await.unwrap_or(Tried::TimedOut(limit)),
+                None => part.call(view).await,
+            };
+            match called {
                 Tried::Outcome(Outcome::Ack) => done.push(name),
                 Tried::Outcome(Outcome::Drop { reason }) => {
                     done.push(name);
@@ -278,10 +288,10 @@ impl Service for Several {
     }
 
     fn body_type(&self) -> Option<TypeId> {
-        self.0.iter().find_map(|(_, part)| part.body_type())
+        self.parts.iter().find_map(|(_, part)| part.body_type())
     }
 
     fn needed_states(&self) -> Vec<(TypeId, &'static str)> {
-        self.0.iter().flat_map(|(_, part)| part.needed_states()).collect()
+        self.parts.iter().flat_map(|(_, part)| part.needed_states()).collect()
     }
 }

@@ -2,7 +2,10 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -96,7 +99,7 @@ impl Work {
             Outcome::Send(sends) => match encoded(|| sends.messages(&env.bus)) {
                 Ok(messages) => {
                     env.control.succeeded(1);
-                    self.finish(Settlement::Send(&messages)).await;
+                    self.finish(Settlement::Send(&messages, &AtomicUsize::new(0))).await;
                 }
                 Err(error) => self.cannot_send("what it sends", &error, attempt).await,
             },

@@ -320,9 +320,11 @@ impl Running {
     }
 
     pub(crate) async fn until(self, mut signals: Signals) -> Result<()> {
+        let mut heard = false;
         let failed = tokio::select! {
             () = signals.next() => {
                 tracing::info!("stopping; a second signal forces");
+                heard = true;
                 false
             }
             () = self.0.failed.cancelled() => {
@@ -342,13 +344,19 @@ impl Running {
             }
         };
         tokio::pin!(stopping);
-        tokio::select! {
-            outcome = &mut stopping => outcome,
-            () = signals.next() => {
+        loop {
+            tokio::select! {
+                outcome = &mut stopping => return outcome,
+                () = signals.next() => {}
+            }
+            if heard {
                 tracing::warn!("second signal: cancelling the handlers that run");
                 self.force();
-                stopping.await
+                return stopping.await;
             }
+            // It stops for another reason, of which whoever sends this knows nothing.
+            tracing::info!("stopping already; a second signal forces");
+            heard = true;
         }
     }
 

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -63,7 +63,7 @@ async fn end_at_once(
                 tracing::warn!(channel, %error, "not answered");
             }
         }
-        (Settlement::Send(messages), _) => {
+        (Settlement::Send(messages, _), _) => {
             for (to, message) in messages {
                 if let Err(error) = to.send_message(message.clone()).await {
                     tracing::warn!(channel, %error, "not sent");
@@ -174,7 +174,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 pub(super) enum Settlement<'a> {
     Ack,
     Answer(&'a Message),
-    Send(&'a [(Channel, Message)]),
+    /// With how many of them were accepted already.
+    Send(&'a [(Channel, Message)], &'a AtomicUsize),
     Drop(&'a str),
     Defer(Duration),
     Retry(Duration, &'a str),
@@ -184,7 +185,7 @@ pub(super) enum Settlement<'a> {
 impl<'a> Settlement<'a> {
     fn name(self) -> &'static str {
         match self {
-            Self::Ack | Self::Answer(_) | Self::Send(_) => "acked",
+            Self::Ack | Self::Answer(_) | Self::Send(..) => "acked",
             Self::Drop(_) => "dropped",
             Self::Defer(_) => "deferred",
             Self::Retry(..) => "retried",
@@ -196,7 +197,7 @@ impl<'a> Settlement<'a> {
     fn what(self) -> &'static str {
         match self {
             Self::Answer(_) => "its answer cannot be sent",
-            Self::Send(_) => "what it sends cannot be sent",
+            Self::Send(..) => "what it sends cannot be sent",
             _ => "it cannot come again",
         }
     }
@@ -213,23 +214,28 @@ impl<'a> Settlement<'a> {
                 (Self::Ack | Self::Drop(_), _) => false,
                 (_, Config | Decode | Encode | InvalidInput | TooLarge | Unsupported) => true,
                 // It is where it should go, or a layer on the way.
-                (Self::Answer(_) | Self::Send(_), Handler | Other | PermissionDenied | Refused | Unroutable) => true,
+                (Self::Answer(_) | Self::Send(..), Handler | Other | PermissionDenied | Refused | Unroutable) => true,
                 _ => false,
             }
     }
 
-    /// Whether the place where the message should wait is not there, or not for us. It may be about to come, as while a broker
-    /// starts; when it does not, the dead letters are better than a queue that stands still.
+    /// Whether the place where the message should wait, or what it sends should go, is not there, or not for us. It may be about to
+    /// come, as while a broker starts; when it does not, the dead letters are better than a queue that stands still.
     fn is_not_allowed(self, error: &Error) -> bool {
-        use ErrorKind::{NotFound, PermissionDenied, Refused, Unroutable};
-        matches!(self, Self::Retry(..) | Self::Defer(_))
-            && matches!(error.kind(), NotFound | PermissionDenied | Refused | Unroutable)
+        use ErrorKind::{Conflict, NotFound, PermissionDenied, Refused, Unroutable};
+        match self {
+            Self::Retry(..) | Self::Defer(_) => {
+                matches!(error.kind(), NotFound | PermissionDenied | Refused | Unroutable)
+            }
+            Self::Send(..) => matches!(error.kind(), Conflict | NotFound) && error.retry() == Retry::Never,
+            _ => false,
+        }
     }
 
     /// Why the message was not handled.
     fn failure(self) -> Option<&'a str> {
         match self {
-            Self::Ack | Self::Answer(_) | Self::Send(_) => None,
+            Self::Ack | Self::Answer(_) | Self::Send(..) => None,
             Self::Drop(reason) | Self::Bury(reason, _) | Self::Retry(_, reason) => Some(reason),
             Self::Defer(_) => Some("its handler has put it off"),
         }
@@ -238,7 +244,7 @@ impl<'a> Settlement<'a> {
     /// What counts it. That a handler has succeeded is counted when it has.
     fn counter(self, counters: &Counters) -> Option<&AtomicU64> {
         match self {
-            Self::Ack | Self::Answer(_) | Self::Send(_) => None,
+            Self::Ack | Self::Answer(_) | Self::Send(..) => None,
             Self::Drop(_) => Some(&counters.dropped),
             Self::Defer(_) => Some(&counters.deferred),
             Self::Retry(..) => Some(&counters.retried),
@@ -255,7 +261,7 @@ impl<'a> Settlement<'a> {
         match self {
             Self::Ack => delivery.ack().await,
             Self::Answer(reply) => delivery.answer(bus, reply.clone()).await,
-            Self::Send(messages) => delivery.ack_with(messages).await,
+            Self::Send(messages, accepted) => delivery.ack_with(messages, accepted).await,
             Self::Drop(reason) => delivery.drop_message(reason).await,
             Self::Defer(after) => delivery.again(attempt, after, None).await,
             Self::Retry(after, error) => delivery.again(attempt.saturating_add(1), after, Some(error)).await,

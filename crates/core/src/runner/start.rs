@@ -111,14 +111,21 @@ impl ConsumerRunner {
 
     /// Runs until SIGINT or SIGTERM, then drains: no further message is fetched, handlers that run may end within
     /// the drain time-out, the rest is cancelled and returns to the broker, producers are flushed. A second signal
-    /// cancels at once, and so does dropping the future.
+    /// cancels at once, and so does dropping the future. A signal that comes while it starts ends that.
     ///
     /// # Errors
     /// As [`start`](Self::start), and the first one met while stopping.
     pub async fn run(self) -> Result<()> {
-        let signals = Signals::new()?;
+        let (mut while_it_starts, signals) = (Signals::new()?, Signals::new()?);
         let _listening = Listening::begin();
-        let running = Unheld::new(self.start().await?);
+        let running = tokio::select! {
+            biased;
+            started = self.start() => Unheld::new(started?),
+            () = while_it_starts.next() => {
+                tracing::info!("stopped while it was starting");
+                return Ok(());
+            }
+        };
         running.running().clone().until(signals).await
     }
 }

@@ -12,7 +12,9 @@ use crate::{SECOND, bodies, bus, next, start, waiting};
 /// Mission rows G1, C21 and G26.
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_are_seen_taken_and_discarded() {
+    let (begun, clock) = (SystemTime::now(), Instant::now());
     let (broker, client) = start().await;
+    let ready = Instant::now();
     for n in 0..5 {
         let message = Message::new(format!("m{n}")).with_id(format!("order-{n}"));
         let before = SystemTime::now();
@@ -27,8 +29,12 @@ async fn messages_are_seen_taken_and_discarded() {
     assert_eq!(bodies(&client.receive("orders", 3, SECOND).await.expect("received")), ["m0", "m1", "m2"]);
     assert_eq!(client.ack_all("orders").await.expect("discarded"), 2);
     assert!(client.receive("orders", 1, SECOND).await.expect("received").is_empty());
+    let least = ready.elapsed();
     let about = client.ping().await.expect("ping");
     assert!(about.version.starts_with("2.") && !about.host.is_empty(), "{about:?}");
+    // Both in whole seconds. The last look waited a second in vain.
+    assert!(about.started + SECOND > begun && about.started <= SystemTime::now(), "{about:?}");
+    assert!(least >= SECOND && about.up + SECOND > least && about.up <= clock.elapsed(), "{about:?} after {least:?}");
     broker.stop().await;
 }
 

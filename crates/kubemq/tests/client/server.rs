@@ -1,19 +1,29 @@
 //! What the client makes of servers that are not like ours: one in this process that answers some calls in its own way.
 
-use std::{fs::File, io::Read, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    io::Read,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::{FutureExt, future::BoxFuture};
-use http_body_util::Full;
-use polymq_core::ErrorKind;
+use http_body_util::{BodyExt, Full};
+use polymq_broker::Broker;
+use polymq_core::{Error, ErrorKind};
 use polymq_kubemq::{Corrupted, InProcess, KubeMq, KubeMqConfig, Pattern};
 use polymq_kubemq_proto::{
     AckAllQueueMessagesResponse, PingResult, QueueMessage, QueueMessageAttributes, QueuesInfoResponse,
     ReceiveQueueMessagesResponse, Response,
 };
+use polymq_testkit::eventually;
 use prost::Message as _;
 
-use crate::SECOND;
+use crate::{PATIENCE, SECOND, bodies, fill, waiting};
 
 /// A server of this version, in whose queues these messages are.
 fn server(version: &'static str, messages: Vec<QueueMessage>) -> InProcess {
@@ -75,9 +85,75 @@ async fn a_corrupted_body_is_detected() {
     let client = connect("2.4.0", bad.clone()).await;
     let error = client.receive("q", 4, SECOND).await.expect_err("corrupted");
     assert!(error.kind() == ErrorKind::Decode && error.to_string().contains("\"4\""), "{error}");
-    let source = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<Corrupted>());
-    let source = source.expect("the messages");
-    assert_eq!((&source.messages, &source.bad), (&bad, &vec![3]));
+    assert_eq!(found(&error), (bad, vec![3]));
+
+    // What is held goes back: from a poll in its place, from a transaction behind the others, counted.
+    let spoils = Arc::new(AtomicBool::new(true));
+    let client = KubeMq::in_process(KubeMqConfig::default(), spoiling(md5_of_abc, &spoils)).await.expect("connect");
+    fill(&client, "q", ["abc", "xyz"].map(str::to_owned)).await;
+    let error = client.poll("q", 2, SECOND).await.expect_err("corrupted");
+    assert_eq!((error.kind(), seen(&error)), (ErrorKind::Decode, (vec!["abc".to_owned(), "xyz".to_owned()], vec![0])));
+    are_back(&client, &spoils, &[("abc", 1), ("xyz", 1)]).await;
+    let error = client.transaction("q", 30 * SECOND, SECOND).await.expect_err("corrupted");
+    assert_eq!((error.kind(), seen(&error)), (ErrorKind::Decode, (vec!["abc".to_owned()], vec![0])));
+    are_back(&client, &spoils, &[("xyz", 1), ("abc", 2)]).await;
+    let held = client.transaction("q", 30 * SECOND, SECOND).await.expect("asked").expect("a message");
+    assert_eq!(&*held.message().body, b"xyz", "a good one is held as ever");
+    held.ack().await.expect("acknowledged");
+}
+
+/// The messages in an error's source, and which are bad.
+fn found(error: &Error) -> (Vec<QueueMessage>, Vec<usize>) {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<Corrupted>());
+    let source = source.unwrap_or_else(|| panic!("no messages in {error:?}"));
+    (source.messages.clone(), source.bad.clone())
+}
+
+fn seen(error: &Error) -> (Vec<String>, Vec<usize>) {
+    let (messages, bad) = found(error);
+    (bodies(&messages), bad)
+}
+
+/// A broker that tells another MD5 than this one, while it is told to.
+fn spoiling(md5: &'static str, spoils: &Arc<AtomicBool>) -> InProcess {
+    let broker = Broker::builder().in_process().expect("a broker");
+    let spoils = Arc::clone(spoils);
+    Arc::new(move |request| {
+        let (answering, spoils) = (broker.call(request), Arc::clone(&spoils));
+        let spoiled = move |data: Bytes| {
+            let at = data.windows(md5.len()).position(|part| part == md5.as_bytes());
+            match at.filter(|_| spoils.load(SeqCst)) {
+                Some(at) => Bytes::from([&data[..at], &[b'0'; 32], &data[at + md5.len()..]].concat()),
+                None => data,
+            }
+        };
+        let spoiling = async move {
+            let answer = answering.await;
+            answer.map(|body| tonic::body::Body::new(body.map_frame(move |frame| frame.map_data(&spoiled))))
+        };
+        spoiling.boxed()
+    })
+}
+
+/// All of these are there again: their bodies, and which delivery the next one is.
+async fn are_back(client: &KubeMq, spoils: &AtomicBool, expected: &[(&str, i32)]) {
+    spoils.store(false, SeqCst);
+    let wanted: Vec<_> = expected.iter().map(|(body, _)| (*body).to_owned()).collect();
+    let wait = async || {
+        eventually(PATIENCE, || async {
+            let there = bodies(&waiting(client, "q").await);
+            if there == wanted { Ok(()) } else { Err(format!("{there:?}")) }
+        })
+        .await;
+    };
+    wait().await;
+    let poll = client.poll("q", 2, SECOND).await.expect("not spoiled");
+    let count = |message: &QueueMessage| message.attributes.as_ref().map_or(0, |attributes| attributes.receive_count);
+    let counts: Vec<_> = poll.messages().iter().map(count).collect();
+    assert_eq!(counts, expected.iter().map(|(_, count)| *count).collect::<Vec<_>>());
+    drop(poll);
+    wait().await;
+    spoils.store(true, SeqCst);
 }
 
 /// Mission row G26: a version for which this client was not made is warned of, once; others are not.

@@ -184,6 +184,8 @@ async fn requeue() {
     assert_eq!(receive(&client, "orders", 1).await, [""; 0]);
 }
 
+// No case extends a visibility time: this SDK has no call for it, only its generated descriptors know it.
+
 /// This SDK has no call for it: its users send the new message and acknowledge the old one.
 async fn resend_modified() {
     let client = client("rust").await;
