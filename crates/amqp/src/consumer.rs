@@ -20,6 +20,7 @@ use crate::{
     config::Declare,
     convert::{self, short},
     error::{self, Stage},
+    health::Line,
     link::{CLOSE_TIMEOUT, LinkHandle, Live},
     pool::Publishers,
     settle::{AmqpSettler, Shared, TICK},
@@ -107,6 +108,7 @@ impl AmqpConsumer {
             match timeout(bound, first).await {
                 Ok(Ok(answer)) => answer?,
                 Ok(Err(_)) => return Err(error::closed("consume")),
+                Err(_) if link.is_up() => return Err(error::timeout("consume")),
                 Err(_) => return Err(error::disconnected("consume", &link.reason())),
             }
         }
@@ -186,6 +188,7 @@ impl Task {
             };
             match subscribed {
                 Ok((channel, stream, queue)) => {
+                    self.tell(None);
                     if let Some(ready) = ready.take() {
                         let _ = ready.send(Ok(()));
                     }
@@ -202,6 +205,9 @@ impl Task {
                     tracing::warn!(queue = %self.subscription.plan.name, %error, "cannot subscribe, trying again");
                     // A connection that has just ended is soon known to have.
                     let soon = error.kind() == ErrorKind::Disconnected;
+                    if !soon {
+                        self.tell(Some(error.message()));
+                    }
                     tokio::select! {
                         () = sleep(if soon { RETRY_AFTER / 10 } else { RETRY_AFTER }) => {}
                         () = closing(&shared) => break,
@@ -209,8 +215,17 @@ impl Task {
                 }
             }
         }
+        self.tell(None);
         self.shared.end();
         self.stop.send_replace(true);
+    }
+
+    /// Lets the users know why this consumer gets nothing, if so.
+    fn tell(&self, reason: Option<&str>) {
+        let line = Line::Consumer(self.random);
+        self.link
+            .health
+            .set(line, reason.map(|why| format!("cannot subscribe to {:?}: {why}", self.subscription.plan.name)));
     }
 
     fn fail(&self, ready: &mut Option<oneshot::Sender<Result<()>>>, error: Error) {
@@ -236,12 +251,9 @@ impl Task {
     async fn subscribe(&self, live: &Live) -> Result<(Channel, lapin::Consumer, Arc<str>)> {
         let late = |_| error::timeout("consume");
         let channel = timeout(self.limit, live.connection.create_channel()).await.map_err(late)?.map_err(failed)?;
-        let subscribed = timeout(self.limit, self.subscribe_on(live, &channel)).await;
-        if subscribed.is_err() {
-            // An answer that comes now would be messages that nobody reads.
-            let _ = channel.close(200, "too late".into()).now_or_never();
-        }
-        let (stream, queue) = subscribed.map_err(late)??;
+        let unless_subscribed = CloseOnDrop(Some(channel.clone()));
+        let (stream, queue) = timeout(self.limit, self.subscribe_on(live, &channel)).await.map_err(late)??;
+        unless_subscribed.disarm();
         Ok((channel, stream, queue))
     }
 
@@ -355,6 +367,25 @@ impl Task {
         let told = delivery.redelivered || channel.is_some();
         let details = || Box::new(Details { channel, redelivered: delivery.redelivered, ..Details::default() });
         Incoming { message, token: Token(delivery.delivery_tag), details: told.then(details) }
+    }
+}
+
+/// Closes a channel on which a subscription was given up, by its own time-out or because nobody waits for it any more. The
+/// answer would come yet, the client library keeps the channel for it, and the broker would give it messages that nobody reads.
+struct CloseOnDrop(Option<Channel>);
+
+impl CloseOnDrop {
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        if let Some(channel) = &self.0 {
+            // The first poll hands the frame to the connection.
+            let _ = channel.close(200, "given up".into()).now_or_never();
+        }
     }
 }
 

@@ -1,27 +1,43 @@
 //! The health that users see.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+};
 
 use polymq_core::HealthReporter;
 
 use crate::link::Role;
 
-/// One health out of two connections: up when all that are in use are up and the broker takes messages.
+/// Who tells. What a connection has to tell explains what its consumers have, so it comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Line {
+    Connection(Role),
+    /// One that should be subscribed, by a number of its own.
+    Consumer(u64),
+}
+
+/// One health out of many lines: up when both connections that are in use are up, the broker takes messages, and every
+/// consumer gets some.
 #[derive(Debug, Default)]
 pub(crate) struct HealthBoard {
     pub(crate) reporter: HealthReporter,
-    reasons: Mutex<[Option<String>; 2]>,
+    /// What is amiss.
+    reasons: Mutex<BTreeMap<Line, String>>,
 }
 
 impl HealthBoard {
-    pub(crate) fn set(&self, role: Role, reason: Option<String>) {
+    pub(crate) fn set(&self, line: Line, reason: Option<String>) {
         let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
-        if reasons[role as usize] == reason && reason.is_some() {
+        match (reason, line) {
             // One of many attempts that fail alike.
-            return;
+            (Some(reason), _) if reasons.get(&line) == Some(&reason) => return,
+            (Some(reason), _) => drop(reasons.insert(line, reason)),
+            // Nothing was amiss, and that is no news. A connection is up for the first time, though.
+            (None, Line::Consumer(_)) if !reasons.contains_key(&line) => return,
+            (None, _) => drop(reasons.remove(&line)),
         }
-        reasons[role as usize] = reason;
-        match reasons.iter().flatten().next() {
+        match reasons.values().next() {
             Some(reason) => self.reporter.down(reason),
             None => self.reporter.up(),
         }

@@ -2,8 +2,11 @@
 
 use std::{
     collections::VecDeque,
-    sync::Arc,
-    task::{Context, Poll, Waker},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
 };
 
 use bytes::Bytes;
@@ -60,11 +63,21 @@ impl Entry {
     }
 
     /// Exchange and routing key that it was written with.
-    fn place(&self) -> (&str, &str) {
+    pub(crate) fn place(&self) -> (&str, &str) {
         match &self.waits_in {
             Some(queue) => ("", queue.as_str()),
             None => (&self.outgoing.route.exchange, &self.outgoing.route.routing_key),
         }
+    }
+}
+
+/// A waker that keeps in mind that it was woken.
+#[derive(Debug, Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Release);
     }
 }
 
@@ -151,9 +164,17 @@ impl InFlight {
         self.ready.drain(..certain).collect()
     }
 
+    /// Moves everything that is ready. The set also stops short with something ready left, so as not to keep its task from
+    /// others; it wakes the task then.
     fn drain(&mut self) {
-        while let Some(Some(confirm)) = self.confirms.next().now_or_never() {
-            self.ready.push(confirm);
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        loop {
+            match self.confirms.poll_next_unpin(&mut Context::from_waker(&waker)) {
+                Poll::Ready(Some(confirm)) => self.ready.push(confirm),
+                Poll::Pending if woken.0.swap(false, Ordering::AcqRel) => {}
+                Poll::Ready(None) | Poll::Pending => return,
+            }
         }
     }
 
@@ -195,10 +216,39 @@ impl InFlight {
     }
 
     /// The channel has ended: takes everything out.
-    pub(crate) fn abandon(&mut self) -> Vec<Outgoing> {
+    pub(crate) fn abandon(&mut self) -> Vec<Entry> {
         self.base = self.next();
         self.confirms.clear();
         self.ready.clear();
-        self.entries.drain(..).flatten().map(|entry| entry.outgoing).collect()
+        self.entries.drain(..).flatten().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, task::Poll};
+
+    use super::*;
+
+    #[test]
+    fn what_is_ready_is_found_behind_what_has_to_be_asked_twice() {
+        let mut written = InFlight::default();
+        for sequence in 0..2 {
+            let mut asked = false;
+            written.confirms.push(Box::pin(poll_fn(move |context| {
+                if std::mem::replace(&mut asked, true) {
+                    return Poll::Ready((sequence, Ok(Confirmation::Ack(None))));
+                }
+                context.waker().wake_by_ref();
+                Poll::Pending
+            })));
+        }
+        written.confirms.push(Box::pin(async { (2, Ok(Confirmation::Ack(None))) }));
+        written.confirms.push(Box::pin(std::future::pending()));
+        written.drain();
+        let mut ready: Vec<u64> = written.ready.iter().map(|(sequence, _)| *sequence).collect();
+        ready.sort_unstable();
+        assert_eq!(ready, [0, 1, 2]);
+        assert!(written.is_pending());
     }
 }

@@ -16,6 +16,7 @@ mod options;
 mod pool;
 mod producer;
 mod publisher;
+mod refused;
 mod session;
 mod settle;
 mod socket;

@@ -5,7 +5,7 @@
 
 use std::{ops::Deref, sync::Arc, time::Duration};
 
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use lapin::{Connection, Event};
 use polymq_core::{Error, ErrorKind, Result, Retry};
 use tokio::{
@@ -19,16 +19,18 @@ use crate::{
     config::AmqpConfig,
     connect::{Wire, connect},
     error,
-    health::HealthBoard,
+    health::{HealthBoard, Line},
     socket::{Burst, Control},
 };
 
 /// How long a goodbye may take.
 pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the client library may take to say why a connection has ended.
+const REASON_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// What a connection is for. A broker short of memory stops reading from the connections that publish; those that
 /// consume must go on, because they are what frees the memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Role {
     Publish,
     Consume,
@@ -86,7 +88,7 @@ pub(crate) struct Link {
     state: watch::Sender<State>,
     suspect: Notify,
     config: Arc<AmqpConfig>,
-    health: Arc<HealthBoard>,
+    pub(crate) health: Arc<HealthBoard>,
     /// Where background tasks run, whoever asks for them.
     runtime: Handle,
 }
@@ -222,13 +224,13 @@ impl Link {
         let Wire { connection, control } = wire.clone();
         let live = Live { connection, control, generation, blocked: None };
         if self.change(State::Up(live)) {
-            self.health.set(self.role, None);
+            self.health.set(Line::Connection(self.role), None);
         }
     }
 
     fn down(&self, reason: &str) {
         if self.change(State::Down(reason.into())) {
-            self.health.set(self.role, Some(reason.to_owned()));
+            self.health.set(Line::Connection(self.role), Some(reason.to_owned()));
         }
     }
 
@@ -240,7 +242,10 @@ impl Link {
             }
             _ => false,
         });
-        self.health.set(self.role, reason.map(|reason| format!("the broker takes no messages at present: {reason}")));
+        self.health.set(
+            Line::Connection(self.role),
+            reason.map(|reason| format!("the broker takes no messages at present: {reason}")),
+        );
     }
 
     /// Closed is final.
@@ -358,10 +363,13 @@ async fn watch_over(link: &Link, connection: &Arc<Connection>) -> String {
     loop {
         // Not only events: one that was sent before the listener existed would be missed for ever.
         if !connection.status().connected() {
-            return reason;
+            // The client library fails what is under way first, and says why afterwards.
+            let told = timeout(REASON_TIMEOUT, words(&mut events)).await;
+            return told.ok().flatten().unwrap_or(reason);
         }
         tokio::select! {
             event = events.next() => match event {
+                Some(Event::Error(error)) if error::is_channel_only(&error) => {}
                 Some(Event::Error(error)) => reason = error::text(&error),
                 Some(Event::ConnectionBlocked(why)) => link.blocked(Some(why.into())),
                 Some(Event::ConnectionUnblocked) => link.blocked(None),
@@ -371,6 +379,16 @@ async fn watch_over(link: &Link, connection: &Arc<Connection>) -> String {
             () = link.suspect.notified() => {}
             _ = states.wait_for(|state| matches!(state, State::Closed(..))) => return reason,
             () = sleep(link.config.heartbeat) => {}
+        }
+    }
+}
+
+/// What the client library says about the end of a connection, if it says anything.
+async fn words(events: &mut (impl Stream<Item = Event> + Unpin)) -> Option<String> {
+    loop {
+        match events.next().await? {
+            Event::Error(error) if !error::is_channel_only(&error) => return Some(error::text(&error)),
+            _ => {}
         }
     }
 }

@@ -23,7 +23,8 @@ use crate::{
     error::{self, Stage},
     inflight::{Entry, InFlight},
     link::{Change, LinkHandle},
-    pool::{Item, Outgoing},
+    pool::{Item, Outgoing, Route},
+    refused::{self, Fate},
     session::Session,
 };
 
@@ -304,28 +305,63 @@ impl Publisher {
         }
     }
 
-    /// The channel has ended: what was written and not confirmed gets its answer.
+    /// The channel has ended: what was written and not confirmed gets its answer, or is written again.
     fn fail_written(&mut self, session: &Session) {
         let reason = match &session.failure {
             Some(error) if self.link.is_up() => error::text(error),
             _ => self.link.reason().to_string(),
         };
-        for outgoing in self.written.abandon() {
-            let error = match session.blame(&outgoing) {
-                Some(error) => {
-                    outgoing.route.ensured.store(0, Ordering::Release);
-                    // Which of several such messages the broker refused, it does not say.
+        let written = self.written.abandon();
+        let refusal = session.failure.as_ref().filter(|error| error::is_channel_only(error));
+        let fates = match refusal {
+            Some(error) => refused::fates(error, &written),
+            None => vec![Fate::Unknown; written.len()],
+        };
+        let mut unread = Vec::new();
+        for (Entry { outgoing, .. }, fate) in written.into_iter().zip(fates) {
+            if fate != Fate::Unknown {
+                outgoing.route.ensured.store(0, Ordering::Release);
+            }
+            let error = match (fate, refusal) {
+                (Fate::Unread, _) => {
+                    unread.push(outgoing);
+                    continue;
+                }
+                (Fate::Refused, Some(error)) => blame(error, &outgoing.route),
+                (Fate::Suspect, Some(error)) => {
                     error::native("send", error.clone(), Stage::Operation).with_retry(Retry::UnknownOutcome)
                 }
-                None => error::unknown("send", &reason),
+                _ => error::unknown("send", &reason),
             };
             let error = error.with_channel(&*outgoing.route.routing_key);
             outgoing.answer.complete(Err(error));
         }
+        if !unread.is_empty() {
+            self.write_again(unread);
+        }
         self.answer_flushes();
-        let refused = session.failure.as_ref().is_some_and(error::is_channel_only);
-        if !session.channel.status().connected() && !refused {
+        if !session.channel.status().connected() && refusal.is_none() {
             self.link.suspect();
         }
     }
+
+    /// Puts messages that the broker has not looked at in front of what waits, and flushes of them behind them.
+    fn write_again(&mut self, unread: Vec<Outgoing>) {
+        self.held += self.flushes.len();
+        for (_, done) in self.flushes.drain(..).rev() {
+            self.waiting.push_front(Item::Flush(done));
+        }
+        for outgoing in unread.into_iter().rev() {
+            outgoing.answer.take_back();
+            self.waiting.push_front(Item::Publish(outgoing));
+        }
+    }
+}
+
+/// The broker's words about the one message that they can be about.
+fn blame(error: &lapin::Error, route: &Route) -> Error {
+    let error = error::native("send", error.clone(), Stage::Operation);
+    // An exchange of ours is made again for the next message.
+    let made_again = error.kind() == ErrorKind::NotFound && route.declare_exchange;
+    if made_again { error.with_retry(Retry::Now) } else { error }
 }

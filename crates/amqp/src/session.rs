@@ -178,21 +178,6 @@ impl Session {
         };
         renewed.map(drop).map_err(|error| error.with_kind(ErrorKind::UnknownOutcome))
     }
-
-    /// What an unconfirmed message is told when the channel has ended: the broker's words if they can be about it.
-    pub(crate) fn blame(&self, outgoing: &Outgoing) -> Option<&lapin::Error> {
-        let error = self.failure.as_ref().filter(|error| error::is_channel_only(error))?;
-        let (text, Outgoing { route, message, .. }) = (error::text(error), outgoing);
-        let blamed = match error::kind(error, Stage::Operation) {
-            ErrorKind::TooLarge => text.contains(&format!("size {} ", message.payload().len())),
-            // "no exchange 'x' in vhost", "access to exchange 'x' in vhost".
-            ErrorKind::NotFound | ErrorKind::PermissionDenied => {
-                text.contains(&format!("'{}'", route.exchange)) || (route.is_queue() && text.contains("'amq.default'"))
-            }
-            _ => true,
-        };
-        blamed.then_some(error)
-    }
 }
 
 fn wait_of(message: &Message) -> Option<Duration> {

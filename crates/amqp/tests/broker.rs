@@ -10,8 +10,12 @@ mod basics;
 mod faults;
 #[path = "broker/harness.rs"]
 mod harness;
+#[path = "broker/refusals.rs"]
+mod refusals;
 #[path = "broker/settling.rs"]
 mod settling;
+#[path = "broker/silence.rs"]
+mod silence;
 #[cfg(feature = "tls")]
 #[path = "broker/tls.rs"]
 mod tls;
@@ -100,6 +104,16 @@ fn main() -> ExitCode {
         a_first_connection_may_be_tried_for_ever,
         a_broker_out_of_memory_blocks_nobody_for_ever,
         a_declaration_without_an_answer_holds_nobody_up,
+    ));
+    trials.extend(trials!(trial, refusals:
+        a_message_that_is_too_large_is_refused_for_good_and_no_other,
+        several_messages_that_are_not_allowed_are_told_one_by_one,
+        a_flush_waits_for_what_is_written_again,
+    ));
+    trials.extend(trials!(trial, silence:
+        a_subscription_that_is_given_up_ends,
+        health_tells_of_a_consumer_that_cannot_subscribe,
+        the_brokers_reason_for_ending_a_connection_is_told,
     ));
     #[cfg(feature = "tls")]
     trials.extend(trials!(trial, tls: connections_are_encrypted_and_certificates_checked));

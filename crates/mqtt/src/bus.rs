@@ -27,9 +27,13 @@ use crate::{
     hub::Hub,
     keeper::{self, Kept, Source},
     link::{Events, Link, LinkOptions, Lost},
+    revisit,
     stock::Seat,
     topology::Durable,
 };
+
+/// The generation of the first connection.
+const FIRST: u32 = 1;
 
 /// What producers, consumers and keepers of one connection share.
 pub(crate) struct Bus {
@@ -84,10 +88,18 @@ impl Bus {
         let (link, first) = bus.start(options, events);
         bus.claims.attach(link.clone());
         let _ = bus.main.set(link);
-        if !bus.config.connect_retry {
+        if bus.config.connect_retry {
+            let waiting = Arc::downgrade(&bus);
+            bus.runtime.spawn(async move {
+                if let (Ok(Ok(())), Some(bus)) = (first.await, waiting.upgrade()) {
+                    bus.restore(FIRST).await;
+                }
+            });
+        } else {
             let connected = first.await.unwrap_or_else(|_| Err(error(ErrorKind::Closed, "the connection was closed")));
             connected.map_err(|cause| cause.with_operation("connect"))?;
         }
+        bus.runtime.spawn(revisit::run(Arc::downgrade(&bus)));
         Ok(bus)
     }
 
@@ -106,6 +118,32 @@ impl Bus {
         *self.generation.borrow() > 0
     }
 
+    /// Waits for the link that sends, as long as one attempt to connect may take.
+    pub(crate) async fn connected(&self) -> Result<()> {
+        let (mut generation, mut stop) = (self.generation.subscribe(), self.stopping());
+        let link = self.link()?;
+        tokio::select! {
+            biased;
+            connected = timeout(self.config.connect_timeout, generation.wait_for(|generation| *generation > 0)) => {
+                connected.map(|_| ()).map_err(|_| self.not_connected())
+            }
+            _ = stop.wait_for(|stop| *stop) => Err(Error::closed("connect").with_backend(NAME)),
+            () = link.ended() => Err(link.why_ended()),
+        }
+    }
+
+    #[cold]
+    fn not_connected(&self) -> Error {
+        let reason = self.board.watch().now().reason;
+        error(ErrorKind::Disconnected, format!("no connection: {}", reason.as_deref().unwrap_or("not connected yet")))
+    }
+
+    /// Whether what needs a connection waits for it in the background: a service that was told to wait for its broker is
+    /// started before that is there, and must still end when it is told to.
+    fn waits_for_broker(&self) -> bool {
+        self.config.connect_retry && !self.is_up() && !self.link().is_ok_and(Link::has_ended)
+    }
+
     /// Turns true when everything must end.
     pub(crate) fn stopping(&self) -> watch::Receiver<bool> {
         self.stop.subscribe()
@@ -122,12 +160,6 @@ impl Bus {
         name: Arc<str>,
         options: &ConsumeOptions,
     ) -> Result<(Kept, Seat)> {
-        if !self.watches_gone.swap(true, Ordering::AcqRel) {
-            // Without it, sessions that were left behind are found a minute later.
-            if let Err(cause) = self.claims.watch_gone().await {
-                tracing::debug!(%cause, "cannot watch other consumers leave");
-            }
-        }
         let cell = Arc::clone(lock(&self.kept).entry(row.clone()).or_default());
         let mut kept = cell.lock().await;
         if let Some(running) = &*kept {
@@ -138,16 +170,41 @@ impl Bus {
         }
         *kept = None;
         let (hub, seat) = Hub::with_consumer(name, options);
-        let started = keeper::start(Arc::clone(self), hub, Source::Row(row), options.declare).await?;
+        let started = self.keep(hub, Source::Row(row.clone()), options.declare).await?;
+        if started.has_begun() {
+            self.declared.insert(row);
+        } else if options.declare {
+            self.declare_later(row);
+        }
         *kept = Some(started.clone());
         Ok((started, seat))
+    }
+
+    async fn keep(self: &Arc<Self>, hub: Arc<Hub>, source: Source, create: bool) -> Result<Kept> {
+        let later = self.waits_for_broker();
+        if !later {
+            self.connected().await?;
+        }
+        keeper::start(Arc::clone(self), hub, source, create, later).await
+    }
+
+    /// Listens to others that leave.
+    pub(crate) async fn watch_gone(&self) {
+        if self.watches_gone.load(Ordering::Acquire) {
+            return;
+        }
+        match self.bounded("consumer", self.claims.watch_gone()).await {
+            Ok(()) => self.watches_gone.store(true, Ordering::Release),
+            // Without it, sessions that were left behind are found a minute later.
+            Err(cause) => tracing::debug!(%cause, "cannot watch other consumers leave"),
+        }
     }
 
     /// A subscription of its own, that ends with its consumer.
     pub(crate) async fn own(self: &Arc<Self>, name: Arc<str>, options: &ConsumeOptions) -> Result<(Kept, Seat)> {
         let (hub, seat) = Hub::with_consumer(name, options);
         let client_id = format!("{}-{:08x}", self.client_id, fastrand::u32(..));
-        let kept = keeper::start(Arc::clone(self), hub, Source::Own(client_id), true).await?;
+        let kept = self.keep(hub, Source::Own(client_id), true).await?;
         let mut own = lock(&self.own);
         own.retain(|kept| !kept.is_closed());
         own.push(kept.clone());
@@ -200,7 +257,10 @@ struct Main {
 impl Events for Main {
     fn connected(&mut self, generation: u32, _: bool) {
         self.generation.send_replace(generation);
-        if let (2.., Some(bus)) = (generation, self.bus.upgrade()) {
+        // The first is waited for where the connection is made.
+        if generation > FIRST
+            && let Some(bus) = self.bus.upgrade()
+        {
             tokio::spawn(bus.restore(generation));
         }
     }

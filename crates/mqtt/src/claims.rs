@@ -305,6 +305,7 @@ fn refused(cause: Error) -> Error {
         ErrorKind::Disconnected | ErrorKind::UnknownOutcome | ErrorKind::Closed => {
             error(ErrorKind::Disconnected, cause.message().to_owned())
         }
+        ErrorKind::Unsupported => cause,
         _ => error(cause.kind(), format!("consumers cannot agree about sessions: {}", cause.message()))
             .with_hint("allow this user to read and write the topics under the setting control"),
     }

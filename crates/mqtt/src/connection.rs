@@ -126,6 +126,15 @@ fn check_consume(address: &Address, options: &ConsumeOptions) -> Result<()> {
     }
 }
 
+/// What may have been declared is no more than that: nothing was sent or received, and there is no harm in another try.
+#[cold]
+fn in_passing(cause: Error) -> Error {
+    match cause.kind() {
+        ErrorKind::UnknownOutcome => cause.with_kind(ErrorKind::Timeout),
+        _ => cause,
+    }
+}
+
 #[async_trait]
 impl Connection for MqttConnection {
     fn backend(&self) -> &'static str {
@@ -150,7 +159,7 @@ impl Connection for MqttConnection {
         let producer = MqttProducer::new(&self.bus, address, options)?;
         // Who waits for a reply has a plain subscription, or a session of its own.
         if let Some(row) = self.row(address, None).filter(|_| !options.temporary) {
-            let named = |cause: Error| cause.with_operation("declare").with_channel(address.name());
+            let named = |cause: Error| in_passing(cause).with_operation("declare").with_channel(address.name());
             if options.declare {
                 self.bus.declare_row(&row, false).await.map_err(named)?;
             } else if !self.bus.is_kept(&row).await && !self.bus.visit(&row, false).await.map_err(named)? {
@@ -166,17 +175,13 @@ impl Connection for MqttConnection {
     async fn consumer(&self, address: &Address, options: &ConsumeOptions) -> Result<Box<dyn Consumer>> {
         self.check_open("consumer")?;
         check_consume(address, options)?;
-        let named = |cause: Error| cause.with_operation("consumer").with_channel(address.name());
+        let named = |cause: Error| in_passing(cause).with_operation("consumer").with_channel(address.name());
         if options.declare {
             self.declare_dead_letters(options, false).await.map_err(named)?;
         }
         // What is for one consumer and a while needs no session that outlives it.
         let place = match self.row(address, options.group.as_deref()).filter(|_| !options.temporary) {
-            Some(row) => {
-                let place = self.bus.join(row.clone(), address.shared_name(), options).await.map_err(named)?;
-                self.bus.declared.insert(row);
-                place
-            }
+            Some(row) => self.bus.join(row, address.shared_name(), options).await.map_err(named)?,
             None => self.bus.own(address.shared_name(), options).await.map_err(named)?,
         };
         let republish = address.kind() == ChannelKind::Queue && self.bus.config.protocol == Protocol::V5;
@@ -223,7 +228,8 @@ impl Connection for MqttConnection {
         if self.bus.is_kept(&row).await {
             return Ok(true);
         }
-        self.bus.visit(&row, false).await.map_err(|cause| cause.with_channel(address.name()))
+        let named = |cause: Error| cause.with_operation("exists").with_channel(address.name());
+        self.bus.visit(&row, false).await.map_err(named)
     }
 
     async fn ping(&self) -> Result<()> {

@@ -5,7 +5,7 @@
 //! *missing* from then on, and tried again until it is there.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     sync::{Arc, Weak},
 };
 
@@ -19,7 +19,8 @@ use tokio::{
 use crate::{
     bus::{Bus, lock},
     claims::Purpose,
-    error::{error, is_refusal},
+    error::{error, is_refusal, unanswered},
+    link::Link,
     supervisor::backoff,
     topology::Durable,
 };
@@ -53,6 +54,17 @@ impl Declared {
         self.rows.send_modify(|rows| {
             rows.insert(row, State::There);
         });
+    }
+
+    /// It has to be made; `false` when that is known.
+    fn expect(&self, row: Durable) -> bool {
+        self.rows.send_if_modified(|rows| match rows.entry(row) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(State::Missing);
+                true
+            }
+            Entry::Occupied(_) => false,
+        })
     }
 
     /// It was deleted here, and stays so until it is declared.
@@ -92,10 +104,10 @@ impl Declared {
 }
 
 impl Bus {
-    /// Makes session 0 of a row, which holds messages while nobody consumes. What is known to be there is looked at only
-    /// when it must be seen.
-    pub(crate) async fn declare_row(&self, row: &Durable, see: bool) -> Result<()> {
-        if !see && self.declared.is(row, State::There) {
+    /// Makes session 0 of a row, which holds messages while nobody consumes. Unless it must be seen, what is known to be there
+    /// is not looked at, and without a connection it is left to the next one.
+    pub(crate) async fn declare_row(self: &Arc<Self>, row: &Durable, see: bool) -> Result<()> {
+        if !see && (self.declared.is(row, State::There) || self.is_left_to_the_next(row)) {
             return Ok(());
         }
         if !self.is_kept(row).await {
@@ -105,8 +117,27 @@ impl Bus {
         Ok(())
     }
 
+    /// Whether a row is declared with the next connection, before anything is sent over that.
+    fn is_left_to_the_next(self: &Arc<Self>, row: &Durable) -> bool {
+        let waits = || !self.is_up() && !self.link().is_ok_and(Link::has_ended);
+        if !waits() {
+            return false;
+        }
+        self.declare_later(row.clone());
+        // One that was made in between has opened its gate perhaps.
+        waits()
+    }
+
+    /// Has a row made as soon as it can be, unless it is known.
+    pub(crate) fn declare_later(self: &Arc<Self>, row: Durable) {
+        if self.declared.expect(row.clone()) {
+            self.make_again(row);
+        }
+    }
+
     /// Whether session 0 of a row exists; makes it if asked to.
     pub(crate) async fn visit(&self, row: &Durable, create: bool) -> Result<bool> {
+        self.connected().await?;
         self.visit_while(row, create, || true).await
     }
 
@@ -119,6 +150,7 @@ impl Bus {
         // Even when the session is there: after a restart, mosquitto knows it without its shared subscription.
         if create {
             made = self.bounded("declare", link.subscribe(Filter::new(&*row.filter, QoS::AtLeastOnce))).await;
+            made = made.map_err(unanswered);
         }
         // An answer that is only late is no refusal: messages may have been confirmed that the session holds.
         let refused = made.as_ref().is_err_and(is_refusal);
@@ -131,10 +163,10 @@ impl Bus {
         let cell = lock(&self.kept).get(row).cloned();
         let Some(cell) = cell else { return false };
         let kept = cell.lock().await;
-        kept.as_ref().is_some_and(|kept| !kept.is_closed())
+        kept.as_ref().is_some_and(|kept| kept.has_begun() && !kept.is_closed())
     }
 
-    /// After a reconnect: what was declared exists again before anything is sent to it.
+    /// After a reconnect, or when the first connection was waited for: what was declared exists before anything is sent to it.
     pub(crate) async fn restore(self: Arc<Self>, generation: u32) {
         self.claims.look_again();
         let rows: Vec<_> = self.declared.rows.borrow().keys().cloned().collect();
@@ -148,14 +180,32 @@ impl Bus {
         }
     }
 
+    /// Connects once to each session that nobody here consumes; one that is gone is made again.
+    pub(crate) async fn revisit(&self) {
+        let rows: Vec<_> = self.declared.rows.borrow().keys().cloned().collect();
+        for row in rows {
+            // What is missing is tried on anyway.
+            if self.is_kept(&row).await || !self.declared.is(&row, State::There) || !self.is_up() {
+                continue;
+            }
+            if let Err(cause) = self.visit_while(&row, true, || self.declared.knows(&row)).await {
+                tracing::warn!(session = row.session(0), %cause, "cannot keep a session from expiring");
+            }
+        }
+    }
+
     /// A row may not be there any more: has it made again. `false` when this process has not declared it, or deleted it.
     fn miss(self: &Arc<Self>, row: &Durable) -> bool {
         if self.declared.turn(row, State::There, State::Missing) {
-            let (row, stop, generation) = (row.clone(), self.stopping(), self.generation.subscribe());
-            self.runtime.spawn(make_again(Arc::downgrade(self), row, stop, generation));
+            self.make_again(row.clone());
             return true;
         }
         self.declared.is(row, State::Missing)
+    }
+
+    fn make_again(self: &Arc<Self>, row: Durable) {
+        let (stop, generation) = (self.stopping(), self.generation.subscribe());
+        self.runtime.spawn(make_again(Arc::downgrade(self), row, stop, generation));
     }
 
     async fn restore_row(&self, row: &Durable) -> Result<()> {

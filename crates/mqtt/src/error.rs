@@ -1,7 +1,10 @@
 //! From reason codes and native errors to kinds: one table for each.
 
 use polymq_core::{Error, ErrorKind};
-use rumqttc::v5::mqttbytes::v5::{ConnectReturnCode, DisconnectReasonCode, PubAckReason, SubscribeReasonCode};
+use rumqttc::v5::mqttbytes::{
+    QoS,
+    v5::{ConnectReturnCode, DisconnectReasonCode, PubAckReason, SubscribeReasonCode},
+};
 
 use crate::NAME;
 
@@ -68,11 +71,15 @@ pub(crate) fn refused_publish(reason: PubAckReason, must_be_held: bool) -> Optio
     })
 }
 
-/// What the answer to a SUBSCRIBE means; `None` when it was granted.
-pub(crate) fn refused_subscribe(reason: SubscribeReasonCode) -> Option<Error> {
+/// What the answer to a SUBSCRIBE of this quality means; `None` when it was granted.
+pub(crate) fn refused_subscribe(reason: SubscribeReasonCode, asked: QoS) -> Option<Error> {
     use SubscribeReasonCode as R;
     let (kind, sentence) = match reason {
-        R::Success(_) => return None,
+        R::Success(granted) if granted as u8 >= asked as u8 => return None,
+        R::Success(QoS::AtMostOnce) => {
+            (ErrorKind::Unsupported, "the broker delivers at most once (quality of service 0), which loses messages")
+        }
+        R::Success(_) => (ErrorKind::Unsupported, "the broker grants a lower quality of service than was asked for"),
         R::NotAuthorized => (ErrorKind::PermissionDenied, "the broker does not allow this subscription to this user"),
         // All that MQTT 3.1.1 says; an access list is by far the most likely reason.
         R::Failure => (ErrorKind::PermissionDenied, "the broker refused the subscription"),
@@ -95,6 +102,15 @@ pub(crate) fn refused_subscribe(reason: SubscribeReasonCode) -> Option<Error> {
 pub(crate) fn is_refusal(cause: &Error) -> bool {
     use ErrorKind as K;
     matches!(cause.kind(), K::PermissionDenied | K::InvalidInput | K::Busy | K::Unsupported | K::Refused)
+}
+
+/// What was written and not answered may have had its effect.
+#[cold]
+pub(crate) fn unanswered(cause: Error) -> Error {
+    match cause.kind() {
+        ErrorKind::Timeout | ErrorKind::Disconnected | ErrorKind::Closed => cause.with_kind(ErrorKind::UnknownOutcome),
+        _ => cause,
+    }
 }
 
 /// What a DISCONNECT of the broker says, for the health of the connection.
@@ -145,7 +161,9 @@ mod tests {
     fn answers_to_a_subscribe() {
         use SubscribeReasonCode as R;
         for (reason, kind) in [
-            (R::Success(rumqttc::v5::mqttbytes::QoS::AtLeastOnce), None),
+            (R::Success(QoS::ExactlyOnce), None),
+            (R::Success(QoS::AtLeastOnce), None),
+            (R::Success(QoS::AtMostOnce), Some(ErrorKind::Unsupported)),
             (R::NotAuthorized, Some(ErrorKind::PermissionDenied)),
             (R::Failure, Some(ErrorKind::PermissionDenied)),
             (R::TopicFilterInvalid, Some(ErrorKind::InvalidInput)),
@@ -153,7 +171,7 @@ mod tests {
             (R::QuotaExceeded, Some(ErrorKind::Busy)),
             (R::Unspecified, Some(ErrorKind::Refused)),
         ] {
-            let refused = refused_subscribe(reason);
+            let refused = refused_subscribe(reason, QoS::AtLeastOnce);
             assert_eq!(refused.as_ref().map(Error::kind), kind, "{reason:?}");
             assert!(refused.as_ref().is_none_or(is_refusal), "{reason:?}");
         }

@@ -20,6 +20,7 @@ use tokio_util::codec::{FramedRead, FramedWrite};
 use crate::{
     config::MqttConfig,
     error::{refused_connect, unreachable},
+    limits,
     link::LinkOptions,
     wire::{Codec, Packet, Socket},
 };
@@ -54,6 +55,7 @@ pub(crate) async fn establish(
     written.map_err(|cause| lost("the connection was lost").with_source(cause))?;
     match reader.next().await {
         Some(Ok(Packet::ConnAck(connack))) if connack.code == ConnectReturnCode::Success => {
+            limits::check(config, &connack)?;
             Ok((reader, writer, connack))
         }
         Some(Ok(Packet::ConnAck(connack))) => {

@@ -44,17 +44,23 @@ pub(crate) const ROW_ENDS_AFTER: u16 = 4;
 #[derive(Debug, Clone)]
 pub(crate) struct Kept {
     pub(crate) hub: Arc<Hub>,
-    /// The keeper has the other end, and sends nothing.
-    keeper: watch::Receiver<()>,
+    /// Whether it has had a session; the keeper has the other end.
+    keeper: watch::Receiver<bool>,
 }
 
 impl Kept {
+    /// Whether there was a session: from then on, the keeper finds one again by itself.
+    pub(crate) fn has_begun(&self) -> bool {
+        *self.keeper.borrow()
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.keeper.has_changed().is_err()
     }
 
     pub(crate) async fn closed(&self) {
-        while self.keeper.clone().changed().await.is_ok() {}
+        let mut keeper = self.keeper.clone();
+        while keeper.changed().await.is_ok() {}
     }
 }
 
@@ -90,6 +96,9 @@ struct Keeper {
     look_at: Instant,
     /// Says that there is no session where none can be taken: a link that never connects says nothing.
     health: Member,
+    /// Whether session 0 may be made where there is none. What was there once may.
+    create: bool,
+    begun: watch::Sender<bool>,
     /// Tries to take a session that failed in a row, and when to try again.
     failures: u32,
     try_at: Instant,
@@ -106,9 +115,16 @@ impl Drop for Keeper {
     }
 }
 
-/// Takes a session and keeps it until the hub is closed.
-pub(crate) async fn start(bus: Arc<Bus>, hub: Arc<Hub>, source: Source, create: bool) -> Result<Kept> {
+/// Takes a session and keeps it until the hub is closed; `later`, it is taken when there is a connection.
+pub(crate) async fn start(
+    bus: Arc<Bus>,
+    hub: Arc<Hub>,
+    source: Source,
+    create: bool,
+    later: bool,
+) -> Result<Kept> {
     let health = bus.board.member();
+    let (begun, kept) = watch::channel(false);
     let mut keeper = Keeper {
         bus,
         hub: Arc::clone(&hub),
@@ -119,19 +135,21 @@ pub(crate) async fn start(bus: Arc<Bus>, hub: Arc<Hub>, source: Source, create: 
         // Not at once: a process that starts often opens several queues.
         look_at: Instant::now() + jitter(Duration::from_millis(50)),
         health,
+        create,
+        begun,
         failures: 0,
         try_at: Instant::now(),
     };
-    keeper.take(create).await?;
-    let (done, closed) = watch::channel(());
+    match later {
+        true => keeper.misses("there was no connection yet"),
+        false => keeper.take().await?,
+    }
     let runtime = keeper.bus.runtime.clone();
     runtime.spawn(async move {
         keeper.run().await;
         keeper.let_go().await;
-        drop(keeper);
-        drop(done);
     });
-    Ok(Kept { hub, keeper: closed })
+    Ok(Kept { hub, keeper: kept })
 }
 
 impl Keeper {
@@ -209,8 +227,9 @@ impl Keeper {
 
     /// Takes a session in place of one that is lost, when it is time to try; `false` when there will be none.
     async fn take_again(&mut self) -> bool {
-        if Instant::now() >= self.try_at {
-            match self.take(true).await {
+        // Without a connection nobody can be asked who has which session.
+        if Instant::now() >= self.try_at && self.bus.is_up() {
+            match self.take().await {
                 Ok(()) => {
                     // One that was taken over and taken again at once was never missing.
                     if std::mem::take(&mut self.failures) > 0 {
@@ -236,13 +255,18 @@ impl Keeper {
         }
         tracing::warn!(channel = &*self.hub.name, %cause, "cannot take a session");
         // As where the link subscribes again. A login may be good again some day, as for every connection.
-        if matches!(cause.kind(), ErrorKind::PermissionDenied | ErrorKind::Unsupported | ErrorKind::InvalidInput) {
+        use ErrorKind as K;
+        if matches!(cause.kind(), K::PermissionDenied | K::Unsupported | K::InvalidInput | K::NotFound) {
             self.hub.fail(cause);
             return;
         }
-        self.failures = self.failures.saturating_add(1);
+        self.misses(cause.message());
         self.try_at = Instant::now() + backoff(&self.bus.config, self.failures);
-        self.health.missing(&format!("no session for a consumer of {:?}: {}", self.hub.name, cause.message()));
+    }
+
+    fn misses(&mut self, reason: &str) {
+        self.failures = self.failures.saturating_add(1);
+        self.health.missing(&format!("no session for a consumer of {:?}: {reason}", self.hub.name));
     }
 
     /// Whether a session has nothing for us and gets nothing more: what it held came before the broker's answer. It was told to
@@ -295,19 +319,20 @@ impl Keeper {
     }
 
     /// Takes the lowest session that nobody has.
-    async fn take(&mut self, create: bool) -> Result<()> {
+    async fn take(&mut self) -> Result<()> {
         let Source::Row(row) = self.source.clone() else {
             let session = self.open(0, None).await?;
             let subscribed = self.subscribe(&session, self.hub.name.to_string()).await;
             return self.keep_if(session, subscribed).await;
         };
+        self.bus.watch_gone().await;
         for number in 0..u16::MAX {
             if self.left_behind.iter().any(|session| session.number == number) {
                 continue;
             }
             let Some(claim) = self.bus.claims.claim(&row.claim(number), Purpose::Hold).await? else { continue };
             let session = self.open(number, Some(claim)).await?;
-            if number == 0 && !create && !session.fate.session_present() {
+            if number == 0 && !self.create && !session.fate.session_present() {
                 self.end(session, true).await;
                 return Err(error(ErrorKind::NotFound, "no session holds messages of this channel")
                     .with_hint("declare it, or send to it with declare"));
@@ -322,6 +347,8 @@ impl Keeper {
         match subscribed {
             Ok(()) => {
                 self.own = Some(session);
+                self.create = true;
+                self.begun.send_replace(true);
                 Ok(())
             }
             Err(cause) => {

@@ -7,20 +7,20 @@
 use std::{
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU32, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use bytes::Bytes;
-use polymq_core::{Error, ErrorKind, Result};
+use polymq_core::{Error, ErrorKind, Result, Retry};
 use rumqttc::v5::mqttbytes::v5::{Filter, PubAckReason, Publish};
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot},
 };
 
-use crate::{backlog::Backlog, config::MqttConfig, error::error, health::Member, slots::Answer, supervisor};
+use crate::{backlog::Backlog, config::MqttConfig, error::error, health::Member, limits::Limits, slots::Answer, supervisor};
 
 /// What tells a link's connections from others.
 #[derive(Debug, Clone)]
@@ -32,7 +32,8 @@ pub(crate) struct LinkOptions {
     pub(crate) session_expiry: Duration,
     pub(crate) receive_maximum: u16,
     pub(crate) will: Option<(String, Bytes)>,
-    /// After a reconnect, messages wait until [`Link::open_gate`], so that topology can be made first.
+    /// After a reconnect, and where the first connection is waited for, messages wait until [`Link::open_gate`], so that
+    /// topology can be made first.
     pub(crate) gated: bool,
     /// Whether a first attempt that fails ends the link.
     pub(crate) first_must_succeed: bool,
@@ -129,7 +130,7 @@ pub(crate) enum Command {
 pub(crate) struct Link {
     sends: mpsc::UnboundedSender<Sending>,
     commands: mpsc::UnboundedSender<Command>,
-    max_packet: Arc<AtomicU32>,
+    limits: Arc<Limits>,
     /// Messages that the task has not taken yet.
     waiting: Arc<AtomicUsize>,
     given_up: Arc<OnceLock<String>>,
@@ -139,7 +140,7 @@ pub(crate) struct Link {
 pub(crate) struct Ends {
     pub(crate) sends: Backlog,
     pub(crate) commands: mpsc::UnboundedReceiver<Command>,
-    pub(crate) max_packet: Arc<AtomicU32>,
+    pub(crate) limits: Arc<Limits>,
     /// Why there will be no connection any more, where the program has not closed it.
     pub(crate) given_up: Arc<OnceLock<String>>,
 }
@@ -156,17 +157,17 @@ impl Link {
         let (sends, sends_rx) = mpsc::unbounded_channel();
         let (commands, commands_rx) = mpsc::unbounded_channel();
         let (first, answer) = oneshot::channel();
-        let max_packet = Arc::new(AtomicU32::new(u32::MAX));
+        let limits = Arc::<Limits>::default();
         let waiting = Arc::<AtomicUsize>::default();
         let given_up = Arc::<OnceLock<String>>::default();
         let link = Self {
             sends,
             commands,
-            max_packet: Arc::clone(&max_packet),
+            limits: Arc::clone(&limits),
             waiting: Arc::clone(&waiting),
             given_up: Arc::clone(&given_up),
         };
-        let ends = Ends { sends: Backlog::new(sends_rx, waiting), commands: commands_rx, max_packet, given_up };
+        let ends = Ends { sends: Backlog::new(sends_rx, waiting), commands: commands_rx, limits, given_up };
         runtime.spawn(supervisor::run(config, options, health, events, ends, first));
         (link, answer)
     }
@@ -175,7 +176,7 @@ impl Link {
     pub(crate) fn send(&self, message: Outgoing) {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         if let Err(mpsc::error::SendError(Sending::Message(message))) = self.sends.send(Sending::Message(message)) {
-            message.answer.fail(ended(self.given_up.get()));
+            message.answer.fail(self.why_ended());
         }
     }
 
@@ -253,12 +254,25 @@ impl Link {
 
     /// The largest packet that the broker takes.
     pub(crate) fn max_packet(&self) -> usize {
-        self.max_packet.load(Ordering::Relaxed) as usize
+        self.limits.packet()
     }
 
     /// Why there will be no connection any more, where the program has not closed it.
     pub(crate) fn given_up(&self) -> Option<&str> {
         self.given_up.get().map(String::as_str)
+    }
+
+    /// Waits until there will be no connection any more.
+    pub(crate) async fn ended(&self) {
+        self.commands.closed().await;
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.commands.is_closed()
+    }
+
+    pub(crate) fn why_ended(&self) -> Error {
+        ended(self.given_up.get())
     }
 
     fn command(&self, command: Command) {
@@ -269,7 +283,7 @@ impl Link {
 
 impl std::fmt::Debug for Link {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Link").field("ended", &self.commands.is_closed()).finish()
+        f.debug_struct("Link").field("ended", &self.has_ended()).finish()
     }
 }
 
@@ -281,7 +295,7 @@ fn gone() -> Error {
 /// What a send is told when there will be no connection any more.
 pub(crate) fn ended(given_up: Option<&String>) -> Error {
     match given_up {
-        Some(reason) => error(ErrorKind::Disconnected, format!("given up: {reason}")),
+        Some(reason) => error(ErrorKind::Disconnected, reason.to_owned()).with_retry(Retry::Never),
         None => Error::closed("send").with_backend(crate::NAME),
     }
 }

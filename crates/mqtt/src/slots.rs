@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use polymq_core::{Completer, Error, ErrorKind, MessageId, Receipt, Result};
-use rumqttc::v5::mqttbytes::v5::PubAckReason;
+use rumqttc::v5::mqttbytes::{QoS, v5::PubAckReason};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -80,8 +80,11 @@ pub(crate) enum Slot {
         /// QoS 2: the reason of PUBREC while PUBCOMP is awaited.
         received: Option<PubAckReason>,
     },
-    /// Nobody waits when a link subscribes again by itself.
-    Subscribe(Option<oneshot::Sender<Result<()>>>),
+    Subscribe {
+        asked: QoS,
+        /// Nobody waits when a link subscribes again by itself.
+        answer: Option<oneshot::Sender<Result<()>>>,
+    },
     Unsubscribe(oneshot::Sender<Result<()>>),
 }
 
@@ -288,10 +291,10 @@ impl Slots {
 fn fail(slot: Slot, make: impl FnOnce() -> Error) {
     match slot {
         Slot::Publish { answer, .. } => answer.fail(make()),
-        Slot::Subscribe(Some(waits)) | Slot::Unsubscribe(waits) => {
+        Slot::Subscribe { answer: Some(waits), .. } | Slot::Unsubscribe(waits) => {
             let _ = waits.send(Err(make()));
         }
-        Slot::Subscribe(None) => {}
+        Slot::Subscribe { answer: None, .. } => {}
     }
 }
 

@@ -98,3 +98,46 @@ async fn packets_at_the_limit() {
     producer.send(Message::new("small")).await.expect("sent");
     bus.close().await.expect("closed");
 }
+
+/// What the broker does not do, and says so when it is connected to, is an error that says so too: for the settings at once, for
+/// a producer's own options when it sends, and without an end of the connection.
+#[tokio::test]
+async fn what_the_broker_does_not_do() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), "max_qos 1\nretain_available false\n").expect("written");
+    let broker = Broker::start_with(&["--volatile", "--include", &file.path().display().to_string()]).await;
+    let twice = refused(&broker.settings().with("qos", "2")).await;
+    says(&twice, ErrorKind::Unsupported, &["connect", "quality of service 1 at most", "not 2", "set qos=1"]);
+    let retained = refused(&broker.settings().with("retain", "true")).await;
+    says(&retained, ErrorKind::Unsupported, &["connect", "keeps no message", "set retain=false"]);
+    let bus = broker.connect().await;
+    let mut health = bus.health();
+    let send = async |key: &str, value: &str| {
+        let options = ProduceOptions { extra: vec![(key.into(), value.into())], ..ProduceOptions::default() };
+        let producer = bus.producer(&Address::topic("limited"), &options).await.expect("producer");
+        producer.send(Message::new("")).await
+    };
+    says(&send("qos", "2").await.expect_err("not taken"), ErrorKind::Unsupported, &["send", "quality of service 1 at most"]);
+    says(&send("retain", "true").await.expect_err("not kept"), ErrorKind::Unsupported, &["send", "keeps no message"]);
+    send("qos", "1").await.expect("sent");
+    let lost = tokio::time::timeout(std::time::Duration::ZERO, health.changed()).await;
+    assert!(lost.is_err(), "the connection was lost: {lost:?}");
+    bus.close().await.expect("closed");
+}
+
+/// Whoever waits for the first connection is told why there is none.
+#[tokio::test]
+async fn the_reason_why_there_is_no_first_connection() {
+    let broker = Broker::start_with(&["--user", "app", "--password", "s3cret", "--volatile"]).await;
+    let wrong = broker.settings().with("user", "app").with("pass", "wr0ng").with("connect_retry", "true");
+    let bus = MqttBackend.connect(&wrong.with("reconnect_max", "300ms")).await.expect("it waits");
+    let mut health = bus.health();
+    let told = async {
+        while !health.now().reason.is_some_and(|reason| reason.contains("the broker refused the user \"app\"")) {
+            health.changed().await.expect("not closed");
+        }
+    };
+    let told = tokio::time::timeout(harness::PATIENCE, told).await;
+    assert!(told.is_ok(), "{}", bus.health().now());
+    bus.close().await.expect("closed");
+}

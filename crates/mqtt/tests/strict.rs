@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use polymq_core::{Address, Backend, ConsumeOptions, ErrorKind, Message, ProduceOptions, Settings};
+use polymq_core::{
+    Address, Backend, ConsumeOptions, ErrorKind, HealthState, Message, ProduceOptions, Settings,
+};
 use polymq_mqtt::MqttBackend;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -155,4 +157,60 @@ async fn a_consumer_that_may_not_subscribe_again_is_told() {
     let (told, ()) = tokio::join!(timeout(PATIENCE, consumer.receive(1, &mut got)), second);
     let error = told.expect("it is told").expect_err("it has ended");
     assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
+}
+
+/// A broker that delivers at most once is no place for a consumer that was promised more.
+#[tokio::test]
+async fn a_subscription_that_is_granted_less_than_was_asked_for_is_refused() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let settings = Settings::from_url(&format!("mqtt://{}", listener.local_addr().expect("an address")));
+    let settings = settings.expect("a URL").with("keep_alive", "600s").with("operation_timeout", "60s");
+    let (connected, _main) = tokio::join!(MqttBackend.connect(&settings), Peer::greet(&listener));
+    let bus = connected.expect("connected");
+    let session = async {
+        let mut peer = Peer::greet(&listener).await;
+        let subscribe = peer.expect(SUBSCRIBE).await;
+        // QoS 0, where 1 was asked for.
+        peer.write(&[0x90, 4, subscribe[0], subscribe[1], 0, 0]).await;
+        peer.expect(DISCONNECT).await;
+    };
+    let (topic, options) = (Address::topic("news"), ConsumeOptions::default());
+    let (consumer, ()) = tokio::join!(timeout(PATIENCE, bus.consumer(&topic, &options)), session);
+    let error = consumer.expect("it is told").map(drop).expect_err("not what was asked for");
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert!(error.message().contains("quality of service 0"), "{error}");
+}
+
+/// Whoever could not listen to others that leave listens later: else what they leave behind is found a minute later.
+#[tokio::test]
+async fn those_who_leave_are_watched_when_it_could_not_be_done_at_first() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let settings = Settings::from_url(&format!("mqtt://{}", listener.local_addr().expect("an address")));
+    let settings = settings.expect("a URL").with("keep_alive", "600s").with("operation_timeout", "60s");
+    let settings = settings.with("connect_timeout", "60s").with("reconnect_max", "200ms");
+    let (connected, peer) = tokio::join!(MqttBackend.connect(&settings), Peer::greet(&listener));
+    let bus = connected.expect("connected");
+    let mut health = bus.health();
+    drop(peer);
+    while health.now().state != HealthState::Down {
+        timeout(PATIENCE, health.changed()).await.expect("the loss is seen").expect("not closed");
+    }
+    let (queue, options) = (Address::queue("orders"), ConsumeOptions::default());
+    // There is no connection, and the one who asks does not wait for it.
+    let _ = timeout(Duration::ZERO, bus.consumer(&queue, &options)).await;
+    let mut peer = timeout(PATIENCE, Peer::greet(&listener)).await.expect("it connects again");
+    let asks = async {
+        while health.now().state == HealthState::Down {
+            health.changed().await.expect("not closed");
+        }
+        drop(bus.consumer(&queue, &options).await);
+    };
+    let told = async {
+        let subscribe = peer.expect(SUBSCRIBE).await;
+        assert!(String::from_utf8_lossy(&subscribe).contains("$polymq/gone"), "{subscribe:?}");
+    };
+    tokio::select! {
+        () = asks => panic!("nobody has answered"),
+        () = told => {}
+    }
 }

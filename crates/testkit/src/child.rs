@@ -15,7 +15,10 @@ use std::{
 
 use polymq_core::{Attempt, Backoff, Bus, ConsumerFactory, ConsumerRunner, Failure, FailurePolicy, Message, RetryMode};
 
-use crate::{Cx, PATIENCE, cx::CONNECTING};
+use crate::{
+    Cx, PATIENCE,
+    cx::{CONNECTING, patient},
+};
 
 const MODE: &str = "POLYMQ_TEST_CHILD";
 const URL: &str = "POLYMQ_TEST_CHILD_URL";
@@ -43,6 +46,8 @@ pub(crate) enum Mode {
 
 /// The group that `Mode::Member` joins.
 pub(crate) const GROUP: &str = "billing";
+/// How long `Mode::Drain` waits for its handlers.
+pub(crate) const DRAIN: Duration = Duration::from_secs(10);
 /// How long the retries of `Mode::FailOnce` wait.
 pub(crate) const BACKOFF: Duration = Duration::from_secs(8);
 /// What a child says when its consumer is there.
@@ -70,7 +75,8 @@ pub fn run_if_child() {
         registry
             .add(crate::mutant::by_name(std::env::var(MUTANT).ok().as_deref(), Arc::clone(&backend)))
             .expect("one backend");
-        let bus = match Bus::builder().registry(registry).url(url).connect().await {
+        let builder = patient(Bus::builder().registry(registry).url(url), &**backend);
+        let bus = match builder.connect().await {
             Ok(bus) => bus,
             Err(error) => {
                 println!("{NOT_CONNECTED}{error}");
@@ -103,7 +109,7 @@ pub fn run_if_child() {
         if mode == "Stuck" {
             bus.queue(queue.as_str()).send_message(Message::new("stuck")).await.expect("send");
         }
-        let drain = Duration::from_secs(if mode == "Drain" { 10 } else { 60 });
+        let drain = if mode == "Drain" { DRAIN } else { PATIENCE };
         let outcome = ConsumerRunner::new(consumers).drain_timeout(drain).run().await;
         println!("ended: {outcome:?}");
     });

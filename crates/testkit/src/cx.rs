@@ -117,19 +117,22 @@ impl Cx {
         let mut registry = Registry::new();
         registry.add(backend).expect("one backend is no conflict");
         // The process's environment must not choose for a test.
-        Bus::builder().registry(registry).environment(Environment::default()).backend(name).url(url)
+        let builder = Bus::builder().registry(registry).environment(Environment::default()).backend(name).url(url);
+        patient(builder, &*self.0.harness.backend())
     }
 
-    /// A fresh connection, with twice the usual patience for a broker that is busy with other cases.
+    /// The same for a connection of which nothing but a fault may say that it is down: no silence of a busy machine.
+    pub(crate) fn steady(&self, builder: BusBuilder) -> BusBuilder {
+        let silences = ["connect_timeout", "operation_timeout", "request_timeout", "heartbeat", "keep_alive"];
+        with_known(builder, &*self.0.harness.backend(), &silences, "90s")
+    }
+
+    /// A fresh connection.
     ///
     /// # Panics
     /// When it cannot be made.
     pub async fn bus(&self) -> Bus {
-        let keys = self.0.harness.backend().keys();
-        let patience = ["connect_timeout", "operation_timeout"].into_iter();
-        let known = patience.filter(|name| keys.iter().any(|key| key.name == *name));
-        let builder = known.fold(self.builder(), |builder, name| builder.with(name, "20s"));
-        builder.connect().await.unwrap_or_else(|error| panic!("{CONNECTING}{error:?}"))
+        self.builder().connect().await.unwrap_or_else(|error| panic!("{CONNECTING}{error:?}"))
     }
 
     /// A queue's name that nobody else uses; the queue is deleted after the case.
@@ -208,6 +211,17 @@ impl fmt::Debug for Cx {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cx").field("case", &self.0.case).field("harness", &self.0.harness).finish_non_exhaustive()
     }
+}
+
+/// Twice the usual patience for a broker that is busy with other cases. What is set afterwards goes before.
+pub(crate) fn patient(builder: BusBuilder, backend: &dyn Backend) -> BusBuilder {
+    with_known(builder, backend, &["connect_timeout", "operation_timeout"], "20s")
+}
+
+/// Those of these settings that the backend has.
+pub(crate) fn with_known(builder: BusBuilder, backend: &dyn Backend, names: &[&str], value: &str) -> BusBuilder {
+    let known = names.iter().filter(|name| backend.keys().iter().any(|key| key.name == **name));
+    known.fold(builder, |builder, name| builder.with(*name, value))
 }
 
 /// Locks, also after a panic elsewhere: a failed case must not hide behind a poisoned lock.

@@ -34,6 +34,7 @@ pub use crate::{
     case::{Case, Run},
     child::run_if_child,
     cx::{Cx, LOAD_VARIABLE, PATIENCE, QUIET},
+    drive::closes,
     figures::{FIGURES_VARIABLE, Figures},
     harness::{BareClient, BareMessage, BareReceiver, BrokerControl, Clock, Denied, Harness, Heartbeat},
     ledger::Ledger,

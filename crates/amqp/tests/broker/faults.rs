@@ -47,7 +47,7 @@ pub async fn a_deleted_exchange_fails_only_its_own_messages() {
         .await
         .expect("deleted");
     let error = send(&*topic, message("x")).await.expect_err("no exchange");
-    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    assert_eq!((error.kind(), error.retry()), (ErrorKind::NotFound, Retry::Now), "{error}");
     send(&*queue, message("x")).await.expect("the channel is open again");
     // A new channel makes its topology again.
     send(&*topic, message("x")).await.expect("the exchange is there again");

@@ -6,7 +6,7 @@ use std::{
     process::Command,
     sync::{
         Arc, Mutex, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -22,6 +22,9 @@ use tokio::{
     net::TcpStream,
     sync::broadcast,
 };
+
+/// The largest body that the broker takes.
+pub const LARGEST: usize = 1024 * 1024;
 
 /// A broker process.
 #[derive(Debug)]
@@ -41,6 +44,8 @@ impl Broker {
         std::fs::create_dir_all(&base).expect("a directory for brokers");
         let dir =
             base.canonicalize().expect("an existing directory").join(format!("amqp-{name}-{}", std::process::id()));
+        // Too little for some of ours: what the broker itself says to a body that is too large.
+        std::fs::write(dir.with_extension("conf"), format!("max_message_size = {LARGEST}\n")).expect("written");
         let broker = Self { dir, port: free_port(), management: free_port() };
         broker.up();
         broker
@@ -63,7 +68,9 @@ impl Broker {
     /// Starts it, or starts it again on the same data.
     pub fn up(&self) {
         let (port, management) = (self.port.to_string(), self.management.to_string());
-        self.script(&["up", "rabbitmq", "--port", &port, "--management-port", &management]);
+        let conf = self.dir.with_extension("conf");
+        let conf = conf.to_string_lossy();
+        self.script(&["up", "rabbitmq", "--port", &port, "--management-port", &management, "--include", &conf]);
     }
 
     pub fn kill(&self, signal: &str) {
@@ -94,6 +101,7 @@ impl Broker {
     pub fn stop(&self) {
         self.script(&["down", "--now"]);
         let _ = std::fs::remove_dir_all(&self.dir);
+        let _ = std::fs::remove_file(self.dir.with_extension("conf"));
     }
 }
 
@@ -194,6 +202,8 @@ pub struct Proxy {
     /// Keep what clients say to yourself, and how many bytes that is.
     pub hold: Arc<AtomicBool>,
     pub kept: Arc<AtomicU64>,
+    /// The method of a client's with which that begins.
+    trap: Arc<AtomicU32>,
     orders: broadcast::Sender<Order>,
 }
 
@@ -215,6 +225,7 @@ impl Proxy {
             refuse: Arc::default(),
             hold: Arc::default(),
             kept: Arc::default(),
+            trap: Arc::default(),
             orders,
         };
         let serving = proxy.clone();
@@ -244,6 +255,11 @@ impl Proxy {
         self.refuse.store(false, Ordering::SeqCst);
     }
 
+    /// Lets the broker hear nothing any more from the first such method on.
+    pub fn hold_from(&self, method: u32) {
+        self.trap.store(method, Ordering::SeqCst);
+    }
+
     /// `connection.blocked` (class 10, method 60), after which a broker reads no more.
     pub fn block(&self) {
         let reason = b"low on memory";
@@ -271,8 +287,12 @@ impl Proxy {
                 count = from_client.read(&mut sent), if !held => {
                     let count = count.unwrap_or(0);
                     let whole = up.whole(&sent[..count]);
-                    self.acks.fetch_add(up.acks, Ordering::SeqCst);
-                    up.acks = 0;
+                    self.acks.fetch_add(up.count(BASIC_ACK), Ordering::SeqCst);
+                    let trap = self.trap.load(Ordering::SeqCst);
+                    if trap != 0 && up.count(trap) > 0 {
+                        self.trap.store(0, Ordering::SeqCst);
+                        self.hold.store(true, Ordering::SeqCst);
+                    }
                     kept.extend_from_slice(&whole);
                     if self.hold.load(Ordering::SeqCst) {
                         self.kept.fetch_add(count as u64, Ordering::SeqCst);
@@ -335,20 +355,30 @@ fn frame(payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Cuts a stream into whole frames, and counts `basic.ack` (class 60, method 80).
+/// Class and method.
+pub const BASIC_CONSUME: u32 = 60 << 16 | 20;
+const BASIC_ACK: u32 = 60 << 16 | 80;
+
+/// Cuts a stream into whole frames, and tells the methods among them.
 struct Frames {
     pending: Vec<u8>,
     /// Bytes of the greeting, which is no frame.
     skip: usize,
-    acks: u64,
+    /// Of the last frames.
+    methods: Vec<u32>,
 }
 
 impl Frames {
     fn new(skip: usize) -> Self {
-        Self { pending: Vec::new(), skip, acks: 0 }
+        Self { pending: Vec::new(), skip, methods: Vec::new() }
+    }
+
+    fn count(&self, method: u32) -> u64 {
+        self.methods.iter().filter(|seen| **seen == method).count() as u64
     }
 
     fn whole(&mut self, bytes: &[u8]) -> Vec<u8> {
+        self.methods.clear();
         self.pending.extend_from_slice(bytes);
         let mut at = self.skip;
         while self.pending.len() >= at + 7 {
@@ -357,8 +387,8 @@ impl Frames {
             if head.len() < size + 8 {
                 break;
             }
-            if head[0] == 1 && head[7..11] == [0, 60, 0, 80] {
-                self.acks += 1;
+            if head[0] == 1 && size >= 4 {
+                self.methods.push(u32::from_be_bytes([head[7], head[8], head[9], head[10]]));
             }
             at += size + 8;
         }

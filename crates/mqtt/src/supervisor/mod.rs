@@ -9,7 +9,7 @@ use polymq_core::{Error, ErrorKind, Result};
 use rumqttc::v5::mqttbytes::v5::{Disconnect, DisconnectReasonCode, Filter};
 use tokio::{
     sync::oneshot,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
@@ -21,6 +21,10 @@ use crate::{
     slots::Slots,
     wire::Packet,
 };
+
+/// A connection that lived for so long was a good one. Shorter ones in a row are made with growing pauses: what ends them (two
+/// programs with one client id, a message that the broker refuses) is still there.
+const LIVED: Duration = Duration::from_secs(20);
 
 /// Runs a link until it is closed; `first` answers the first attempt to connect.
 pub(crate) async fn run(
@@ -75,7 +79,13 @@ struct Task<E> {
 impl<E: Events> Task<E> {
     async fn run(mut self, first: oneshot::Sender<Result<()>>) {
         let mut first = Some(first);
+        if !self.options.first_must_succeed {
+            // Someone waits for it, and wants to know why.
+            self.health.missing("not connected yet");
+        }
         let mut failures = 0_u32;
+        // Connections in a row that were lost as soon as they were made.
+        let mut short_lived = 0_u32;
         loop {
             let attempt = timeout(self.config.connect_timeout, establish(&self.config, &self.options, false));
             let attempt = tokio::select! {
@@ -84,22 +94,36 @@ impl<E: Events> Task<E> {
             };
             match attempt {
                 Ok((reader, writer, connack)) => {
-                    failures = 0;
+                    let made = Instant::now();
                     // Before anybody who waits for the connection goes on and asks.
                     self.health.up();
                     match self.drive(reader, writer, connack, first.take()).await {
                         End::Lost(lost) => {
-                            let reason = match &lost {
+                            let mut reason = match &lost {
                                 Lost::TakenOver => "another connection uses this client id".to_owned(),
                                 Lost::Because(reason) => reason.clone(),
                             };
-                            tracing::debug!(client_id = self.options.client_id, reason, "MQTT connection lost");
+                            short_lived = if made.elapsed() < LIVED { short_lived.saturating_add(1) } else { 0 };
+                            // One loss says nothing; the next ones are attempts that have failed.
+                            failures = short_lived.saturating_sub(1);
+                            if failures > 0 {
+                                reason =
+                                    format!("{short_lived} connections in a row were lost within {LIVED:?}: {reason}");
+                                tracing::warn!(client_id = self.options.client_id, reason, "MQTT connection lost");
+                            } else {
+                                tracing::debug!(client_id = self.options.client_id, reason, "MQTT connection lost");
+                            }
                             self.slots.lose(&reason);
                             self.urgent.drain(..).for_each(|message| message.answer.fail(not_connected()));
                             self.health.down(&reason);
                             if !self.events.lost(&lost) {
                                 let end = End::Closed { end_session: false, done: None };
                                 return self.end(end, first, None).await;
+                            }
+                            if self.is_enough(failures) {
+                                let cause = given_up(failures, error(ErrorKind::Disconnected, reason));
+                                let end = End::Closed { end_session: false, done: None };
+                                return self.end(end, first, Some(cause)).await;
                             }
                         }
                         closed => return self.end(closed, first, None).await,
@@ -108,9 +132,8 @@ impl<E: Events> Task<E> {
                 Err(cause) => {
                     self.health.down(cause.message());
                     failures = failures.saturating_add(1);
-                    let limit = self.config.reconnect_limit;
                     let refused = first.is_some() && self.options.first_must_succeed;
-                    if refused || (limit > 0 && failures >= limit) {
+                    if refused || self.is_enough(failures) {
                         let cause = if refused { cause } else { given_up(failures, cause) };
                         let end = End::Closed { end_session: false, done: None };
                         return self.end(end, first, Some(cause)).await;
@@ -129,6 +152,11 @@ impl<E: Events> Task<E> {
                 return self.end(end, first, None).await;
             }
         }
+    }
+
+    fn is_enough(&self, failures: u32) -> bool {
+        let limit = self.config.reconnect_limit;
+        limit > 0 && failures >= limit
     }
 
     #[cold]

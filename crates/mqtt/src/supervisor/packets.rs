@@ -1,6 +1,6 @@
 //! Moves the packets of one connection, until it ends.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::time::Duration;
 
 use futures_util::{FutureExt, SinkExt, StreamExt};
 use polymq_core::{Error, ErrorKind, Result};
@@ -75,6 +75,7 @@ impl<E: Events> Task<E> {
                     }
                 }
                 self.events.looked();
+                self.events.idle();
             }
             let may_read = self.events.has_room();
             let may_send = has_room(&writer) && self.gate_open && self.slots.has_room();
@@ -166,19 +167,20 @@ impl<E: Events> Task<E> {
     /// Takes over what the broker said, and subscribes again where it has forgotten.
     fn begin(&mut self, connack: &ConnAck, writer: &mut Writer) -> Duration {
         let properties = connack.properties.as_ref();
-        let max_packet = properties.and_then(|properties| properties.max_packet_size);
-        self.ends.max_packet.store(max_packet.unwrap_or(u32::MAX), Ordering::Relaxed);
+        self.ends.limits.begin(connack);
         if let Codec::V5(codec) = writer.encoder_mut() {
-            codec.max_outgoing_size = max_packet;
+            codec.max_outgoing_size = properties.and_then(|properties| properties.max_packet_size);
         }
         self.slots.begin(properties.and_then(|properties| properties.receive_max).unwrap_or(u16::MAX));
         self.generation += 1;
-        self.gate_open = !self.options.gated || self.generation == self.options.after + 1;
+        // Nothing was declared before a first connection that had to succeed.
+        let at_first = self.options.first_must_succeed && self.generation == self.options.after + 1;
+        self.gate_open = !self.options.gated || at_first;
         // Mosquitto 2.0 restores the messages of a session after a restart and forgets its shared subscriptions. Others
         // must not be made again, because that delivers retained messages again.
         if !connack.session_present || self.subscriptions.iter().any(|filter| filter.path.starts_with("$share/")) {
             for filter in self.subscriptions.clone() {
-                if let Some(pkid) = self.slots.lend(Slot::Subscribe(None)) {
+                if let Some(pkid) = self.slots.lend(Slot::Subscribe { asked: filter.qos, answer: None }) {
                     write(writer, subscribe(pkid, filter));
                 }
             }
@@ -200,19 +202,20 @@ impl<E: Events> Task<E> {
             }
             Packet::PubComp(comp) => self.slots.complete(comp.pkid),
             Packet::SubAck(ack) => {
-                let refusal = ack.return_codes.into_iter().find_map(refused_subscribe);
+                let Some(Slot::Subscribe { asked, answer }) = self.slots.take(ack.pkid) else { return None };
+                let refusal = ack.return_codes.into_iter().find_map(|reason| refused_subscribe(reason, asked));
                 if refusal.is_none() {
                     self.events.subscribed();
                 }
-                match (self.slots.take(ack.pkid), refusal) {
-                    (Some(Slot::Subscribe(Some(waits))), refusal) => {
+                match (answer, refusal) {
+                    (Some(waits), refusal) => {
                         // Who asked may have gone on, having messages of the session at hand.
                         if let Err(Err(refusal)) = waits.send(refusal.map_or(Ok(()), Err)) {
                             self.events.refused(refusal);
                         }
                     }
-                    (Some(Slot::Subscribe(None)), Some(refusal)) => self.events.refused(refusal),
-                    _ => {}
+                    (None, Some(refusal)) => self.events.refused(refusal),
+                    (None, None) => {}
                 }
             }
             Packet::UnsubAck(ack) => {
@@ -248,7 +251,7 @@ impl<E: Events> Task<E> {
             Command::Subscribe(filter, answer) => {
                 self.subscriptions.retain(|known| known.path != filter.path);
                 self.subscriptions.push(filter.clone());
-                if let Some(pkid) = self.slots.lend(Slot::Subscribe(Some(answer))) {
+                if let Some(pkid) = self.slots.lend(Slot::Subscribe { asked: filter.qos, answer: Some(answer) }) {
                     write(writer, subscribe(pkid, filter));
                 }
             }
@@ -306,14 +309,14 @@ impl<E: Events> Task<E> {
         if !answer.hand_over() {
             return;
         }
-        if let Some(forbidden) = answer.forbidden() {
+        if let Some(forbidden) = answer.forbidden().or_else(|| self.ends.limits.refuse(&publish)) {
             answer.fail(forbidden);
             return;
         }
         // Without a packet id, none is counted.
         publish.pkid = u16::from(publish.qos != QoS::AtMostOnce);
         let size = publish.size();
-        if size > self.ends.max_packet.load(Ordering::Relaxed) as usize {
+        if size > self.ends.limits.packet() {
             answer.fail(too_large(size));
             return;
         }

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use polymq_core::{Address, Backend, Connection, ErrorKind, HealthState, Message, Producer};
+use polymq_core::{Address, Backend, Connection, ConsumeOptions, ErrorKind, HealthState, Message, Producer};
 use polymq_mqtt::MqttBackend;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -89,6 +89,38 @@ async fn pass(
         _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
         _ = barred.wait_for(is_barred) => {}
     }
+}
+
+/// While enough is here nothing is read, until it is looked whether the connection still holds after the other one was lost.
+#[tokio::test]
+async fn what_comes_while_a_connection_is_looked_at_is_handed_out() {
+    let broker = Broker::start().await;
+    let proxy = Proxy::start(&broker).await;
+    let bus = proxy.connect(&broker, &[("client_id", "the-sender"), ("reconnect_max", "300ms")]).await;
+    let queue = Address::queue("looked-at");
+    let options = ConsumeOptions { prefetch: 4, prefetch_bytes: 50, ..consume() };
+    let mut busy = bus.consumer(&queue, &options).await.expect("consumer");
+    let mut idle = bus.consumer(&queue, &options).await.expect("consumer");
+    let other = broker.connect().await;
+    let producer = other.producer(&queue, &produce()).await.expect("producer");
+    producer.send(Message::new("large".repeat(100))).await.expect("held");
+    // More than both may have: nothing is read any more.
+    let large = harness::one(&mut *busy).await;
+    producer.send(Message::new("small")).await.expect("held");
+    let mut got = Vec::new();
+    let receive = timeout(harness::PATIENCE, idle.receive(1, &mut got));
+    let outage = async {
+        proxy.barred.send_replace(Some("the-sender"));
+        proxy.refuses(1).await;
+        proxy.barred.send_replace(None);
+    };
+    let (received, ()) = tokio::join!(receive, outage);
+    received.expect("it is handed out").expect("received");
+    assert_eq!(got.iter().map(body).collect::<Vec<_>>(), ["small"]);
+    for taken in [&large, &got[0]] {
+        busy.settler().ack(taken.token).await.expect("acknowledged");
+    }
+    bus.close().await.and(other.close().await).expect("closed");
 }
 
 async fn refused(producer: &dyn Producer, kind: ErrorKind) {

@@ -13,4 +13,5 @@ mod outages;
 mod retries;
 mod runtimes;
 mod sharing;
+mod waiting;
 mod words;

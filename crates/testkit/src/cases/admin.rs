@@ -12,7 +12,8 @@ use crate::{
     Case, Cx, PATIENCE, Proxy,
     case::run,
     drive::{
-        Log, bodies, in_order, publish, quiet, refused, retry_every, start, subscribe, subscribe_with, take_acked,
+        Log, bodies, closes, in_order, publish, quiet, refused, retry_every, start, subscribe, subscribe_with,
+        take_acked,
     },
     eventually,
 };
@@ -115,13 +116,13 @@ pub async fn looking_refused(cx: Cx) {
 /// Who may not look gets an error, not a "no", and nothing is made on the strength of it (mission row H2).
 pub async fn not_allowed_is_not_missing(cx: Cx) {
     let wrong = cx.harness().wrong_password().expect("a backend with a broker must bring a URL with a wrong password");
-    refused(cx.builder_to(wrong).connect().await, &[ErrorKind::Unauthenticated]);
+    refused(cx.builder_to(wrong).with("connect_timeout", "50s").connect().await, &[ErrorKind::Unauthenticated]);
     let denied = cx.harness().denied().expect("a backend with a broker must bring a user without permission");
     if !denied.consumers_are_told {
         cx.note("this broker does not tell who may not look");
         return;
     }
-    let bus = cx.builder_to(denied.url).connect().await.expect("this user may connect");
+    let bus = cx.builder_to(denied.url).with("connect_timeout", "50s").connect().await.expect("this user may connect");
     let forbidden = bus.channel(denied.address.clone());
     let topology = Topology::new().channel(denied.address.clone(), ConsumeOptions::default());
     let everybody = cx.bus().await;
@@ -321,7 +322,7 @@ pub async fn prefixes_separate(cx: Cx) {
         subscription.close().await.expect("close");
     }
     for bus in [dev, test, empty] {
-        bus.close().await.expect("close");
+        closes(&bus).await;
     }
 }
 

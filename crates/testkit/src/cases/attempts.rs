@@ -8,7 +8,7 @@ use super::settlement::requeue_refused;
 use crate::{
     Case, Cx,
     case::run,
-    drive::{in_order, next, prefetch, publish, quiet, subscribe, subscribe_with, take_acked, text},
+    drive::{closes, in_order, next, prefetch, publish, quiet, subscribe, subscribe_with, take_acked, text},
 };
 
 pub(super) const CASES: &[Case] = &[
@@ -76,7 +76,7 @@ pub async fn attempts_survive_restart(cx: Cx) {
     assert_eq!(delivery.attempt(), 2, "with another consumer");
     delivery.retry(Duration::ZERO).await.expect("retry");
     other.close().await.expect("close");
-    bus.close().await.expect("close");
+    closes(&bus).await;
     let bus = cx.bus().await;
     let mut subscription = subscribe(&bus.channel(queue.address().clone())).await;
     let delivery = next(&mut subscription).await;

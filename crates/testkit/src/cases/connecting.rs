@@ -8,7 +8,9 @@ use tokio::net::{TcpListener, TcpSocket};
 use crate::{
     BareMessage, Case, Cx, PATIENCE,
     case::run,
-    drive::{in_order, is_written_down, next, publish, quiet, refused, subscribe, subscribe_with, take_acked, text},
+    drive::{
+        closes, in_order, is_written_down, next, publish, quiet, refused, subscribe, subscribe_with, take_acked, text,
+    },
     eventually, golden_message,
 };
 
@@ -222,7 +224,7 @@ pub async fn declared_queues_hold(cx: Cx) {
     let bus = cx.bus().await;
     let queue = cx.queue(&bus);
     publish(&queue, ["held".to_owned()]).await;
-    bus.close().await.expect("close");
+    closes(&bus).await;
     let bus: Bus = cx.bus().await;
     let queue = bus.channel(queue.address().clone());
     assert_eq!(take_acked(&mut subscribe(&queue).await, 1).await, ["held"]);

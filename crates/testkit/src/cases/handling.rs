@@ -14,7 +14,8 @@ use crate::{
     Case, Cx, Ledger, PATIENCE,
     case::run,
     drive::{
-        Log, assert_stopped, bodies, counted, counts, dead_letters, publish, quiet, retry_every, start, subscribe,
+        Log, assert_stopped, bodies, closes, counted, counts, dead_letters, publish, quiet, retry_every, start,
+        subscribe,
     },
     eventually,
 };
@@ -185,7 +186,7 @@ async fn cancel_a_handler(cx: &Cx, max_attempts: u32) -> (polymq_core::Bus, poly
 pub async fn handler_cancelled(cx: Cx) {
     let (bus, queue, _log) = cancel_a_handler(&cx, 5).await;
     assert_eq!(crate::drive::take_acked(&mut subscribe(&queue).await, 1).await, ["m-000000"]);
-    bus.close().await.expect("close");
+    closes(&bus).await;
 }
 
 /// Cancelling uses up no attempt: a message that may be tried once is handled by the next handler, not given up.

@@ -11,7 +11,7 @@ use crate::{
     Case, Cx, PATIENCE,
     case::run,
     cx::lock,
-    drive::{Log, bodies, publish, refused, start},
+    drive::{Log, bodies, closes, publish, refused, start},
     eventually,
 };
 
@@ -24,7 +24,8 @@ pub(super) const CASES: &[Case] = &[
 pub async fn health_without_a_fault(cx: Cx) {
     let states = Arc::new(Mutex::new(Vec::new()));
     let told = Arc::clone(&states);
-    let bus = cx.builder().on_health(move |health| lock(&told).push(health.state)).connect().await.expect("connect");
+    let builder = cx.steady(cx.builder()).on_health(move |health| lock(&told).push(health.state));
+    let bus = builder.connect().await.expect("connect");
     assert_eq!(bus.health().state, HealthState::Up, "{}", bus.health());
     bus.ping().await.expect("ping");
     let queue = cx.queue(&bus);
@@ -32,7 +33,7 @@ pub async fn health_without_a_fault(cx: Cx) {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let health = bus.health();
     assert_eq!((health.state, health.reconnects), (HealthState::Up, 0), "{health}");
-    bus.close().await.expect("close");
+    closes(&bus).await;
     assert_eq!(bus.health().state, HealthState::Closed, "{}", bus.health());
     refused(bus.ping().await, &[ErrorKind::Closed]);
     eventually(PATIENCE, || async {
@@ -99,6 +100,6 @@ pub async fn health_while_the_broker_is_away(cx: Cx) {
     })
     .await;
     running.stop().await.expect("stop");
-    bus.close().await.expect("close");
+    closes(&bus).await;
     assert_eq!(bus.health().state, HealthState::Closed);
 }

@@ -9,7 +9,7 @@ use super::settlement::empty_for_others;
 use crate::{
     Case, Cx, Ledger,
     case::run,
-    drive::{bodies, is_written_down, next, publish, quiet, subscribe, subscribe_with, take, take_acked, text},
+    drive::{bodies, closes, is_written_down, next, publish, quiet, subscribe, subscribe_with, take, take_acked, text},
 };
 
 pub(super) const CASES: &[Case] = &[
@@ -45,7 +45,7 @@ pub async fn settle_from_other_tasks(cx: Cx) {
     }
     quiet(&mut subscription).await;
     subscription.close().await.expect("close");
-    bus.close().await.expect("close");
+    closes(&bus).await;
     empty_for_others(&cx, &queue).await;
 }
 
@@ -64,7 +64,7 @@ pub async fn settle_after_consumer_close(cx: Cx) {
     let mut seen = take_acked(&mut subscribe(&queue).await, 3).await;
     seen.sort();
     assert_eq!(seen, ["m-000001", "m-000002", "m-000003"]);
-    bus.close().await.expect("close");
+    closes(&bus).await;
     empty_for_others(&cx, &queue).await;
 }
 
@@ -75,7 +75,7 @@ pub async fn settle_after_bus_close(cx: Cx) {
     publish(&queue, bodies(3)).await;
     let mut subscription = subscribe(&queue).await;
     let taken = take(&mut subscription, 3).await;
-    bus.close().await.expect("close");
+    closes(&bus).await;
     for delivery in taken {
         let expected = text(&delivery);
         let error = match expected.as_str() {
@@ -184,7 +184,7 @@ pub async fn out_of_order_acks(cx: Cx) {
     let mut subscription = subscribe(&queue).await;
     let left = ack_odd_ones(&mut subscription).await;
     drop(left);
-    bus.close().await.expect("close");
+    closes(&bus).await;
     drop(subscription);
     let bus = cx.bus().await;
     let mut again = subscribe(&bus.channel(queue.address().clone())).await;

@@ -9,8 +9,8 @@ use crate::{
     Case, Cx, Ledger, PATIENCE, Proxy,
     case::run,
     drive::{
-        Log, bodies, closes, counted, in_order, publish, quiet, refused, rest, rest_until, start, subscribe, take,
-        take_acked, text,
+        CLOSE_FOR, Log, bodies, closes, counted, in_order, publish, quiet, refused, rest, rest_until, start, subscribe,
+        take, take_acked, text,
     },
     eventually,
 };
@@ -54,9 +54,6 @@ pub async fn close_flushes(cx: Cx) {
     }
 }
 
-/// How long closing waits for answers.
-const CLOSE_FOR: Duration = Duration::from_secs(5);
-
 async fn every_one_is_there(cx: &Cx, queue: &Channel, count: usize) {
     let mut ledger = Ledger::sent(bodies(count));
     rest(cx, queue, count).await.into_iter().for_each(|body| ledger.see(body));
@@ -80,7 +77,7 @@ pub async fn after_close(cx: Cx) {
     publish(&other, bodies(1)).await;
 
     let mut subscription = subscribe(&other).await;
-    bus.close().await.expect("close");
+    closes(&bus).await;
     let used = Instant::now();
     refused(subscription.next().await, closed);
     refused(other.send_message(Message::new("late")).await, closed);
@@ -196,7 +193,7 @@ pub async fn open_and_close(cx: Cx) {
         publish(&queue, bodies(1)).await;
         take_acked(&mut subscription, 1).await;
         subscription.close().await.expect("close");
-        bus.close().await.expect("close");
+        closes(&bus).await;
     }
     let queue = cx.name();
     for _ in 0..3 {
@@ -248,7 +245,7 @@ pub async fn connections_are_shared(cx: Cx) {
     })
     .await;
     assert!(before <= FEW, "{before} connections for one producer");
-    bus.close().await.expect("close");
+    closes(&bus).await;
     eventually(PATIENCE, || async {
         let open = proxy.stats().open;
         if open == 0 { Ok(()) } else { Err(format!("{open} connections are left open")) }
@@ -324,7 +321,7 @@ pub async fn cancelled_sends(cx: Cx) {
         }
     })
     .await;
-    bus.close().await.expect("close");
+    closes(&bus).await;
     let awaited = ["first", "second", "third", "fourth", "fifth", "sixth"].map(str::to_owned);
     let seen = rest_until(&cx, &queue, |seen| awaited.iter().all(|body| seen.contains(body))).await;
     let of_ours = |body: &&String| !body.starts_with("m-");

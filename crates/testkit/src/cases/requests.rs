@@ -10,7 +10,7 @@ use tokio::{sync::Semaphore, time::Instant};
 use crate::{
     Case, Cx, PATIENCE,
     case::run,
-    drive::{quiet, refused, retry_every, start, subscribe},
+    drive::{closes, quiet, refused, retry_every, start, subscribe},
     eventually,
 };
 
@@ -62,7 +62,7 @@ async fn doubling_at(cx: &Cx, policy: FailurePolicy, late: Gate) -> (Bus, Channe
 
 async fn end(bus: Bus, running: Running) {
     running.stop().await.expect("stop");
-    bus.close().await.expect("close");
+    closes(&bus).await;
 }
 
 /// What a handler returns is the reply, on the same connection and on another one, and a message that asks for nothing
@@ -79,7 +79,7 @@ pub async fn answer(cx: Cx) {
     assert_eq!(asked.request(&21_u64).await.expect("a reply").decode::<u64>().expect("a number"), 42);
     crate::drive::counted(&running, queue.address().name(), "handled", 7).await;
     assert_eq!((bus.late_replies(), other.late_replies()), (0, 0));
-    other.close().await.expect("close");
+    closes(&other).await;
     refused(asked.request(&1_u64).await, &[ErrorKind::Closed]);
     end(bus, running).await;
 }

@@ -19,8 +19,8 @@ use crate::{
     case::run,
     cx::lock,
     drive::{
-        Log, bodies, counted, counted_within, counts, dead_letters, in_order, next, publish, quiet, retry_every, start,
-        subscribe, take_acked,
+        Log, bodies, closes, counted, counted_within, counts, dead_letters, in_order, next, publish, quiet,
+        retry_every, start, subscribe, take_acked,
     },
     twist::{Receiving, Twist, Twisted},
 };
@@ -258,7 +258,7 @@ pub async fn restart_in_backoff(cx: Cx) {
         next(&mut subscription).await.retry(DELAY).await.expect("retry");
     }
     drop(subscription);
-    bus.close().await.expect("close");
+    closes(&bus).await;
     let bus = cx.bus().await;
     let mut again = subscribe(&bus.channel(queue.address().clone())).await;
     for _ in 0..3 {

@@ -9,7 +9,7 @@ use crate::{
     Case, Cx, captured,
     case::run,
     cx::CONNECTING,
-    drive::{Log, counted, dead_letters, refused, retry_every, start, subscribe, take},
+    drive::{Log, closes, counted, dead_letters, refused, retry_every, start, subscribe, take},
 };
 
 pub(super) const CASES: &[Case] = &[Case::new("X4_nothing_secret_is_told", run!(nothing_secret_is_told)).alone()];
@@ -130,7 +130,7 @@ pub async fn nothing_secret_is_told(cx: Cx) {
     }
     shown.push(format!("{subscription:?}"));
     subscription.close().await.expect("close");
-    bus.close().await.expect("close");
+    closes(&bus).await;
 
     let of_login = |text: &str| login.as_ref().is_some_and(|login| text.contains(login));
     let told: Vec<_> = shown.iter().filter(|text| text.contains(&mark) || of_login(text)).collect();

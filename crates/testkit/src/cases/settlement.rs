@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use crate::{
     Case, Cx, Ledger,
     case::run,
-    drive::{bodies, dead_letters, in_order, next, publish, quiet, subscribe, take, take_acked, text},
+    drive::{bodies, closes, dead_letters, in_order, next, publish, quiet, subscribe, take, take_acked, text},
 };
 
 pub(super) const CASES: &[Case] = &[
@@ -59,7 +59,7 @@ pub(super) async fn empty_for_others(cx: &Cx, queue: &polymq_core::Channel) {
     if cx.capabilities().stats {
         assert_eq!(again.stats(None).await.expect("stats").ready, 0, "messages that wait");
     }
-    bus.close().await.expect("close");
+    closes(&bus).await;
 }
 
 /// An acknowledged message never comes again, not even on another connection.
@@ -71,7 +71,7 @@ pub async fn ack(cx: Cx) {
     assert_eq!(in_order(&cx, take_acked(&mut subscription, 20).await), bodies(20).collect::<Vec<_>>());
     quiet(&mut subscription).await;
     subscription.close().await.expect("close");
-    bus.close().await.expect("close");
+    closes(&bus).await;
     empty_for_others(&cx, &queue).await;
 }
 
@@ -116,7 +116,7 @@ pub async fn requeued_by_several(cx: Cx) {
             next(&mut subscription).await.retry(Duration::ZERO).await.expect("retry");
         }
         subscription.close().await.expect("close");
-        bus.close().await.expect("close");
+        closes(&bus).await;
     }
     let mut ledger = Ledger::sent(bodies(COUNT));
     let mut failed = 0;
@@ -165,7 +165,7 @@ pub async fn drop_message(cx: Cx) {
     quiet(&mut subscription).await;
     subscription.close().await.expect("close");
     quiet(&mut dead_letters(&bus, &queue).await).await;
-    bus.close().await.expect("close");
+    closes(&bus).await;
     empty_for_others(&cx, &queue).await;
 }
 
@@ -184,7 +184,7 @@ pub async fn reject(cx: Cx) {
     assert_eq!(letter.message().system_headers().get(dead_letter::REASON), Some("no such customer"));
     letter.ack().await.expect("ack");
     quiet(&mut letters).await;
-    bus.close().await.expect("close");
+    closes(&bus).await;
     empty_for_others(&cx, &queue).await;
 }
 

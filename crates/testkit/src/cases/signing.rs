@@ -9,7 +9,7 @@ use polymq_signing::{PublicKeys, SIGNATURE, Signer, SigningKey, Verifier};
 use crate::{
     Case, Cx,
     case::run,
-    drive::{Log, counted, dead_letters, next, quiet, retry_every, start, subscribe},
+    drive::{Log, closes, counted, dead_letters, next, quiet, retry_every, start, subscribe},
 };
 
 pub(super) const CASES: &[Case] = &[
@@ -68,7 +68,7 @@ async fn on_the_wire(cx: &Cx, key: &SigningKey, queue: &Channel) -> Message {
     let message = delivery.message().clone();
     delivery.ack().await.expect("ack");
     subscription.close().await.expect("close");
-    bus.close().await.expect("close");
+    closes(&bus).await;
     message
 }
 
@@ -175,13 +175,13 @@ pub async fn keys_are_rotated(cx: Cx) {
         for key in [&old, &new] {
             let sender = signing(&cx, key).await;
             sender.channel(queue.address().clone()).send_message(rich("order")).await.expect("send");
-            sender.close().await.expect("close");
+            closes(&sender).await;
         }
         let bus = verifying(&cx, &known).await;
         let (log, reasons) = handled(&bus, &queue, good, bad).await;
         assert_eq!(log.len() as u64, good, "{reasons:?}");
         assert!(reasons.iter().all(|reason| reason.contains("unknown key \"old\"")), "{reasons:?}");
         // What a consumer that is dropped was waiting for may be lent to it.
-        bus.close().await.expect("close");
+        closes(&bus).await;
     }
 }

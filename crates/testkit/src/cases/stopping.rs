@@ -14,8 +14,8 @@ use tokio::time::Instant;
 use crate::{
     Case, Cx, Ledger, PATIENCE,
     case::run,
-    child::{self, Mode},
-    drive::{Log, assert_stopped, bodies, publish, rest},
+    child::{self, DRAIN, Mode},
+    drive::{CLOSE_FOR, Log, assert_stopped, bodies, closes, publish, rest, rest_until},
     eventually,
 };
 
@@ -57,9 +57,9 @@ pub async fn drain_under_load(cx: Cx) {
     sending.await.expect("the sender");
     let mut ledger = Ledger::sent(bodies(COUNT));
     ended.bodies().into_iter().for_each(|body| ledger.see(body));
-    bus.close().await.expect("close");
+    let told = closes(&bus).await;
     rest(&cx, &queue, COUNT.saturating_sub(ended.len())).await.into_iter().for_each(|body| ledger.see(body));
-    ledger.assert_exact();
+    assert_rest(&ledger, told);
 }
 
 #[derive(Debug)]
@@ -93,23 +93,31 @@ pub async fn deadline_returns_the_rest(cx: Cx) {
     eventually(PATIENCE, || async { if ended.len() == 21 { Ok(()) } else { Err(format!("{} ended", ended.len())) } })
         .await;
     let stopping = Instant::now();
-    assert_stopped(&cx, running.stop().await);
+    let stopped = assert_stopped(&cx, running.stop().await);
     let took = stopping.elapsed();
     assert!(took >= Duration::from_millis(500), "handlers got only {took:?}");
     assert!(took < Duration::from_secs(60), "the stop took {took:?}");
-    bus.close().await.expect("close");
+    let told = closes(&bus).await && stopped;
     let mut ledger = Ledger::sent(bodies(40));
     ended.bodies().into_iter().for_each(|body| ledger.see(body));
     rest(&cx, &queue, 40_usize.saturating_sub(ended.len())).await.into_iter().for_each(|body| ledger.see(body));
-    ledger.assert_exact();
+    assert_rest(&ledger, told);
 }
 
-/// What a child says at its end: that it has stopped; beside a broker, if need be without waiting any longer for it.
+/// Nothing is lost, and nothing comes twice: unless the broker was too slow to be told what had ended, which comes again then.
 #[track_caller]
-fn assert_ended(cx: &Cx, line: Option<String>) {
+fn assert_rest(ledger: &Ledger, told: bool) {
+    if told { ledger.assert_exact() } else { ledger.assert_nothing_lost() }
+}
+
+/// What a child says at its end: that it has stopped; beside a broker, if need be without waiting any longer for it. Gives whether
+/// it has waited.
+#[track_caller]
+fn assert_ended(cx: &Cx, line: Option<String>) -> bool {
     let line = line.expect("the child says how it has ended");
     let gave_up = cx.harness().broker().is_some() && line.contains("did not close in time");
     assert!(line == "ended: Ok(())" || gave_up, "{line}");
+    !gave_up
 }
 
 /// A process that gets SIGTERM with ten messages in its handlers: those that end in time are acknowledged, the rest
@@ -126,19 +134,29 @@ pub async fn sigterm_drains(cx: Cx) {
         }
         let told = std::time::Instant::now();
         child.signal("TERM");
-        assert_ended(&of_child, child.line(PATIENCE));
+        let waited = assert_ended(&of_child, child.line(PATIENCE));
+        // A consumer waits for its broker as long as closing may take, and says nothing when that was too short.
+        let in_time = waited && told.elapsed() < DRAIN + CLOSE_FOR;
         while child.ended().is_none() {
             assert!(told.elapsed() < PATIENCE, "the child goes on");
             std::thread::sleep(Duration::from_millis(5));
         }
         assert!(told.elapsed() < Duration::from_secs(60), "the drain of ten seconds took {:?}", told.elapsed());
         assert!(child.ended().is_some_and(|status| status.success()), "{:?}", child.ended());
+        in_time
     };
-    child::watched(tokio::task::spawn_blocking(work)).await;
-    let mut left = rest(&cx, &queue, 5).await;
+    let told = child::watched(tokio::task::spawn_blocking(work)).await;
+    let others = ["m-000001", "m-000003", "m-000005", "m-000007", "m-000009"];
+    // What the broker was not told of in time comes again beside them.
+    let mut left = rest_until(&cx, &queue, |seen| others.iter().all(|body| seen.iter().any(|seen| seen == body))).await;
     left.sort();
-    assert_eq!(left, ["m-000001", "m-000003", "m-000005", "m-000007", "m-000009"], "exactly the others come again");
-    bus.close().await.expect("close");
+    if told {
+        assert_eq!(left, others, "exactly the others come again");
+    } else {
+        let missing: Vec<_> = others.iter().filter(|body| !left.iter().any(|seen| seen == **body)).collect();
+        assert!(missing.is_empty(), "{missing:?} are lost; {left:?} came again");
+    }
+    closes(&bus).await;
 }
 
 async fn stuck(message: Message, attempt: Attempt, log: State<Log>) {
@@ -166,7 +184,7 @@ pub async fn force(cx: Cx) {
     running.force();
     assert_stopped(&cx, stopping.await.expect("the stop"));
     assert!(forced.elapsed() < Duration::from_secs(60), "the forced stop took {:?}", forced.elapsed());
-    bus.close().await.expect("close");
+    closes(&bus).await;
     let mut seen = rest(&cx, &queue, 10).await;
     seen.sort();
     assert_eq!(seen, bodies(10).collect::<Vec<_>>());

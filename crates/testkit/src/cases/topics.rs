@@ -11,7 +11,8 @@ use crate::{
     Case, Cx, Ledger, PATIENCE,
     case::run,
     drive::{
-        bodies, in_order, next, publish, quiet, refused, start, subscribe, subscribe_with, take, take_acked, text,
+        bodies, closes, in_order, next, publish, quiet, refused, start, subscribe, subscribe_with, take, take_acked,
+        text,
     },
     eventually,
 };
@@ -159,7 +160,7 @@ pub async fn group_misses_nothing(cx: Cx) {
     assert_eq!(take_acked(&mut member, 1).await, ["seen"]);
     member.close().await.expect("close");
     publish(&topic, bodies(10)).await;
-    bus.close().await.expect("close");
+    closes(&bus).await;
     let bus = cx.bus().await;
     let mut member = join(&bus.topic(topic.address().name()), "billing").await;
     assert_eq!(in_order(&cx, take_acked(&mut member, 10).await), bodies(10).collect::<Vec<_>>());

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     Case, Cx, Ledger, PATIENCE, Proxy,
     case::run,
-    drive::{bodies, publish, subscribe, text},
+    drive::{bodies, closes, publish, subscribe, text},
     eventually,
 };
 
@@ -71,7 +71,7 @@ pub async fn starts_before_the_broker(cx: Cx) {
         ..crate::Figures::default()
     });
     subscription.close().await.expect("close");
-    bus.close().await.expect("close");
+    closes(&bus).await;
     leaves_no_task().await;
 }
 

@@ -7,7 +7,7 @@ use super::scenario::{Expect, Plan, Scenario};
 use crate::{
     Case, Cx, Deletion, PATIENCE,
     case::run,
-    drive::{Log, publish, start},
+    drive::{Log, closes, publish, start},
     eventually,
 };
 
@@ -28,7 +28,8 @@ async fn note(message: Message, log: State<Log>) {
 /// is handled. Another queue on the connection goes on, and so does the connection, unless the harness says that a queue is a
 /// connection there.
 pub async fn queue_deleted_in_use(cx: Cx) {
-    let mut scenario = Scenario::start(&cx, Plan::at(cx.harness().url(None))).await;
+    let plan = Plan::at(cx.harness().url(None)).patient(&cx);
+    let mut scenario = Scenario::start(&cx, plan).await;
     scenario.sends_and_handles(20).await;
     let beside = cx.queue(&scenario.bus);
     let beside_log = Log::default();
@@ -40,7 +41,7 @@ pub async fn queue_deleted_in_use(cx: Cx) {
 
     let other = cx.bus().await;
     other.channel(scenario.queue.address().clone()).delete(None).await.expect("delete");
-    other.close().await.expect("close");
+    closes(&other).await;
     let deleted = Instant::now();
     publish(&beside, ["after".to_owned()]).await;
     beside_log.reaches(2).await;
@@ -68,7 +69,7 @@ pub async fn queue_deleted_in_use(cx: Cx) {
 /// A second consumer joins under load, takes its share, and leaves under load: nothing is lost. (This is the half of
 /// "leader change and rebalance" that one node can show: the share of each member moves twice.)
 pub async fn member_joins_and_leaves(cx: Cx) {
-    let mut plan = Plan::at(cx.harness().url(None));
+    let mut plan = Plan::at(cx.harness().url(None)).patient(&cx);
     // Where members share a queue by its parts, there must be some.
     if cx.harness().backend().keys().iter().any(|key| key.name == "partitions") {
         plan.settings.push(("partitions".into(), "8".into()));

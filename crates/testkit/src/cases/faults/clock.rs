@@ -9,7 +9,7 @@ use super::{scenario::leaves_no_task, states::States};
 use crate::{
     Case, Cx, Figures, PATIENCE,
     case::run,
-    drive::{Log, bodies, publish, retry_every, start},
+    drive::{Log, bodies, closes, publish, retry_every, start},
     eventually,
 };
 
@@ -42,7 +42,7 @@ pub async fn clock_jumps(cx: Cx) {
     const WAIT: Duration = Duration::from_secs(2);
     const HOUR: i64 = 3600;
     let states = States::default();
-    let bus = states.watched(cx.builder()).connect().await.expect("connect");
+    let bus = states.watched(cx.steady(cx.builder())).connect().await.expect("connect");
     let queue = cx.queue(&bus);
     let log = Log::default();
     let mut consumers = ConsumerFactory::new(&bus);
@@ -88,7 +88,7 @@ pub async fn clock_jumps(cx: Cx) {
     cx.record(Figures { accepted, handled: log.len() - 3, health: states.to_string(), ..Figures::default() });
     assert_eq!(log.len(), accepted + 3, "each once, and one more time what failed: {:?}", log.bodies());
     running.stop().await.expect("stop");
-    bus.close().await.expect("close");
+    closes(&bus).await;
     leaves_no_task().await;
 }
 

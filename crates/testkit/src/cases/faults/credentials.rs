@@ -6,7 +6,7 @@ use polymq_core::ErrorKind;
 use tokio::time::Instant;
 
 use super::scenario::{Expect, Plan, Scenario};
-use crate::{Case, Cx, PATIENCE, Proxy, case::run, eventually};
+use crate::{Case, Cx, PATIENCE, Proxy, case::run, drive::closes, eventually};
 
 pub(in crate::cases) const CASES: &[Case] = &[Case::new("F12_password_changes", run!(password_changes))
     .with("passwords", |harness| harness.passwords().map(drop))
@@ -29,12 +29,12 @@ pub async fn password_changes(cx: Cx) {
 
     passwords.set(NEW).await;
     proxy.reset_all();
-    let error = match cx.builder_to(url(OLD)).connect().await {
+    let error = match cx.builder_to(url(OLD)).with("connect_timeout", "50s").connect().await {
         Err(error) => error,
         // Where nothing is connected before it is used.
         Ok(bus) => {
             let error = bus.queue(scenario.queue.address().name()).send(&"refused").await.expect_err("refused");
-            bus.close().await.expect("close");
+            closes(&bus).await;
             error
         }
     };

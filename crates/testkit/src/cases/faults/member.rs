@@ -7,7 +7,7 @@ use tokio::sync::{Notify, OwnedRwLockWriteGuard, RwLock};
 
 use crate::{
     Cx,
-    drive::{Log, retry_every},
+    drive::{Log, closes, retry_every},
     eventually,
 };
 
@@ -66,6 +66,6 @@ impl Member {
     pub(super) async fn leaves(self, held_up: OwnedRwLockWriteGuard<()>) {
         let (stopped, ()) = tokio::join!(self.running.stop(), async { drop(held_up) });
         stopped.expect("stop");
-        self.bus.close().await.expect("close");
+        closes(&self.bus).await;
     }
 }

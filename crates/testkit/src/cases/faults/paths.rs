@@ -12,7 +12,7 @@ use super::{
 use crate::{
     Case, Cx, Figures, Ledger, Proxy,
     case::run,
-    drive::{prefetch, subscribe_with, text},
+    drive::{closes, prefetch, subscribe_with, text},
 };
 
 pub(in crate::cases) const CASES: &[Case] = &[Case::new("F17_paths_of_different_speed", run!(paths)).broker()];
@@ -78,8 +78,8 @@ pub async fn paths(cx: Cx) {
     let (accepted, handled) = (2 * count, seen.len());
     cx.record(Figures { accepted, handled, health: states.to_string(), ..Figures::default() });
     subscription.close().await.expect("close");
-    fast.close().await.expect("close");
-    slow.close().await.expect("close");
+    closes(&fast).await;
+    closes(&slow).await;
     leaves_no_connection(&proxy).await;
     leaves_no_task().await;
 }

@@ -30,6 +30,14 @@ pub(super) struct Plan {
 }
 
 impl Plan {
+    /// With time for declarations, where one that takes longer than `usual` says would be told as a lost connection.
+    pub(super) fn patient(mut self, cx: &Cx) -> Self {
+        if cx.harness().backend().keys().iter().any(|key| key.name == "connect_timeout") {
+            self.settings.push(("connect_timeout".into(), "60s".into()));
+        }
+        self
+    }
+
     pub(super) fn at(url: String) -> Self {
         let one_send = Duration::from_secs(5);
         Self { url, sender: None, settings: Vec::new(), one_send, senders: 8, hope: None, proxy: None, slow: None }
@@ -65,7 +73,7 @@ async fn try_to_connect(cx: &Cx, plan: &Plan, url: &str, states: Option<&States>
 /// Settings under which a lost connection is looked for again soon, as far as the backend has them.
 fn usual(cx: &Cx) -> Vec<(String, String)> {
     let known = cx.harness().backend();
-    [("reconnect_max", "1s"), ("connect_timeout", "3s")]
+    [("reconnect_max", "1s"), ("connect_timeout", "3s"), ("operation_timeout", "10s")]
         .into_iter()
         .filter(|(key, _)| known.keys().iter().any(|known| known.name == *key))
         .map(|(key, value)| (key.to_owned(), value.to_owned()))

@@ -9,7 +9,7 @@ use super::{scenario::leaves_no_task, states::States};
 use crate::{
     Case, Cx, Figures, Ledger, PATIENCE,
     case::run,
-    drive::{Log, counted_within, dead_letters, start, text},
+    drive::{Log, closes, counted_within, dead_letters, start, text},
 };
 
 pub(in crate::cases) const CASES: &[Case] = &[Case::new("F19_poison_flood", run!(poison_flood))];
@@ -25,7 +25,7 @@ pub async fn poison_flood(cx: Cx) {
     let is_bad = |number: &usize| number % 10 == 3;
     let body = move |number: usize| if is_bad(&number) { format!("bad {number}") } else { number.to_string() };
     let states = States::default();
-    let bus = states.watched(cx.builder()).connect().await.expect("connect");
+    let bus = states.watched(cx.steady(cx.builder())).connect().await.expect("connect");
     let queue = cx.queue(&bus);
     let log = Log::default();
     let mut consumers = ConsumerFactory::new(&bus);
@@ -57,6 +57,6 @@ pub async fn poison_flood(cx: Cx) {
     let handled = log.len() + bad.len();
     cx.record(Figures { accepted: COUNT, handled, health: states.to_string(), ..Figures::default() });
     running.stop().await.expect("stop");
-    bus.close().await.expect("close");
+    closes(&bus).await;
     leaves_no_task().await;
 }

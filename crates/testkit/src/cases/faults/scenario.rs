@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     Cx, Figures, Ledger, PATIENCE, Proxy,
-    drive::{Log, Seen, bodies},
+    drive::{Log, Seen, bodies, closes},
     eventually,
 };
 
@@ -316,7 +316,7 @@ impl Scenario {
     pub(super) async fn closes(&self) {
         self.stops().await;
         for bus in std::iter::once(&self.bus).chain(&self.sender) {
-            tokio::time::timeout(ENDING, bus.close()).await.expect("closing is bounded").expect("close");
+            tokio::time::timeout(ENDING, closes(bus)).await.expect("closing is bounded");
         }
     }
 }
