@@ -13,8 +13,8 @@ use std::{
 
 use libtest_mimic::{Arguments, Trial};
 use polymq_core::{
-    Attempt, Backoff, Bus, ConsumerFactory, ConsumerRunner, Delivery, ErrorKind, Failure, FailurePolicy, Message,
-    State, Subscription,
+    Attempt, Backoff, Bus, ConsumeOptions, ConsumerFactory, ConsumerRunner, Delivery, ErrorKind, Failure,
+    FailurePolicy, Message, State, Subscription,
 };
 use polymq_embedded as _;
 use polymq_testkit::eventually;
@@ -24,6 +24,8 @@ const FOLDER: &str = "POLYMQ_TEST_FOLDER";
 const ENDS: &str = "POLYMQ_TEST_ENDS";
 /// Set for a service with a runner.
 const RUNS: &str = "POLYMQ_TEST_RUNS";
+/// Set for a member of a topic's group, which handles a half and keeps what comes then.
+const MEMBER: &str = "POLYMQ_TEST_MEMBER";
 /// How many messages it adds to those whose handlers never end.
 const HELD: usize = 4;
 const ROUNDS: usize = 3;
@@ -115,6 +117,51 @@ async fn run(folder: &Path) {
         .await;
         println!("acked {body}");
     }
+}
+
+const EVENTS: u32 = 10;
+
+async fn group(bus: &Bus) -> Subscription {
+    let options = ConsumeOptions { group: Some("billing".to_owned()), ..ConsumeOptions::default() };
+    bus.topic("events").subscribe(options).await.expect("subscribed")
+}
+
+/// The member: acknowledges the first half, one after the other, and holds the next one.
+async fn join(folder: &Path) {
+    let bus = connect(folder).await.expect("opened");
+    let mut subscription = group(&bus).await;
+    for number in 1..=EVENTS {
+        bus.topic("events").send_message(Message::new(number.to_string())).await.expect("sent");
+    }
+    for _ in 0..EVENTS / 2 {
+        subscription.next().await.expect("received").ack().await.expect("acknowledged");
+    }
+    let _held = subscription.next().await.expect("received");
+    // What is answered now was written after the acknowledgements.
+    bus.queue("other").send_message(Message::new("x")).await.expect("sent");
+    println!("holds");
+    std::future::pending().await
+}
+
+/// A service that reads a topic in a group goes on, after it was killed, behind what it has acknowledged. What it had moved to the
+/// group within its last second comes once more, behind that.
+fn a_member_of_a_group_that_is_killed_goes_on_where_it_was() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut child = start(folder.path(), Some(MEMBER));
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line == "holds"), "it ended before");
+    child.kill().expect("killed");
+    child.wait().expect("gone");
+    let found = block_on(async {
+        let bus = connect(folder.path()).await.expect("opened");
+        let found = all(&mut group(&bus).await, EVENTS as usize / 2).await;
+        bus.close().await.expect("close");
+        found
+    });
+    let numbers = |first| (first..=EVENTS).map(|number| number.to_string()).collect::<Vec<_>>();
+    let (left, again) = found.split_at(found.len().min(EVENTS as usize / 2));
+    assert_eq!(left, numbers(EVENTS / 2 + 1));
+    assert!(numbers(1).ends_with(again), "{again:?}");
 }
 
 /// The short messages that handlers have begun.
@@ -309,16 +356,23 @@ fn main() -> ExitCode {
         if std::env::var_os(RUNS).is_some() {
             block_on(run(Path::new(&folder)));
         }
+        if std::env::var_os(MEMBER).is_some() {
+            block_on(join(Path::new(&folder)));
+        }
         block_on(serve(Path::new(&folder)));
         return ExitCode::SUCCESS;
     }
-    let tests: [(&str, fn()); 3] = [
+    let tests: [(&str, fn()); 4] = [
         ("killed_service_loses_nothing", killed_service_loses_nothing),
         (
             "a_service_killed_in_its_handlers_gets_their_messages_again",
             a_service_killed_in_its_handlers_gets_their_messages_again,
         ),
         ("a_service_that_ends_has_acknowledged", a_service_that_ends_has_acknowledged),
+        (
+            "a_member_of_a_group_that_is_killed_goes_on_where_it_was",
+            a_member_of_a_group_that_is_killed_goes_on_where_it_was,
+        ),
     ];
     let trials = tests.map(|(name, test)| {
         Trial::test(name, move || {
