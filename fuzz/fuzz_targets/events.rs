@@ -1,4 +1,4 @@
-//! Stored events, commands and queries: see `polymq_fuzz::events`.
+//! Events, commands and queries: see `polymq_fuzz::events`.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|steps: Vec<polymq_fuzz::events::Step>| polymq_fuzz::events::run(&steps));

@@ -1,12 +1,13 @@
 //! What the fuzz targets do with their input: talk to a broker in this process, over its own gRPC interface.
 //!
-//! The broker is one for all inputs, so what one leaves behind shows as memory that grows, for which libFuzzer has a
+//! The broker is one for all inputs, but for those with restarts, so what one leaves behind shows as memory that grows, for which libFuzzer has a
 //! limit. Channels are named by the input's number and removed after it. A panic anywhere ends the process: libFuzzer
 //! makes it an abort.
 
 pub mod events;
 pub mod queues;
 pub mod requests;
+pub mod restarts;
 
 use std::{
     cell::OnceCell,
@@ -15,7 +16,7 @@ use std::{
 
 use polymq_broker::Broker;
 use polymq_kubemq_proto::{Request, kubemq_client::KubemqClient, request::RequestType};
-use tokio::runtime::Runtime;
+use tokio::runtime::{Builder, Runtime};
 use tonic::transport::Channel;
 
 pub type Client = KubemqClient<Channel>;
@@ -32,13 +33,30 @@ thread_local! {
 
 impl World {
     fn new() -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = runtime();
         let (broker, channel) = runtime.block_on(async {
             let broker = Broker::builder().listen("127.0.0.1:0").start().await.unwrap();
-            let endpoint = Channel::from_shared(format!("http://{}", broker.address())).unwrap();
-            (broker, endpoint.connect().await.unwrap())
+            let channel = connect(&broker).await;
+            (broker, channel)
         });
         Self { runtime, _broker: broker, channel }
+    }
+}
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+async fn connect(broker: &Broker) -> Channel {
+    Channel::from_shared(format!("http://{}", broker.address())).unwrap().connect().await.unwrap()
+}
+
+/// What is there already, without waiting.
+async fn at_once<T>(work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        done = work => Some(done),
+        () = std::future::ready(()) => None,
     }
 }
 

@@ -1,9 +1,9 @@
-//! Steps over the single calls: receiving, looking and emptying.
+//! Steps over the single calls and those that only send: receiving, looking and emptying.
 
 use std::collections::BTreeSet;
 
 use polymq_kubemq_proto::{
-    AckAllQueueMessagesRequest, QueuesDownstreamRequest, QueuesDownstreamRequestType as Poll,
+    AckAllQueueMessagesRequest, QueuesDownstreamRequest, QueuesDownstreamRequestType as Poll, QueuesUpstreamRequest,
     ReceiveQueueMessagesRequest,
 };
 use tokio::sync::mpsc;
@@ -12,16 +12,31 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::model::Model;
 
 impl Model {
+    pub(super) async fn send(&mut self, queue: u8, deliveries: u8, dead_letters: bool) {
+        let message = self.message(queue, deliveries, dead_letters);
+        let result = self.client.send_queue_message(message).await.unwrap().into_inner();
+        assert!(!result.is_error, "{result:?}");
+    }
+
+    pub(super) async fn upstream(&mut self, queue: u8, count: u8, deliveries: u8) {
+        let messages: Vec<_> = (0..count).map(|_| self.message(queue, deliveries, false)).collect();
+        let none = messages.is_empty();
+        let request = QueuesUpstreamRequest { request_id: "u".into(), messages };
+        let answers = self.client.queues_upstream(tokio_stream::once(request)).await.unwrap();
+        let answer = answers.into_inner().message().await.unwrap().expect("an answer");
+        assert_eq!(answer.is_error, none, "{answer:?}");
+        assert!(answer.results.iter().all(|result| !result.is_error), "{answer:?}");
+    }
+
     /// Takes, or only looks at, what waits.
     pub(super) async fn receive(&mut self, queue: u8, most: u8, peek: bool) -> usize {
         // Nobody waits for a second: the single call has no shorter wait, so it is asked when something is there.
-        let channel = self.queue(queue);
-        if self.waiting(&channel).await == 0 {
+        if self.waiting(queue).await == 0 {
             return 0;
         }
         let request = ReceiveQueueMessagesRequest {
             client_id: "fuzz".into(),
-            channel,
+            channel: self.queue(queue),
             max_number_of_messages: most.into(),
             wait_time_seconds: 1,
             is_peak: peek,
@@ -38,12 +53,13 @@ impl Model {
         answer.messages.len()
     }
 
-    /// How many messages of a queue are not lent, as far as this input knows of loans.
-    pub(super) async fn waiting(&mut self, channel: &str) -> usize {
+    /// Whether a queue has a message that is not lent, when nobody waits for one any more.
+    pub(super) async fn waiting(&mut self, queue: u8) -> usize {
+        self.resolve(queue).await;
         let request = QueuesDownstreamRequest {
             request_id: "look".into(),
             client_id: "fuzz".into(),
-            channel: channel.into(),
+            channel: self.queue(queue),
             request_type_data: Poll::Get.into(),
             max_items: 1,
             ..QueuesDownstreamRequest::default()

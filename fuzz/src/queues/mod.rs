@@ -1,22 +1,26 @@
 //! The life of messages in queues, by steps over both of the protocol's streams and its single calls.
 //!
 //! What must hold, whatever the order: each delivery is of a message that was accepted and that nobody has finished with; and
-//! at the end every accepted message is either finished with or still there, once. Expirations and delays are left out,
+//! at the end every accepted message is either finished with or still there, once. Polls are answered once, also those that
+//! wait beside each other, and whoever waits gets what comes. Expirations and delays are left out,
 //! because they make messages come and go by the clock; dropping for good is expected where a message had its last delivery.
 
 mod calls;
 mod model;
 mod older;
 mod polls;
+mod settle;
+mod step;
+mod streams;
 
-pub use older::Old;
+pub use self::{
+    older::Old,
+    step::{Settle, Step},
+};
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use arbitrary::Arbitrary;
-use polymq_kubemq_proto::{QueueMessagesBatchRequest, QueuesDownstreamRequestType as Poll, QueuesUpstreamRequest};
-
-use self::model::Model;
+pub(crate) use self::model::Model;
 use crate::{Client, manage, with_broker};
 
 /// Queues of an input; the last one is nobody's but the dead letters'.
@@ -25,74 +29,8 @@ const QUEUES: usize = 3;
 const STREAMS: usize = 2;
 /// Steps of an input; more say nothing new.
 const STEPS: usize = 48;
-
-#[derive(Debug, Arbitrary)]
-pub enum Step {
-    /// One message by the single call, with a limit of deliveries and perhaps a queue of dead letters.
-    Send {
-        queue: u8,
-        deliveries: u8,
-        dead_letters: bool,
-    },
-    Batch {
-        queue: u8,
-        count: u8,
-    },
-    Upstream {
-        queue: u8,
-        count: u8,
-        deliveries: u8,
-    },
-    Receive {
-        queue: u8,
-        most: u8,
-        peek: bool,
-    },
-    Purge {
-        queue: u8,
-    },
-    Get {
-        stream: u8,
-        queue: u8,
-        most: u8,
-        auto_ack: bool,
-    },
-    AckAll {
-        transaction: u8,
-    },
-    AckSome {
-        transaction: u8,
-        which: u8,
-        twice: bool,
-    },
-    NackAll {
-        transaction: u8,
-    },
-    NackSome {
-        transaction: u8,
-        which: u8,
-    },
-    Requeue {
-        transaction: u8,
-        target: u8,
-    },
-    RequeueSome {
-        transaction: u8,
-        which: u8,
-        target: u8,
-    },
-    Close {
-        transaction: u8,
-    },
-    /// The stream breaks; what is lent over it goes back.
-    Break {
-        stream: u8,
-    },
-    Old {
-        stream: u8,
-        step: Old,
-    },
-}
+/// Whatever must come comes within it.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 pub fn run(steps: &[Step]) {
     if steps.is_empty() {
@@ -108,70 +46,34 @@ pub fn run(steps: &[Step]) {
 }
 
 impl Model {
-    async fn step(&mut self, step: &Step) {
-        match *step {
-            Step::Send { queue, deliveries, dead_letters } => {
-                let message = self.message(queue, deliveries, dead_letters);
-                let result = self.client.send_queue_message(message).await.unwrap().into_inner();
-                assert!(!result.is_error, "{result:?}");
+    /// Before the broker stops under its streams.
+    pub(crate) async fn before_stop(&mut self) {
+        for stream in 0..STREAMS {
+            self.part(stream).await;
+        }
+    }
+
+    /// All streams break: with a broker that stops, or that only sees its client go.
+    pub(crate) async fn leave(&mut self) {
+        for stream in 0..STREAMS {
+            self.break_off(stream).await;
+        }
+        for older in 0..STREAMS {
+            if let Some((_, body)) = self.older[older].take().and_then(|older| older.held) {
+                self.failed(body);
             }
-            Step::Batch { queue, count } => {
-                let messages: Vec<_> = (0..count % 8).map(|_| self.message(queue, 0, false)).collect();
-                let none = messages.is_empty();
-                let request = QueueMessagesBatchRequest { batch_id: "b".into(), messages };
-                match self.client.send_queue_messages_batch(request).await {
-                    Ok(answer) => assert!(!answer.get_ref().have_errors, "{answer:?}"),
-                    Err(status) => assert!(none, "{status}"),
-                }
-            }
-            Step::Upstream { queue, count, deliveries } => {
-                let messages: Vec<_> = (0..count % 8).map(|_| self.message(queue, deliveries, false)).collect();
-                let none = messages.is_empty();
-                let request = QueuesUpstreamRequest { request_id: "u".into(), messages };
-                let answers = self.client.queues_upstream(tokio_stream::once(request)).await.unwrap();
-                let answer = answers.into_inner().message().await.unwrap().expect("an answer");
-                assert_eq!(answer.is_error, none, "{answer:?}");
-                assert!(answer.results.iter().all(|result| !result.is_error), "{answer:?}");
-            }
-            Step::Receive { queue, most, peek } => drop(self.receive(queue, most % 16 + 1, peek).await),
-            Step::Purge { queue } => self.purge(queue).await,
-            Step::Get { stream, queue, most, auto_ack } => self.get(stream, queue, most, auto_ack).await,
-            Step::AckAll { transaction } => self.settle(transaction, Poll::AckAll, None, false, None).await,
-            Step::AckSome { transaction, which, twice } => {
-                self.settle(transaction, Poll::AckRange, Some(which), twice, None).await;
-            }
-            Step::NackAll { transaction } => self.settle(transaction, Poll::NAckAll, None, false, None).await,
-            Step::NackSome { transaction, which } => {
-                self.settle(transaction, Poll::NAckRange, Some(which), false, None).await;
-            }
-            Step::Requeue { transaction, target } => {
-                self.settle(transaction, Poll::ReQueueAll, None, false, Some(target)).await;
-            }
-            Step::RequeueSome { transaction, which, target } => {
-                self.settle(transaction, Poll::ReQueueRange, Some(which), false, Some(target)).await;
-            }
-            Step::Close { transaction } => self.settle(transaction, Poll::CloseByClient, None, false, None).await,
-            Step::Break { stream } => {
-                let stream = usize::from(stream) % STREAMS;
-                self.streams[stream] = None;
-                self.transactions.retain(|transaction| transaction.stream != stream);
-            }
-            Step::Old { stream, ref step } => self.old(usize::from(stream) % STREAMS, step).await,
         }
     }
 
     /// Everything that is left comes, each once; then nothing does.
-    async fn end(mut self) {
-        for older in &mut self.older {
-            if let Some((_, body)) = older.take().and_then(|older| older.held) {
-                let known = self.there.get(&body).copied();
-                self.may_be_gone.extend(known.filter(|known| !known.dead_letters).map(|_| body));
-            }
+    pub(crate) async fn end(mut self) {
+        for transaction in 0..self.transactions.len().min(4) as u8 {
+            self.ask(0, transaction, false, true).await;
         }
-        self.streams = Default::default();
-        self.transactions.clear();
+        self.leave().await;
         // Streams that broke give back when the broker has seen it; the counts of the queues tell when.
-        for round in 0.. {
+        let mut last = Instant::now();
+        loop {
             let mut came = 0;
             for queue in 0..QUEUES as u8 {
                 came += self.receive(queue, 16, false).await;
@@ -180,9 +82,11 @@ impl Model {
             if left.is_empty() && came == 0 {
                 break;
             }
-            assert!(came > 0 || round < 2_000, "lost: {left:?}");
+            assert!(came > 0 || last.elapsed() < PATIENCE, "lost: {left:?}");
             if came == 0 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
+            } else {
+                last = Instant::now();
             }
         }
         for queue in 0..QUEUES as u8 {

@@ -4,11 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use polymq_kubemq_proto::{QueueMessage, QueueMessagePolicy};
 
-use super::{
-    QUEUES, STREAMS,
-    older::Older,
-    polls::{Downstream, Transaction},
-};
+use super::{QUEUES, STREAMS, older::Older, polls::Transaction, streams::Downstream};
 use crate::Client;
 
 #[derive(Debug, Clone, Copy)]
@@ -18,8 +14,8 @@ pub(super) struct Known {
     pub(super) dead_letters: bool,
 }
 
-pub(super) struct Model {
-    pub(super) client: Client,
+pub(crate) struct Model {
+    pub(crate) client: Client,
     pub(super) name: String,
     pub(super) next: u64,
     /// Accepted and not finished with.
@@ -28,6 +24,10 @@ pub(super) struct Model {
     /// Had their last delivery and no queue for dead letters: may be gone.
     pub(super) may_be_gone: BTreeSet<u64>,
     pub(super) transactions: Vec<Transaction>,
+    /// Polls that were asked for, the ids of their transactions, and those that nothing is left of.
+    pub(super) polls: u64,
+    pub(super) ids: BTreeSet<String>,
+    pub(super) over: Vec<String>,
     pub(super) streams: [Option<Downstream>; STREAMS],
     pub(super) older: [Option<Older>; STREAMS],
 }
@@ -37,7 +37,7 @@ fn body(message: &QueueMessage) -> u64 {
 }
 
 impl Model {
-    pub(super) fn new(client: Client, name: String) -> Self {
+    pub(crate) fn new(client: Client, name: String) -> Self {
         Self {
             client,
             name,
@@ -46,6 +46,9 @@ impl Model {
             finished: BTreeSet::new(),
             may_be_gone: BTreeSet::new(),
             transactions: Vec::new(),
+            polls: 0,
+            ids: BTreeSet::new(),
+            over: Vec::new(),
             streams: Default::default(),
             older: Default::default(),
         }

@@ -34,11 +34,10 @@ impl Model {
             }
             return;
         }
-        if let Old::Receive { queue } = step {
-            let channel = self.queue(*queue);
-            if self.waiting(&channel).await == 0 {
-                return;
-            }
+        if let Old::Receive { queue } = step
+            && self.waiting(*queue).await == 0
+        {
+            return;
         }
         if self.older[stream].is_none() {
             let (requests, receiver) = mpsc::channel(2);

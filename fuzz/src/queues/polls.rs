@@ -3,127 +3,91 @@
 use std::collections::BTreeMap;
 
 use polymq_kubemq_proto::{QueuesDownstreamRequest, QueuesDownstreamRequestType as Poll, QueuesDownstreamResponse};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
 
-use super::{STREAMS, model::Model};
+use super::{STREAMS, model::Model, streams::Asked};
+
+/// Polls without an answer that a stream may have.
+const WAITING: usize = 6;
+/// Longer than an input takes.
+const LONG: i32 = 600_000;
+const SHORT: i32 = 2;
 
 /// A poll that may have messages.
 pub(super) struct Transaction {
-    id: String,
+    pub(super) id: String,
     pub(super) stream: usize,
     /// By sequence: the body.
     pub(super) held: BTreeMap<i64, u64>,
 }
 
-pub(super) struct Downstream {
-    requests: mpsc::Sender<QueuesDownstreamRequest>,
-    answers: Streaming<QueuesDownstreamResponse>,
-}
-
 impl Model {
     pub(super) async fn get(&mut self, stream: u8, queue: u8, most: u8, auto_ack: bool) {
         let stream = usize::from(stream) % STREAMS;
-        if self.streams[stream].is_none() {
-            let (requests, receiver) = mpsc::channel(4);
-            let answers = self.client.queues_downstream(ReceiverStream::new(receiver)).await.unwrap().into_inner();
-            self.streams[stream] = Some(Downstream { requests, answers });
+        let asked = Asked { channel: self.queue(queue), most: i32::from(most % 16) + 1, auto_ack, long: false };
+        let id = self.poll(stream, asked, 0).await;
+        while self.streams[stream].as_ref().is_some_and(|open| open.polls.contains_key(&id)) {
+            let answer = self.open(stream).await.next().await.expect("an answer");
+            self.polled(stream, answer);
         }
+    }
+
+    /// Polls without waiting for the answer.
+    pub(super) async fn wait(&mut self, stream: usize, queue: u8, most: i8, auto_ack: bool, long: bool) {
+        if self.streams[stream].as_ref().is_some_and(|open| open.polls.len() >= WAITING) {
+            return;
+        }
+        let asked = Asked { channel: self.queue(queue), most: most.into(), auto_ack, long };
+        self.poll(stream, asked, if long { LONG } else { SHORT }).await;
+    }
+
+    async fn poll(&mut self, stream: usize, asked: Asked, wait: i32) -> String {
+        self.polls += 1;
+        let id = format!("get {}", self.polls);
         let request = QueuesDownstreamRequest {
-            request_id: "get".into(),
+            request_id: id.clone(),
             client_id: "fuzz".into(),
-            channel: self.queue(queue),
+            channel: asked.channel.clone(),
             request_type_data: Poll::Get.into(),
-            max_items: i32::from(most % 16) + 1,
-            auto_ack,
+            max_items: asked.most,
+            wait_timeout: wait,
+            auto_ack: asked.auto_ack,
             ..QueuesDownstreamRequest::default()
         };
-        let open = self.streams[stream].as_mut().expect("opened");
-        open.requests.send(request).await.unwrap();
-        let answer = open.answers.message().await.unwrap().expect("an answer");
-        assert!(!answer.is_error, "{}", answer.error);
+        self.request(stream, request).await;
+        self.open(stream).await.polls.insert(id.clone(), asked);
+        id
+    }
+
+    /// A poll is answered.
+    pub(super) fn polled(&mut self, stream: usize, answer: QueuesDownstreamResponse) {
         let lent = self.lent();
+        let open = self.streams[stream].as_mut().expect("its stream is open");
+        let asked = open.polls.remove(&answer.ref_request_id).expect("an answer to a poll, and the only one");
+        let finished = open.requests.is_none();
+        assert!(!answer.is_error && answer.request_type_data() == Poll::Get, "{answer:?}");
+        assert!(answer.active_offsets.is_empty(), "{answer:?}");
+        assert_eq!(answer.transaction_complete, asked.auto_ack, "{answer:?}");
+        assert!(self.ids.insert(answer.transaction_id.clone()), "one id for two: {answer:?}");
+        assert!(asked.most <= 0 || answer.messages.len() <= asked.most.unsigned_abs() as usize, "more than asked for");
+        assert!(!asked.long || !answer.messages.is_empty(), "it was to wait");
         let mut held = BTreeMap::new();
         for message in &answer.messages {
+            assert_eq!(message.channel, asked.channel, "of the queue that was asked for");
             let body = self.delivered(message);
             assert!(!lent.contains(&body), "{body} is lent to two");
             let attributes = message.attributes.as_ref().expect("attributes");
             assert!(attributes.receive_count >= 1, "{attributes:?}");
-            if auto_ack {
+            if asked.auto_ack {
                 self.finish(body);
             } else {
                 held.insert(attributes.sequence.cast_signed(), body);
             }
         }
-        if !held.is_empty() {
+        // What the poll of a finished stream got goes back with the stream's end.
+        if held.is_empty() {
+            self.over.push(answer.transaction_id);
+        } else if !finished {
             self.transactions.push(Transaction { id: answer.transaction_id, stream, held });
-        }
-    }
-
-    /// Settles all of a poll, or those that the bits of `which` choose. Success is not answered, so a question follows
-    /// that is: the transaction's status.
-    pub(super) async fn settle(
-        &mut self,
-        transaction: u8,
-        kind: Poll,
-        which: Option<u8>,
-        twice: bool,
-        target: Option<u8>,
-    ) {
-        if self.transactions.is_empty() {
-            return;
-        }
-        let at = usize::from(transaction) % self.transactions.len();
-        let mut transaction = self.transactions.swap_remove(at);
-        let chosen: Vec<(i64, u64)> = transaction
-            .held
-            .iter()
-            .enumerate()
-            .filter(|(at, _)| which.is_none_or(|which| which >> (at % 8) & 1 == 1))
-            .map(|(_, (sequence, body))| (*sequence, *body))
-            .collect();
-        let mut range: Vec<i64> = chosen.iter().map(|(sequence, _)| *sequence).collect();
-        if twice {
-            range.extend(range.clone());
-        }
-        let request = QueuesDownstreamRequest {
-            request_id: "settle".into(),
-            client_id: "fuzz".into(),
-            request_type_data: kind.into(),
-            ref_transaction_id: transaction.id.clone(),
-            re_queue_channel: target.map(|target| self.queue(target)).unwrap_or_default(),
-            sequence_range: range,
-            ..QueuesDownstreamRequest::default()
-        };
-        let status = QueuesDownstreamRequest {
-            request_id: "status".into(),
-            request_type_data: Poll::TransactionStatus.into(),
-            ..request.clone()
-        };
-        let open = self.streams[transaction.stream].as_mut().expect("its stream is open");
-        open.requests.send(request).await.unwrap();
-        open.requests.send(status).await.unwrap();
-        let mut answer = open.answers.message().await.unwrap().expect("an answer");
-        if answer.is_error {
-            assert!(chosen.is_empty(), "{kind:?}: {}", answer.error);
-            answer = open.answers.message().await.unwrap().expect("an answer");
-        }
-        assert_eq!(answer.ref_request_id, "status");
-        for (sequence, body) in chosen {
-            transaction.held.remove(&sequence);
-            match kind {
-                Poll::AckAll | Poll::AckRange => self.finish(body),
-                Poll::NAckAll | Poll::NAckRange => self.failed(body),
-                _ => {}
-            }
-        }
-        if kind == Poll::CloseByClient {
-            transaction.held.clear();
-        }
-        assert_eq!(answer.transaction_complete, transaction.held.is_empty(), "{kind:?}");
-        if !transaction.held.is_empty() {
-            self.transactions.push(transaction);
         }
     }
 }
