@@ -97,6 +97,25 @@ impl AmqpConnection {
         }
     }
 
+    /// The same for what changes something. It may be done though nobody was told: then nobody must take it for not done.
+    async fn changing<T, F>(&self, operation: &'static str, run: impl FnOnce(Live) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let asked = AtomicBool::new(false);
+        let run = |live| {
+            asked.store(true, Ordering::Relaxed);
+            run(live)
+        };
+        let changed = self.bounded(operation, run).await;
+        changed.map_err(|error| match error.kind() {
+            ErrorKind::Timeout | ErrorKind::Disconnected if asked.load(Ordering::Relaxed) => {
+                error::unknown(operation, error.message())
+            }
+            _ => error,
+        })
+    }
+
     /// The connection that consumes, made for the first consumer; none for who comes after [`close`](Connection::close),
     /// which would not end it any more.
     async fn consume_link(&self) -> Result<Arc<LinkHandle>> {
@@ -304,7 +323,7 @@ impl Connection for AmqpConnection {
 
     async fn delete(&self, address: &Address, group: Option<&str>) -> Result<()> {
         let Some(queue) = topology::queue_name(address, group)? else { return Ok(()) };
-        let deleted = self.bounded("delete", |live| async move { admin::delete(&live, &queue).await });
+        let deleted = self.changing("delete", |live| async move { admin::delete(&live, &queue).await });
         match deleted.await {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             deleted => deleted.map_err(|error| error.with_channel(address.name())),
@@ -327,7 +346,7 @@ impl Connection for AmqpConnection {
         let extra = Extra::of(&self.config, &[], true)?;
         let plan = self.plan(queue, None, None, &extra)?;
         let binding = Binding { exchange: Arc::clone(&extra.exchange), pattern: topic.shared_name() };
-        let bound = self.bounded("bind", |live| async move {
+        let bound = self.changing("bind", |live| async move {
             topology::ensure_exchange(&live.connection, &binding.exchange, plan.declare).await?;
             topology::ensure(&live.connection, &plan).await?;
             // Whatever the settings say of what is made in passing: this was asked for.
@@ -338,8 +357,11 @@ impl Connection for AmqpConnection {
 
     async fn unbind(&self, queue: &Address, topic: &Address) -> Result<()> {
         let exchange = self.config.exchange.clone();
-        let unbound = self
-            .bounded("unbind", |live| async move { admin::unbind(&live, queue.name(), &exchange, topic.name()).await });
+        let unbound =
+            self.changing(
+                "unbind",
+                |live| async move { admin::unbind(&live, queue.name(), &exchange, topic.name()).await },
+            );
         match unbound.await {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             unbound => unbound.map_err(|error| error.with_channel(queue.name())),
@@ -354,7 +376,7 @@ impl Connection for AmqpConnection {
 
     async fn purge(&self, address: &Address) -> Result<u64> {
         let queue = Self::named(address, None)?;
-        let purged = self.bounded("purge", |live| async move { admin::purge(&live, &queue).await });
+        let purged = self.changing("purge", |live| async move { admin::purge(&live, &queue).await });
         purged.await.map_err(|error| error.with_channel(address.name()))
     }
 

@@ -303,7 +303,12 @@ impl Task {
                     }
                     match next {
                         Some(None) => return self.lost("the broker ended the subscription"),
-                        Some(Some(Err(error))) => return self.lost(&error::text(&error)),
+                        Some(Some(Err(error))) => {
+                            if error::is_overdue(&error) {
+                                self.warn_of_overdue();
+                            }
+                            return self.lost(&error::text(&error));
+                        }
                         _ => {}
                     }
                 }
@@ -316,6 +321,15 @@ impl Task {
                 () = changes.lost(live) => return self.lost("the connection was lost"),
             }
         }
+    }
+
+    fn warn_of_overdue(&self) {
+        tracing::warn!(
+            queue = %self.subscription.plan.name,
+            "a message was unsettled for longer than the broker allows, which ended the subscription: all that is unsettled \
+             comes again. Raise the broker's consumer_timeout, or the queue's x-consumer-timeout, above what the slowest handler takes, \
+             with its retries in place"
+        );
     }
 
     fn lost(&self, reason: &str) -> End {

@@ -97,6 +97,12 @@ pub(crate) fn is_channel_only(error: &lapin::Error) -> bool {
     error.is_amqp_soft_error()
 }
 
+/// Whether the broker has ended a channel because a delivery on it was not settled in time.
+pub(crate) fn is_overdue(error: &lapin::Error) -> bool {
+    let text = text(error);
+    is_channel_only(error) && text.contains("delivery acknowledgement") && text.contains("timed out")
+}
+
 fn is_too_large(text: &str) -> bool {
     text.contains("larger than")
 }
@@ -178,5 +184,15 @@ mod tests {
             assert_eq!(mapped.kind(), expected, "{mapped}");
             assert!(std::error::Error::source(&mapped).is_some());
         }
+    }
+
+    #[test]
+    fn an_overdue_delivery_is_told_from_other_failures() {
+        let rabbitmq = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used: 1800000 ms. \
+                        This timeout value can be configured, see consumers doc guide to learn more";
+        assert!(is_overdue(&protocol(AMQPSoftError::PRECONDITIONFAILED, rabbitmq)));
+        let unknown_tag = "PRECONDITION_FAILED - unknown delivery tag 7";
+        assert!(!is_overdue(&protocol(AMQPSoftError::PRECONDITIONFAILED, unknown_tag)));
+        assert!(!is_overdue(&lapin::ErrorKind::MissingHeartbeatError.into()));
     }
 }

@@ -19,6 +19,13 @@ use polymq_core::MessageId;
 
 use crate::{pool::Outgoing, session::Delay};
 
+/// What may be unconfirmed on one channel. A broker that confirms nothing, or does not even read, would otherwise fill this
+/// machine's memory: whoever sent a message waits for a while only, and sends the next.
+const MAX_BYTES: usize = 64 * 1024 * 1024;
+const MAX_MESSAGES: usize = 64 * 1024;
+/// What the frames of a message take besides its body, about.
+const FRAMES_BYTES: usize = 200;
+
 /// Sequence number and confirm of a message.
 pub(crate) type Confirm = (u64, lapin::Result<Confirmation>);
 
@@ -43,6 +50,11 @@ impl Target {
             (sequence, confirmed)
         })
     }
+}
+
+/// How much a message takes on the wire, about.
+pub(crate) fn weight(outgoing: &Outgoing) -> usize {
+    outgoing.message.payload().len() + FRAMES_BYTES
 }
 
 /// A message, written and not confirmed.
@@ -87,6 +99,8 @@ pub(crate) struct InFlight {
     /// By sequence number from `base` on.
     entries: VecDeque<Option<Entry>>,
     base: u64,
+    /// What they take together.
+    bytes: usize,
     confirms: FuturesUnordered<BoxFuture<'static, Confirm>>,
     /// Confirmed, and not yet certain whether returned before.
     ready: Vec<Confirm>,
@@ -112,6 +126,7 @@ impl InFlight {
             Poll::Ready(confirm) => self.ready.push(confirm),
             Poll::Pending => self.confirms.push(confirm),
         }
+        self.bytes += weight(&entry.outgoing);
         self.entries.push_back(Some(entry));
         Ok(())
     }
@@ -128,6 +143,11 @@ impl InFlight {
 
     pub(crate) fn is_pending(&self) -> bool {
         !self.confirms.is_empty()
+    }
+
+    /// Whether nothing more is to be written before something is confirmed.
+    pub(crate) fn is_full(&self) -> bool {
+        self.bytes >= MAX_BYTES || self.confirms.len() >= MAX_MESSAGES
     }
 
     /// Waits for a confirm.
@@ -208,6 +228,7 @@ impl InFlight {
     pub(crate) fn take(&mut self, sequence: u64) -> Option<Entry> {
         let at = self.at(sequence)?;
         let entry = self.entries[at].take();
+        self.bytes -= entry.as_ref().map_or(0, |entry| weight(&entry.outgoing));
         while let Some(None) = self.entries.front() {
             self.entries.pop_front();
             self.base += 1;
@@ -218,6 +239,7 @@ impl InFlight {
     /// The channel has ended: takes everything out.
     pub(crate) fn abandon(&mut self) -> Vec<Entry> {
         self.base = self.next();
+        self.bytes = 0;
         self.confirms.clear();
         self.ready.clear();
         self.entries.drain(..).flatten().collect()

@@ -131,8 +131,22 @@ impl Link {
 
     /// The present connection, waited for; an error when there will be none any more.
     pub(crate) async fn live(&self) -> Result<Live> {
+        self.once(|_| true).await
+    }
+
+    /// The same, once its broker takes messages.
+    pub(crate) async fn unblocked(&self) -> Result<Live> {
+        self.once(|live| live.blocked.is_none()).await
+    }
+
+    async fn once(&self, suits: impl Fn(&Live) -> bool) -> Result<Live> {
         let mut states = self.state.subscribe();
-        let state = states.wait_for(|state| !matches!(state, State::Down(_))).await;
+        let fits = |state: &State| match state {
+            State::Down(_) => false,
+            State::Up(live) => suits(live),
+            State::Closed(..) => true,
+        };
+        let state = states.wait_for(fits).await;
         match state.map(|state| state.clone()) {
             Ok(State::Up(live)) => Ok(live),
             Ok(State::Closed(..)) | Ok(State::Down(_)) | Err(_) => Err(self.ended("connect")),

@@ -10,18 +10,18 @@ use std::{
     time::Duration,
 };
 
-use polymq_core::{Error, ErrorKind, Retry};
+use polymq_core::{Error, ErrorKind, Result, Retry};
 use tokio::{
     sync::{mpsc, oneshot},
     task::yield_now,
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 use crate::{
     NAME,
     config::AmqpConfig,
     error::{self, Stage},
-    inflight::{Entry, InFlight},
+    inflight::{self, Entry, InFlight},
     link::{Change, LinkHandle},
     pool::{Item, Outgoing, Route},
     refused::{self, Fate},
@@ -36,8 +36,6 @@ const SWEEP_FROM: usize = 1024;
 const SWEEP_EVERY: Duration = Duration::from_millis(500);
 /// What is handed to the connection before it writes: more than a socket takes at once anyway.
 const BURST_BYTES: usize = 256 * 1024;
-/// What the frames of a message take besides its body, about.
-const FRAMES_BYTES: usize = 200;
 
 /// One channel of the pool.
 pub(crate) struct Publisher {
@@ -83,12 +81,11 @@ impl Publisher {
 
     /// From one connection, or channel, to its end.
     async fn session(&mut self) -> ControlFlow<()> {
-        let link = Arc::clone(&self.link);
-        let mut connecting = pin!(link.live());
-        let live = loop {
+        let mut opening = pin!(opened(Arc::clone(&self.link), Arc::clone(&self.config)));
+        let mut session = loop {
             tokio::select! {
-                live = &mut connecting => match live {
-                    Ok(live) => break live,
+                session = &mut opening => match session {
+                    Ok(session) => break session,
                     Err(_) => return ControlFlow::Break(()),
                 },
                 item = self.inbox.recv() => match item {
@@ -96,14 +93,6 @@ impl Publisher {
                     None => return ControlFlow::Break(()),
                 },
                 () = sleep(SWEEP_EVERY), if self.held > 0 => self.sweep(),
-            }
-        };
-        let mut session = match Session::open(Arc::clone(&link), Arc::clone(&self.config), live).await {
-            Ok(session) => session,
-            Err(error) => {
-                tracing::debug!(%error, "cannot open a channel, trying again");
-                sleep(RETRY_AFTER).await;
-                return ControlFlow::Continue(());
             }
         };
         let end = self.serve(&mut session).await;
@@ -119,9 +108,13 @@ impl Publisher {
             if session.live.blocked.is_none() {
                 self.write(session).await;
             }
+            let was_full = self.written.is_full();
             self.settle(session).await;
             if session.failure.is_some() {
                 return ControlFlow::Continue(());
+            }
+            if was_full && !self.written.is_full() {
+                continue;
             }
             tokio::select! {
                 change = changes.changed(&session.live) => match change {
@@ -139,9 +132,13 @@ impl Publisher {
                     }
                     batch.drain(..).for_each(|item| self.wait(item));
                 }
-                () = sleep(SWEEP_EVERY), if session.live.blocked.is_some() && self.held > 0 => self.sweep(),
+                () = sleep(SWEEP_EVERY), if self.held > 0 && !self.may_write(session) => self.sweep(),
             }
         }
+    }
+
+    fn may_write(&self, session: &Session) -> bool {
+        session.may_write() && !self.written.is_full()
     }
 
     async fn finish(&mut self, session: &mut Session) -> ControlFlow<()> {
@@ -184,12 +181,12 @@ impl Publisher {
         }
     }
 
-    /// One burst; `false` when nothing waits any more, or the channel has ended.
+    /// One burst; `false` when nothing waits any more, or nothing may be written.
     async fn write_burst(&mut self, session: &mut Session) -> bool {
         session.look();
         let burst = session.live.burst();
         let mut room = BURST_BYTES;
-        while session.may_write() && room > 0 {
+        while self.may_write(session) && room > 0 {
             if self.waiting.is_empty()
                 && let Ok(item) = self.inbox.try_recv()
             {
@@ -203,19 +200,19 @@ impl Publisher {
                     self.answer_flushes();
                 }
                 Some(Item::Publish(outgoing)) => {
-                    room = room.saturating_sub(outgoing.message.payload().len() + FRAMES_BYTES);
+                    room = room.saturating_sub(inflight::weight(&outgoing));
                     if session.is_ready_for(&outgoing) {
                         self.publish(session, outgoing).await;
                     } else {
                         // The broker is asked, and must hear of it. It may confirm others meanwhile.
                         drop(burst);
                         self.publish(session, outgoing).await;
-                        return session.may_write();
+                        return self.may_write(session);
                     }
                 }
             }
         }
-        session.may_write()
+        self.may_write(session)
     }
 
     async fn publish(&mut self, session: &mut Session, outgoing: Outgoing) {
@@ -355,6 +352,20 @@ impl Publisher {
             outgoing.answer.take_back();
             self.waiting.push_front(Item::Publish(outgoing));
         }
+    }
+}
+
+/// A channel of the next connection whose broker takes messages, tried for until there is one: none is opened while the
+/// broker reads nothing. An error when there will be no connection any more.
+async fn opened(link: Arc<LinkHandle>, config: Arc<AmqpConfig>) -> Result<Session> {
+    loop {
+        let live = link.unblocked().await?;
+        let opened = timeout(config.connect_timeout, Session::open(Arc::clone(&link), Arc::clone(&config), live)).await;
+        match opened.unwrap_or_else(|_| Err(error::timeout("send"))) {
+            Ok(session) => return Ok(session),
+            Err(error) => tracing::debug!(%error, "cannot open a channel, trying again"),
+        }
+        sleep(RETRY_AFTER).await;
     }
 }
 

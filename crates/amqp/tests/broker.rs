@@ -10,6 +10,8 @@ mod basics;
 mod faults;
 #[path = "broker/harness.rs"]
 mod harness;
+#[path = "broker/overdue.rs"]
+mod overdue;
 #[path = "broker/refusals.rs"]
 mod refusals;
 #[path = "broker/settling.rs"]
@@ -52,7 +54,9 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Each test has two workers of its own already.
     arguments.test_threads.get_or_insert(4);
-    let mut trials = trials!(trial, basics:
+    // First, for it takes a minute or two.
+    let mut trials = trials!(trial, overdue: a_delivery_that_is_overdue_comes_again_and_the_log_says_why);
+    trials.extend(trials!(trial, basics:
         what_is_sent_is_received_and_gone_when_acknowledged,
         a_bare_client_reads_ours_and_we_read_its,
         a_copy_keeps_the_properties_that_amqp_alone_knows,
@@ -66,7 +70,7 @@ fn main() -> ExitCode {
         the_native_connection_is_at_hand,
         what_is_dropped_ends,
         a_closed_connection_makes_no_other,
-    );
+    ));
     trials.extend(trials!(trial, topology:
         a_missing_queue_is_not_found_or_made,
         a_queue_made_by_another_tool_is_taken_as_it_is,
@@ -114,6 +118,9 @@ fn main() -> ExitCode {
         a_subscription_that_is_given_up_ends,
         health_tells_of_a_consumer_that_cannot_subscribe,
         the_brokers_reason_for_ending_a_connection_is_told,
+        what_a_broker_does_not_confirm_has_a_bound,
+        a_channel_is_not_opened_while_the_broker_takes_nothing,
+        a_change_without_an_answer_has_an_unknown_outcome,
     ));
     #[cfg(feature = "tls")]
     trials.extend(trials!(trial, tls: connections_are_encrypted_and_certificates_checked));

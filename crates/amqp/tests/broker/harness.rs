@@ -40,12 +40,17 @@ fn root() -> PathBuf {
 
 impl Broker {
     pub fn start(name: &str) -> Self {
+        // Too little for some of ours: what the broker itself says to a body that is too large.
+        Self::start_with(name, &format!("max_message_size = {LARGEST}\n"))
+    }
+
+    /// With these lines in its configuration.
+    pub fn start_with(name: &str, lines: &str) -> Self {
         let base = std::env::var_os("POLYMQ_TEST_DIR").map_or_else(|| root().join("target/brokers"), PathBuf::from);
         std::fs::create_dir_all(&base).expect("a directory for brokers");
         let dir =
             base.canonicalize().expect("an existing directory").join(format!("amqp-{name}-{}", std::process::id()));
-        // Too little for some of ours: what the broker itself says to a body that is too large.
-        std::fs::write(dir.with_extension("conf"), format!("max_message_size = {LARGEST}\n")).expect("written");
+        std::fs::write(dir.with_extension("conf"), lines).expect("written");
         let broker = Self { dir, port: free_port(), management: free_port() };
         broker.up();
         broker
@@ -357,6 +362,7 @@ fn frame(payload: &[u8]) -> Vec<u8> {
 
 /// Class and method.
 pub const BASIC_CONSUME: u32 = 60 << 16 | 20;
+pub const QUEUE_PURGE: u32 = 50 << 16 | 30;
 const BASIC_ACK: u32 = 60 << 16 | 80;
 
 /// Cuts a stream into whole frames, and tells the methods among them.
