@@ -174,7 +174,12 @@ impl Bus {
             self.miss(&row);
         }
         // Messages must not wait for ever. Those to a row that is missing still are refused one by one.
-        let _ = timeout(self.config.operation_timeout, self.declared.all_there(|_| true)).await;
+        let mut stop = self.stopping();
+        tokio::select! {
+            _ = timeout(self.config.operation_timeout, self.declared.all_there(|_| true)) => {}
+            // Nothing is declared any more, and what is being closed waits for its messages.
+            _ = stop.wait_for(|stop| *stop) => {}
+        }
         if let Ok(link) = self.link() {
             link.open_gate(generation);
         }

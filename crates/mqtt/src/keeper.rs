@@ -116,13 +116,7 @@ impl Drop for Keeper {
 }
 
 /// Takes a session and keeps it until the hub is closed; `later`, it is taken when there is a connection.
-pub(crate) async fn start(
-    bus: Arc<Bus>,
-    hub: Arc<Hub>,
-    source: Source,
-    create: bool,
-    later: bool,
-) -> Result<Kept> {
+pub(crate) async fn start(bus: Arc<Bus>, hub: Arc<Hub>, source: Source, create: bool, later: bool) -> Result<Kept> {
     let health = bus.board.member();
     let (begun, kept) = watch::channel(false);
     let mut keeper = Keeper {

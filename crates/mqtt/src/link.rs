@@ -20,7 +20,9 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-use crate::{backlog::Backlog, config::MqttConfig, error::error, health::Member, limits::Limits, slots::Answer, supervisor};
+use crate::{
+    backlog::Backlog, config::MqttConfig, error::error, health::Member, limits::Limits, slots::Answer, supervisor,
+};
 
 /// What tells a link's connections from others.
 #[derive(Debug, Clone)]

@@ -117,7 +117,11 @@ async fn what_the_broker_does_not_do() {
         let producer = bus.producer(&Address::topic("limited"), &options).await.expect("producer");
         producer.send(Message::new("")).await
     };
-    says(&send("qos", "2").await.expect_err("not taken"), ErrorKind::Unsupported, &["send", "quality of service 1 at most"]);
+    says(
+        &send("qos", "2").await.expect_err("not taken"),
+        ErrorKind::Unsupported,
+        &["send", "quality of service 1 at most"],
+    );
     says(&send("retain", "true").await.expect_err("not kept"), ErrorKind::Unsupported, &["send", "keeps no message"]);
     send("qos", "1").await.expect("sent");
     let lost = tokio::time::timeout(std::time::Duration::ZERO, health.changed()).await;

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use polymq_core::{
-    Address, Backend, ConsumeOptions, ErrorKind, HealthState, Message, ProduceOptions, Settings,
-};
+use polymq_core::{Address, Backend, ConsumeOptions, ErrorKind, HealthState, Message, ProduceOptions, Settings};
 use polymq_mqtt::MqttBackend;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

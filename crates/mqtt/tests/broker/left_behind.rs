@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use polymq_core::{Address, Backend, Connection, ConsumeOptions, Consumer};
+use polymq_core::{Address, Backend, Connection, ConsumeOptions, Consumer, Message, ProduceOptions};
 use polymq_mqtt::MqttBackend;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -250,4 +250,27 @@ async fn a_session_is_not_left_while_it_is_subscribed() {
     send_many(&*bus, &queue, "late", 40).await;
     gather(&mut bodies, "late").await;
     bus.close().await.expect("closed");
+}
+
+/// A monitor takes every message, so that the broker never tells that no session of the queue holds it. Who declared the queue sees
+/// to it that one does.
+#[tokio::test]
+async fn a_session_that_nobody_consumes_does_not_expire_while_its_process_lives() {
+    let broker = Broker::start().await;
+    let proxy = Proxy::start(&broker, ":q:revisited:0").await;
+    let settings = broker.settings().with("url", format!("mqtt://127.0.0.1:{}", proxy.port));
+    let bus = MqttBackend.connect(&settings.with("session_expiry", "6s")).await.expect("connected");
+    let other = broker.connect().await;
+    let queue = Address::queue("revisited");
+    let _monitor = other.consumer(&Address::topic("#"), &consume()).await.expect("a monitor");
+    let producer = bus.producer(&queue, &ProduceOptions::default()).await.expect("producer");
+    proxy.until("it is visited again and again", || count(&proxy.opened) > 2).await;
+    // As if it had expired.
+    other.delete(&queue, None).await.expect("deleted");
+    let before = count(&proxy.opened);
+    proxy.until("it is made again", || count(&proxy.opened) > before + 1 && count(&proxy.open) == 0).await;
+    producer.send(Message::new("held")).await.expect("confirmed");
+    let mut consumer = other.consumer(&queue, &consume()).await.expect("consumer");
+    assert_eq!(body(&harness::one(&mut *consumer).await), "held");
+    bus.close().await.and(other.close().await).expect("closed");
 }

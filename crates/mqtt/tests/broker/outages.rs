@@ -152,7 +152,8 @@ async fn connections_that_are_lost_at_once_count_for_the_limit() {
         }
     });
     let settings = polymq_core::Settings::from_url(&url).expect("a URL").with("connect_timeout", "60s");
-    let settings = settings.with("reconnect_limit", "3").with("reconnect_initial", "10ms").with("reconnect_max", "20ms");
+    let settings =
+        settings.with("reconnect_limit", "3").with("reconnect_initial", "10ms").with("reconnect_max", "20ms");
     let bus = MqttBackend.connect(&settings).await.expect("connected");
     let (topic, queue) = (Address::topic("short"), Address::queue("short"));
     let producer = bus.producer(&topic, &produce()).await.expect("producer");
