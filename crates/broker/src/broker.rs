@@ -322,6 +322,7 @@ impl InProcess {
     /// Refuses new calls, ends streams, gives back what is lent, and closes the store when everything is on disk.
     pub async fn stop(self) {
         self.opened.shared.stopping.cancel();
+        self.opened.shared.logs.end_readers().await;
         let store = self.opened.store.clone();
         let _ = tokio::task::spawn_blocking(move || store.close()).await;
     }
@@ -420,6 +421,7 @@ impl Broker {
             self.server.abort();
         }
         self.clock.abort();
+        self.shared.logs.end_readers().await;
         let store = self.store.clone();
         let _ = tokio::task::spawn_blocking(move || store.close()).await;
         if let Some(cause) = self.store.damage() {

@@ -121,6 +121,11 @@ impl Log {
         lock(&self.readers).has(reader)
     }
 
+    /// Whether it was deleted.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.is_cancelled()
+    }
+
     /// Events that were stored since the channel was made.
     pub(crate) fn count(&self) -> u64 {
         *self.stored.borrow() - 1
@@ -269,6 +274,13 @@ impl Logs {
     /// The log of a name, when there is one.
     pub(crate) fn find(&self, name: &str) -> Option<Arc<Log>> {
         lock(&self.logs).get(name).cloned()
+    }
+
+    /// Stores where every reader is, as the broker stops.
+    pub(crate) async fn end_readers(&self) {
+        for log in self.all() {
+            readers::end(&log).await;
+        }
     }
 
     /// Lets go what has had its time, until the broker stops.

@@ -1,13 +1,16 @@
 //! Who reads stored events: where each reader is, and for how long that is remembered when it does not come back.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, VecDeque, hash_map::Entry},
     sync::Arc,
     time::Duration,
 };
 
 use polymq_kubemq_proto::EventReceive;
-use tokio::sync::oneshot;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep_until},
+};
 
 use crate::{
     log::{Log, lock},
@@ -18,6 +21,9 @@ use crate::{
 
 /// How long readers that are beyond their time may take to come back after the broker was started.
 const GRACE: Duration = Duration::from_secs(3600);
+/// How long an event that was given may take to leave this process. Until then a crash could take it along, so that long it is
+/// not stored that its reader is beyond it.
+const LEAVES: Duration = Duration::from_millis(500);
 
 /// By what a position is kept: by the group, or by the client when it reads without one.
 pub(crate) fn name(client: &str, group: &str) -> String {
@@ -27,7 +33,7 @@ pub(crate) fn name(client: &str, group: &str) -> String {
 /// Who reads a log at present.
 #[derive(Debug, Default)]
 pub(crate) struct Readers {
-    alone: HashSet<String>,
+    alone: HashMap<String, Cursor>,
     groups: HashMap<String, Group>,
 }
 
@@ -42,15 +48,36 @@ struct Group {
 /// Where a reader is.
 #[derive(Debug, Clone, Default)]
 struct Cursor {
-    /// The next sequence; 0 while nobody has looked where the reader was.
-    next: Arc<tokio::sync::Mutex<u64>>,
+    next: Arc<tokio::sync::Mutex<Next>>,
     /// What is stored of it.
     place: Arc<Place>,
 }
 
+impl Cursor {
+    fn position(&self, log: &Log, reader: &str) -> Change {
+        Change::Position { channel: log.id, reader: reader.to_owned(), place: Arc::clone(&self.place), seen: now() }
+    }
+
+    /// Stores where the reader is at its end, which is none by a crash. The number of a log that was deleted may be another one's
+    /// some day.
+    fn end(&self, log: &Log, reader: &str, next: &Next) {
+        if next.was.is_some() && !log.is_gone() {
+            log.store().note_place(&self.place, next.sequence, || self.position(log, reader));
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Next {
+    /// 0 while nobody has looked where the reader was.
+    sequence: u64,
+    /// Where it was at a time, unless that is stored.
+    was: Option<(u64, Instant)>,
+}
+
 impl Readers {
     pub(crate) fn has(&self, name: &str) -> bool {
-        self.alone.contains(name) || self.groups.contains_key(name)
+        self.alone.contains_key(name) || self.groups.contains_key(name)
     }
 }
 
@@ -73,8 +100,8 @@ impl Reader {
                 let group = readers.groups.entry(name.clone()).or_default();
                 group.members += 1;
                 group.cursor.clone()
-            } else if readers.alone.insert(name.clone()) {
-                Cursor::default()
+            } else if let Entry::Vacant(free) = readers.alone.entry(name.clone()) {
+                free.insert(Cursor::default()).clone()
             } else {
                 return Err(Refusal::because("stan: clientID already registered"));
             }
@@ -88,19 +115,18 @@ impl Reader {
     async fn look(&self, start: u64) -> Result<(), StoreError> {
         let store = self.log.store();
         let mut cursor = self.cursor.next.lock().await;
-        if *cursor == 0 {
+        if cursor.sequence == 0 {
             store.written().await?;
-            *cursor = store.position(self.log.id, &self.name)?.unwrap_or(start);
+            cursor.sequence = store.position(self.log.id, &self.name)?.unwrap_or(start);
             // Where a new reader begins is remembered at once: "new only" means from now on, also when it comes back.
-            self.cursor.place.set(*cursor);
+            self.cursor.place.set(cursor.sequence);
             store.commit(vec![self.position()], None, drop);
         }
         Ok(())
     }
 
     fn position(&self) -> Change {
-        let place = Arc::clone(&self.cursor.place);
-        Change::Position { channel: self.log.id, reader: self.name.clone(), place, seen: now() }
+        self.cursor.position(&self.log, &self.name)
     }
 
     #[cfg(test)]
@@ -120,8 +146,7 @@ impl Reader {
     pub(crate) async fn next(&mut self) -> Result<EventReceive, StoreError> {
         loop {
             if self.ahead.is_empty() {
-                let from = *self.cursor.next.lock().await;
-                self.ahead = self.log.wait(from).await?.into();
+                self.ahead = self.more().await?;
             }
             // Members of a group take turns, an event each, so that they share.
             if !self.is_alone() {
@@ -129,12 +154,39 @@ impl Reader {
             }
             let mut cursor = self.cursor.next.lock().await;
             while let Some(event) = self.ahead.pop_front() {
-                if event.sequence >= *cursor {
-                    *cursor = event.sequence + 1;
-                    self.log.store().note_place(&self.cursor.place, *cursor, || self.position());
+                if event.sequence >= cursor.sequence {
+                    cursor.sequence = event.sequence + 1;
+                    self.note(&mut cursor);
+                    let sequence = cursor.sequence;
+                    cursor.was.get_or_insert_with(|| (sequence, Instant::now()));
                     return Ok(event);
                 }
             }
+        }
+    }
+
+    /// Waits for what comes next; meanwhile what was given before leaves.
+    async fn more(&self) -> Result<VecDeque<EventReceive>, StoreError> {
+        let from = self.cursor.next.lock().await.sequence;
+        let mut found = std::pin::pin!(self.log.wait(from));
+        loop {
+            let was = self.cursor.next.lock().await.was;
+            tokio::select! {
+                found = &mut found => return Ok(found?.into()),
+                () = sleep_until(was.map_or_else(Instant::now, |(_, at)| at + LEAVES)), if was.is_some() => {
+                    self.note(&mut *self.cursor.next.lock().await);
+                }
+            }
+        }
+    }
+
+    /// Stores where the reader was, when everything before that has left.
+    fn note(&self, next: &mut Next) {
+        if let Some((sequence, at)) = next.was
+            && at.elapsed() >= LEAVES
+        {
+            self.log.store().note_place(&self.cursor.place, sequence, || self.position());
+            next.was = (next.sequence > sequence).then(|| (next.sequence, Instant::now()));
         }
     }
 }
@@ -142,16 +194,34 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         let mut readers = lock(&self.log.readers);
-        if self.is_alone() {
+        let mut is_last = self.is_alone();
+        if is_last {
             readers.alone.remove(&self.name);
         } else if let Some(group) = readers.groups.get_mut(&self.name) {
             group.members -= 1;
-            if group.members == 0 {
+            is_last = group.members == 0;
+            if is_last {
                 readers.groups.remove(&self.name);
             }
         }
+        // Handed over before anybody reads under this name again.
+        if is_last && let Ok(next) = self.cursor.next.try_lock() {
+            self.cursor.end(&self.log, &self.name, &next);
+        }
         let seen = Change::Seen { channel: self.log.id, reader: self.name.clone(), seen: now() };
         self.log.store().note(vec![seen]);
+    }
+}
+
+/// Stores where everybody is who reads a log, before its store is closed.
+pub(crate) async fn end(log: &Log) {
+    let cursors: Vec<_> = {
+        let readers = lock(&log.readers);
+        let groups = readers.groups.iter().map(|(name, group)| (name, &group.cursor));
+        readers.alone.iter().chain(groups).map(|(name, cursor)| (name.clone(), cursor.clone())).collect()
+    };
+    for (name, cursor) in cursors {
+        cursor.end(log, &name, &*cursor.next.lock().await);
     }
 }
 

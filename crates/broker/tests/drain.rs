@@ -84,10 +84,12 @@ async fn everything_that_waits_ends_and_what_is_held_goes_back() {
     let mut stored = caller.subscribe_to_events(stored).await.unwrap().into_inner();
     let mut waiting = caller.clone();
     let waiting = tokio::spawn(async move {
-        let request = ReceiveQueueMessagesRequest { wait_time_seconds: 60, ..receiving("empty", 1) };
+        let request = ReceiveQueueMessagesRequest { wait_time_seconds: 60, ..receiving("alone", 1) };
         waiting.receive_queue_messages(request).await
     });
-    while broker_waits(&mut caller).await < 1 {}
+    for queue in ["empty", "alone"] {
+        while broker_waits(&mut caller, queue).await < 1 {}
+    }
 
     let started = Instant::now();
     broker.stop().await;
@@ -112,8 +114,8 @@ async fn everything_that_waits_ends_and_what_is_held_goes_back() {
 }
 
 /// Known once the waiting call has reached its queue, which it makes.
-async fn broker_waits(client: &mut Client) -> usize {
-    let info = client.queues_info(QueuesInfoRequest { queue_name: "empty".into(), ..Default::default() }).await;
+async fn broker_waits(client: &mut Client, queue: &str) -> usize {
+    let info = client.queues_info(QueuesInfoRequest { queue_name: queue.into(), ..Default::default() }).await;
     info.unwrap().into_inner().info.unwrap().queues.len()
 }
 
@@ -260,9 +262,10 @@ async fn time_goes_on_over_a_restart() {
     let policy = |policy| QueueMessage { policy: Some(policy), ..message("orders", "") };
     let with = |body: &str, asked: QueueMessagePolicy| QueueMessage { body: body.to_owned().into(), ..policy(asked) };
     let expires = QueueMessagePolicy { expiration_seconds: 1, ..Default::default() };
-    let delayed = QueueMessagePolicy { delay_seconds: 20, ..Default::default() };
+    let delayed = QueueMessagePolicy { delay_seconds: 40, ..Default::default() };
     let twice = QueueMessagePolicy { max_receive_count: 2, max_receive_queue: "dead".into(), ..Default::default() };
-    let due = Instant::now() + Duration::from_secs(20);
+    // Long, so that what comes before it does, also on a machine that stands still now and then.
+    let due = Instant::now() + Duration::from_secs(40);
     for sent in [with("twice", twice), with("expires", expires), with("delayed", delayed)] {
         assert!(!send(&mut caller, sent).await.is_error);
     }

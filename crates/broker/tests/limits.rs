@@ -382,12 +382,10 @@ async fn what_was_removed_on_a_full_disk_is_removed_when_there_is_room_however_m
     assert_eq!(send(&mut caller, message("others", "x")).await.error, "");
     assert_eq!(left(), 1, "the disk is full");
     beside(folder.path(), "DROP TRIGGER full");
-    let until = std::time::Instant::now() + Duration::from_secs(30);
+    let until = std::time::Instant::now() + Duration::from_secs(120);
     while left() > 0 {
         assert!(std::time::Instant::now() < until, "still there");
-        for _ in 0..10 {
-            assert_eq!(send(&mut caller, message("others", "x")).await.error, "");
-        }
+        assert_eq!(send(&mut caller, message("others", "x")).await.error, "");
     }
 }
 

@@ -15,7 +15,7 @@ use std::{
 use common::bare::Bare;
 use polymq_core::{Bus, Channel, ConsumerFactory, ConsumerRunner, HealthState, Message, Retry};
 use polymq_kafka::rdkafka::consumer::{BaseConsumer, Consumer};
-use polymq_testkit::{Broker, BrokerControl, Ledger, eventually};
+use polymq_testkit::{Broker, BrokerControl, Ledger, closes, eventually};
 
 /// Longer than leaders take to move, several times, on a machine that is busy.
 const PATIENCE: Duration = Duration::from_secs(150);
@@ -96,13 +96,13 @@ async fn copies_are_made_as_they_are_wanted(cluster: &Cluster, url: &str) {
     for wanted in [1, 2, 3] {
         let bus = Bus::connect(&format!("{url}&replication={wanted}")).await.expect("connect");
         let topic = format!("copies-{wanted}");
-        bus.queue(topic.as_str()).send(&wanted).await.expect("accepted");
+        send(&bus.queue(topic.as_str()), &wanted.to_string()).await;
         eventually(PATIENCE, || async {
             let found = cluster.copies(&topic);
             if found == Some(wanted) { Ok(()) } else { Err(format!("{found:?} copies, {wanted} were wanted")) }
         })
         .await;
-        bus.close().await.expect("close");
+        closes(&bus).await;
     }
 }
 

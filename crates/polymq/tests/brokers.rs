@@ -8,8 +8,8 @@ use std::{
     time::Duration,
 };
 
-use polymq::{ConsumeOptions, Environment, HandlerPair, HealthState, QueueTable, prelude::*};
-use polymq_testkit::{Broker, BrokerControl, eventually, free_port};
+use polymq::{BusBuilder, ConsumeOptions, Environment, HandlerPair, HealthState, QueueTable, prelude::*};
+use polymq_testkit::{Broker, BrokerControl, closes, eventually, free_port};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::mpsc::{UnboundedSender, unbounded_channel},
@@ -21,9 +21,13 @@ fn url(scheme: &str, broker: &Broker) -> String {
     format!("{scheme}://{}", broker.address())
 }
 
+/// With time for a broker that has just begun.
+fn patient(url: &str) -> BusBuilder {
+    Bus::builder().environment(Environment::default()).url(url).with("connect_timeout", "60s")
+}
+
 async fn connect(url: &str) -> Bus {
-    let builder = Bus::builder().environment(Environment::default()).url(url);
-    builder.with("reconnect_max", "500ms").with("connect_timeout", "60s").connect().await.unwrap()
+    patient(url).with("reconnect_max", "500ms").connect().await.unwrap()
 }
 
 /// One queue comes in over AMQP and goes out over MQTT, another is on AMQP both ways, in one process.
@@ -146,7 +150,7 @@ async fn follows(broker: Broker, url: String) {
     }
     let states = Arc::new(Mutex::new(Vec::new()));
     let told = Arc::clone(&states);
-    let builder = Bus::builder().environment(Environment::default()).url(url).with("reconnect_max", "500ms");
+    let builder = patient(&url).with("reconnect_max", "500ms");
     let bus = builder.on_health(move |health| told.lock().unwrap().push(health.state)).connect().await.unwrap();
     let (sender, mut seen) = unbounded_channel::<u64>();
     let mut consumers = ConsumerFactory::new(&bus);
@@ -157,7 +161,7 @@ async fn follows(broker: Broker, url: String) {
     let first = tokio::time::timeout(PATIENCE, seen.recv()).await;
     assert_eq!(first, Ok(Some(1)), "{:?} {:?}", running.stats("numbers"), bus.health());
     answers(&address, "/ready", "200").await;
-    bus.ping().await.unwrap();
+    eventually(PATIENCE, || async { bus.ping().await.map_err(|error| error.to_string()) }).await;
 
     broker.kill().await;
     answers(&address, "/ready", "503").await;
@@ -172,7 +176,7 @@ async fn follows(broker: Broker, url: String) {
     let second = async { while seen.recv().await.expect("the handler runs") != 2 {} };
     tokio::time::timeout(PATIENCE, second).await.unwrap();
     running.stop().await.unwrap();
-    bus.close().await.unwrap();
+    closes(&bus).await;
     eventually(PATIENCE, || async {
         let states = states.lock().unwrap().clone();
         let down = states.iter().position(|state| *state == HealthState::Down).unwrap_or_default();
@@ -201,8 +205,7 @@ async fn j9_j13_health_follows_mosquitto() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn j20_producers_share_as_many_channels_as_were_asked_for() {
     let broker = Broker::rabbitmq();
-    let builder = Bus::builder().environment(Environment::default()).url(url("amqp", &broker));
-    let bus = builder.with("channels", "3").connect().await.unwrap();
+    let bus = patient(&url("amqp", &broker)).with("channels", "3").connect().await.unwrap();
     for n in 0..20 {
         bus.queue(format!("shared-{n}")).send(&n).await.unwrap();
     }
@@ -216,7 +219,7 @@ async fn j20_producers_share_as_many_channels_as_were_asked_for() {
         if (confirming.len(), connections.len()) == (3, 1) { Ok(()) } else { Err(format!("{channels:?}")) }
     })
     .await;
-    bus.close().await.unwrap();
+    closes(&bus).await;
 }
 
 /// What RabbitMQ itself says after a close with messages in hand: no consumer, and nothing that is not acknowledged.
@@ -254,7 +257,7 @@ async fn c22_after_a_close_rabbitmq_shows_no_consumer_and_nothing_unsettled() {
     }
     shows(&broker, (2, 3, 1)).await;
     // What is held is settled or returned over the connection; it ends with it, though it is in hand still.
-    bus.close().await.unwrap();
+    closes(&bus).await;
     shows(&broker, (5, 0, 0)).await;
     drop((held, subscription));
 }
@@ -284,5 +287,5 @@ async fn l6_subscriptions_without_a_group_leave_no_queue() {
         if left == ["prices.dlq"] { Ok(()) } else { Err(format!("{left:?} are left")) }
     })
     .await;
-    bus.close().await.unwrap();
+    closes(&bus).await;
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use polymq::{Environment, Message, WhenFull, prelude::*};
-use polymq_testkit::{Broker, BrokerControl, Proxy};
+use polymq_testkit::{Broker, BrokerControl, Proxy, closes};
 
 const SENDS: usize = 1_000_000;
 const WINDOW: usize = 256;
@@ -42,9 +42,14 @@ async fn j22_a_million_sends_to_a_stalled_broker_stay_within_the_window() {
     {
         let proxy = Proxy::start(address).await.unwrap();
         // So that the connection stays, for all that is sent into it.
-        let patient = if scheme == "mqtt" { ("keep_alive", "600s") } else { ("heartbeat", "600s") };
+        let patient = match scheme {
+            "mqtt" => &["keep_alive"][..],
+            "kubemq" => &["heartbeat", "request_timeout"],
+            _ => &["heartbeat"],
+        };
         let builder = Bus::builder().environment(Environment::default()).url(format!("{scheme}://{}", proxy.address()));
-        let bus = builder.with(patient.0, patient.1).with("connect_timeout", "60s").connect().await.unwrap();
+        let builder = patient.iter().fold(builder, |builder, key| builder.with(*key, "600s"));
+        let bus = builder.with("connect_timeout", "60s").connect().await.unwrap();
         let queue = bus.queue("stalled").with_timeout(Duration::from_secs(600));
         // Refuses at once when the window is full, or waits.
         let (refusing, waits) =
@@ -99,7 +104,7 @@ async fn j22_a_million_sends_to_a_stalled_broker_stay_within_the_window() {
         for completion in waiting {
             completion.await.unwrap();
         }
-        bus.close().await.unwrap();
+        closes(&bus).await;
     }
     kubemq.stop().await;
 }

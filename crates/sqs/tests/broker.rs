@@ -42,7 +42,7 @@ macro_rules! trials {
 }
 
 fn main() -> ExitCode {
-    limits::run_if_idle();
+    limits::run_if_alone();
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(6);
     let mut trials = trials!(topics:

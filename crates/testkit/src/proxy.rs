@@ -6,7 +6,7 @@
 use std::{
     collections::VecDeque,
     fmt, io,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     pin::pin,
     sync::{
         Arc,
@@ -91,7 +91,15 @@ impl Proxy {
     /// # Errors
     /// When no port can be had.
     pub async fn start(target: SocketAddr) -> io::Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        Self::start_on(0, target).await
+    }
+
+    /// The same on this port, such as one of [`free_port`](crate::free_port): nobody else gets that one when the proxy is gone.
+    ///
+    /// # Errors
+    /// When the port cannot be had.
+    pub async fn start_on(port: u16, target: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             plan: watch::Sender::default(),

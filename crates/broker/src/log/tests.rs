@@ -97,17 +97,42 @@ async fn who_reads_much_leaves_one_note_to_the_store() {
         assert_eq!(one.next().await.unwrap().sequence, sequence);
         assert_eq!(other.next().await.unwrap().sequence, sequence);
     }
+    let names = [&one, &other].map(|reader| reader.name().to_owned());
+    drop((one, other));
     drop(free);
     log.store.written().await.unwrap();
     // The one that held it up, what the readers have noted, and perhaps one that only waits for it.
     let transactions = log.store.commits().0 - before;
     assert!(transactions <= 3, "{transactions} transactions");
-    for reader in [&one, &other] {
-        assert_eq!(log.store.position(log.id, reader.name()).unwrap(), Some(EVENTS + 1));
+    for name in names {
+        assert_eq!(log.store.position(log.id, &name).unwrap(), Some(EVENTS + 1));
     }
-    // Who goes on is noted again.
+}
+
+/// A crash takes along what has not left yet: its reader must get it again.
+#[tokio::test]
+async fn what_was_given_a_moment_ago_is_not_stored_as_read() {
+    let log = log();
+    fill(&log, 2).await;
+    let mut reader = Reader::begin(Arc::clone(&log), readers::name("one", ""), 1).await.unwrap();
+    let place = async || {
+        log.store.written().await.unwrap();
+        log.store.position(log.id, &readers::name("one", "")).unwrap().unwrap()
+    };
+    for sequence in 1..=2 {
+        assert_eq!(reader.next().await.unwrap().sequence, sequence);
+        // Nobody has asked for what comes next since then.
+        assert_eq!(place().await, 1, "{sequence} was given");
+    }
+    // Two of its times, of which the second began when the first had ended.
+    while place().await < 3 {
+        let more = tokio::time::timeout(Duration::from_millis(100), reader.next()).await;
+        assert!(more.is_err(), "{more:?}");
+    }
+    drop(reader);
+    let mut again = Reader::begin(Arc::clone(&log), readers::name("one", ""), 1).await.unwrap();
     fill(&log, 1).await;
-    one.next().await.unwrap();
-    log.store.written().await.unwrap();
-    assert_eq!(log.store.position(log.id, one.name()).unwrap(), Some(EVENTS + 2));
+    assert_eq!(again.next().await.unwrap().sequence, 3);
+    drop(again);
+    assert_eq!(place().await, 4, "who goes has got what it was given");
 }

@@ -44,8 +44,9 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// It only goes on.
     pub(crate) fn set(&self, next: u64) {
-        self.next.store(next, Ordering::Release);
+        self.next.fetch_max(next, Ordering::AcqRel);
     }
 
     /// Whether that is to be noted: who is told so must do it.

@@ -82,6 +82,17 @@ pub async fn a_consumer_whose_place_is_taken_is_nothing_to_senders() {
     let queue = Address::queue(name("fenced"));
     let settings = settings().with("options", "group.instance.id=the-one");
     let (one, two) = (connect(&settings).await, connect(&settings).await);
+    let mut watch = one.health();
+    let watching = tokio::spawn(async move {
+        let mut told = Vec::new();
+        while let Some(health) = watch.changed().await {
+            told.push(health.to_string());
+            if health.state == HealthState::Closed {
+                break;
+            }
+        }
+        told
+    });
     let sender = producer(&one, &queue).await;
     let mut first = consumer(&one, &queue, ConsumeOptions::default()).await;
     send(&*sender, ["one".to_owned()]).await;
@@ -91,9 +102,10 @@ pub async fn a_consumer_whose_place_is_taken_is_nothing_to_senders() {
     let error = ended.expect_err("its place is taken");
     assert!(error.to_string().contains("fenced"), "{error}");
     send(&*sender, ["two".to_owned()]).await;
-    let health = one.health().now();
-    assert_eq!((health.state, health.reconnects), (HealthState::Up, 0), "{health}");
     take(&mut *second, 1).await;
     closed(one.close().await);
     closed(two.close().await);
+    // A broker that is busy may be told as one that does not answer; what has happened to the consumer may not be told of it.
+    let told = tokio::time::timeout(PATIENCE, watching).await.expect("the connection ends").expect("no panic");
+    assert!(!told.iter().any(|health| health.to_lowercase().contains("fenced")), "{told:?}");
 }

@@ -5,14 +5,14 @@ use std::{collections::BTreeMap, time::Duration};
 use serde::Deserialize;
 
 /// What is in the file.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Scenario {
     pub(crate) step: Vec<Step>,
 }
 
 /// One channel, what is sent to it, and what comes of it.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Step {
     pub(crate) name: String,
@@ -86,7 +86,7 @@ pub(crate) struct Sent {
 }
 
 /// A difference that a declared capability explains.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Unless {
     pub(crate) capability: String,

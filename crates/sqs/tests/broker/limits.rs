@@ -1,6 +1,9 @@
 //! A service that is silent, stalled or failing: what is done is bounded in time, in memory and in requests.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use polymq_core::{Bus, ConsumeOptions, ErrorKind, Message, Result, WhenFull};
 use polymq_testkit::Proxy;
@@ -79,12 +82,18 @@ fn resident() -> u64 {
     line.trim().trim_end_matches(" kB").trim().parse::<u64>().expect("a number") * 1024
 }
 
-/// A million sends of a KiB to a service that stalls: one gigabyte, if it were kept.
+/// A million sends of a KiB to a service that stalls: one gigabyte, if it were kept. In a process of its own, because resident
+/// memory belongs to the whole of it.
 pub async fn j22_memory_is_bounded_while_the_service_stalls() {
+    let output = alone(STALLED, &address().to_string()).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+async fn stays_small_while_stalled(service: SocketAddr) {
     const SENDS: usize = 1_000_000;
     const BOUND: u64 = 192 * 1024 * 1024;
     let message = || Message::new(vec![b'x'; 1024]);
-    let proxy = Proxy::start(address()).await.expect("a proxy");
+    let proxy = Proxy::start(service).await.expect("a proxy");
     let bus = bus(&format!("{}&heartbeat=600s&request_timeout=600s", url_of(proxy.address()))).await;
     let queue = bus.queue(unique("stalled")).with_timeout(Duration::from_secs(600));
     let refusing = queue.with_window(1000, WhenFull::Refuse);
@@ -152,10 +161,7 @@ pub async fn j11_failing_polls_are_backed_off() {
 
 /// Half a minute, up to three times, with three consumers of empty queues, in a process of its own.
 pub async fn j11_an_idle_consumer_costs_less_than_a_hundredth_of_a_core() {
-    let program = std::env::current_exe().expect("this program");
-    let mut command = tokio::process::Command::new(program);
-    let run = command.env(IDLE, url().replace("poll_wait=1s", "poll_wait=20s")).kill_on_drop(true).output();
-    let output = run.await.expect("it runs");
+    let output = alone(IDLE, &url().replace("poll_wait=1s", "poll_wait=20s")).await;
     let text = String::from_utf8_lossy(&output.stdout);
     let percent: f64 =
         text.trim().parse().unwrap_or_else(|_| panic!("{text} {}", String::from_utf8_lossy(&output.stderr)));
@@ -163,14 +169,28 @@ pub async fn j11_an_idle_consumer_costs_less_than_a_hundredth_of_a_core() {
 }
 
 const IDLE: &str = "POLYMQ_SQS_IDLE";
+const STALLED: &str = "POLYMQ_SQS_STALLED";
 
-/// Becomes the process that does nothing, if it was started as one.
-pub fn run_if_idle() {
-    let Ok(url) = std::env::var(IDLE) else { return };
+/// This program as a process that nothing else runs in.
+async fn alone(variable: &str, at: &str) -> std::process::Output {
+    let program = std::env::current_exe().expect("this program");
+    let mut command = tokio::process::Command::new(program);
+    command.env(variable, at).kill_on_drop(true).output().await.expect("it runs")
+}
+
+/// Becomes such a process, if it was started as one.
+pub fn run_if_alone() {
+    let (idle, stalled) = (std::env::var(IDLE), std::env::var(STALLED));
+    if idle.is_err() && stalled.is_err() {
+        return;
+    }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     runtime.block_on(async {
-        let bus = bus(&url).await;
+        if let Ok(service) = stalled {
+            return stays_small_while_stalled(service.parse().expect("an address")).await;
+        }
+        let bus = bus(&idle.expect("one of both")).await;
         let topic = bus.topic(unique("idle"));
         let _two = (subscribe(&bus.queue(unique("idle"))).await, subscribe(&bus.queue(unique("idle"))).await);
         let _third = topic.subscribe(with(Some("idle"), [])).await.expect("a group");

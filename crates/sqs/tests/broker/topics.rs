@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use polymq_core::{ConsumeOptions, ErrorKind, HealthState, Message, Subscription};
 use polymq_sqs::aws_sdk_sqs::types::{MessageSystemAttributeName, QueueAttributeName};
-use polymq_testkit::{Proxy, eventually};
+use polymq_testkit::{Proxy, eventually, free_port};
 
 use crate::{
     harness::front_at,
@@ -248,7 +248,7 @@ pub async fn an_idle_subscription_without_a_group_leaves_nothing_behind() {
 
 /// SNS is away and SQS is not: queues go on, and what is sent to topics waits.
 pub async fn queues_go_on_while_sns_is_away() {
-    let proxy = Proxy::start(address()).await.expect("a proxy");
+    let proxy = Proxy::start_on(free_port(), address()).await.expect("a proxy");
     let away = proxy.address();
     let bus = bus(&format!("{}&sns_endpoint=http://{away}&heartbeat=600s", url())).await;
     let (queue, topic) = (bus.queue(unique("goes-on")), bus.topic(unique("away")));

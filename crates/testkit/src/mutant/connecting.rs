@@ -119,7 +119,7 @@ struct SaysNoLate;
 
 async fn late<T>(answer: Result<T>) -> Result<T> {
     if answer.is_err() {
-        tokio::time::sleep(Duration::from_secs(20)).await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
     }
     answer
 }

@@ -1,6 +1,6 @@
 //! F15: the consumer's process is killed.
 
-use std::{collections::HashSet, time::Duration};
+use std::time::Duration;
 
 use polymq_core::{Capabilities, ConsumeOptions};
 use tokio::time::Instant;
@@ -14,7 +14,7 @@ use crate::{
     case::run,
     cases::{connecting::not_persistent, names::topics_refused, topics::group_misses_what_it_is_away_for},
     child::{self, GROUP, LISTENS, Mode},
-    drive::{bodies, closes, publish, quiet, subscribe, subscribe_with, text},
+    drive::{bodies, closes, counts, publish, quiet, subscribe, subscribe_with, text},
 };
 
 pub(in crate::cases) const CASES: &[Case] = &[
@@ -174,8 +174,9 @@ pub async fn member_of_a_group_killed(cx: Cx) {
     let (again, rest): (Vec<_>, Vec<_>) = seen.into_iter().partition(|body| handled.contains(body));
     rest.into_iter().for_each(|body| ledger.see(body));
     ledger.assert_nothing_lost();
-    assert!(again.iter().collect::<HashSet<_>>().len() == again.len(), "more than once again: {again:?}");
-    // Where members put a topic's events into the group's queue, the one that was killed may not have said yet how far it was.
+    // Where members put a topic's events into the group's queue, the one that was killed may not have said yet how far it was:
+    // beside what it had not acknowledged, a second copy of each may come.
+    assert!(counts(&again).values().all(|times| *times <= 2), "more than twice again: {again:?}");
     assert!(ledger.surplus().iter().all(|(_, more)| *more == 1), "more than twice: {:?}", ledger.surplus());
     let duplicated = again.len() + ledger.surplus().len();
     cx.note(format_args!(

@@ -4,6 +4,7 @@
 //! is handled, duplicates are counted, health went down and came up again, nothing leaks, and the figures are in the
 //! summary.
 
+mod accepted;
 pub mod acks;
 pub mod away;
 pub mod backoff;

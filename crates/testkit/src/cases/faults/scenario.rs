@@ -11,6 +11,7 @@ use tokio::{
 
 pub(super) use super::plan::Plan;
 use super::{
+    accepted::Accepted,
     member::{Handling, Member, consume},
     plan::connect,
     states::{States, is_up},
@@ -43,7 +44,7 @@ pub(super) struct Scenario {
     /// What handlers have begun, and what they have ended.
     pub(super) started: Log,
     pub(super) handled: Log,
-    accepted: Log,
+    accepted: Accepted,
     sender: Option<Bus>,
     proxy: Option<Arc<Proxy>>,
     running: Running,
@@ -52,7 +53,7 @@ pub(super) struct Scenario {
     sending: Vec<JoinHandle<()>>,
     sent: usize,
     markers: usize,
-    /// From when until when the broker may have lost what it had answered, because it writes late and was killed.
+    /// Between which answers the broker may have lost what it had accepted, because it writes late and was killed.
     unwritten: Vec<(Instant, Instant)>,
     recovery: Option<Duration>,
 }
@@ -79,7 +80,7 @@ impl Scenario {
             states,
             started: handling.started,
             handled: handling.handled,
-            accepted: Log::default(),
+            accepted: Accepted::default(),
             sender,
             proxy: plan.proxy,
             running,
@@ -103,8 +104,8 @@ impl Scenario {
             for body in bodies(first + count).skip(first) {
                 let (queue, accepted) = (queue.clone(), accepted.clone());
                 senders.spawn(async move {
-                    send_one(hope, &queue, &body).await;
-                    accepted.add(&Message::new(body), 1);
+                    let began = send_one(hope, &queue, &body).await;
+                    accepted.add(body, began);
                 });
                 if senders.len() >= at_a_time {
                     senders.join_next().await.expect("there are some").expect("a sender");
@@ -170,11 +171,14 @@ impl Scenario {
         self.handled.reaches(at).await;
         let downs = self.states.downs();
         let began = Instant::now();
-        if let Some(gone) = fault().await {
-            self.unwritten.push((began - self.cx.harness().write_lag(), gone));
-        }
+        let gone = fault().await;
         let ended = Instant::now();
         self.states.goes_down(PATIENCE, downs).await;
+        // An answer that was read late is one of the killed broker's until health has told.
+        if let (Some(gone), Some(told)) = (gone, self.states.went_down(downs)) {
+            let written = self.accepted.last_began(gone).unwrap_or(gone);
+            self.unwritten.push((written.min(began - self.cx.harness().write_lag()), told));
+        }
         self.works_again(ended).await;
     }
 
@@ -203,8 +207,8 @@ impl Scenario {
     pub(super) async fn works_again(&mut self, ended: Instant) {
         let marker = marker(self.markers);
         self.markers += 1;
-        send_one(self.hope, &self.queue, &marker).await;
-        self.accepted.add(&Message::new(marker.clone()), 1);
+        let began = send_one(self.hope, &self.queue, &marker).await;
+        self.accepted.add(marker.as_str(), began);
         eventually(self.cx.harness().recovery(), || async {
             if !self.handled.of(&marker).is_empty() {
                 return Ok(());
@@ -232,7 +236,7 @@ impl Scenario {
     fn may_be_lost(&self, body: &str) -> bool {
         let lag = !self.cx.harness().write_lag().is_zero();
         let within = |at: Instant| self.unwritten.iter().any(|(from, to)| (*from..=*to).contains(&at));
-        lag && self.accepted.of(body).iter().any(|seen| within(seen.at))
+        lag && self.accepted.at(body).is_some_and(within)
     }
 
     /// The checks after every fault: everything is accepted and handled, each under the id it was sent with; health has
@@ -246,7 +250,7 @@ impl Scenario {
             if missing.is_empty() {
                 return Ok(());
             }
-            let example = self.accepted.of(missing[0]).first().map(|seen| seen.at.elapsed());
+            let example = self.accepted.at(missing[0]).map(|at| at.elapsed());
             Err(format!(
                 "{} of {} are missing, {} accepted {example:?} ago; {}",
                 missing.len(),
@@ -297,11 +301,11 @@ impl Scenario {
             health: self.states.to_string(),
         });
         for lost in ledger.missing() {
-            let at = self.accepted.of(lost).first().map(|seen| seen.at);
+            let at = self.accepted.at(lost);
             let before =
-                self.unwritten.iter().filter_map(|(_, gone)| at.map(|at| gone.saturating_duration_since(at))).min();
+                self.unwritten.iter().filter_map(|(_, told)| at.map(|at| told.saturating_duration_since(at))).min();
             self.cx.note(format_args!(
-                "{lost} is lost: the broker answered it {before:?} before it was gone, and writes later"
+                "{lost} is lost: the broker answered it {before:?} before it was known to be gone, and writes later"
             ));
         }
     }
@@ -346,11 +350,13 @@ fn marker(number: usize) -> String {
     format!("after fault {number}")
 }
 
-/// Sends until it is accepted, as long as the errors allow it.
-pub(super) async fn send_one(hope: Duration, queue: &Channel, body: &str) {
+/// Sends until it is accepted, as long as the errors allow it; gives when the send began that was accepted.
+pub(super) async fn send_one(hope: Duration, queue: &Channel, body: &str) -> Instant {
     let message = Message::new(body.to_owned()).with_id(body);
     let deadline = Instant::now() + hope;
-    while let Err(error) = queue.send_message(message.clone()).await {
+    loop {
+        let began = Instant::now();
+        let Err(error) = queue.send_message(message.clone()).await else { return began };
         assert!(error.retry() != Retry::Never, "an error without hope during a fault: {error:?}");
         assert!(Instant::now() < deadline, "not sent in the end: {error:?}");
         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -6,21 +6,27 @@ use std::{
 };
 
 use polymq_core::{Bus, BusBuilder, HealthState};
+use tokio::time::Instant;
 
 use crate::{Cx, cx::lock, eventually, try_eventually};
 
 /// What the health callback was told, in order.
 #[derive(Debug, Clone, Default)]
-pub(super) struct States(Arc<Mutex<Vec<HealthState>>>);
+pub(super) struct States(Arc<Mutex<Vec<(HealthState, Instant)>>>);
 
 impl States {
     pub(super) fn watched(&self, builder: BusBuilder) -> BusBuilder {
         let states = Arc::clone(&self.0);
-        builder.on_health(move |health| lock(&states).push(health.state))
+        builder.on_health(move |health| lock(&states).push((health.state, Instant::now())))
     }
 
     pub(super) fn all(&self) -> Vec<HealthState> {
-        lock(&self.0).clone()
+        lock(&self.0).iter().map(|(state, _)| *state).collect()
+    }
+
+    /// When it went down after so many times.
+    pub(super) fn went_down(&self, before: usize) -> Option<Instant> {
+        lock(&self.0).iter().filter(|(state, _)| *state == HealthState::Down).nth(before).map(|(_, at)| *at)
     }
 
     pub(super) fn downs(&self) -> usize {
