@@ -99,8 +99,8 @@ const FOREIGN: usize = 16;
 /// for `patience`.
 ///
 /// # Errors
-/// [`ErrorKind::Unsupported`] for the dead letters of a topic's group, because sending to the topic would reach
-/// the other groups too: consume the dead-letter queue itself instead. [`ErrorKind::NotFound`] where it does not exist.
+/// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for the dead letters of a topic's group, because sending to the topic would reach
+/// the other groups too: consume the dead-letter queue itself instead. [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) where it does not exist.
 /// Otherwise the errors of receiving and sending, with a hint how many were sent back before: they stay so.
 pub async fn replay_dead_letters(bus: &Bus, source: &Address, max: usize, patience: Duration) -> Result<usize> {
     if source.kind() == ChannelKind::Topic {
