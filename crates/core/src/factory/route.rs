@@ -112,7 +112,8 @@ impl Route {
     }
 
     /// Adds a second handler for the same messages under a name of its own. Each has its own success: when one
-    /// fails, or its [`timeout`](Self::timeout) passes, only that one is called again. The name is stored with the message, so it must stay the same.
+    /// fails, or its [`timeout`](Self::timeout) passes, only that one is called again. The name is stored with the message, so it
+    /// must stay the same.
     pub fn also<Args: 'static>(&mut self, name: impl Into<String>, handler: impl Handler<Args>) -> &mut Self {
         self.parts.push((name.into(), Arc::new(FunctionService::new(handler))));
         self
@@ -143,7 +144,8 @@ impl Route {
         self
     }
 
-    /// Cancels an attempt that takes longer; it counts as failed. Without it an attempt may take for ever.
+    /// Cancels an attempt that takes longer; it counts as failed. With [`also`](Self::also) each handler has that time. Without it
+    /// an attempt may take for ever.
     pub fn timeout(&mut self, limit: Duration) -> &mut Self {
         self.timeout = Some(limit);
         self
