@@ -70,6 +70,23 @@ impl<T: Send + 'static> Completion<T> {
         }
     }
 
+    /// The answer, if it is at hand. What is not over goes on by itself, in a task of its own where it would stand still
+    /// otherwise; what becomes of it is only in the log.
+    pub(crate) fn answer_or_go_on(self) -> Option<Result<T>> {
+        match self.0 {
+            State::Ready(result) => result,
+            State::Queued(..) => None,
+            State::Future(future) => {
+                tokio::spawn(async move {
+                    if let Err(error) = future.await {
+                        tracing::warn!(%error, "what nobody waited for has failed");
+                    }
+                });
+                None
+            }
+        }
+    }
+
     /// Withdraws what has not been handed over yet. `true`: it certainly never will be; `false`: it was
     /// handed over, and its effect is unknown until the answer comes.
     pub fn withdraw(&self) -> bool {

@@ -148,7 +148,7 @@ pub trait Settler: Send + Sync + fmt::Debug + 'static {
         let mut result = Ok(());
         for token in tokens {
             // An answer that comes later can only be that the message comes again: nobody needs to wait for it.
-            if let Some(Err(error)) = self.ack(*token).try_take() {
+            if let Some(Err(error)) = self.ack(*token).answer_or_go_on() {
                 result = Err(error);
             }
         }

@@ -18,12 +18,33 @@ impl Drop for Running {
     }
 }
 
-/// Three orders, and each service prints one line of each: under the order's id, and in the order of the steps.
 #[test]
 fn j26_one_correlation_id_goes_through_three_services() {
+    three_orders_are_shipped("memory", "memory://saga");
+}
+
+#[test]
+#[cfg(feature = "embedded")]
+fn j26_on_the_embedded_broker() {
+    let folder = tempfile::tempdir().expect("a folder");
+    three_orders_are_shipped("embedded", &format!("embedded://{}", folder.path().display()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[cfg(feature = "kubemq")]
+async fn j26_on_the_broker() {
+    let broker = polymq_broker::Broker::builder().listen("127.0.0.1:0").start().await.expect("the broker");
+    let url = format!("kubemq://{}", broker.address());
+    let done = tokio::task::spawn_blocking(move || three_orders_are_shipped("kubemq", &url)).await;
+    done.expect("as on the others");
+    assert!(broker.stop().await.is_none(), "it ends well");
+}
+
+/// Three orders, and each service prints one line of each: under the order's id, and in the order of the steps.
+fn three_orders_are_shipped(backend: &str, url: &str) {
     let program = Command::new(env!("CARGO_BIN_EXE_saga"))
-        .env("POLYMQ_BACKEND", "memory")
-        .env_remove("POLYMQ_URL")
+        .env("POLYMQ_BACKEND", backend)
+        .env("POLYMQ_URL", url)
         .stdout(Stdio::piped())
         .spawn();
     let mut running = Running(program.expect("the example starts"));

@@ -303,7 +303,7 @@ impl Work {
         // What is counted is that it was handled; an answer that comes later can only be that the message comes again, and
         // nobody needs to wait for it.
         self.env.control.succeeded(1);
-        if let Ok(Err(error)) = self.env.origin.settler.ack(self.token()).at_hand() {
+        if let Some(Err(error)) = self.env.origin.settler.ack(self.token()).answer_or_go_on() {
             self.not_acknowledged(&error);
         }
         self.pop();
@@ -318,7 +318,7 @@ impl Work {
         self.tokens.clear();
         self.tokens.extend(self.pending.iter().take(count).map(|front| front.token));
         self.env.control.succeeded(count as u64);
-        if let Ok(Err(error)) = self.env.origin.settler.ack_many(&self.tokens).at_hand() {
+        if let Some(Err(error)) = self.env.origin.settler.ack_many(&self.tokens).answer_or_go_on() {
             self.not_acknowledged(&error);
         }
         self.in_place = 0;
