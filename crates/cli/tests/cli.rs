@@ -127,7 +127,7 @@ fn send_reads_files() {
 #[test]
 fn send_tells_failures_to_a_reader_that_goes_away() {
     let path = std::env::temp_dir().join(format!("polymq-cli-refused-{}", std::process::id()));
-    std::fs::write(&path, "short\nmuch too long\n").unwrap();
+    std::fs::write(&path, "short\n\nmuch too long\n").unwrap();
     let mut child = polymq()
         .args(["send", "orders", "--set", "max_payload=10", "--lines"])
         .arg(&path)
@@ -138,7 +138,7 @@ fn send_tells_failures_to_a_reader_that_goes_away() {
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     std::fs::remove_file(&path).unwrap();
-    fails(&output, 1, &["1 of 2 messages were not sent"]);
+    fails(&output, 1, &["1 of 2 messages were not sent (line 3)"]);
 }
 
 #[test]

@@ -65,27 +65,29 @@ async fn list(
     }
     let options = ConsumeOptions { prefetch: max, declare: false, ..ConsumeOptions::default() };
     let mut letters = channel.subscribe(options).await?;
-    let mut seen = Vec::new();
-    while seen.len() < max {
-        // Somebody else may have taken what was counted; only the first one has to wait for a group to be joined.
-        let patience = if seen.is_empty() || of.timeout.is_some() { patience } else { QUIET };
-        let received = letters.receive(max - seen.len(), patience).await?;
-        if received.is_empty() {
-            break;
+    let shown = async {
+        let mut seen = Vec::new();
+        while seen.len() < max {
+            // Somebody else may have taken what was counted; only the first one has to wait for a group to be joined.
+            let patience = if seen.is_empty() || of.timeout.is_some() { patience } else { QUIET };
+            let received = letters.receive(max - seen.len(), patience).await?;
+            if received.is_empty() {
+                break;
+            }
+            let from = seen.len();
+            seen.extend(received);
+            seen[from..].iter().try_for_each(|letter| print(letter, output))?;
         }
-        for letter in received {
-            print(&letter, output)?;
-            seen.push(letter);
-        }
-    }
-    let count = seen.len();
-    // Dropping a delivery returns it to the broker.
-    drop(seen);
-    letters.close().await?;
-    if count == 0 {
+        // Dropping a delivery returns it to the broker, also where nobody reads on.
+        Ok::<usize, Failed>(seen.len())
+    };
+    let shown = shown.await;
+    // The broker has heard of it when this returns.
+    let closed = letters.close().await;
+    if shown? == 0 {
         output.note(&format!("{source} has no dead letters"));
     }
-    Ok(())
+    Ok(closed?)
 }
 
 fn print(letter: &Delivery, output: &Output) -> std::io::Result<()> {

@@ -14,7 +14,7 @@ use crate::{
 
 pub(crate) async fn run(builder: BusBuilder, options: Send, output: &Output) -> Result<Exit, Failed> {
     // A body that cannot be read is found before anything is connected.
-    let messages = messages(&options)?;
+    let (numbers, messages): (Vec<usize>, Vec<Message>) = messages(&options)?.into_iter().unzip();
     let bus = connect(builder, output).await?;
     let address = address(&options.channel, options.topic);
     let mut channel = bus.channel(address.clone());
@@ -25,19 +25,19 @@ pub(crate) async fn run(builder: BusBuilder, options: Send, output: &Output) -> 
     let results = channel.send_all(messages).await;
     // Nobody may read what was sent: what was not is told all the same.
     let (mut failed, mut said) = (Vec::new(), Ok(()));
-    for result in results {
+    for (number, result) in numbers.into_iter().zip(results) {
         match result {
             Ok(receipt) if said.is_ok() => said = output.say(
                 || format!("sent {} to {address}", receipt.id),
                 || json!({ "sent": receipt.id.to_string(), "channel": address.name(), "broker_id": receipt.broker_id }),
             ),
             Ok(_) => {}
-            Err(error) => failed.push(error),
+            Err(error) => failed.push((number, error)),
         }
     }
     let closed = bus.close().await;
-    let not_sent = failed.len();
-    match failed.into_iter().next() {
+    let (not_sent, numbers) = (failed.len(), ranges(failed.iter().map(|(number, _)| *number)));
+    match failed.into_iter().map(|(_, error)| error).next() {
         None => {
             closed?;
             said?;
@@ -45,18 +45,21 @@ pub(crate) async fn run(builder: BusBuilder, options: Send, output: &Output) -> 
         }
         Some(error) if count == 1 => Err(error.into()),
         Some(error) => {
-            let sentence = format!("{not_sent} of {count} messages were not sent; the first: {error}");
+            let what = if options.lines.is_some() { "line" } else { "message" };
+            let sentence =
+                format!("{not_sent} of {count} messages were not sent ({what} {numbers}); the first: {error}");
             Err(Failed::new(Exit::of(&error), sentence))
         }
     }
 }
 
-/// What is to be sent.
-fn messages(options: &Send) -> Result<Vec<Message>, Failed> {
+/// What is to be sent, each with its line, or with its number where it is of no file of lines.
+fn messages(options: &Send) -> Result<Vec<(usize, Message)>, Failed> {
     if let Some(path) = &options.lines {
         let text = read(path)?;
         let lines = text.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
-        return Ok(lines.filter(|line| !line.is_empty()).map(|line| message(options, line.to_vec())).collect());
+        let lines = (1..).zip(lines).filter(|(_, line)| !line.is_empty());
+        return Ok(lines.map(|(number, line)| (number, message(options, line.to_vec()))).collect());
     }
     let body = match (&options.file, options.body.as_deref()) {
         (Some(path), _) => read(path)?,
@@ -71,7 +74,23 @@ fn messages(options: &Send) -> Result<Vec<Message>, Failed> {
         (None, body) => body.unwrap_or_default().as_bytes().to_vec(),
     };
     let message = message(options, body);
-    Ok(vec![message; options.count as usize])
+    Ok((1..=options.count as usize).map(|number| (number, message.clone())).collect())
+}
+
+/// Ascending numbers for people: "2, 5-7".
+fn ranges(numbers: impl Iterator<Item = usize>) -> String {
+    let mut ranges: Vec<(usize, usize)> = Vec::new();
+    for number in numbers {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => ranges.push((number, number)),
+        }
+    }
+    let texts = ranges.iter().map(|(first, last)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    });
+    texts.collect::<Vec<_>>().join(", ")
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Failed> {
@@ -121,7 +140,13 @@ fn looks_like(body: &[u8]) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::looks_like;
+    use super::{looks_like, ranges};
+
+    #[test]
+    fn numbers_that_follow_each_other_are_a_range() {
+        assert_eq!(ranges([2, 5, 6, 7, 9].into_iter()), "2, 5-7, 9");
+        assert_eq!(ranges([].into_iter()), "");
+    }
 
     #[test]
     fn media_types() {
