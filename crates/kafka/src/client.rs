@@ -181,6 +181,9 @@ pub(crate) fn consumer(config: &KafkaConfig, group: &str, prefetch: usize, bytes
         ("queued.max.messages.kbytes", kilobytes.to_string()),
         // How often a full buffer is looked at. A fast handler empties it in less than librdkafka's own second.
         ("fetch.queue.backoff.ms", "2".to_owned()),
+        // A fetch asks a broker for whatever has room, and there is one at a time: while the busy partitions have enough
+        // here, it asks for those that nothing comes in alone, and waits for so long.
+        ("fetch.wait.max.ms", "50".to_owned()),
         ("receive.message.max.bytes", (config.max_payload + 64 * 1024 * 1024).to_string()),
     ] {
         // What somebody has chosen among the options stays.

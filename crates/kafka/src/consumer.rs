@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use polymq_core::{Consumer, Incoming, Result, Settler};
 use tokio::{sync::Notify, time::timeout};
 
-use crate::{hub::Hub, producer::CLOSE_TIMEOUT, settle::KafkaSettler};
+use crate::{bodies::Bodies, hub::Hub, producer::CLOSE_TIMEOUT, settle::KafkaSettler};
 
 /// A consumer of a channel.
 #[derive(Debug)]
@@ -15,11 +15,12 @@ pub(crate) struct KafkaConsumer {
     share: u32,
     arrived: Arc<Notify>,
     settler: Arc<KafkaSettler>,
+    bodies: Bodies,
 }
 
 impl KafkaConsumer {
     pub(crate) fn new(hub: Arc<Hub>, share: u32, arrived: Arc<Notify>, settler: KafkaSettler) -> Self {
-        Self { hub, share, arrived, settler: Arc::new(settler) }
+        Self { hub, share, arrived, settler: Arc::new(settler), bodies: Bodies::default() }
     }
 }
 
@@ -28,7 +29,7 @@ impl Consumer for KafkaConsumer {
     async fn receive(&mut self, max: usize, into: &mut Vec<Incoming>) -> Result<()> {
         loop {
             // Nothing is taken while this waits, so dropping the future loses nothing.
-            if let Some(result) = self.hub.take(self.share, max, into) {
+            if let Some(result) = self.hub.take(self.share, max, &mut self.bodies, into) {
                 return result.map_err(|error| error.with_channel(&*self.hub.names.topic));
             }
             self.arrived.notified().await;

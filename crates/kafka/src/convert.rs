@@ -92,18 +92,21 @@ pub(crate) fn taken_at(record: &impl rdkafka::message::Message) -> Option<u64> {
     u64::try_from(record.timestamp().to_millis()?).ok()
 }
 
-/// The message of a record with this body that was [`taken_at`] then, and how long it has to wait still if it has to.
-/// Whatever a foreign producer left out or wrote in another way, it is a message.
-pub(crate) fn message(
-    record: &impl rdkafka::message::Message,
-    body: Bytes,
-    taken_at: Option<u64>,
-) -> (Message, Option<Duration>) {
+/// How long a record of a delay topic has to wait still, if it has to.
+pub(crate) fn left(record: &impl rdkafka::message::Message) -> Option<Duration> {
+    let headers = record.headers()?;
+    let due = |at| legible(|| headers.try_get(at)).flatten().filter(|header| header.key == DUE)?.value;
+    polymq_core::time_left(std::str::from_utf8((0..headers.count()).find_map(due)?).ok()?)
+}
+
+/// The message of a record with this body that was [`taken_at`] then. Whatever a foreign producer left out or wrote in another
+/// way, it is a message.
+pub(crate) fn message(record: &impl rdkafka::message::Message, body: Bytes, taken_at: Option<u64>) -> Message {
     let mut message = Message::new(body);
     if let Some(key) = record.key().and_then(|key| std::str::from_utf8(key).ok()) {
         message = message.with_key(key.to_owned());
     }
-    let (mut left, mut time) = (None, None);
+    let mut time = None;
     if let Some(headers) = record.headers() {
         for header in (0..headers.count()).filter_map(|at| legible(|| headers.try_get(at)).flatten()) {
             // Names and values of other producers that are no text are left out.
@@ -126,10 +129,7 @@ pub(crate) fn message(
                 },
                 CORRELATION => message.with_correlation_id(value.to_owned()),
                 REPLY_TO => message.with_reply_to(value.to_owned()),
-                DUE => {
-                    left = polymq_core::time_left(value);
-                    message
-                }
+                DUE => message,
                 name => {
                     let own = name.strip_prefix(ESCAPE).filter(|own| own.eq_ignore_ascii_case(CONTENT_TYPE));
                     message.add_wire_header(own.unwrap_or(name).to_owned(), value.to_owned());
@@ -143,7 +143,7 @@ pub(crate) fn message(
     if let Some(time) = time.or_else(made).or_else(taken) {
         message = message.with_time(time);
     }
-    (message, left)
+    message
 }
 
 /// The time in a UUID of version 7 (RFC 9562, section 5.7).
@@ -177,7 +177,7 @@ mod tests {
         message
     }
 
-    fn read(record: &OwnedMessage) -> (Message, Option<Duration>) {
+    fn read(record: &OwnedMessage) -> Message {
         message(record, Bytes::copy_from_slice(record.payload().unwrap_or_default()), taken_at(record))
     }
 
@@ -215,7 +215,7 @@ mod tests {
         let golden: Vec<_> = golden.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         let record = record(&full(), None);
         assert_eq!(pairs(record.headers()), golden);
-        assert_eq!(read(&record), (full(), None));
+        assert_eq!((read(&record), left(&record)), (full(), None));
     }
 
     #[test]
@@ -224,25 +224,25 @@ mod tests {
         let sent = Message::new("").with_id(UUID).with_time(time);
         let written = record(&sent, None);
         assert_eq!(pairs(written.headers()), [("ce_id".to_owned(), UUID.to_owned())]);
-        assert_eq!(read(&written).0, sent);
+        assert_eq!(read(&written), sent);
         let own = sent.with_time(time + Duration::from_nanos(1_000_001));
-        assert_eq!(read(&record(&own, None)).0, own);
+        assert_eq!(read(&record(&own, None)), own);
     }
 
     #[test]
     fn a_delay_is_told_and_taken_away_again() {
         let wait = Duration::from_secs(60);
-        let (found, left) = read(&record(&full(), Some(Instant::now() + wait)));
-        assert_eq!(found, full());
+        let record = record(&full(), Some(Instant::now() + wait));
+        assert_eq!(read(&record), full());
+        let left = left(&record);
         assert!(left.is_some_and(|left| left > wait / 2 && left <= wait + Duration::from_millis(1)), "{left:?}");
     }
 
     #[test]
     fn a_record_without_anything_is_a_message() {
         let bare = OwnedMessage::new(None, None, "orders".into(), Timestamp::CreateTime(5_000), 0, 7, None);
-        let (found, due) = read(&bare);
-        assert_eq!(found, Message::new("").with_time(SystemTime::UNIX_EPOCH + Duration::from_secs(5)));
-        assert_eq!(due, None);
+        assert_eq!(read(&bare), Message::new("").with_time(SystemTime::UNIX_EPOCH + Duration::from_secs(5)));
+        assert_eq!(left(&bare), None);
         assert!(headers(&Message::new("x"), None).is_none());
     }
 
@@ -257,7 +257,7 @@ mod tests {
         let key = Some(vec![0, 159, 146]);
         let bare =
             OwnedMessage::new(Some(b"x".to_vec()), key, "t".into(), Timestamp::NotAvailable, 0, 7, Some(foreign));
-        let (found, _) = read(&bare);
+        let found = read(&bare);
         assert_eq!(found.headers().iter().collect::<Vec<_>>(), [("ce_source", "/shop")]);
         assert_eq!((found.key(), found.version(), found.time()), (None, None, None));
     }
@@ -266,7 +266,7 @@ mod tests {
     fn a_header_of_the_name_of_the_content_type_stays_itself() {
         for name in ["content-type", "Content-Type"] {
             let sent = full().with_header(name, "text/plain");
-            assert_eq!(read(&record(&sent, None)).0, sent, "{name}");
+            assert_eq!(read(&record(&sent, None)), sent, "{name}");
         }
     }
 }

@@ -20,6 +20,7 @@ mod poller;
 mod position;
 mod producer;
 mod publisher;
+mod record;
 mod settle;
 mod stats;
 mod topology;

@@ -55,6 +55,13 @@ impl Entry {
         self.bytes as usize
     }
 
+    /// It has so many bytes more; returns by how many it has grown.
+    pub(crate) fn grow(&mut self, more: usize) -> usize {
+        let before = self.bytes;
+        self.bytes = before.saturating_add(u32::try_from(more).unwrap_or(u32::MAX));
+        (self.bytes - before) as usize
+    }
+
     /// Whether a consumer has it.
     pub(crate) fn is_out(&self) -> bool {
         matches!(self.place, Place::With(_) | Place::Finishing(_))

@@ -12,20 +12,20 @@ use rdkafka::{
     Offset,
     consumer::{CommitMode, Consumer},
     error::{KafkaError, KafkaResult},
-    message::{BorrowedMessage, Message as _},
+    message::Message as _,
 };
 use tokio::sync::oneshot;
 
 use crate::{
-    bodies::Bodies,
     client,
     config::KafkaConfig,
     context::{Context, Native},
-    convert, error,
+    error,
     hub::{Fetched, Hub, Room, Turn},
     link::{Link, lock},
     position::{Position, begin_at},
     publisher::configuration,
+    record::{self, Content, Record},
     topology,
 };
 
@@ -34,6 +34,11 @@ const TICK: Duration = Duration::from_millis(50);
 /// How long a full prefetch is waited for before fetching is paused. Pausing throws away what the client library has
 /// fetched; without it, a rebalance of the group waits for this long.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The bytes after which no more is fetched at once. A body that a handler keeps for long keeps what was fetched with it.
+const AT_ONCE: usize = 128 * 1024;
+/// How long whoever reads a record, or counts messages, may take until its client ends without it.
+const MOMENT: Duration = Duration::from_millis(100);
 
 /// How often positions are committed though nothing has changed: much more often than Kafka forgets them.
 const RENEWAL: Duration = Duration::from_secs(3600);
@@ -93,7 +98,11 @@ fn guarded(hub: &Hub, run: impl FnOnce()) {
         let error = error::panicked("receive");
         tracing::error!(topic = %hub.names.topic, %error, "its consumers have to be opened anew");
         hub.fail(error.kind(), error.message());
-        drop(hub.set_native(None));
+        // Its records first: the client must not be the last of them to go, behind the lock that its end takes.
+        hub.seal();
+        if let Some(native) = hub.set_native(None) {
+            end(native);
+        }
         hub.set_ended();
     }
 }
@@ -105,7 +114,6 @@ struct Poller {
     plan: Plan,
     native: Arc<Native>,
     batch: Vec<Fetched>,
-    bodies: Bodies,
     is_paused: bool,
     /// Since when there is no room.
     full_since: Option<Instant>,
@@ -142,7 +150,6 @@ impl Poller {
             plan: *plan,
             native,
             batch: Vec::new(),
-            bodies: Bodies::default(),
             is_paused: false,
             full_since: None,
             committed: Instant::now(),
@@ -217,7 +224,7 @@ impl Poller {
         drop(self.hub.set_native(Some(Arc::clone(&native))));
         let old = std::mem::replace(&mut self.native, native);
         // It waits for answers that nobody gives. Without a thread of its own, it does so here.
-        let _ = thread::Builder::new().name("polymq-kafka-end".into()).spawn(move || drop(old));
+        let _ = thread::Builder::new().name("polymq-kafka-end".into()).spawn(move || end(old));
     }
 
     fn fetch(&mut self, room: Room, due: Option<Instant>) -> usize {
@@ -227,32 +234,26 @@ impl Poller {
             wait = wait.min(due.saturating_duration_since(now));
         }
         let mut failure = None;
-        // Most records are of the topic of the one before, whose name need not be looked at again.
-        let mut latest = None;
-        let mut bytes = 0;
-        while self.batch.len() < room.messages && (bytes < room.bytes || self.batch.is_empty()) {
-            match self.native.poll(wait) {
-                Some(Ok(record)) => {
-                    let is_delay = match latest {
-                        Some((topic, is_delay)) if topic == record.topic_ptr() => is_delay,
-                        _ => record.topic() != &*self.hub.names.topic,
-                    };
-                    latest = Some((record.topic_ptr(), is_delay));
-                    let fetched = fetched(&record, is_delay, &mut self.bodies);
-                    bytes += fetched.message.size();
-                    self.batch.push(fetched);
+        let records = record::fetch(&self.native, |native, records| {
+            let (mut bytes, most) = (0, room.bytes.min(AT_ONCE));
+            while records.len() < room.messages && (bytes < most || records.is_empty()) {
+                match native.poll(wait) {
+                    Some(Ok(record)) => {
+                        bytes += record::bytes(&record);
+                        records.push(record);
+                    }
+                    Some(Err(error)) => {
+                        failure = Some(error);
+                        break;
+                    }
+                    None => break,
                 }
-                Some(Err(error)) => {
-                    failure = Some(error);
-                    break;
-                }
-                None => break,
+                wait = Duration::ZERO;
             }
-            wait = Duration::ZERO;
-        }
-        let count = self.batch.len();
+        });
+        let count = records.len();
         if count > 0 {
-            self.hub.take_in(&mut self.batch);
+            self.take_in(records);
         }
         if let Some(error) = failure {
             self.failed(&error);
@@ -261,6 +262,23 @@ impl Poller {
             self.limit_held();
         }
         count
+    }
+
+    fn take_in(&mut self, records: Vec<Record>) {
+        // Most records are of the topic of the one before, whose name need not be looked at again.
+        let mut latest = None;
+        self.batch.extend(records.into_iter().map(|record| {
+            let borrowed = record.get();
+            let is_delay = match latest {
+                Some((topic, is_delay)) if topic == borrowed.topic_ptr() => is_delay,
+                _ => borrowed.topic() != &*self.hub.names.topic,
+            };
+            latest = Some((borrowed.topic_ptr(), is_delay));
+            let (partition, offset) = (borrowed.partition(), borrowed.offset());
+            let due = if is_delay { record.due() } else { None };
+            Fetched { is_delay, partition, offset, content: Content::Record(record), due }
+        }));
+        self.hub.take_in(&mut self.batch);
     }
 
     /// Delayed messages wait here only up to a bound.
@@ -412,8 +430,7 @@ impl Poller {
         self.commit_all();
         drop(self.hub.set_native(None));
         let Self { hub, native, .. } = self;
-        // Leaves the group. Where somebody counts messages just now, that ends first.
-        drop(native);
+        end(native);
         hub.set_ended();
     }
 }
@@ -428,17 +445,21 @@ fn create(hub: &Arc<Hub>, config: &Arc<KafkaConfig>, link: &Arc<Link>, plan: &Pl
     made.map_err(error::for_now)
 }
 
-fn fetched(record: &BorrowedMessage<'_>, is_delay: bool, bodies: &mut Bodies) -> Fetched {
-    let taken_at = convert::taken_at(record);
-    let (message, left) = convert::message(record, bodies.keep(record.payload().unwrap_or_default()), taken_at);
-    let left = left.filter(|left| !left.is_zero());
-    Fetched {
-        is_delay,
-        partition: record.partition(),
-        offset: record.offset(),
-        taken_at,
-        message,
-        due: left.map(|left| Instant::now() + left),
+/// Ends the client, which leaves the group, in this thread: not in that of a handler that drops the last body it has lent.
+fn end(mut native: Arc<Native>) {
+    let deadline = Instant::now() + MOMENT;
+    while Instant::now() < deadline {
+        native = match Arc::try_unwrap(native) {
+            Ok(last) => return drop(last),
+            Err(shared) => shared,
+        };
+        thread::sleep(Duration::from_millis(1));
+    }
+    // A handler has kept a body: the memory stays until that is dropped.
+    if native.close_queue().is_ok() {
+        while !native.closed() {
+            drop(native.poll(TICK));
+        }
     }
 }
 
@@ -447,16 +468,20 @@ mod tests {
     use polymq_core::Address;
 
     use super::*;
-    use crate::topology::Names;
+    use crate::{bodies::Bodies, topology::Names};
 
     #[test]
     fn a_panic_ends_the_hub_and_its_readers_hear_of_it() {
         let hub = Hub::new(Names::of(&Address::queue("orders"), None));
         let (share, _) = hub.join(1, 1).expect("it has just begun");
         guarded(&hub, || {});
-        assert!(!*hub.ended().borrow() && hub.take(share, 1, &mut Vec::new()).is_none(), "it goes on");
+        assert!(
+            !*hub.ended().borrow() && hub.take(share, 1, &mut Bodies::default(), &mut Vec::new()).is_none(),
+            "it goes on"
+        );
         guarded(&hub, || panic!("a part of this test"));
-        let error = hub.take(share, 1, &mut Vec::new()).expect("an answer").expect_err("it is over");
+        let error =
+            hub.take(share, 1, &mut Bodies::default(), &mut Vec::new()).expect("an answer").expect_err("it is over");
         assert_eq!(error.kind(), ErrorKind::Other, "{error}");
         assert!(*hub.ended().borrow());
     }

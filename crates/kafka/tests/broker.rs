@@ -75,12 +75,14 @@ fn main() -> ExitCode {
         a_group_begins_where_it_is_told_to,
         a_declared_group_misses_nothing,
         the_prefetch_is_bounded_in_bytes,
+        the_prefetch_is_bounded_in_bytes_of_headers,
     );
     trials.extend(trials!(closing:
         nothing_is_acknowledged_after_a_close,
         a_close_that_was_dropped_is_waited_for,
         nobody_begins_to_consume_while_the_connection_closes,
         a_closed_consumer_has_committed,
+        a_body_that_is_kept_outlives_its_consumer,
         a_message_is_retried_or_acknowledged,
     ));
     trials.extend(trials!(topics:

@@ -5,30 +5,34 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use polymq_core::{Details, Error, Incoming, Result};
+use polymq_core::{Details, Error, Incoming, Result, Token};
 use tokio::sync::{Notify, oneshot};
 
 use super::{
     Hub,
     state::{Share, State, Waiting, parts},
 };
-use crate::{NAME, error, link::lock, partition::Place};
+use crate::{NAME, bodies::Bodies, error, link::lock, partition::Place, record::Content};
 
-/// Where a message comes from.
-struct Origin {
+/// What a consumer has taken, and where it comes from.
+struct Taken {
+    content: Content,
+    token: Token,
     partition: i32,
     offset: i64,
-    taken_at: Option<u64>,
 }
 
-impl Origin {
-    fn details(self) -> Details {
-        Details {
-            broker_time: self.taken_at.map(|millis| SystemTime::UNIX_EPOCH + Duration::from_millis(millis)),
+impl Taken {
+    fn read(self, bodies: &mut Bodies) -> Incoming {
+        let (message, taken_at) = self.content.read(|body| bodies.keep(body));
+        let mut incoming = Incoming::new(message, self.token);
+        incoming.details = Some(Box::new(Details {
+            broker_time: taken_at.map(|millis| SystemTime::UNIX_EPOCH + Duration::from_millis(millis)),
             sequence: u64::try_from(self.offset).ok(),
             partition: Some(self.partition),
             ..Details::default()
-        }
+        }));
+        incoming
     }
 }
 
@@ -70,9 +74,14 @@ impl Hub {
     }
 
     /// Takes what has come; `None` when there is nothing.
-    pub(crate) fn take(&self, number: u32, max: usize, into: &mut Vec<Incoming>) -> Option<Result<()>> {
-        let before = into.len();
-        let mut origins: Vec<Origin> = Vec::new();
+    pub(crate) fn take(
+        &self,
+        number: u32,
+        max: usize,
+        bodies: &mut Bodies,
+        into: &mut Vec<Incoming>,
+    ) -> Option<Result<()>> {
+        let mut all: Vec<Taken> = Vec::new();
         let mut state = lock(&self.state);
         let State { shares, ready, slots, unsettled, end, .. } = &mut *state;
         let Some(share) = shares.get_mut(&number) else {
@@ -81,10 +90,10 @@ impl Hub {
                 None => error::closed("receive"),
             }));
         };
-        while into.len() - before < max
+        while all.len() < max
             && share.taken < share.prefetch
             && (share.taken == 0 || share.taken_bytes < share.bytes)
-            && let Some(Waiting { message, token, taken_at }) = ready.pop_front()
+            && let Some(Waiting { content, token }) = ready.pop_front()
         {
             let (slot, number_in) = parts(token);
             let Some(partition) = slots.get_mut(&slot) else { continue };
@@ -94,19 +103,43 @@ impl Hub {
             share.taken += 1;
             share.taken_bytes += entry.bytes();
             *unsettled += 1;
-            origins.push(Origin { partition: partition.number, offset, taken_at });
-            into.push(Incoming::new(message, token));
+            all.push(Taken { content, token, partition: partition.number, offset });
         }
-        if into.len() == before {
+        if all.is_empty() {
             let (kind, text) = end.as_ref()?;
             return Some(Err(Error::new(*kind, text.clone()).with_backend(NAME).with_operation("receive")));
         }
         drop(state);
         // Made by the thread that drops them, and while nobody waits for the lock.
-        for (incoming, origin) in into[before..].iter_mut().zip(origins) {
-            incoming.details = Some(Box::new(origin.details()));
+        let mut larger = Vec::new();
+        into.extend(all.into_iter().map(|taken| {
+            let told = taken.content.bytes();
+            let incoming = taken.read(bodies);
+            let bytes = incoming.message.size();
+            if bytes > told {
+                larger.push((incoming.token, bytes - told));
+            }
+            incoming
+        }));
+        if !larger.is_empty() {
+            self.add_bytes(&larger);
         }
         Some(Ok(()))
+    }
+
+    /// Messages that are larger than was known when they were fetched.
+    fn add_bytes(&self, larger: &[(Token, usize)]) {
+        let mut state = lock(&self.state);
+        for (token, more) in larger {
+            let Some(entry) = state.claimed(*token) else { continue };
+            let (more, place) = (entry.grow(*more), entry.place);
+            state.fetched_bytes += more;
+            if let Place::With(share) = place
+                && let Some(share) = state.shares.get_mut(&share)
+            {
+                share.taken_bytes += more;
+            }
+        }
     }
 
     /// Hears when everything that was acknowledged until now is committed, unless the hub ends with that.

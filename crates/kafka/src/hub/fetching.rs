@@ -5,11 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use polymq_core::Message;
 use rdkafka::TopicPartitionList;
 
 use super::Hub;
-use crate::link::lock;
+use crate::{link::lock, record::Content};
 
 /// The most messages and bytes of one partition that wait here for their time. What is behind them waits with the broker.
 const MAX_HELD: usize = 1000;
@@ -24,9 +23,7 @@ pub(crate) struct Fetched {
     pub(crate) is_delay: bool,
     pub(crate) partition: i32,
     pub(crate) offset: i64,
-    /// Milliseconds since 1970 when the broker took it.
-    pub(crate) taken_at: Option<u64>,
-    pub(crate) message: Message,
+    pub(crate) content: Content,
     pub(crate) due: Option<Instant>,
 }
 
@@ -130,11 +127,11 @@ impl Hub {
 
 #[cfg(test)]
 mod tests {
-    use polymq_core::Address;
+    use polymq_core::{Address, Message};
     use rdkafka::Offset;
 
     use super::*;
-    use crate::topology::Names;
+    use crate::{bodies::Bodies, topology::Names};
 
     #[test]
     fn what_is_fetched_takes_room_of_messages_and_of_bytes() {
@@ -152,8 +149,7 @@ mod tests {
             is_delay: false,
             partition: 0,
             offset,
-            taken_at: None,
-            message: message.clone(),
+            content: Content::Message { message: message.clone(), taken_at: None },
             due: None,
         };
         hub.take_in(&mut vec![fetched(0), fetched(1)]);
@@ -161,7 +157,7 @@ mod tests {
         hub.take_in(&mut vec![fetched(2)]);
         assert_eq!(hub.turn(Instant::now()), Turn::Full, "a message is left, but no byte");
         let mut taken = Vec::new();
-        hub.take(share, 1, &mut taken).expect("there is some").expect("it goes on");
+        hub.take(share, 1, &mut Bodies::default(), &mut taken).expect("there is some").expect("it goes on");
         hub.ack(&[taken[0].token]).expect("ours");
         assert_eq!(hub.turn(Instant::now()), room(2, 1));
     }

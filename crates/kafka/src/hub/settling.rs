@@ -8,7 +8,7 @@ use super::{
     Hub,
     state::{State, Waiting, parts},
 };
-use crate::{error, link::lock, partition::Place};
+use crate::{error, link::lock, partition::Place, record::Content};
 
 impl Hub {
     /// The messages are done; the error is that of one of them.
@@ -100,7 +100,7 @@ impl Hub {
         state.give_up(copy);
         let mut message = message.clone();
         message.set_system_header(ATTEMPT, attempt.to_string());
-        state.keep(Instant::now() + after, Waiting { message, token, taken_at: None });
+        state.keep(Instant::now() + after, Waiting { content: Content::Message { message, taken_at: None }, token });
         self.changed.notify_all();
         Ok(())
     }
@@ -121,7 +121,7 @@ mod tests {
     use rdkafka::{Offset, TopicPartitionList};
 
     use super::*;
-    use crate::{hub::Fetched, hub::Turn, topology::Names};
+    use crate::{bodies::Bodies, hub::Fetched, hub::Turn, topology::Names};
 
     /// A handler's task is given up while its transaction is being written: when that has happened the message is done, and when
     /// not it is delivered again. Neither leaves a place of the prefetch taken.
@@ -136,14 +136,13 @@ mod tests {
             is_delay: false,
             partition: 0,
             offset,
-            taken_at: None,
-            message: Message::new(offset.to_string()),
+            content: Content::Message { message: Message::new(offset.to_string()), taken_at: None },
             due: None,
         };
         hub.take_in(&mut vec![fetched(0)]);
         let take = || {
             let mut taken = Vec::new();
-            if let Some(result) = hub.take(share, 1, &mut taken) {
+            if let Some(result) = hub.take(share, 1, &mut Bodies::default(), &mut taken) {
                 result.expect("it goes on");
             }
             taken.pop().map(|incoming| (incoming.token, incoming.message))

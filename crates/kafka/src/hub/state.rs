@@ -12,10 +12,11 @@ use tokio::sync::{Notify, oneshot};
 
 use super::fetching::Fetched;
 use crate::{
-    NAME, bodies,
+    NAME,
     context::Native,
     error,
     partition::{Entry, Partition, Place},
+    record::Content,
     topology::Names,
 };
 
@@ -61,10 +62,8 @@ pub(super) struct State {
 /// A message with no consumer. Where it comes from is told by its token.
 #[derive(Debug)]
 pub(super) struct Waiting {
-    pub(super) message: Message,
+    pub(super) content: Content,
     pub(super) token: Token,
-    /// Milliseconds since 1970 when the broker took it; not known any more of what was returned.
-    pub(super) taken_at: Option<u64>,
 }
 
 /// One consumer.
@@ -184,7 +183,7 @@ impl State {
     pub(super) fn take_in(&mut self, batch: &mut Vec<Fetched>) {
         // Where the message before belonged: the next one most likely does too.
         let (mut origin, mut slot) = (None, 0);
-        for Fetched { is_delay, partition: number, offset, taken_at, message, due } in batch.drain(..) {
+        for Fetched { is_delay, partition: number, offset, content, due } in batch.drain(..) {
             if origin != Some((is_delay, number)) {
                 // Only what is assigned is fetched; what comes late is that of another.
                 let Some(found) = self.find(is_delay, number) else { continue };
@@ -197,13 +196,13 @@ impl State {
                 slot = self.next_slot;
             }
             let Some(partition) = self.slots.get_mut(&slot) else { continue };
-            let bytes = message.size();
+            let bytes = content.bytes();
             let place = if due.is_some() { Place::Held } else { Place::Ready };
             if !partition.take_in(offset, bytes, place) {
                 continue;
             }
             let token = Token(u64::from(slot) << OFFSET_BITS | (offset - partition.base).unsigned_abs());
-            let waiting = Waiting { message, token, taken_at };
+            let waiting = Waiting { content, token };
             match due {
                 Some(due) => {
                     partition.held += 1;
@@ -220,11 +219,9 @@ impl State {
     }
 
     /// Keeps what is not due yet, and nothing of others with it.
-    pub(super) fn keep(&mut self, due: Instant, mut waiting: Waiting) {
-        if let Some(body) = bodies::alone(waiting.message.payload()) {
-            waiting.message = waiting.message.with_payload(body);
-        }
+    pub(super) fn keep(&mut self, due: Instant, waiting: Waiting) {
         self.next_held += 1;
+        let waiting = Waiting { content: waiting.content.alone(), ..waiting };
         self.held.insert((due, self.next_held), waiting);
     }
 
@@ -275,7 +272,7 @@ impl State {
         entry.place = Place::Ready;
         self.give_up(copy);
         (self.fetched, self.fetched_bytes) = (self.fetched + 1, self.fetched_bytes + copy.bytes());
-        let returned = Waiting { message, token, taken_at: None };
+        let returned = Waiting { content: Content::Message { message, taken_at: None }, token };
         let same = |waiting: &&Waiting| parts(waiting.token).0 == slot;
         // Tokens of one slot are in the order of their offsets.
         let before = self.ready.iter().position(|waiting| same(&waiting) && waiting.token.0 > token.0);

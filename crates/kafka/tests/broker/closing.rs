@@ -115,6 +115,30 @@ pub async fn a_closed_consumer_has_committed() {
     closed(connection.close().await);
 }
 
+/// A body that is not copied stays readable, and is in the way of nobody: its consumer leaves the group all the same.
+pub async fn a_body_that_is_kept_outlives_its_consumer() {
+    let queue = Address::queue(name("kept"));
+    let connection = connect(&settings()).await;
+    let large = |byte: &str| byte.repeat(100_000);
+    send(&*producer(&connection, &queue).await, [large("a")]).await;
+    let mut reader = consumer(&connection, &queue, ConsumeOptions::default()).await;
+    let taken = take(&mut *reader, 1).await.remove(0);
+    reader.settler().ack(taken.token).await.expect("ack");
+    let kept = taken.message.payload().clone();
+    drop(taken);
+    reader.close().await.expect("closed");
+    drop(reader);
+    closed(connection.close().await);
+    let other = connect(&settings()).await;
+    send(&*producer(&other, &queue).await, [large("b")]).await;
+    let mut reader = consumer(&other, &queue, ConsumeOptions::default()).await;
+    // Much less than the time after which a silent member is forgotten.
+    let next = tokio::time::timeout(Duration::from_secs(20), take(&mut *reader, 1)).await.expect("nobody else has it");
+    assert!(*next[0].message.payload() == *large("b").as_bytes() && *kept == *large("a").as_bytes());
+    drop(kept);
+    closed(other.close().await);
+}
+
 /// A message that was settled otherwise while its successor was written is not said to have been retried too.
 pub async fn a_message_is_retried_or_acknowledged() {
     let queue = Address::queue(name("either"));

@@ -11,7 +11,7 @@ use std::{
 
 use polymq_core::{
     Address, Backoff, Bus, Connection, ConsumeOptions, Consumer, ConsumerFactory, ConsumerRunner, ErrorKind, Failure,
-    FailurePolicy, Incoming, Message, Start,
+    FailurePolicy, Incoming, Message, MessageId, Start,
 };
 use polymq_kafka::rdkafka::{
     Offset, TopicPartitionList,
@@ -455,5 +455,26 @@ pub async fn the_prefetch_is_bounded_in_bytes() {
         taken.extend(take(&mut *narrow, 1).await);
         assert_eq!(body(&taken[2])[..2], format!("{n:02}"));
     }
+    closed(connection.close().await);
+}
+
+/// Headers count too, although how large they are is only known when they have been parsed.
+pub async fn the_prefetch_is_bounded_in_bytes_of_headers() {
+    let queue = Address::queue(name("headers"));
+    let connection = connect(&settings()).await;
+    let sender = producer(&connection, &queue).await;
+    for n in 0..6 {
+        let message = Message::new(n.to_string()).with_id(MessageId::new()).with_header("large", "x".repeat(100_000));
+        sender.send(message).await.expect("accepted");
+    }
+    let options = ConsumeOptions { prefetch_bytes: 250_000, ..ConsumeOptions::default() };
+    let mut narrow = consumer(&connection, &queue, options).await;
+    let taken = take(&mut *narrow, 3).await;
+    quiet(&mut *narrow).await;
+    for done in &taken {
+        narrow.settler().ack(done.token).await.expect("ack");
+    }
+    let rest = take(&mut *narrow, 3).await;
+    assert_eq!(taken.iter().chain(&rest).map(body).collect::<Vec<_>>(), ["0", "1", "2", "3", "4", "5"]);
     closed(connection.close().await);
 }
