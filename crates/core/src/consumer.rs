@@ -140,6 +140,7 @@ impl Drop for Waiting<'_> {
 /// ends the delivery, which no longer counts against the prefetch; a [`release`](Self::release) may follow, or not.
 pub trait Settler: Send + Sync + fmt::Debug + 'static {
     /// The message is done. Acknowledgements may be coalesced, but never cover an unfinished message.
+    /// The runner seldom waits for the answer: a [`Completion::future`] is polled to its end in a task then.
     fn ack(&self, token: Token) -> Completion<()>;
 
     /// Many messages are done, each as with [`ack`](Self::ack); an error is that of one of them. For backends that

@@ -100,7 +100,8 @@ impl Hub {
         state.give_up(copy);
         let mut message = message.clone();
         message.set_system_header(ATTEMPT, attempt.to_string());
-        state.keep(Instant::now() + after, Waiting { content: Content::Message { message, taken_at: None }, token });
+        let content = Content::Message { message, taken_at: None }.alone();
+        state.keep(Instant::now() + after, Waiting { content, token });
         self.changed.notify_all();
         Ok(())
     }

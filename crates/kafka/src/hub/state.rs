@@ -196,6 +196,8 @@ impl State {
                 slot = self.next_slot;
             }
             let Some(partition) = self.slots.get_mut(&slot) else { continue };
+            // What waits for long is read before it is counted, with its headers, and keeps nothing of others with it.
+            let content = if due.is_some() { content.alone() } else { content };
             let bytes = content.bytes();
             let place = if due.is_some() { Place::Held } else { Place::Ready };
             if !partition.take_in(offset, bytes, place) {
@@ -218,10 +220,9 @@ impl State {
         }
     }
 
-    /// Keeps what is not due yet, and nothing of others with it.
+    /// Keeps what is not due yet.
     pub(super) fn keep(&mut self, due: Instant, waiting: Waiting) {
         self.next_held += 1;
-        let waiting = Waiting { content: waiting.content.alone(), ..waiting };
         self.held.insert((due, self.next_held), waiting);
     }
 
